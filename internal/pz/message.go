@@ -1,0 +1,292 @@
+package pz
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+)
+
+// The event types that the vendor documents, and 64, which was seen and is not documented. A type's number is also its bit in
+// a client's mask.
+const (
+	TypeTransferRequested = "1"   // a call came in and asks where to go
+	TypeIncoming          = "2"   // the call rings a manager
+	TypeCompleted         = "4"   // a call is over
+	TypeOutgoing          = "8"   // an outgoing call rings
+	TypeOutgoingAnswered  = "16"  // the client answered an outgoing call
+	TypeIncomingAnswered  = "32"  // the manager answered an incoming call
+	TypeUndocumented      = "64"  // seen on the wire
+	TypeSMS               = "128" // an SMS was handed to the user's phone
+	TypeSMSStatus         = "256" // an SMS's status
+)
+
+// The names of the attributes that mean something to a program.
+const (
+	AttrType        = "type"
+	AttrCallID      = "callID"
+	AttrMissed      = "missed"      // "1" on an event that is replayed
+	AttrMissedFinal = "missedFinal" // "1" on the last one of a replay
+)
+
+// Attr is a name and its value: an attribute of an event, or an element of a request's data.
+type Attr struct{ Name, Value string }
+
+// Attrs is a list of them in the order of the wire.
+type Attrs []Attr
+
+// Lookup gives the value of the first attribute of that name, as it came, and whether there is one.
+func (a Attrs) Lookup(name string) (string, bool) {
+	for _, attr := range a {
+		if attr.Name == name {
+			return attr.Value, true
+		}
+	}
+	return "", false
+}
+
+// Get gives the value of the first attribute of that name; empty when it is missing or blank, which both mean "absent".
+func (a Attrs) Get(name string) string {
+	v, _ := a.Lookup(name)
+	if strings.TrimSpace(v) == "" {
+		return ""
+	}
+	return v
+}
+
+// Event is one thing that happened, all of it in attributes.
+type Event struct{ Attrs Attrs }
+
+// Codes of a Response.
+const (
+	CodeDone      = "0"
+	CodeAuthError = "1"
+	CodeError     = "2"
+)
+
+// Response answers the request of the same ID. A server that could not parse a frame answers with an ID that is somebody else's or noise:
+// never match it to anything but a request that is waiting.
+type Response struct {
+	Code      string   `xml:"Code"`
+	RequestID string   `xml:"RequestID"`
+	Details   string   `xml:"Details"` // text for a person, usually empty
+	Version   string   `xml:"Data>Version"`
+	Clients   []Client `xml:"Data>Client"`
+}
+
+// Client is one line of the answer to GetClients.
+type Client struct {
+	ID          string `xml:"id,attr"`
+	IP          string `xml:"ip,attr"`
+	Type        string `xml:"type,attr"`
+	GUID        string `xml:"GUID,attr"`
+	Connected   string `xml:"Connected,attr"` // "1" or "0"
+	PhoneNumber string `xml:"PhoneNumber,attr"`
+}
+
+// The methods of a Request.
+const (
+	MethodCall       = "Call"
+	MethodTransfer   = "Transfer"
+	MethodGenerate   = "Generate"
+	MethodGetVersion = "GetVersion"
+	MethodGetClients = "GetClients"
+	MethodSimulation = "Simulation"
+)
+
+// Request asks a server to do something. Data keeps the order of its elements, and tells an empty one from a missing one: to a
+// Transfer they are "do not redirect" and an error.
+type Request struct {
+	Method string
+	ID     string
+	Data   Attrs
+}
+
+// SMSText packs the text of an SMS as it travels in a Generate request and in events: base64 of UTF-8.
+func SMSText(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
+
+// ParseServerMessage reads what a server sends: one root element, or several, each an Event or a Response. What was read before an error is
+// returned with it.
+func ParseServerMessage(doc []byte) (events []Event, responses []Response, err error) {
+	err = eachRoot(doc, func(d *xml.Decoder, root xml.StartElement) error {
+		switch root.Name.Local {
+		case "Event":
+			if err := d.Skip(); err != nil {
+				return err
+			}
+			events = append(events, Event{Attrs: attributes(root.Attr)})
+		case "Response":
+			var r Response
+			if err := d.DecodeElement(&r, &root); err != nil {
+				return err
+			}
+			r.Code, r.RequestID = strings.TrimSpace(r.Code), strings.TrimSpace(r.RequestID)
+			responses = append(responses, r)
+		default:
+			return fmt.Errorf("<%s> is neither an Event nor a Response", root.Name.Local)
+		}
+		return nil
+	})
+	return events, responses, err
+}
+
+// ParseRequest reads what a client sends.
+func ParseRequest(doc []byte) (Request, error) {
+	var req Request
+	found := false
+	err := eachRoot(doc, func(d *xml.Decoder, root xml.StartElement) error {
+		if root.Name.Local != "Request" || found {
+			return fmt.Errorf("<%s> is not the one Request that a frame holds", root.Name.Local)
+		}
+		found = true
+		var body struct {
+			Method string `xml:"Method"`
+			ID     string `xml:"RequestID"`
+			Data   struct {
+				Fields []struct {
+					XMLName xml.Name
+					Value   string `xml:",chardata"`
+				} `xml:",any"`
+			} `xml:"Data"`
+		}
+		if err := d.DecodeElement(&body, &root); err != nil {
+			return err
+		}
+		req.Method, req.ID = strings.TrimSpace(body.Method), strings.TrimSpace(body.ID)
+		for _, f := range body.Data.Fields {
+			req.Data = append(req.Data, Attr{Name: f.XMLName.Local, Value: f.Value})
+		}
+		return nil
+	})
+	return req, err
+}
+
+// eachRoot calls f for each root element of a document, in order.
+func eachRoot(doc []byte, f func(*xml.Decoder, xml.StartElement) error) error {
+	d := xml.NewDecoder(bytes.NewReader(sanitize(doc)))
+	// Whatever encoding an old connector declares, sanitize has already made UTF-8 of it.
+	d.CharsetReader = func(_ string, r io.Reader) (io.Reader, error) { return r, nil }
+	roots := 0
+	for {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			if roots == 0 {
+				return errors.New("not XML: no element in it")
+			}
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("broken XML: %w", err)
+		}
+		switch token := token.(type) {
+		case xml.StartElement:
+			roots++
+			if err := f(d, token); err != nil {
+				return fmt.Errorf("broken XML: %w", err)
+			}
+		case xml.CharData:
+			if len(bytes.TrimSpace(token)) > 0 {
+				return errors.New("broken XML: text outside of an element")
+			}
+		}
+	}
+}
+
+// attributes keeps the first of the attributes that bear one name; XML forbids a second.
+func attributes(list []xml.Attr) Attrs {
+	attrs := make(Attrs, 0, len(list))
+	for _, a := range list {
+		name := a.Name.Local
+		if a.Name.Space != "" {
+			name = a.Name.Space + ":" + name
+		}
+		if _, double := attrs.Lookup(name); !double {
+			attrs = append(attrs, Attr{Name: name, Value: a.Value})
+		}
+	}
+	return attrs
+}
+
+// XML renders the request as a client sends it.
+func (r Request) XML() []byte {
+	var b bytes.Buffer
+	b.WriteString("<Request><ProtocolVersion>2</ProtocolVersion>")
+	element(&b, "Method", r.Method)
+	element(&b, "RequestID", r.ID)
+	b.WriteString("<Data>")
+	for _, f := range r.Data {
+		element(&b, f.Name, f.Value)
+	}
+	b.WriteString("</Data></Request>")
+	return b.Bytes()
+}
+
+// XML renders the response as the vendor's server sends it, the line end included.
+func (r Response) XML() []byte {
+	var b bytes.Buffer
+	b.WriteString("<Response>")
+	element(&b, "Code", r.Code)
+	element(&b, "RequestID", r.RequestID)
+	element(&b, "Details", r.Details)
+	switch {
+	case r.Version != "":
+		b.WriteString("<Data>")
+		element(&b, "Version", r.Version)
+		b.WriteString("</Data>")
+	case len(r.Clients) > 0:
+		b.WriteString("<Data>")
+		for _, c := range r.Clients {
+			b.WriteString("<Client")
+			attribute(&b, "id", c.ID)
+			attribute(&b, "ip", c.IP)
+			attribute(&b, "type", c.Type)
+			attribute(&b, "GUID", c.GUID)
+			attribute(&b, "Connected", c.Connected)
+			attribute(&b, "PhoneNumber", c.PhoneNumber)
+			b.WriteString("/>")
+		}
+		b.WriteString("</Data>")
+	default:
+		b.WriteString("<Data/>")
+	}
+	b.WriteString("</Response>\n")
+	return b.Bytes()
+}
+
+// XML renders the event as the vendor's server sends it over ws; over wss a NUL byte follows.
+func (e Event) XML() []byte {
+	var b bytes.Buffer
+	b.WriteString("<Event")
+	for _, a := range e.Attrs {
+		attribute(&b, a.Name, a.Value)
+	}
+	b.WriteString("/>")
+	return b.Bytes()
+}
+
+func element(b *bytes.Buffer, name, value string) {
+	fmt.Fprintf(b, "<%s>%s</%s>", name, escape(value), name)
+}
+
+func attribute(b *bytes.Buffer, name, value string) {
+	fmt.Fprintf(b, ` %s="%s"`, name, escape(value))
+}
+
+var escaper = strings.NewReplacer(
+	"&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&apos;", "\t", "&#9;", "\n", "&#10;", "\r", "&#13;",
+)
+
+// escape writes a value as the vendor's server does (&quot;, where encoding/xml writes &#34;), and what XML forbids as U+FFFD.
+func escape(s string) string {
+	s = strings.ToValidUTF8(s, replacement)
+	s = strings.Map(func(r rune) rune {
+		if !allowed(r) {
+			return '\uFFFD'
+		}
+		return r
+	}, s)
+	return escaper.Replace(s)
+}

@@ -1,0 +1,89 @@
+package pz
+
+import (
+	"bytes"
+	"errors"
+	"strconv"
+	"unicode/utf8"
+)
+
+const replacement = "\uFFFD"
+
+// sanitize makes a document readable for an XML parser that follows the letter, so that no call is lost for its caller's name: old
+// connectors send Cyrillic that is no UTF-8, bytes that XML forbids, references to them (&#1;) and bare ampersands. What cannot be
+// kept becomes U+FFFD; a bare ampersand becomes the reference that it should have been. A clean document is
+// returned as it is.
+func sanitize(doc []byte) []byte {
+	if clean(doc) {
+		return doc
+	}
+	out := make([]byte, 0, len(doc)+16)
+	for len(doc) > 0 {
+		if doc[0] == '&' {
+			n, ok := reference(doc)
+			switch {
+			case n == 0:
+				out, doc = append(out, "&amp;"...), doc[1:]
+			case ok:
+				out, doc = append(out, doc[:n]...), doc[n:]
+			default:
+				out, doc = append(out, replacement...), doc[n:]
+			}
+			continue
+		}
+		r, n := utf8.DecodeRune(doc)
+		if r == utf8.RuneError && n == 1 || !allowed(r) {
+			out = append(out, replacement...)
+		} else {
+			out = append(out, doc[:n]...)
+		}
+		doc = doc[n:]
+	}
+	return out
+}
+
+// clean says that a document is plain ASCII text without references, which nearly every one is.
+func clean(doc []byte) bool {
+	for _, b := range doc {
+		if b == '&' || b >= utf8.RuneSelf || b < ' ' && !allowed(rune(b)) {
+			return false
+		}
+	}
+	return true
+}
+
+// allowed is XML 1.0's production 2, Char.
+func allowed(r rune) bool {
+	return r == '\t' || r == '\n' || r == '\r' ||
+		r >= 0x20 && r <= 0xD7FF || r >= 0xE000 && r <= 0xFFFD || r >= 0x10000 && r <= 0x10FFFF
+}
+
+// reference measures the reference at the start of doc, which begins with an ampersand, and says whether an XML document may
+// hold it. Its length is 0 when what follows the ampersand is no reference.
+func reference(doc []byte) (n int, ok bool) {
+	const longest = 12 // of a character reference with some leading zeros
+	end := bytes.IndexByte(doc[:min(len(doc), longest)], ';')
+	if end < 0 {
+		return 0, false
+	}
+	name, n := string(doc[1:end]), end+1
+	switch name {
+	case "amp", "lt", "gt", "quot", "apos":
+		return n, true
+	}
+	if len(name) < 2 || name[0] != '#' {
+		return 0, false
+	}
+	digits, base := name[1:], 10
+	if digits[0] == 'x' {
+		digits, base = digits[1:], 16
+	}
+	code, err := strconv.ParseUint(digits, base, 32)
+	switch {
+	case errors.Is(err, strconv.ErrRange): // a number, but of no character
+		return n, false
+	case err != nil:
+		return 0, false
+	}
+	return n, code <= utf8.MaxRune && allowed(rune(code))
+}
