@@ -1,0 +1,232 @@
+package pztest
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"pzbridge/internal/pz"
+)
+
+// version is what the server answers to GetVersion: that of the server it stands in for.
+const version = "Test Server v1.1.2"
+
+// answer does what a request asks, RequestID aside. The caller holds mu.
+func (s *Server) answer(req pz.Request) pz.Response {
+	done, failed := pz.Response{Code: pz.CodeDone}, pz.Response{Code: pz.CodeError}
+	switch req.Method {
+	case pz.MethodGetVersion:
+		done.Version = version
+		return done
+	case pz.MethodGetClients:
+		done.Clients = s.listClients()
+		return done
+	}
+	s.requests = append(s.requests, req)
+	switch req.Method {
+	case pz.MethodCall:
+		from, to := req.Data.Get("From"), req.Data.Get("To")
+		if from == "" || to == "" {
+			return failed
+		}
+		s.log("Call event from CRM: src = %s, dst = %s", from, to)
+		return done
+	case pz.MethodTransfer:
+		// An unknown call ID, or one that is no number, is no error to the real server either.
+		id, hasID := req.Data.Lookup("CallID")
+		to, hasTo := req.Data.Lookup("To")
+		if !hasID || !hasTo {
+			return failed
+		}
+		s.log("Transfer event from CRM: callID = %s, dst = %s", id, to)
+		return done
+	case pz.MethodGenerate:
+		e, err := s.makeEvent(req.Data)
+		if err != nil {
+			return failed
+		}
+		s.emit(e, req.Data.Get("ClientGUID"))
+		return done
+	case pz.MethodSimulation:
+		switch strings.ToLower(req.Data.Get("Mode")) {
+		case "on":
+			s.startSimulation()
+		case "off":
+			s.stopSimulation()
+		default:
+			return failed
+		}
+		return done
+	}
+	return failed
+}
+
+// Generate makes an event of the fields of a Generate request, as if a client had asked for it, and emits it.
+func (s *Server) Generate(fields pz.Attrs) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, err := s.makeEvent(fields)
+	if err != nil {
+		return err
+	}
+	s.emit(e, fields.Get("ClientGUID"))
+	return nil
+}
+
+// shape says which fields an event of a type must have and which it may have; an optional one that is missing is sent
+// empty, as the real server does.
+type shape struct{ required, optional []string }
+
+var shapes = map[string]shape{
+	pz.TypeTransferRequested: {[]string{"From"}, []string{"Line"}},
+	pz.TypeIncoming:          {[]string{"From", "To"}, []string{"Line"}},
+	pz.TypeCompleted:         {[]string{"From", "To", "Start", "End", "Duration", "Direction"}, []string{"Line", "Record"}},
+	pz.TypeOutgoing:          {[]string{"From", "To"}, nil},
+	pz.TypeOutgoingAnswered:  {[]string{"From", "To"}, nil},
+	pz.TypeIncomingAnswered:  {[]string{"From", "To"}, []string{"Line"}},
+	pz.TypeUndocumented:      {[]string{"From", "To"}, nil},
+	pz.TypeSMS:               {[]string{"From", "To", "Smstext"}, nil},
+	pz.TypeSMSStatus:         {[]string{"From", "To", "Result"}, []string{"Line", "Smstext"}},
+}
+
+func (s *Server) makeEvent(fields pz.Attrs) (pz.Event, error) {
+	kind := fields.Get("Event")
+	shape, ok := shapes[kind]
+	if !ok {
+		return pz.Event{}, fmt.Errorf("there is no event type %q", kind)
+	}
+	id := fields.Get("CallID")
+	if id == "" {
+		id = s.newCallID()
+	}
+	if _, err := strconv.ParseUint(id, 10, 64); err != nil {
+		return pz.Event{}, fmt.Errorf("the call id %q is no number", id)
+	}
+	e := pz.Event{Attrs: pz.Attrs{{Name: pz.AttrType, Value: kind}, {Name: pz.AttrCallID, Value: id}}}
+	for _, name := range shape.required {
+		v := fields.Get(name)
+		if v == "" {
+			return pz.Event{}, fmt.Errorf("%s is missing", name)
+		}
+		e = with(e, strings.ToLower(name), v)
+	}
+	for _, name := range shape.optional {
+		v, _ := fields.Lookup(name)
+		e = with(e, strings.ToLower(name), v)
+	}
+	return e, nil
+}
+
+// newCallID gives an ID that no call had yet. The caller holds mu.
+func (s *Server) newCallID() string {
+	s.lastID++
+	return strconv.FormatUint(s.lastID, 10)
+}
+
+// with gives the event with one more attribute, at its place on the wire: type and callID, then the others by their names.
+func with(e pz.Event, name, value string) pz.Event {
+	attrs := append(slices.Clone(e.Attrs), pz.Attr{Name: name, Value: value})
+	slices.SortStableFunc(attrs[min(2, len(attrs)):], func(a, b pz.Attr) int { return cmp.Compare(a.Name, b.Name) })
+	return pz.Event{Attrs: attrs}
+}
+
+func (s *Server) listClients() []pz.Client {
+	var list []pz.Client
+	for i, c := range s.clients {
+		connected := "0"
+		if c.link != nil {
+			connected = "1"
+		}
+		list = append(list, pz.Client{
+			ID: strconv.Itoa(i), IP: c.ip, Type: c.identity.ClientType, GUID: c.identity.GUID,
+			Connected: connected, PhoneNumber: c.identity.PhoneNumber,
+		})
+	}
+	return list
+}
+
+// simulation makes a call every now and then until it is stopped.
+type simulation struct{ stop chan struct{} }
+
+const simulationPeriod = 10 * time.Second
+
+// Simulate starts or stops the simulation: a call every now and then.
+func (s *Server) Simulate(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if on {
+		s.startSimulation()
+	} else {
+		s.stopSimulation()
+	}
+}
+
+// startSimulation and stopSimulation are called with mu held.
+func (s *Server) startSimulation() {
+	if s.simulate != nil {
+		return
+	}
+	sim := &simulation{stop: make(chan struct{})}
+	s.simulate = sim
+	s.handlers.Go(func() {
+		tick := time.NewTicker(simulationPeriod)
+		defer tick.Stop()
+		for {
+			select {
+			case <-sim.stop:
+				return
+			case <-tick.C:
+				s.PlayIncoming(sim.stop)
+			}
+		}
+	})
+}
+
+func (s *Server) stopSimulation() {
+	if s.simulate != nil {
+		close(s.simulate.stop)
+		s.simulate = nil
+	}
+}
+
+// PlayIncoming plays one incoming call from the question where it should go to its end, over some seconds, or until stop is closed.
+func (s *Server) PlayIncoming(stop <-chan struct{}) {
+	s.mu.Lock()
+	id := s.newCallID()
+	s.mu.Unlock()
+	from, to, line := fmt.Sprintf("7343%07d", rand.IntN(10_000_000)), fmt.Sprintf("10%d", 1+rand.IntN(9)), "1"
+	began := time.Now()
+	fields := func(kind string, more ...pz.Attr) pz.Attrs {
+		return append(pz.Attrs{
+			{Name: "Event", Value: kind}, {Name: "CallID", Value: id},
+			{Name: "From", Value: from}, {Name: "To", Value: to}, {Name: "Line", Value: line},
+		}, more...)
+	}
+	steps := []func() pz.Attrs{
+		func() pz.Attrs { return fields(pz.TypeTransferRequested) },
+		func() pz.Attrs { return fields(pz.TypeIncoming) },
+		func() pz.Attrs { return fields(pz.TypeIncomingAnswered) },
+		func() pz.Attrs {
+			now := time.Now()
+			unix := func(t time.Time) string { return strconv.FormatInt(t.Unix(), 10) }
+			return fields(pz.TypeCompleted,
+				pz.Attr{Name: "Start", Value: unix(began)}, pz.Attr{Name: "End", Value: unix(now)},
+				pz.Attr{Name: "Duration", Value: strconv.Itoa(int(now.Sub(began).Seconds()))},
+				pz.Attr{Name: "Direction", Value: "0"})
+		},
+	}
+	for _, step := range steps {
+		if err := s.Generate(step()); err != nil {
+			s.log("simulation: %v", err)
+		}
+		select {
+		case <-stop:
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}

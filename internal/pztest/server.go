@@ -1,0 +1,444 @@
+// Package pztest is a Prostie Zvonki server to test against, in the manner of net/http/httptest: it speaks the wire as the vendor's
+// test server v1.1.2 was seen to speak it, keeps what a client misses, and takes the same requests. `pzbridge simulate` and
+// `pzbridge demo` run it too.
+package pztest
+
+import (
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"pzbridge/internal/pz"
+)
+
+// pingPeriod and pingPayload are the vendor's server's.
+const (
+	pingPeriod  = 30 * time.Second
+	pingPayload = "server ping string"
+)
+
+// Options says what kind of server to be. The zero value is one without a password, over ws, that has met nobody.
+type Options struct {
+	Password string      // empty lets anyone in
+	TLS      *tls.Config // nil serves ws; ModernTLS and LegacyTLS make one for wss
+	History  []pz.Event  // finished calls and SMS statuses that every client has missed so far
+	Refuse   int         // close every connection with this code right away; 0 does not
+
+	// Log is told in one line what clients ask for, as the vendor's server logs it. May be nil.
+	Log func(line string)
+	// Debug is told of every frame, in its decoded form. May be nil.
+	Debug func(line string)
+}
+
+// Server is a simulated Prostie Zvonki server. It may be stopped and served again: its memory of clients and
+// calls stays, as the real one's does.
+type Server struct {
+	URL string // where NewServer's server listens: ws://… or wss://…
+
+	opts     Options
+	handlers sync.WaitGroup
+
+	mu       sync.Mutex
+	http     *http.Server // nil while not serving
+	clients  []*client    // one per GUID, connected or not, in the order they first came
+	history  []*missable
+	requests []pz.Request
+	lastID   uint64
+	simulate *simulation // nil while off
+}
+
+// missable is an event that the server keeps for those who were away.
+type missable struct {
+	event pz.Event
+	sent  map[string]bool // by GUID
+}
+
+// New gives a server that listens nowhere yet.
+func New(opts Options) *Server {
+	s := &Server{opts: opts, lastID: uint64(time.Now().UnixMicro())}
+	for _, e := range opts.History {
+		s.history = append(s.history, &missable{event: e, sent: map[string]bool{}})
+	}
+	return s
+}
+
+// NewServer starts a server on a free port of the loopback address. The caller ends it with Close.
+func NewServer(opts Options) *Server {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(fmt.Sprintf("pztest: listen on loopback: %v", err))
+	}
+	s := New(opts)
+	s.URL = s.scheme() + "://" + l.Addr().String()
+	s.Start(l)
+	return s
+}
+
+func (s *Server) scheme() string {
+	if s.opts.TLS != nil {
+		return "wss"
+	}
+	return "ws"
+}
+
+// Start serves the listener until Close. The listener is the server's from then on.
+func (s *Server) Start(l net.Listener) {
+	if s.opts.TLS != nil {
+		l = tls.NewListener(l, s.opts.TLS)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.http = &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
+	s.handlers.Go(func() { _ = s.http.Serve(l) })
+}
+
+// Close stops listening, breaks off every connection and waits until all of it is over.
+func (s *Server) Close() {
+	s.mu.Lock()
+	if s.http != nil {
+		_ = s.http.Close()
+		s.http = nil
+	}
+	for _, c := range s.clients {
+		c.drop()
+	}
+	s.stopSimulation()
+	s.mu.Unlock()
+	s.handlers.Wait()
+}
+
+// Fingerprint is the SHA-256 of the certificate in hexadecimal digits; empty over ws.
+func (s *Server) Fingerprint() string {
+	if s.opts.TLS == nil {
+		return ""
+	}
+	sum := sha256.Sum256(s.opts.TLS.Certificates[0].Certificate[0])
+	return hex.EncodeToString(sum[:])
+}
+
+// Requests lists what clients have asked for so far, GetVersion and GetClients aside, in order.
+func (s *Server) Requests() []pz.Request {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.requests)
+}
+
+// Connected counts the clients that are connected now.
+func (s *Server) Connected() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, c := range s.clients {
+		if c.link != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// Disconnect closes every connection with a close code.
+func (s *Server) Disconnect(code int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.clients {
+		c.send(outgoing{closeCode: code, payload: []byte(pz.CloseMeaning(code))})
+	}
+}
+
+// Emit sends an event to all that are to get it, and keeps it for those who miss it. It does not wait for the clients.
+func (s *Server) Emit(e pz.Event) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.emit(e, "*")
+}
+
+// EmitRaw sends a payload to every client as it is, not even packed: for frames that no healthy server sends.
+func (s *Server) EmitRaw(payload []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.clients {
+		c.send(outgoing{payload: payload})
+	}
+}
+
+// emit sends an event to the client of that GUID ("*" or "" for all) as far as it is to get it. The caller holds mu.
+func (s *Server) emit(e pz.Event, guid string) {
+	var kept *missable
+	if t, _ := e.Attrs.Lookup(pz.AttrType); t == pz.TypeCompleted || t == pz.TypeSMSStatus {
+		kept = &missable{event: e, sent: map[string]bool{}}
+		s.history = append(s.history, kept)
+	}
+	payload := s.packEvent(e)
+	for _, c := range s.clients {
+		if c.link == nil || !sees(c.identity, e) || guid != "*" && guid != "" && guid != c.identity.GUID {
+			continue
+		}
+		c.send(outgoing{payload: payload})
+		if kept != nil {
+			kept.sent[c.identity.GUID] = true
+		}
+	}
+}
+
+// replay sends a client the events that its GUID has not been sent. The caller holds mu.
+func (s *Server) replay(c *client) {
+	var missed []*missable
+	for _, m := range s.history {
+		if !m.sent[c.identity.GUID] && sees(c.identity, m.event) {
+			missed = append(missed, m)
+		}
+	}
+	for i, m := range missed {
+		e := with(m.event, pz.AttrMissed, "1")
+		if i == len(missed)-1 {
+			e = with(e, pz.AttrMissedFinal, "1")
+		}
+		c.send(outgoing{payload: s.packEvent(e)})
+		m.sent[c.identity.GUID] = true
+	}
+}
+
+// sees says who gets what: type 1 goes to everyone; any other goes to the phone numbers that it names and to those
+// whose mask has its bit.
+func sees(id pz.Identity, e pz.Event) bool {
+	t := e.Attrs.Get(pz.AttrType)
+	if t == pz.TypeTransferRequested {
+		return true
+	}
+	if p := id.PhoneNumber; p != "" && (p == e.Attrs.Get("from") || p == e.Attrs.Get("to")) {
+		return true
+	}
+	bit, err := strconv.ParseUint(t, 10, 32)
+	return err == nil && id.EventsMask&uint32(bit) != 0
+}
+
+func (s *Server) codec() pz.Codec {
+	if s.opts.TLS != nil {
+		return pz.Plain
+	}
+	return pz.Base64
+}
+
+func (s *Server) packEvent(e pz.Event) []byte {
+	xml := e.XML()
+	s.debug("-> " + string(xml))
+	if s.codec() == pz.Plain {
+		xml = append(xml, 0)
+	}
+	return s.codec().Pack(xml)
+}
+
+func (s *Server) log(format string, args ...any) {
+	if s.opts.Log != nil {
+		s.opts.Log(fmt.Sprintf(format, args...))
+	}
+}
+
+func (s *Server) debug(line string) {
+	if s.opts.Debug != nil {
+		s.opts.Debug(strings.TrimRight(line, "\n"))
+	}
+}
+
+// A client of the vendor's sends no Origin, a browser that runs a CRM sends its own.
+var upgrader = websocket.Upgrader{CheckOrigin: func(*http.Request) bool { return true }}
+
+// ServeHTTP is the handshake, and the connection until it ends.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.handlers.Add(1)
+	defer s.handlers.Done()
+	identity, ok := pz.ReadIdentity(r.URL.Query(), r.Header)
+	wrong := s.opts.Password != "" && identity.Password != s.opts.Password
+	if !ok || wrong && identity.Protocol < 2 {
+		w.WriteHeader(http.StatusForbidden)
+		return
+	}
+	conn, err := upgrader.Upgrade(w, r, nil)
+	if err != nil {
+		return // the upgrader has answered
+	}
+	l := newLink(conn)
+	var writer sync.WaitGroup
+	writer.Go(l.write)
+	defer writer.Wait()
+	defer l.end()
+
+	switch {
+	case wrong:
+		l.send(outgoing{closeCode: pz.CloseInvalidPassword, payload: []byte("Invalid password")})
+	case s.opts.Refuse != 0:
+		l.send(outgoing{closeCode: s.opts.Refuse, payload: []byte(pz.CloseMeaning(s.opts.Refuse))})
+	default:
+		c := s.join(identity, r.RemoteAddr, l)
+		defer s.leave(c, l)
+	}
+	l.read(func(payload []byte) { s.receive(l, payload) })
+}
+
+// join makes the connection the one of its GUID; an older one under the same GUID is thrown out.
+func (s *Server) join(id pz.Identity, remote string, l *link) *client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	host, _, err := net.SplitHostPort(remote)
+	if err != nil {
+		host = remote
+	}
+	i := slices.IndexFunc(s.clients, func(c *client) bool { return c.identity.GUID == id.GUID })
+	if i < 0 {
+		i = len(s.clients)
+		s.clients = append(s.clients, &client{})
+	}
+	c := s.clients[i]
+	c.send(outgoing{closeCode: pz.CloseSameGUID, payload: []byte("Same GUID")})
+	c.identity, c.ip, c.link = id, host, l
+	if s.http == nil {
+		c.drop() // Close came in between
+	}
+	s.log("Client connected: type = %s, GUID = %s, ip = %s", id.ClientType, id.GUID, host)
+	s.replay(c)
+	return c
+}
+
+func (s *Server) leave(c *client, l *link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c.link == l {
+		c.link = nil
+		s.log("Client disconnected: GUID = %s", c.identity.GUID)
+	}
+}
+
+// receive answers one frame of a client. The event that a request causes goes out before its response.
+func (s *Server) receive(l *link, payload []byte) {
+	doc, err := s.codec().Unpack(payload)
+	var req pz.Request
+	if err == nil {
+		s.debug("<- " + string(doc))
+		req, err = pz.ParseRequest(doc)
+	}
+	resp := pz.Response{Code: pz.CodeError, RequestID: noise}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		resp = s.answer(req)
+		resp.RequestID = req.ID
+	}
+	xml := resp.XML()
+	s.debug("-> " + string(xml))
+	l.send(outgoing{payload: s.codec().Pack(xml)})
+}
+
+// noise is the request ID in the answer to what is no request.
+const noise = "3435973836"
+
+// client is one GUID that the server has met, and its connection if it has one. The server's mu guards it.
+type client struct {
+	identity pz.Identity
+	ip       string
+	link     *link
+}
+
+func (c *client) send(o outgoing) {
+	if c.link != nil {
+		c.link.send(o)
+	}
+}
+
+func (c *client) drop() {
+	if c.link != nil {
+		_ = c.link.conn.Close()
+	}
+}
+
+// link is one socket: one goroutine reads it, one writes it, and what is to be written waits in an unbounded queue, so that a client
+// that does not read holds up nobody else.
+type link struct {
+	conn *websocket.Conn
+	wake chan struct{} // something is queued
+	done chan struct{} // the reader has ended
+
+	mu    sync.Mutex
+	queue []outgoing
+}
+
+// outgoing is a message to write, or with a code the end of the connection.
+type outgoing struct {
+	payload   []byte
+	closeCode int
+}
+
+func newLink(conn *websocket.Conn) *link {
+	conn.SetReadLimit(pz.MaxMessage)
+	return &link{conn: conn, wake: make(chan struct{}, 1), done: make(chan struct{})}
+}
+
+func (l *link) send(o outgoing) {
+	l.mu.Lock()
+	l.queue = append(l.queue, o)
+	l.mu.Unlock()
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (l *link) take() []outgoing {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	queue := l.queue
+	l.queue = nil
+	return queue
+}
+
+func (l *link) read(each func([]byte)) {
+	for {
+		_, payload, err := l.conn.ReadMessage()
+		if err != nil {
+			return
+		}
+		each(payload)
+	}
+}
+
+// write ends when the reader has ended, when writing fails, or with a close frame; the socket then stays open for a moment
+// so that the frame is read and not lost in a reset.
+func (l *link) write() {
+	ping := time.NewTicker(pingPeriod)
+	defer ping.Stop()
+	for {
+		select {
+		case <-l.done:
+			return
+		case <-ping.C:
+			_ = l.conn.WriteControl(websocket.PingMessage, []byte(pingPayload), time.Now().Add(pingPeriod))
+		case <-l.wake:
+			for _, o := range l.take() {
+				if o.closeCode != 0 {
+					frame := websocket.FormatCloseMessage(o.closeCode, string(o.payload))
+					_ = l.conn.WriteControl(websocket.CloseMessage, frame, time.Now().Add(time.Second))
+					_ = l.conn.SetReadDeadline(time.Now().Add(time.Second))
+					return
+				}
+				if err := l.conn.WriteMessage(websocket.TextMessage, o.payload); err != nil {
+					_ = l.conn.Close()
+					return
+				}
+			}
+		}
+	}
+}
+
+func (l *link) end() {
+	close(l.done)
+	_ = l.conn.Close()
+}
