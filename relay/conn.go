@@ -1,0 +1,189 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"pzbridge/internal/pz"
+	"pzbridge/internal/telephony"
+)
+
+// A peer that has given no sign of life for silence is dead. We ask for one every pingPeriod, which leaves room for a lost ping.
+const (
+	silence      = 55 * time.Second
+	pingPeriod   = 20 * time.Second
+	controlWrite = 5 * time.Second
+)
+
+// conn is one open connection: one goroutine reads it, one writes it, and requests wait in it for their responses.
+type conn struct {
+	ws    *websocket.Conn
+	codec pz.Codec
+
+	outbox chan write    // unbuffered: a command is taken by the writer now or by nobody
+	gone   chan struct{} // closed when the connection has ended
+
+	mu      sync.Mutex
+	waiting map[string]chan pz.Response // by request ID
+}
+
+// write is one request on its way to the socket.
+type write struct {
+	payload  []byte
+	deadline time.Time
+	written  chan error
+}
+
+func newConn(ws *websocket.Conn, codec pz.Codec) *conn {
+	return &conn{
+		ws: ws, codec: codec, outbox: make(chan write), gone: make(chan struct{}), waiting: map[string]chan pz.Response{},
+	}
+}
+
+// read hands each message to receive until the connection ends, and says why it ended.
+func (c *conn) read(receive func([]byte), logger *slog.Logger) error {
+	c.alive()
+	c.ws.SetPongHandler(func(string) error { c.alive(); return nil })
+	c.ws.SetPingHandler(func(payload string) error {
+		c.alive()
+		// A pong that cannot be written now is no reason to stop reading: a socket that is broken says so to the reader.
+		_ = c.ws.WriteControl(websocket.PongMessage, []byte(payload), time.Now().Add(controlWrite))
+		return nil
+	})
+	for {
+		_, r, err := c.ws.NextReader()
+		if err != nil {
+			return readError(err)
+		}
+		// SetReadLimit would end the connection at a message that is too long. NextReader skips the rest of it.
+		payload, err := io.ReadAll(io.LimitReader(r, pz.MaxMessage+1))
+		if err != nil {
+			return readError(err)
+		}
+		c.alive()
+		if len(payload) > pz.MaxMessage {
+			logger.Warn("a message over 1 MiB is left out", "starts_with", firstRunes(string(payload[:1024]), 200))
+			continue
+		}
+		receive(payload)
+	}
+}
+
+// alive moves the moment at which the peer counts as dead.
+func (c *conn) alive() { _ = c.ws.SetReadDeadline(time.Now().Add(silence)) }
+
+// readError says in plain words why the connection ended; a *websocket.CloseError stays within it.
+func readError(err error) error {
+	var closed *websocket.CloseError
+	var timeout net.Error
+	switch {
+	case errors.As(err, &closed):
+		return closeError{closed}
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return fmt.Errorf("the server has been silent for %s: the connection counts as dead", silence)
+	}
+	return fmt.Errorf("read from the server: %w", err)
+}
+
+// closeError is the server's close frame in plain words.
+type closeError struct{ frame *websocket.CloseError }
+
+func (e closeError) Error() string {
+	return fmt.Sprintf("connection closed with code %d: %s", e.frame.Code, pz.CloseMeaning(e.frame.Code))
+}
+
+func (e closeError) Unwrap() error { return e.frame }
+
+// write sends requests and pings until the connection has ended.
+func (c *conn) write() {
+	ping := time.NewTicker(pingPeriod)
+	defer ping.Stop()
+	for {
+		select {
+		case <-c.gone:
+			return
+		case <-ping.C:
+			_ = c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(controlWrite))
+		case w := <-c.outbox:
+			_ = c.ws.SetWriteDeadline(w.deadline)
+			err := c.ws.WriteMessage(websocket.TextMessage, w.payload)
+			w.written <- err
+			if err != nil {
+				_ = c.ws.Close() // half a frame may be out: nothing can be written after it
+				return
+			}
+		}
+	}
+}
+
+// goodbye ends the connection from our side: a close frame, and no more reading.
+func (c *conn) goodbye() {
+	frame := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
+	_ = c.ws.WriteControl(websocket.CloseMessage, frame, time.Now().Add(time.Second))
+	_ = c.ws.Close()
+}
+
+// end closes the socket and sends home whoever waits for a response.
+func (c *conn) end() {
+	_ = c.ws.Close()
+	close(c.gone)
+}
+
+// request writes a request and waits for its response. The context's deadline holds for both.
+func (c *conn) request(ctx context.Context, req pz.Request) (pz.Response, error) {
+	answer := make(chan pz.Response, 1)
+	c.mu.Lock()
+	c.waiting[req.ID] = answer
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.waiting, req.ID)
+		c.mu.Unlock()
+	}()
+
+	deadline, _ := ctx.Deadline()
+	w := write{payload: c.codec.Pack(req.XML()), deadline: deadline, written: make(chan error, 1)}
+	select {
+	case c.outbox <- w:
+	case <-ctx.Done():
+		return pz.Response{}, telephony.ErrNotSent
+	case <-c.gone:
+		return pz.Response{}, telephony.ErrNotConnected
+	}
+	// From here on the writer has it. It answers by the deadline, so there is no third case to wait for.
+	if err := <-w.written; err != nil {
+		return pz.Response{}, telephony.ErrNotSent
+	}
+	select {
+	case resp := <-answer:
+		return resp, nil
+	case <-ctx.Done():
+	case <-c.gone:
+	}
+	select {
+	case resp := <-answer: // it came just before the end
+		return resp, nil
+	default:
+		return pz.Response{}, telephony.ErrNoAnswer
+	}
+}
+
+// answered hands a response to the request that waits for it, if one does.
+func (c *conn) answered(r pz.Response) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	answer, ok := c.waiting[r.RequestID]
+	if ok {
+		delete(c.waiting, r.RequestID)
+		answer <- r
+	}
+	return ok
+}

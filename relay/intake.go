@@ -1,0 +1,113 @@
+package relay
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"pzbridge/internal/pz"
+	"pzbridge/internal/repeat"
+	"pzbridge/internal/telephony"
+)
+
+// What stands between the socket and the disk.
+const (
+	intakeSize  = 4096 // events; when they are all taken, the socket is not read
+	batchSize   = 256  // events in one Append
+	appendAgain = 100 * time.Millisecond
+	appendMost  = 5 * time.Second
+)
+
+// intake takes events from the reader and appends them to the sink: whatever waits goes together.
+type intake struct {
+	opts    Options
+	queue   chan telephony.Event
+	trouble *repeat.Log
+	skipped int // replayed calls that were too old, since the last line about them
+
+	// giveUp ends, during a shutdown only, the appending of what the sink does not take.
+	giveUp context.Context
+	cancel context.CancelFunc
+	done   chan struct{} // closed when run has ended
+	unread int           // events that were given up before they were queued
+	unkept int           // events that were given up after that
+}
+
+func newIntake(opts Options) *intake {
+	in := &intake{opts: opts, queue: make(chan telephony.Event, intakeSize), trouble: repeat.New(opts.Logger), done: make(chan struct{})}
+	in.giveUp, in.cancel = context.WithCancel(context.Background())
+	return in
+}
+
+// put takes one event from the wire. It blocks while the queue is full.
+func (in *intake) put(wire pz.Event) {
+	e := translate(wire, time.Now())
+	if in.tooOld(e) {
+		in.skipped++
+	} else {
+		select {
+		case in.queue <- e:
+		case <-in.giveUp.Done():
+			in.unread++
+		}
+	}
+	if final := wire.Attrs.Get(pz.AttrMissedFinal) == "1"; final && in.skipped > 0 {
+		in.opts.Logger.Info("replayed calls that ended long ago are not sent on",
+			"calls", in.skipped, "older_than", in.opts.ReplayMaxAge.String(), "setting", "REPLAY_MAX_AGE")
+		in.skipped = 0
+	}
+}
+
+func (in *intake) tooOld(e telephony.Event) bool {
+	return in.opts.ReplayMaxAge > 0 && e.Replayed && !e.EndedAt.IsZero() && e.Time.Sub(e.EndedAt) > in.opts.ReplayMaxAge
+}
+
+// run appends until finish has been called and the queue is empty.
+func (in *intake) run() {
+	defer close(in.done)
+	for e := range in.queue {
+		batch := append(make([]telephony.Event, 0, min(batchSize, 1+len(in.queue))), e)
+		for len(batch) < batchSize && len(in.queue) > 0 {
+			batch = append(batch, <-in.queue)
+		}
+		if !in.append(batch) {
+			in.unkept += len(batch)
+		}
+	}
+}
+
+// append tries until the sink has taken the batch: what is on this socket was sent once and is gone. It is false only when a shutdown did
+// not leave the time.
+func (in *intake) append(batch []telephony.Event) bool {
+	for wait := appendAgain; ; wait = min(2*wait, appendMost) {
+		// Not Run's context: what has been read is recorded even while shutting down.
+		err := in.opts.Sink.Append(in.giveUp, batch)
+		if err == nil {
+			in.trouble.Recovered("events are stored again")
+			for _, e := range batch {
+				in.opts.Logger.Debug("event stored", "event_id", e.ID, "type", string(e.Type), "call_id", e.CallID)
+			}
+			return true
+		}
+		in.trouble.Failed("events cannot be stored and wait in memory", err, "events", len(batch)+len(in.queue))
+		select {
+		case <-in.giveUp.Done():
+			return false
+		case <-time.After(wait):
+		}
+	}
+}
+
+// stopping is called when a shutdown begins: from then on Options.Grace is left to store what has been read.
+func (in *intake) stopping() { time.AfterFunc(in.opts.Grace, in.cancel) }
+
+// finish lets the queue run empty and says what could not be stored. The reader must have ended.
+func (in *intake) finish() error {
+	close(in.queue)
+	<-in.done
+	in.cancel()
+	if lost := in.unread + in.unkept; lost > 0 {
+		return fmt.Errorf("%d events that the server had sent could not be stored within %s of the shutdown and are lost", lost, in.opts.Grace)
+	}
+	return nil
+}

@@ -1,0 +1,280 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"pzbridge/internal/pz"
+	"pzbridge/internal/repeat"
+	"pzbridge/internal/telephony"
+)
+
+// How the session dials again: after waits that double from redialFirst to redialMost, and after redialHopeless where the server
+// has said that it will go on refusing.
+const (
+	redialFirst    = 500 * time.Millisecond
+	redialMost     = time.Minute
+	redialHopeless = 5 * time.Minute
+
+	dialTimeout = 15 * time.Second
+	// identifyTimeout is how long a server may take to say its version before it is taken for one that does not tell.
+	identifyTimeout = 5 * time.Second
+)
+
+// Session is one connection to one server, redialled for ever. Run keeps it, Do sends commands through it.
+type Session struct {
+	opts    Options
+	codec   pz.Codec
+	intake  *intake
+	trouble *repeat.Log
+
+	mu     sync.Mutex
+	status telephony.Connection
+	live   *conn // nil while there is no connection that the server has accepted
+	lastID uint32
+}
+
+// New checks the options and gives a session that is not connected yet.
+func New(opts Options) (*Session, error) {
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	s := &Session{
+		opts: opts, codec: pz.Base64, intake: newIntake(opts),
+		trouble: repeat.New(opts.Logger),
+		status:  telephony.Connection{State: telephony.Disconnected, Since: time.Now()},
+		// A server answers what it cannot parse with some ID; to start somewhere keeps such noise away from our own.
+		lastID: rand.Uint32N(1 << 30),
+	}
+	if opts.URL.Scheme == "wss" {
+		s.codec = pz.Plain
+	}
+	return s, nil
+}
+
+// Run connects, and connects again, until ctx ends. It returns once every event that was read has been appended, or could not be
+// within Options.Grace.
+func (s *Session) Run(ctx context.Context) error {
+	var appender sync.WaitGroup
+	defer appender.Wait()
+	appender.Go(s.intake.run)
+	defer context.AfterFunc(ctx, s.intake.stopping)()
+	for attempt := 0; ctx.Err() == nil; attempt++ {
+		began := time.Now()
+		err := s.connectOnce(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if time.Since(began) > redialMost {
+			attempt = 0 // it had worked for a while: this is new trouble, not the old one
+		}
+		wait := redialWait(attempt, err, rand.Float64())
+		s.disconnected(err)
+		s.trouble.Failed("not connected to the Prostie Zvonki server", err, "retry_in", wait.Round(time.Millisecond).String())
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+	s.disconnected(errors.New("the bridge is shutting down"))
+	return s.intake.finish()
+}
+
+// redialWait is how long to wait before dialling again after a number of failures; jitter is in [0, 1).
+func redialWait(attempt int, err error, jitter float64) time.Duration {
+	var closed *websocket.CloseError
+	if errors.As(err, &closed) && !pz.CloseHelpsSoon(closed.Code) {
+		return redialHopeless
+	}
+	wait := redialMost
+	if attempt < 7 { // 0.5 s × 2⁷ is past the minute
+		wait = min(redialFirst<<attempt, redialMost)
+	}
+	// Up to half is left to chance, so that the bridges of a whole town do not return at the same moment.
+	return max(redialFirst, wait/2+time.Duration(jitter*float64(wait/2)))
+}
+
+// connectOnce dials and serves one connection until it ends, and says why it did. It never returns nil.
+func (s *Session) connectOnce(ctx context.Context) error {
+	s.set(func(c *telephony.Connection) { c.State, c.Since = telephony.Connecting, time.Now() })
+	ws, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
+	c := newConn(ws, s.codec)
+	var helpers sync.WaitGroup
+	helpers.Go(c.write)
+	helpers.Go(func() { s.identify(c) })
+	helpers.Go(func() {
+		select {
+		case <-ctx.Done():
+			c.goodbye()
+		case <-c.gone:
+		}
+	})
+	err = c.read(func(payload []byte) { s.receive(c, payload) }, s.opts.Logger)
+	c.end()
+	helpers.Wait()
+	s.mu.Lock()
+	s.live = nil
+	s.mu.Unlock()
+	return err
+}
+
+func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	dialer := websocket.Dialer{NetDialContext: s.opts.DialContext, TLSClientConfig: s.opts.TLS, HandshakeTimeout: dialTimeout}
+	u := *s.opts.URL
+	u.Path, u.RawQuery = "/", s.opts.Identity.Query().Encode()
+	ws, resp, err := dialer.DialContext(ctx, u.String(), nil)
+	if resp != nil {
+		_ = resp.Body.Close()
+	}
+	switch {
+	case errors.Is(err, websocket.ErrBadHandshake) && resp.StatusCode == http.StatusForbidden:
+		return nil, errors.New("the server refused the handshake with HTTP 403: check PZ_PASSWORD, and that PZ_URL is a Prostie Zvonki server")
+	case errors.Is(err, websocket.ErrBadHandshake):
+		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
+	case err != nil:
+		return nil, fmt.Errorf("dial %s: %w", s.opts.URL.Host, err)
+	}
+	return ws, nil
+}
+
+// identify asks the server for its version. A server with a wrong password accepts the handshake and closes right after, so the
+// connection counts as made only when the server has answered something, or stayed for identifyTimeout.
+func (s *Session) identify(c *conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), identifyTimeout)
+	defer cancel()
+	resp, _ := s.request(ctx, c, pz.Request{Method: pz.MethodGetVersion})
+	select {
+	case <-c.gone:
+	default:
+		s.connected(c, resp.Version)
+	}
+}
+
+func (s *Session) connected(c *conn, version string) {
+	s.mu.Lock()
+	s.live = c
+	s.status = telephony.Connection{
+		State: telephony.Connected, Since: time.Now(), ServerVersion: version,
+		CloseCode: s.status.CloseCode, CloseMeaning: s.status.CloseMeaning,
+	}
+	s.mu.Unlock()
+	s.opts.Logger.Info("connected to the Prostie Zvonki server",
+		"server", s.opts.URL.Host, "version", version, "failures", s.trouble.Reset())
+}
+
+func (s *Session) disconnected(err error) {
+	s.set(func(c *telephony.Connection) {
+		if c.State != telephony.Disconnected {
+			c.Since = time.Now()
+		}
+		c.State, c.LastError = telephony.Disconnected, err.Error()
+		var closed *websocket.CloseError
+		if errors.As(err, &closed) {
+			c.CloseCode, c.CloseMeaning = closed.Code, pz.CloseMeaning(closed.Code)
+		}
+	})
+}
+
+func (s *Session) set(change func(*telephony.Connection)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.status)
+}
+
+// Connection tells where the session stands now.
+func (s *Session) Connection() telephony.Connection {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status
+}
+
+// receive takes one message apart: responses go to whoever waits for them, events into the intake.
+func (s *Session) receive(c *conn, payload []byte) {
+	doc, err := s.codec.Unpack(payload)
+	if err == nil && len(doc) == 0 {
+		return // nothing but a NUL or white space: some servers keep a line alive with it
+	}
+	var events []pz.Event
+	var responses []pz.Response
+	if err == nil {
+		events, responses, err = pz.ParseServerMessage(doc)
+	}
+	if err != nil {
+		const shown = 200 // characters
+		s.opts.Logger.Warn("a frame could not be read and is left out", "err", err.Error(), "frame", firstRunes(string(payload), shown))
+	}
+	for _, r := range responses {
+		if !c.answered(r) {
+			s.opts.Logger.Debug("a response that nobody waits for", "request_id", r.RequestID, "code", r.Code)
+		}
+	}
+	for _, e := range events {
+		s.intake.put(e)
+	}
+}
+
+func firstRunes(s string, n int) string {
+	for i := range s {
+		if n == 0 {
+			return s[:i]
+		}
+		n--
+	}
+	return s
+}
+
+// Do sends a command and waits for the server's answer until ctx ends. Nil means that the server has done it. It fails with a
+// *telephony.RefusedError or one of telephony's errors.
+func (s *Session) Do(ctx context.Context, cmd telephony.Command) error {
+	s.mu.Lock()
+	c := s.live
+	s.mu.Unlock()
+	if c == nil {
+		return telephony.ErrNotConnected
+	}
+	resp, err := s.request(ctx, c, wireRequest(cmd))
+	if err != nil {
+		return err
+	}
+	if resp.Code != pz.CodeDone {
+		return &telephony.RefusedError{Code: resp.Code, Details: resp.Details}
+	}
+	return nil
+}
+
+func wireRequest(cmd telephony.Command) pz.Request {
+	switch cmd.Kind {
+	case telephony.CommandCall:
+		return pz.Request{Method: pz.MethodCall, Data: pz.Attrs{{Name: "From", Value: cmd.From}, {Name: "To", Value: cmd.To}}}
+	case telephony.CommandTransfer:
+		return pz.Request{Method: pz.MethodTransfer, Data: pz.Attrs{{Name: "CallID", Value: cmd.CallID}, {Name: "To", Value: cmd.To}}}
+	case telephony.CommandSMS:
+		return pz.Request{Method: pz.MethodGenerate, Data: pz.Attrs{
+			{Name: "Event", Value: pz.TypeSMS},
+			{Name: "From", Value: cmd.From}, {Name: "To", Value: cmd.To}, {Name: "Smstext", Value: pz.SMSText(cmd.Text)},
+		}}
+	}
+	panic("relay: a command of the unknown kind " + string(cmd.Kind))
+}
+
+// request gives the request an ID of its own, writes it and waits for the response of that ID.
+func (s *Session) request(ctx context.Context, c *conn, req pz.Request) (pz.Response, error) {
+	s.mu.Lock()
+	s.lastID++
+	req.ID = strconv.FormatUint(uint64(s.lastID), 10)
+	s.mu.Unlock()
+	return c.request(ctx, req)
+}

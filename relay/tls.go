@@ -1,0 +1,38 @@
+package relay
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/hex"
+	"fmt"
+)
+
+// TLS says whom to trust over wss: roots (nil for what the system trusts), or with a SHA-256 fingerprint exactly that certificate, whatever
+// else it says of itself. Legacy also speaks TLS 1.0 with RSA key exchange, as old connectors do; it is for a fingerprint only,
+// since a certificate of that age proves nothing by itself.
+func TLS(roots *x509.CertPool, fingerprint []byte, legacy bool) *tls.Config {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
+	if fingerprint == nil {
+		return cfg
+	}
+	// The usual verification is replaced, not left out: VerifyConnection runs on every handshake.
+	cfg.InsecureSkipVerify = true
+	cfg.VerifyConnection = func(state tls.ConnectionState) error {
+		sum := sha256.Sum256(state.PeerCertificates[0].Raw)
+		if subtle.ConstantTimeCompare(sum[:], fingerprint) != 1 {
+			return fmt.Errorf("the server's certificate has the fingerprint %s, which is not PZ_TLS_FINGERPRINT", hex.EncodeToString(sum[:]))
+		}
+		return nil
+	}
+	if legacy {
+		cfg.MinVersion = tls.VersionTLS10
+		cfg.CipherSuites = []uint16{
+			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+			tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
+			tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_256_CBC_SHA,
+		}
+	}
+	return cfg
+}
