@@ -1,0 +1,122 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-retryablehttp"
+)
+
+// Within one attempt a transport error (a refused or broken connection) is redialled at once, twice at most: a CRM that restarts
+// drops connections which work a moment later. Every longer wait is the schedule's.
+const (
+	redials    = 2
+	redialWait = 200 * time.Millisecond
+
+	// maxResponse is how much of an answer is read, in bytes, so that its connection can be used again.
+	maxResponse = 64 << 10
+)
+
+// sender makes attempts at one endpoint, with connections of its own.
+type sender struct {
+	endpoint  Endpoint
+	userAgent string
+	client    *retryablehttp.Client
+}
+
+func newSender(e Endpoint, concurrency int, opts Options) *sender {
+	transport := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, DialContext: opts.DialContext, ForceAttemptHTTP2: true,
+		MaxIdleConnsPerHost: concurrency, MaxConnsPerHost: concurrency,
+		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
+	}
+	s := &sender{endpoint: e, userAgent: opts.UserAgent}
+	s.client = &retryablehttp.Client{
+		HTTPClient: &http.Client{
+			Transport: transport,
+			// A redirected POST would reach, unsigned for, whoever the CRM points at.
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		Logger:   nil, // its lines quote the URL's query, where a token may stand
+		RetryMax: redials, RetryWaitMin: redialWait, RetryWaitMax: redialWait,
+		CheckRetry: redialable,
+		// The library's own backoff obeys a Retry-After of any length; that header is the schedule's business.
+		Backoff:      func(wait, _ time.Duration, _ int, _ *http.Response) time.Duration { return wait },
+		ErrorHandler: retryablehttp.PassthroughErrorHandler,
+		PrepareRetry: func(req *http.Request) error {
+			body, err := req.GetBody()
+			if err != nil {
+				return err
+			}
+			bytes, err := io.ReadAll(body)
+			if err != nil {
+				return err
+			}
+			sign(req.Header, req.Header.Get("webhook-id"), time.Now(), bytes, e.Secrets)
+			return nil
+		},
+	}
+	return s
+}
+
+// redialable says whether to dial again within the attempt: after a transport error that is no timeout.
+func redialable(ctx context.Context, _ *http.Response, err error) (bool, error) {
+	var timeout net.Error
+	if err == nil || ctx.Err() != nil || errors.As(err, &timeout) && timeout.Timeout() {
+		return false, nil
+	}
+	return true, nil
+}
+
+// attempt POSTs an event once, quick redials included. It fails, with ctx's error, only when ctx ended: how the attempt would have
+// gone is then unknown.
+func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
+	limited, cancel := context.WithTimeout(ctx, s.endpoint.Timeout)
+	defer cancel()
+	req, err := retryablehttp.NewRequestWithContext(limited, http.MethodPost, s.endpoint.URL, j.body)
+	if err != nil {
+		return outcome{err: withoutURL(err)}, nil
+	}
+	for name, values := range s.endpoint.Headers {
+		req.Header[name] = values
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("User-Agent", s.userAgent)
+	sign(req.Header, j.eventID, time.Now(), j.body, s.endpoint.Secrets)
+
+	resp, err := s.client.Do(req)
+	switch {
+	case ctx.Err() != nil:
+		if resp != nil {
+			_ = resp.Body.Close()
+		}
+		return outcome{}, ctx.Err()
+	case limited.Err() != nil && err != nil:
+		return outcome{err: fmt.Errorf("no answer within %s", s.endpoint.Timeout)}, nil
+	case err != nil:
+		return outcome{err: withoutURL(err)}, nil
+	}
+	// The status has said how it went; the rest is read so that the connection can be used again.
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxResponse))
+	_ = resp.Body.Close()
+	return outcome{status: resp.StatusCode, retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())}, nil
+}
+
+// withoutURL takes the address out of an error: its path and its query may hold a CRM's token.
+func withoutURL(err error) error {
+	var urlErr *url.Error
+	for errors.As(err, &urlErr) {
+		err = urlErr.Err
+	}
+	if strings.Contains(err.Error(), "Location header") {
+		return errors.New("the answer redirects to an address that cannot be read")
+	}
+	return err
+}

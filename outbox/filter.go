@@ -1,0 +1,45 @@
+package outbox
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"pzbridge/internal/telephony"
+)
+
+// Filter says which types of events an endpoint gets: types by name, and prefixes with a star ("call.*").
+type Filter []string
+
+// ParseFilter reads a comma-separated list. It names the entry that matches no type there is.
+func ParseFilter(list string) (Filter, error) {
+	var f Filter
+	for entry := range strings.SplitSeq(list, ",") {
+		entry = strings.TrimSpace(entry)
+		prefix, star := strings.CutSuffix(entry, ".*")
+		if !slices.ContainsFunc(telephony.EventTypes, Filter{entry}.Match) || star && prefix == "" {
+			return nil, fmt.Errorf("%q is no event type: use %s, or a prefix such as call.*", entry, typeNames())
+		}
+		f = append(f, entry)
+	}
+	return f, nil
+}
+
+// Match says whether the filter lets a type through.
+func (f Filter) Match(t telephony.EventType) bool {
+	for _, entry := range f {
+		prefix, star := strings.CutSuffix(entry, "*")
+		if entry == string(t) || star && strings.HasSuffix(prefix, ".") && strings.HasPrefix(string(t), prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+func typeNames() string {
+	names := make([]string, len(telephony.EventTypes))
+	for i, t := range telephony.EventTypes {
+		names[i] = string(t)
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,133 @@
+package outbox
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"pzbridge/internal/repeat"
+)
+
+const (
+	// concurrency is how many attempts at one endpoint may be under way at once.
+	concurrency = 16
+	// lookAgain is the longest that a lane sleeps while something is to be retried: the wall clock may have been set meanwhile.
+	lookAgain = time.Minute
+	// storeAgain is the wait after a read or a write of the file that failed.
+	storeAgain = time.Second
+)
+
+// lane delivers to one endpoint. Each endpoint has its own, so that none waits for another.
+type lane struct {
+	endpoint Endpoint
+	store    *store
+	sender   *sender
+	schedule []time.Duration
+	horizon  time.Duration
+	logger   *slog.Logger
+	trouble  *repeat.Log
+
+	wake chan struct{} // something was appended
+}
+
+func newLane(e Endpoint, s *store, opts Options) *lane {
+	logger := opts.Logger.With("endpoint", e.Name)
+	return &lane{
+		endpoint: e, store: s, sender: newSender(e, concurrency, opts),
+		schedule: opts.RetrySchedule, horizon: longestWait(opts.RetrySchedule),
+		logger: logger, trouble: repeat.New(logger), wake: make(chan struct{}, 1),
+	}
+}
+
+func (l *lane) wakeUp() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run delivers what is due until ctx ends, and returns when the last attempt is recorded. Attempts run under work.
+func (l *lane) run(ctx, work context.Context) {
+	defer l.sender.client.HTTPClient.CloseIdleConnections()
+	inFlight := map[uint64]bool{}
+	finished := make(chan uint64)
+	for ctx.Err() == nil {
+		var timer <-chan time.Time
+		if free := concurrency - len(inFlight); free > 0 {
+			jobs, wait, err := l.store.due(l.endpoint.Name, free, inFlight, l.horizon)
+			switch {
+			case err != nil:
+				l.trouble.Failed("the outbox cannot be read", err)
+				timer = time.After(storeAgain)
+			case wait > 0:
+				timer = time.After(min(wait, lookAgain))
+			}
+			for _, j := range jobs {
+				inFlight[j.number] = true
+				go func() {
+					l.deliver(work, j)
+					finished <- j.number
+				}()
+			}
+		}
+		select {
+		case <-ctx.Done():
+		case n := <-finished:
+			delete(inFlight, n)
+		case <-l.wake:
+		case <-timer:
+		}
+	}
+	for len(inFlight) > 0 {
+		delete(inFlight, <-finished)
+	}
+}
+
+// deliver makes one attempt and records how it ended.
+func (l *lane) deliver(work context.Context, j job) {
+	began := time.Now()
+	o, err := l.sender.attempt(work, j)
+	if err != nil {
+		l.logger.Warn("attempt cut off by the shutdown; it will be made again", "event_id", j.eventID, "call_id", j.call)
+		return
+	}
+	now := time.Now()
+	next := j.delivery.next(o, l.schedule, now, rand.Float64())
+	l.log(j, next, o, now.Sub(began))
+	for {
+		// What happened is recorded also while shutting down: commit takes no context. Meanwhile the delivery stays in flight: made again at
+		// once, it would reach a healthy CRM over and over while our disk is full.
+		err := l.store.record(l.endpoint.Name, j, next)
+		if err == nil {
+			l.trouble.Recovered("outcomes are recorded again")
+			return
+		}
+		l.trouble.Failed("the outcome of an attempt cannot be recorded", err, "event_id", j.eventID)
+		select {
+		case <-work.Done():
+			return // it stays pending in the file, and is made again after the start
+		case <-time.After(storeAgain):
+		}
+	}
+}
+
+// log is the one line of an attempt.
+func (l *lane) log(j job, d delivery, o outcome, took time.Duration) {
+	args := []any{
+		"event_id", j.eventID, "type", string(j.kind), "call_id", j.call, "attempt", d.attempts,
+		"status", o.status, "took", took.Round(time.Microsecond).String(),
+	}
+	if o.err != nil {
+		args = append(args, "err", o.err.Error())
+	}
+	switch d.state {
+	case delivered:
+		l.logger.Info("delivered", args...)
+	case dead:
+		l.logger.Error("delivery is dead: it will not be tried again", args...)
+	case pending:
+		retryIn := time.Until(time.Unix(0, d.due)).Round(time.Millisecond)
+		l.logger.Warn("attempt failed", append(args, "retry_in", retryIn.String())...)
+	}
+}

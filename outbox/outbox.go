@@ -1,0 +1,142 @@
+// Package outbox keeps every event until each endpoint that is to get it has it.
+//
+// Append stores events in one bbolt file; once it has returned nil they survive whatever happens to the process. Run POSTs them
+// as signed webhooks, at least once each and with the same ID each time, and records how every attempt ended. A delivery goes
+//
+//	pending ──2xx──► delivered
+//	   │ ▲
+//	   │ └─ anything else: again after the schedule's next wait
+//	   └──410, or the schedule is used up──► dead
+//
+// Changes to the file that are waiting are committed together: see store.commit. No HTTP happens inside a transaction.
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"pzbridge/internal/telephony"
+)
+
+// The ways in which an outbox can fail to open.
+var (
+	// ErrInUse means that another process has the file open.
+	ErrInUse = errors.New("another process has it open: only one bridge may run on one outbox file")
+	// ErrNotOutbox means that the file is something else, or damaged.
+	ErrNotOutbox = errors.New("the file is no outbox, or is damaged: restore it from a backup, or move it away to start with an empty one")
+)
+
+// Endpoint is a CRM: where its events go, with which secrets they are signed, and which it wants.
+type Endpoint struct {
+	Name    string
+	URL     string // http or https; its query and path often hold a token, so it is never logged
+	Secrets [][]byte
+	Events  Filter
+	Headers http.Header
+	Timeout time.Duration // of a whole attempt
+}
+
+// Options says where the file is and whom to deliver to.
+type Options struct {
+	Path      string // of the bbolt file; its folder is made if need be
+	Endpoints []Endpoint
+	// RetrySchedule holds the waits after the first, second, … failed attempt. After the last one a delivery is dead.
+	RetrySchedule []time.Duration
+	// Grace is how long attempts in flight may go on after Run's context has ended.
+	Grace     time.Duration
+	UserAgent string
+	Logger    *slog.Logger
+
+	// DialContext opens the connection below HTTP; nil dials TCP.
+	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+func (o Options) validate() error {
+	if o.Path == "" || o.Logger == nil {
+		return errors.New("outbox: Options.Path and Options.Logger must be set")
+	}
+	names := map[string]bool{}
+	for _, e := range o.Endpoints {
+		if e.Name == "" || e.URL == "" || len(e.Secrets) == 0 || e.Timeout <= 0 {
+			return fmt.Errorf("outbox: endpoint %q must have a name, a URL, a secret and a timeout", e.Name)
+		}
+		if names[e.Name] {
+			return fmt.Errorf("outbox: two endpoints are named %q", e.Name)
+		}
+		names[e.Name] = true
+	}
+	return nil
+}
+
+// Outbox is what must be delivered, to whom, and when.
+type Outbox struct {
+	opts  Options
+	store *store
+	lanes []*lane
+}
+
+// Open opens the file, or makes it. It fails with ErrInUse or ErrNotOutbox, or says what it may not do.
+func Open(opts Options) (*Outbox, error) {
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	store, err := openStore(opts.Path, opts.Endpoints)
+	if err != nil {
+		return nil, fmt.Errorf("open the outbox %s: %w", opts.Path, err)
+	}
+	o := &Outbox{opts: opts, store: store}
+	for _, e := range opts.Endpoints {
+		o.lanes = append(o.lanes, newLane(e, store, opts))
+	}
+	return o, nil
+}
+
+// Close closes the file. Run must have ended.
+func (o *Outbox) Close() error { return o.store.db.Close() }
+
+// Append stores events in the order given, all in one transaction, and returns nil only when they are on the disk. An event whose ID
+// is known is left alone, so a batch whose commit failed may be appended again; a replayed event that says what the
+// outbox has already been told is left alone too.
+func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
+	records := make([]record, len(events))
+	for i, e := range events {
+		r, err := newRecord(e)
+		if err != nil {
+			return fmt.Errorf("event %s: %w", e.ID, err)
+		}
+		records[i] = r
+	}
+	if err := o.store.append(records); err != nil {
+		return err
+	}
+	for _, l := range o.lanes {
+		l.wakeUp()
+	}
+	return nil
+}
+
+// ClientGUID is the identity under which the exchange remembers what the bridge has missed: made once, kept in the file.
+func (o *Outbox) ClientGUID() (string, error) { return o.store.clientGUID() }
+
+// Writable says why the file cannot be written, nil if it can: the last commit went well, or another one does now.
+func (o *Outbox) Writable() error { return o.store.writable() }
+
+// Run delivers until ctx ends; attempts in flight may then go on for Options.Grace, and how they ended is recorded.
+func (o *Outbox) Run(ctx context.Context) error {
+	// Attempts outlive ctx: a webhook that is under way when a shutdown begins is better finished than sent twice.
+	work, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(o.opts.Grace, stop) })()
+	var lanes sync.WaitGroup
+	for _, l := range o.lanes {
+		lanes.Go(func() { l.run(ctx, work) })
+	}
+	lanes.Wait()
+	return nil
+}
