@@ -1,0 +1,207 @@
+package transferapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"pzbridge/internal/telephony"
+)
+
+const (
+	maxBody   = 64 << 10 // bytes of a request
+	maxNumber = 64       // characters of a phone number
+
+	// retryAfter is what a caller is told to wait while there is no connection, in seconds: about one redial.
+	retryAfter = "5"
+)
+
+// fields are the members of a request's object. All are strings.
+type fields map[string]string
+
+// fieldError says which field is wrong and what is right.
+type fieldError struct{ field, detail string }
+
+func (e *fieldError) Error() string { return fmt.Sprintf("%q %s.", e.field, e.detail) }
+
+func readCall(f fields) (telephony.Command, error) {
+	if err := f.only("from", "to"); err != nil {
+		return telephony.Command{}, err
+	}
+	from, errFrom := f.number("from")
+	to, errTo := f.number("to")
+	return telephony.Command{Kind: telephony.CommandCall, From: from, To: to}, errors.Join(errFrom, errTo)
+}
+
+func readTransfer(f fields) (telephony.Command, error) {
+	if err := f.only("call_id", "to"); err != nil {
+		return telephony.Command{}, err
+	}
+	id, errID := f.callID("call_id")
+	to, present := f["to"]
+	var errTo error
+	if !present || to != "" { // an empty number declines the call
+		to, errTo = f.number("to")
+	}
+	return telephony.Command{Kind: telephony.CommandTransfer, CallID: id, To: to}, errors.Join(errID, errTo)
+}
+
+func readSMS(f fields) (telephony.Command, error) {
+	if err := f.only("from", "to", "text"); err != nil {
+		return telephony.Command{}, err
+	}
+	from, errFrom := f.number("from")
+	to, errTo := f.number("to")
+	var errText error
+	if strings.TrimSpace(f["text"]) == "" {
+		errText = &fieldError{"text", "is missing or empty"}
+	}
+	return telephony.Command{Kind: telephony.CommandSMS, From: from, To: to, Text: f["text"]}, errors.Join(errFrom, errTo, errText)
+}
+
+// only refuses a field that nothing reads: it is a slip of the pen, and what was meant would be missing.
+func (f fields) only(names ...string) error {
+	for name := range f {
+		if !slices.Contains(names, name) {
+			return &fieldError{name, "is not a field of this request; it takes " + strings.Join(names, ", ")}
+		}
+	}
+	return nil
+}
+
+// number gives a phone number exactly as it was sent.
+func (f fields) number(name string) (string, error) {
+	v, ok := f[name]
+	switch {
+	case !ok:
+		return "", &fieldError{name, "is missing"}
+	case strings.TrimSpace(v) == "":
+		return "", &fieldError{name, "is empty; it must be a phone number"}
+	case utf8.RuneCountInString(v) > maxNumber:
+		return "", &fieldError{name, fmt.Sprintf("is longer than %d characters", maxNumber)}
+	}
+	for _, r := range v {
+		if !unicode.IsLetter(r) && !strings.ContainsRune("0123456789+-() *#", r) {
+			return "", &fieldError{name, "may hold digits, letters, spaces and + - ( ) * # only"}
+		}
+	}
+	return v, nil
+}
+
+func (f fields) callID(name string) (string, error) {
+	v, ok := f[name]
+	if !ok {
+		return "", &fieldError{name, "is missing"}
+	}
+	if _, err := strconv.ParseUint(v, 10, 64); err != nil {
+		return "", &fieldError{name, "must be the call_id of an event: a decimal number of at most 64 bits, as a string"}
+	}
+	return v, nil
+}
+
+// command answers a request for a command, which read makes of its fields.
+func (a *API) command(read func(fields) (telephony.Command, error)) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		f, refusal := readFields(w, r)
+		if refusal != nil {
+			refusal.write(w)
+			return
+		}
+		cmd, err := read(f)
+		if err != nil {
+			badFields(err).write(w)
+			return
+		}
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(r.Context(), a.opts.CommandTimeout)
+		defer cancel()
+		err = a.opts.Exchange.Do(ctx, cmd)
+		args := []any{
+			"kind", string(cmd.Kind), "call_id", cmd.CallID,
+			"by", r.Context().Value(bearer{}), "took", time.Since(began).Round(time.Microsecond).String(),
+		}
+		if err != nil {
+			a.opts.Logger.Warn("command failed", append(args, "err", err.Error())...)
+			p := commandProblem(err)
+			if p.Status == http.StatusServiceUnavailable {
+				w.Header().Set("Retry-After", retryAfter)
+			}
+			p.write(w)
+			return
+		}
+		a.opts.Logger.Info("command done", args...)
+		writeJSON(w, http.StatusOK, map[string]string{"status": "done"})
+	}
+}
+
+func commandProblem(err error) problem {
+	p := problem{Status: http.StatusGatewayTimeout, Detail: sentence(err)}
+	var refused *telephony.RefusedError
+	switch {
+	case errors.As(err, &refused):
+		p.Status = http.StatusBadGateway
+	case errors.Is(err, telephony.ErrNotConnected), errors.Is(err, telephony.ErrNotSent):
+		p.Status = http.StatusServiceUnavailable
+		p.Detail += " Nothing was sent; try again."
+	}
+	return p
+}
+
+// badFields names the first field that is wrong in Field, and all of them in the text.
+func badFields(err error) *problem {
+	var first *fieldError
+	p := &problem{Status: http.StatusBadRequest, Detail: strings.ReplaceAll(err.Error(), "\n", " ")}
+	if errors.As(err, &first) {
+		p.Field = first.field
+	}
+	return p
+}
+
+// readFields reads the request's object, or says what is wrong with it.
+func readFields(w http.ResponseWriter, r *http.Request) (fields, *problem) {
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		return nil, &problem{Status: http.StatusUnsupportedMediaType, Detail: "Send JSON with the header \"Content-Type: application/json\"."}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, &problem{Status: http.StatusRequestEntityTooLarge, Detail: "The request is larger than 64 KiB."}
+	case err != nil:
+		return nil, &problem{Status: http.StatusBadRequest, Detail: "The request could not be read to its end."}
+	}
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(body, &members); err != nil || members == nil || !utf8.Valid(body) {
+		return nil, &problem{Status: http.StatusBadRequest, Detail: "The body must be one JSON object in UTF-8, such as {\"from\":\"101\",\"to\":\"102\"}."}
+	}
+	f := fields{}
+	for name, raw := range members {
+		if bytes.Equal(raw, []byte("null")) {
+			continue // as if it were not there
+		}
+		var v string
+		if err := json.Unmarshal(raw, &v); err != nil {
+			return nil, badFields(&fieldError{name, "must be a string"})
+		}
+		f[name] = v
+	}
+	return f, nil
+}
+
+// sentence makes an error's text one: capital letter, full stop.
+func sentence(err error) string {
+	text := err.Error()
+	first, size := utf8.DecodeRuneInString(text)
+	return string(unicode.ToUpper(first)) + text[size:] + "."
+}

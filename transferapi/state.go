@@ -1,0 +1,56 @@
+package transferapi
+
+import (
+	"net/http"
+	"time"
+
+	"pzbridge/internal/telephony"
+)
+
+// connection tells where the connection to the exchange stands.
+func (a *API) connection(w http.ResponseWriter, _ *http.Request) {
+	type lastClose struct {
+		Code    int    `json:"code"`
+		Meaning string `json:"meaning"`
+	}
+	c := a.opts.Exchange.Connection()
+	answer := struct {
+		State         telephony.ConnectionState `json:"state"`
+		Since         time.Time                 `json:"since"`
+		LastClose     *lastClose                `json:"last_close,omitempty"`
+		LastError     string                    `json:"last_error,omitempty"`
+		ServerVersion string                    `json:"server_version,omitempty"`
+	}{State: c.State, Since: c.Since.UTC(), LastError: c.LastError, ServerVersion: c.ServerVersion}
+	if c.CloseCode != 0 {
+		answer.LastClose = &lastClose{c.CloseCode, c.CloseMeaning}
+	}
+	writeJSON(w, http.StatusOK, answer)
+}
+
+// alive says that the process answers. An exchange that is away is no reason to restart the bridge.
+func (a *API) alive(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+}
+
+// ready says whether events can come in and be kept, and what stands in the way.
+func (a *API) ready(w http.ResponseWriter, _ *http.Request) {
+	answer := struct {
+		Status   string   `json:"status"`
+		Problems []string `json:"problems,omitempty"`
+	}{Status: "ready"}
+	if err := a.opts.Outbox.Writable(); err != nil {
+		answer.Problems = append(answer.Problems, "The outbox cannot be written: "+err.Error()+". Events wait in memory.")
+	}
+	if c := a.opts.Exchange.Connection(); c.State != telephony.Connected {
+		detail := "There is no connection to the Prostie Zvonki server"
+		if c.LastError != "" {
+			detail += ": " + c.LastError
+		}
+		answer.Problems = append(answer.Problems, detail+".")
+	}
+	status := http.StatusOK
+	if len(answer.Problems) > 0 {
+		answer.Status, status = "not ready", http.StatusServiceUnavailable
+	}
+	writeJSON(w, status, answer)
+}

@@ -1,0 +1,155 @@
+// Package transferapi is the HTTP that CRMs and operators call: commands to the exchange, and how the bridge is.
+//
+// Every route is in one list, routes. A caller shows its bearer token: a CRM its endpoint's own, the operator the one of the bridge. Whatever
+// goes wrong is told as application/problem+json (RFC 9457).
+package transferapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"pzbridge/internal/telephony"
+)
+
+// Exchange carries out commands. Do returns nil when the exchange has done it, else a *telephony.RefusedError or one of
+// telephony's errors.
+type Exchange interface {
+	Do(ctx context.Context, cmd telephony.Command) error
+	Connection() telephony.Connection
+}
+
+// Outbox says whether events can be stored.
+type Outbox interface {
+	Writable() error // nil if they can
+}
+
+// Options says what the API stands in front of, and who may use it.
+type Options struct {
+	Exchange Exchange
+	Outbox   Outbox
+	// Tokens holds the bearer tokens by the names of their bearers: endpoints, and Operator.
+	Tokens         map[string]string
+	CommandTimeout time.Duration // how long the exchange may take to answer
+	Logger         *slog.Logger
+}
+
+// Operator is the name under which the operator's token stands in Options.Tokens. No endpoint can have it.
+const Operator = "operator"
+
+// API answers the requests. It is an http.Handler.
+type API struct {
+	opts   Options
+	tokens map[[sha256.Size]byte]string // the bearer's name by the token's hash: looking it up tells nothing about the token
+	mux    *http.ServeMux
+}
+
+// New gives the API. Two bearers of one token are an error, since nobody could tell who calls.
+func New(opts Options) (*API, error) {
+	if opts.Exchange == nil || opts.Outbox == nil || opts.Logger == nil || opts.CommandTimeout <= 0 {
+		return nil, errors.New("transferapi: Options.Exchange, Outbox, Logger and CommandTimeout must be set")
+	}
+	a := &API{opts: opts, tokens: map[[sha256.Size]byte]string{}, mux: http.NewServeMux()}
+	for name, token := range opts.Tokens {
+		hash := sha256.Sum256([]byte(token))
+		if other, ok := a.tokens[hash]; ok {
+			return nil, errors.New("transferapi: " + name + " and " + other + " have the same token")
+		}
+		a.tokens[hash] = name
+	}
+	for _, r := range a.routes() {
+		handler := r.handle
+		if !r.public {
+			handler = a.authenticated(handler)
+		}
+		a.mux.HandleFunc(r.method+" "+r.path, handler)
+	}
+	return a, nil
+}
+
+type route struct {
+	method, path string
+	public       bool // answers without a token
+	handle       http.HandlerFunc
+}
+
+func (a *API) routes() []route {
+	return []route{
+		{http.MethodPost, "/v1/calls", false, a.command(readCall)},
+		{http.MethodPost, "/v1/transfers", false, a.command(readTransfer)},
+		{http.MethodPost, "/v1/sms", false, a.command(readSMS)},
+		{http.MethodGet, "/v1/connection", false, a.connection},
+		{http.MethodGet, "/healthz", true, a.alive},
+		{http.MethodGet, "/readyz", true, a.ready},
+	}
+}
+
+// ServeHTTP answers one request.
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if _, pattern := a.mux.Handler(r); pattern != "" {
+		a.mux.ServeHTTP(w, r)
+		return
+	}
+	var allowed []string
+	for _, route := range a.routes() {
+		if route.path == r.URL.Path {
+			allowed = append(allowed, route.method)
+		}
+	}
+	if len(allowed) == 0 {
+		problem{Status: http.StatusNotFound, Detail: "There is nothing at this path."}.write(w)
+		return
+	}
+	slices.Sort(allowed)
+	w.Header().Set("Allow", strings.Join(allowed, ", "))
+	problem{Status: http.StatusMethodNotAllowed, Detail: "This path takes " + strings.Join(allowed, " or ") + "."}.write(w)
+}
+
+// bearer is the context key of who calls.
+type bearer struct{}
+
+func (a *API) authenticated(next http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+		name, known := a.tokens[sha256.Sum256([]byte(strings.TrimSpace(token)))]
+		if !strings.EqualFold(scheme, "Bearer") || !known {
+			w.Header().Set("WWW-Authenticate", `Bearer realm="pzbridge"`)
+			problem{
+				Status: http.StatusUnauthorized,
+				Detail: "Send the header \"Authorization: Bearer TOKEN\" with a token that the bridge is configured with (ENDPOINT_<n>_TOKEN or API_TOKEN).",
+			}.write(w)
+			return
+		}
+		next(w, r.WithContext(context.WithValue(r.Context(), bearer{}, name)))
+	}
+}
+
+// problem is an error as RFC 9457 has it. The type is about:blank, so the title is the status in words.
+type problem struct {
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+	Field  string `json:"field,omitempty"` // which field of the request is wrong
+}
+
+func (p problem) write(w http.ResponseWriter) {
+	p.Title = http.StatusText(p.Status)
+	w.Header().Set("Content-Type", "application/problem+json")
+	writeJSON(w, p.Status, p)
+}
+
+// writeJSON answers with a body. Its error would be that the caller has gone, which nobody can be told.
+func writeJSON(w http.ResponseWriter, status int, body any) {
+	if w.Header().Get("Content-Type") == "" {
+		w.Header().Set("Content-Type", "application/json")
+	}
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(body)
+}
