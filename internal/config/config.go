@@ -1,0 +1,275 @@
+// Package config reads the configuration: it makes typed values of the environment's text and says all that is wrong with it at
+// once, each time naming the variable and what is right, never a secret's value.
+//
+// It is a room of its own, not a part of main, because the bridge and several commands read the same configuration.
+package config
+
+import (
+	"crypto/x509"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/caarlos0/env/v11"
+	"github.com/joho/godotenv"
+
+	"pzbridge/internal/pz"
+	"pzbridge/outbox"
+)
+
+// DefaultListenAddr is where the API listens unless LISTEN_ADDR says otherwise.
+const DefaultListenAddr = ":8080"
+
+// text is every variable of the program but the endpoints', as it stands in the environment. The library is given only text: its own parsers
+// would name struct fields and quote values.
+type text struct {
+	URL            string `env:"PZ_URL"`
+	Password       string `env:"PZ_PASSWORD"`
+	ClientType     string `env:"PZ_CLIENT_TYPE" envDefault:"pzbridge"`
+	ClientGUID     string `env:"PZ_CLIENT_GUID"`
+	PhoneNumber    string `env:"PZ_PHONE_NUMBER"`
+	BroadcastGroup string `env:"PZ_BROADCAST_GROUP"`
+	EventsMask     string `env:"PZ_EVENTS_MASK" envDefault:"65535"`
+	TLSCAFile      string `env:"PZ_TLS_CA_FILE"`
+	TLSFingerprint string `env:"PZ_TLS_FINGERPRINT"`
+	TLSLegacy      string `env:"PZ_TLS_LEGACY" envDefault:"false"`
+	ReplayMaxAge   string `env:"REPLAY_MAX_AGE" envDefault:"168h"`
+	RetrySchedule  string `env:"RETRY_SCHEDULE" envDefault:"5s,5m,30m,2h,5h,10h,14h,20h,24h"`
+	OutboxPath     string `env:"OUTBOX_PATH" envDefault:"data/outbox.db"`
+	ListenAddr     string `env:"LISTEN_ADDR" envDefault:":8080"`
+	APIToken       string `env:"API_TOKEN"`
+	CommandTimeout string `env:"COMMAND_TIMEOUT" envDefault:"10s"`
+	ShutdownGrace  string `env:"SHUTDOWN_GRACE" envDefault:"20s"`
+	LogLevel       string `env:"LOG_LEVEL" envDefault:"info"`
+	LogFormat      string `env:"LOG_FORMAT" envDefault:"json"`
+}
+
+// endpointText is the same of one endpoint; the names go on from ENDPOINT_<n>_.
+type endpointText struct {
+	Name    string `env:"NAME"`
+	URL     string `env:"URL"`
+	Secret  string `env:"SECRET"`
+	Events  string `env:"EVENTS" envDefault:"call.*,sms.*,pz.event"`
+	Headers string `env:"HEADERS"`
+	Timeout string `env:"TIMEOUT" envDefault:"15s"`
+	Token   string `env:"TOKEN"`
+}
+
+// Config is the configuration, checked.
+type Config struct {
+	URL            *url.URL // ws or wss, with a port
+	Identity       pz.Identity
+	TLSRoots       *x509.CertPool // nil: what the system trusts
+	TLSFingerprint []byte         // nil: none
+	TLSLegacy      bool
+	ReplayMaxAge   time.Duration
+	Endpoints      []Endpoint
+	RetrySchedule  []time.Duration
+	OutboxPath     string
+	ListenAddr     string
+	APIToken       string // empty: no operator
+	CommandTimeout time.Duration
+	ShutdownGrace  time.Duration
+	LogLevel       slog.Level
+	LogFormat      string // "json" or "text"
+
+	settings []setting
+}
+
+// Endpoint is one CRM's part of it.
+type Endpoint struct {
+	Name    string
+	URL     string
+	Secrets [][]byte
+	Events  outbox.Filter
+	Headers http.Header
+	Timeout time.Duration
+	Token   string // empty: this CRM cannot call the API
+}
+
+// Error is everything that is wrong with a configuration.
+type Error struct{ Problems []string }
+
+func (e *Error) Error() string {
+	return "the configuration is wrong:\n  " + strings.Join(e.Problems, "\n  ")
+}
+
+// problems collects them, one line each.
+type problems struct{ list []string }
+
+func (p *problems) add(variable, format string, args ...any) {
+	p.list = append(p.list, variable+": "+fmt.Sprintf(format, args...))
+}
+
+// Environment is the process's environment with what the file .env of the working directory adds: a variable that is set already wins.
+func Environment() (map[string]string, error) {
+	vars := env.ToMap(os.Environ())
+	const name = ".env"
+	content, err := os.ReadFile(name)
+	if os.IsNotExist(err) {
+		return vars, nil
+	}
+	if err != nil {
+		return nil, &Error{[]string{err.Error()}}
+	}
+	file, err := godotenv.UnmarshalBytes(content)
+	if err != nil {
+		// The library's error quotes the line, where a secret may stand.
+		return nil, &Error{[]string{fmt.Sprintf(
+			"%s: line %d cannot be read: each line is NAME=value; put a value with spaces, quotes or # between single quotes", name, brokenLine(string(content)))}}
+	}
+	for k, v := range file {
+		if _, set := vars[k]; !set {
+			vars[k] = v
+		}
+	}
+	return vars, nil
+}
+
+// brokenLine finds the line at which a file stops being readable: the one after the longest beginning that can be read.
+func brokenLine(content string) int {
+	lines := strings.SplitAfter(content, "\n")
+	for n := len(lines) - 1; n > 0; n-- {
+		if _, err := godotenv.Unmarshal(strings.Join(lines[:n], "")); err == nil {
+			return n + 1
+		}
+	}
+	return 1
+}
+
+// Load makes a configuration of variables. It fails with an *Error that names everything that is wrong. The map is not kept.
+func Load(vars map[string]string) (Config, error) {
+	var p problems
+	vars, numbers := tidy(vars, &p)
+	var t text
+	if err := env.ParseWithOptions(&t, env.Options{Environment: vars}); err != nil {
+		return Config{}, fmt.Errorf("read the environment: %w", err)
+	}
+	c := t.parse(&p)
+	c.settings = settings("", t)
+	if len(numbers) == 0 {
+		p.add("ENDPOINT_0_URL", "is missing: configure at least one CRM with ENDPOINT_0_NAME, ENDPOINT_0_URL and ENDPOINT_0_SECRET")
+	}
+	for i, n := range numbers {
+		prefix := endpointPrefix(n)
+		if i != n {
+			p.add(endpointPrefix(i)+"NAME", "is missing: endpoints are numbered from 0 without a gap, and %s… is set", prefix)
+			break
+		}
+		var t endpointText
+		if err := env.ParseWithOptions(&t, env.Options{Environment: vars, Prefix: prefix}); err != nil {
+			return Config{}, fmt.Errorf("read the environment: %w", err)
+		}
+		c.Endpoints = append(c.Endpoints, t.parse(prefix, &p))
+		c.settings = append(c.settings, settings(prefix, t)...)
+	}
+	c.checkEndpoints(&p)
+	if len(p.list) > 0 {
+		return Config{}, &Error{p.list}
+	}
+	return c, nil
+}
+
+func endpointPrefix(n int) string { return fmt.Sprintf("ENDPOINT_%d_", n) }
+
+// endpointName takes the name of an endpoint's variable apart.
+var endpointName = regexp.MustCompile(`^ENDPOINT_(0|[1-9][0-9]{0,3})_(.+)$`)
+
+// tidy gives the variables that are ours and not empty, secrets read from their files, and the numbers of the endpoints in order. A variable
+// with one of our prefixes that nothing reads is a problem: it is a slip of the pen, and what was meant would silently be missing.
+func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
+	known, forEndpoint := names(text{}), names(endpointText{})
+	var prefixes []string
+	for name := range known {
+		prefix, _, _ := strings.Cut(name, "_")
+		prefixes = append(prefixes, prefix+"_")
+	}
+	prefixes = append(prefixes, "ENDPOINT_")
+	out := map[string]string{}
+	var numbers []int
+	for _, name := range slices.Sorted(maps.Keys(vars)) {
+		value := vars[name]
+		if !slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(name, prefix) }) {
+			continue
+		}
+		isKnown, number, isEndpoint := known[name], 0, false
+		if m := endpointName.FindStringSubmatch(name); m != nil {
+			isKnown, isEndpoint = forEndpoint[m[2]], true
+			number, _ = strconv.Atoi(m[1])
+		}
+		switch {
+		case !isKnown:
+			p.add(name, "there is no such variable: correct its name or unset it (.env.example lists them all)")
+			continue
+		case value == "":
+			continue // as if it were unset
+		}
+		if isEndpoint && !slices.Contains(numbers, number) {
+			numbers = append(numbers, number)
+		}
+		out[name] = value
+	}
+	for name, file := range out {
+		if secret, ok := strings.CutSuffix(name, "_FILE"); ok && secretNames.MatchString(secret) {
+			readSecret(out, secret, file, p)
+		}
+	}
+	slices.Sort(numbers)
+	return out, numbers
+}
+
+// secretNames matches the variables that hold a secret, and can come from a file by NAME_FILE.
+var secretNames = regexp.MustCompile(`^(PZ_PASSWORD|API_TOKEN|ENDPOINT_[0-9]+_(SECRET|TOKEN))$`)
+
+func readSecret(vars map[string]string, name, file string, p *problems) {
+	if vars[name] != "" {
+		p.add(name, "is set, and so is %s_FILE: set only one of the two", name)
+		return
+	}
+	content, err := os.ReadFile(file)
+	if err != nil {
+		p.add(name+"_FILE", "%v", err)
+		return
+	}
+	value := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
+	if value == "" {
+		p.add(name+"_FILE", "the file is empty")
+		return
+	}
+	vars[name] = value
+}
+
+// names lists the variables that a struct of text reads, and the _FILE of each that holds a secret.
+func names(v any) map[string]bool {
+	list := map[string]bool{}
+	for _, f := range params(v) {
+		list[f.Key] = true
+		if secretNames.MatchString(f.Key) || secretNames.MatchString(endpointPrefix(0)+f.Key) {
+			list[f.Key+"_FILE"] = true
+		}
+	}
+	return list
+}
+
+func params(v any) []env.FieldParams {
+	var list []env.FieldParams
+	var err error
+	switch v := v.(type) {
+	case text:
+		list, err = env.GetFieldParams(&v)
+	case endpointText:
+		list, err = env.GetFieldParams(&v)
+	}
+	if err != nil {
+		panic(fmt.Sprintf("config: the tags of %T: %v", v, err))
+	}
+	return list
+}

@@ -1,0 +1,298 @@
+package config
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/hex"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"pzbridge/internal/pz"
+	"pzbridge/outbox"
+)
+
+const (
+	minToken  = 16 // characters
+	minSecret = 24 // bytes; Standard Webhooks asks for 24 to 64
+	maxSecret = 64
+)
+
+func (t text) parse(p *problems) Config {
+	c := Config{
+		URL: parseServer(t.URL, p),
+		Identity: pz.Identity{
+			Password: t.Password, ClientType: t.ClientType, GUID: t.ClientGUID,
+			PhoneNumber: t.PhoneNumber, BroadcastGroup: t.BroadcastGroup, Protocol: 2,
+		},
+		ReplayMaxAge: duration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
+		OutboxPath:   t.OutboxPath, ListenAddr: t.ListenAddr, APIToken: t.APIToken, LogFormat: t.LogFormat,
+		CommandTimeout: duration("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, p),
+		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
+	}
+	if utf8.RuneCountInString(t.Password) > pz.MaxPassword {
+		p.add("PZ_PASSWORD", "is longer than %d characters: no Prostie Zvonki server has such a password", pz.MaxPassword)
+	}
+	mask, err := strconv.ParseUint(t.EventsMask, 10, 32)
+	if err != nil {
+		p.add("PZ_EVENTS_MASK", "must be a number that fits 32 bits, such as 65535 for all events; it is %q", t.EventsMask)
+	}
+	c.Identity.EventsMask = uint32(mask)
+	t.parseTLS(&c, p)
+	for wait := range strings.SplitSeq(t.RetrySchedule, ",") {
+		c.RetrySchedule = append(c.RetrySchedule, duration("RETRY_SCHEDULE", strings.TrimSpace(wait), time.Millisecond, p))
+	}
+	if host, port, err := net.SplitHostPort(t.ListenAddr); err != nil || !isPort(port, 0) || strings.Contains(host, "/") {
+		p.add("LISTEN_ADDR", "must be host:port or :port, such as :8080; it is %q", t.ListenAddr)
+	}
+	checkToken("API_TOKEN", t.APIToken, p)
+	if err := c.LogLevel.UnmarshalText([]byte(t.LogLevel)); err != nil {
+		p.add("LOG_LEVEL", "must be debug, info, warn or error; it is %q", t.LogLevel)
+	}
+	if t.LogFormat != "json" && t.LogFormat != "text" {
+		p.add("LOG_FORMAT", "must be json or text; it is %q", t.LogFormat)
+	}
+	return c
+}
+
+// parseServer reads PZ_URL. It never quotes it: people put passwords into addresses.
+func parseServer(s string, p *problems) *url.URL {
+	const right = "must be host, host:port, ws://host:port or wss://host:port of the Prostie Zvonki server"
+	if s == "" {
+		p.add("PZ_URL", "is missing: it %s", right)
+		return nil
+	}
+	if !strings.Contains(s, "://") {
+		s = "ws://" + s
+	}
+	u, err := url.Parse(s)
+	switch {
+	case err != nil || u.Hostname() == "":
+		p.add("PZ_URL", "cannot be read: it %s; an IPv6 address stands in brackets", right)
+	case u.Scheme != "ws" && u.Scheme != "wss":
+		p.add("PZ_URL", "%s", right)
+	case u.User != nil:
+		p.add("PZ_URL", "must hold no user and no password: the password goes into PZ_PASSWORD")
+	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
+		p.add("PZ_URL", "must end after the port: it %s", right)
+	case u.Port() != "" && !isPort(u.Port(), 1):
+		p.add("PZ_URL", "must have a port between 1 and 65535")
+	default:
+		return &url.URL{Scheme: u.Scheme, Host: net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), pz.DefaultPort))}
+	}
+	return nil
+}
+
+func isPort(s string, least uint64) bool {
+	n, err := strconv.ParseUint(s, 10, 16)
+	return err == nil && n >= least
+}
+
+func (t text) parseTLS(c *Config, p *problems) {
+	legacy, err := strconv.ParseBool(t.TLSLegacy)
+	if err != nil {
+		p.add("PZ_TLS_LEGACY", "must be true or false; it is %q", t.TLSLegacy)
+	}
+	c.TLSLegacy = legacy
+	plain := c.URL != nil && c.URL.Scheme == "ws"
+	if t.TLSFingerprint != "" {
+		sum, err := hex.DecodeString(strings.ReplaceAll(t.TLSFingerprint, ":", ""))
+		if err != nil || len(sum) != 32 {
+			p.add("PZ_TLS_FINGERPRINT", "must be the SHA-256 of the server's certificate: 64 hexadecimal digits, colons allowed")
+		}
+		c.TLSFingerprint = sum
+	} else if legacy {
+		p.add("PZ_TLS_LEGACY", "needs PZ_TLS_FINGERPRINT: TLS of that age proves nothing by itself, only the one certificate that you name can be trusted")
+	}
+	if t.TLSCAFile != "" {
+		pem, err := os.ReadFile(t.TLSCAFile)
+		c.TLSRoots = x509.NewCertPool()
+		switch {
+		case err != nil:
+			p.add("PZ_TLS_CA_FILE", "%v", err)
+		case !c.TLSRoots.AppendCertsFromPEM(pem):
+			p.add("PZ_TLS_CA_FILE", "holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
+		case t.TLSFingerprint != "":
+			p.add("PZ_TLS_CA_FILE", "is set, and so is PZ_TLS_FINGERPRINT: set only one of the two")
+		}
+	}
+	for name, value := range map[string]string{"PZ_TLS_CA_FILE": t.TLSCAFile, "PZ_TLS_FINGERPRINT": t.TLSFingerprint} {
+		if plain && value != "" {
+			p.add(name, "has a meaning only where PZ_URL begins with wss://")
+		}
+	}
+}
+
+func duration(variable, s string, least time.Duration, p *problems) time.Duration {
+	d, err := time.ParseDuration(s)
+	switch {
+	case err != nil:
+		p.add(variable, "%q is no duration: write a number and its unit, such as 500ms, 15s, 5m or 24h", s)
+	case d < least && least == 0:
+		p.add(variable, "must not be negative; it is %s", s)
+	case d < least:
+		p.add(variable, "must be at least %s; it is %s", least, s)
+	}
+	return d
+}
+
+// checkToken holds a token to what fits into a header and cannot be guessed. Empty is none.
+func checkToken(variable, token string, p *problems) {
+	switch {
+	case token == "":
+	case len(token) < minToken:
+		p.add(variable, "must have at least %d characters; make one with: openssl rand -hex 24", minToken)
+	case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):
+		p.add(variable, "may hold printable ASCII characters without spaces only")
+	}
+}
+
+var nameShape = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+func (t endpointText) parse(prefix string, p *problems) Endpoint {
+	e := Endpoint{
+		Name: t.Name, URL: t.URL, Token: t.Token,
+		Secrets: parseSecrets(prefix+"SECRET", t.Secret, p),
+		Headers: parseHeaders(prefix+"HEADERS", t.Headers, p),
+		Timeout: duration(prefix+"TIMEOUT", t.Timeout, time.Millisecond, p),
+	}
+	switch {
+	case t.Name == "":
+		p.add(prefix+"NAME", "is missing: give the CRM a short name, such as crm")
+	case !nameShape.MatchString(t.Name):
+		p.add(prefix+"NAME", "may hold letters, digits and . _ - only, at most 64, and begins with a letter or a digit; it is %q", t.Name)
+	case t.Name == "operator":
+		p.add(prefix+"NAME", "must not be operator: that is who holds API_TOKEN")
+	}
+	switch u, err := url.Parse(t.URL); {
+	case t.URL == "":
+		p.add(prefix+"URL", "is missing: it is the http or https address that takes the webhooks")
+	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
+		p.add(prefix+"URL", "must be an address that begins with https:// or http://")
+	}
+	filter, err := outbox.ParseFilter(t.Events)
+	if err != nil {
+		p.add(prefix+"EVENTS", "%v", err)
+	}
+	e.Events = filter
+	checkToken(prefix+"TOKEN", t.Token, p)
+	return e
+}
+
+func parseSecrets(variable, list string, p *problems) [][]byte {
+	if list == "" {
+		p.add(variable, "is missing: make one with \"pzbridge secret\" and give it to the CRM too")
+		return nil
+	}
+	var secrets [][]byte
+	for secret := range strings.SplitSeq(list, ",") {
+		secret = strings.TrimSpace(secret)
+		encoded, ok := strings.CutPrefix(secret, "whsec_")
+		if !ok {
+			if secret == "v1" || secret == "v1a" {
+				p.add(variable, "remove %q: a secret begins with whsec_", secret+",")
+			} else {
+				p.add(variable, "must begin with whsec_ (several are separated by commas); make one with \"pzbridge secret\"")
+			}
+			continue
+		}
+		key, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(encoded, "="))
+		if err != nil || len(key) < minSecret || len(key) > maxSecret {
+			p.add(variable, "must be whsec_ and the base64 of %d to %d bytes; make one with \"pzbridge secret\"", minSecret, maxSecret)
+			continue
+		}
+		secrets = append(secrets, key)
+	}
+	return secrets
+}
+
+var (
+	headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+	// reservedHeaders are the bridge's own, and those of the connection.
+	reservedHeaders = regexp.MustCompile(`^(?i)(webhook-.*|content-type|content-length|content-encoding|user-agent|host|connection|transfer-encoding|te|trailer|upgrade)$`)
+)
+
+// parseHeaders reads Name=value;Name=value. Values are not quoted in what it says: many are tokens.
+func parseHeaders(variable, list string, p *problems) http.Header {
+	h := http.Header{}
+	for pair := range strings.SplitSeq(list, ";") {
+		if strings.TrimSpace(pair) == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(pair, "=")
+		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
+		switch {
+		case !ok || !headerName.MatchString(name):
+			p.add(variable, "must be Name=value;Name=value")
+		case reservedHeaders.MatchString(name):
+			p.add(variable, "must not set %s: the bridge does", name)
+		case strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }):
+			p.add(variable, "the value of %s holds a control character", name)
+		default:
+			h.Add(name, value)
+		}
+	}
+	return h
+}
+
+// checkEndpoints looks for what two endpoints must not share.
+func (c Config) checkEndpoints(p *problems) {
+	names, tokens := map[string]string{}, map[string]string{}
+	if c.APIToken != "" {
+		tokens[c.APIToken] = "API_TOKEN"
+	}
+	for i, e := range c.Endpoints {
+		name, token := endpointPrefix(i)+"NAME", endpointPrefix(i)+"TOKEN"
+		if first, ok := names[e.Name]; ok && e.Name != "" {
+			p.add(name, "is the same as %s: each endpoint needs a name of its own", first)
+		}
+		names[e.Name] = name
+		if first, ok := tokens[e.Token]; ok && e.Token != "" {
+			p.add(token, "is the same as %s: nobody could tell who calls", first)
+		}
+		tokens[e.Token] = token
+	}
+}
+
+// exampleSecret is the key that .env.example gives for trying things out.
+var exampleSecret = []byte("pzbridge-example-secret!")
+
+// Warnings lists what works and is still a bad idea.
+func (c Config) Warnings() []string {
+	var list []string
+	for i, e := range c.Endpoints {
+		for _, secret := range e.Secrets {
+			if bytes.Equal(secret, exampleSecret) {
+				list = append(list, endpointPrefix(i)+"SECRET is the one of .env.example, which everybody can read: make your own with \"pzbridge secret\"")
+			}
+		}
+		if u, err := url.Parse(e.URL); err == nil && u.Scheme == "http" && !isPrivate(u.Hostname()) {
+			list = append(list, endpointPrefix(i)+"URL begins with http:// and is not in your own network: anybody on the way can read the calls")
+		}
+	}
+	return list
+}
+
+// isPrivate says whether a host is surely near: a name without dots, or an address of a private network.
+func isPrivate(host string) bool {
+	ip := net.ParseIP(host)
+	return ip == nil && !strings.Contains(host, ".") || ip != nil && (ip.IsPrivate() || ip.IsLoopback())
+}
+
+// Logger makes the program's logger.
+func (c Config) Logger() *slog.Logger {
+	opts := &slog.HandlerOptions{Level: c.LogLevel}
+	if c.LogFormat == "text" {
+		return slog.New(slog.NewTextHandler(os.Stderr, opts))
+	}
+	return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+}
