@@ -1,0 +1,25 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+)
+
+func (p Program) check(_ context.Context, args []string) error {
+	fs := p.flags("check", "Check the configuration, and print it with secrets hidden. The exit code is 2 if something is wrong with it.")
+	if err := parse(fs, args); err != nil {
+		return err
+	}
+	cfg, err := load()
+	if err != nil {
+		return err
+	}
+	if err := cfg.Describe(p.Out); err != nil {
+		return err
+	}
+	for _, warning := range cfg.Warnings() {
+		fmt.Fprintln(p.Out, "\nWarning:", warning)
+	}
+	fmt.Fprintln(p.Out, "\nThe configuration is right.")
+	return nil
+}

@@ -1,0 +1,136 @@
+// Package cli holds the commands of the program, a file each. Without a command the program is the bridge.
+package cli
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+
+	"pzbridge/internal/config"
+)
+
+// The exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2 // a wrong command line or configuration: trying again will not help
+)
+
+// Program is what the commands need.
+type Program struct {
+	Version  string
+	Bridge   func(context.Context, config.Config, *slog.Logger) error // runs the bridge until the context ends
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// command is one of the program's commands. Run gets the arguments after its name.
+type command struct {
+	name, summary string
+	run           func(p Program, ctx context.Context, args []string) error
+}
+
+func commands() []command {
+	return []command{
+		{"demo", "show the whole thing at work, without any set-up", Program.demo},
+		{"simulate", "be a Prostie Zvonki server to try things out against", Program.simulate},
+		{"check", "check the configuration and print it with secrets hidden", Program.check},
+		{"secret", "print a fresh secret for an endpoint", Program.secret},
+		{"healthcheck", "ask the running bridge whether it is alive; for Docker", Program.healthcheck},
+		{"version", "print the version", Program.version},
+		{"help", "print this, or with a command's name how that is used", Program.help},
+	}
+}
+
+// errReported means that the user has been told what is wrong.
+var errReported = errors.New("reported")
+
+// usageError is a wrong command line.
+type usageError string
+
+func (e usageError) Error() string { return string(e) }
+
+// Main runs what the arguments name and gives the exit code.
+func (p Program) Main(ctx context.Context, args []string) int {
+	err := p.dispatch(ctx, args)
+	var usage usageError
+	var wrong *config.Error
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, flag.ErrHelp):
+		return exitDone
+	case errors.Is(err, errReported):
+		return exitUsage
+	case errors.As(err, &usage), errors.As(err, &wrong):
+		fmt.Fprintln(p.Err, "pzbridge:", err)
+		return exitUsage
+	}
+	fmt.Fprintln(p.Err, "pzbridge:", err)
+	return exitFailed
+}
+
+func (p Program) dispatch(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return p.runBridge(ctx)
+	}
+	name := args[0]
+	if name == "-h" || name == "--help" || name == "-help" {
+		name = "help"
+	}
+	for _, c := range commands() {
+		if c.name == name {
+			return c.run(p, ctx, args[1:])
+		}
+	}
+	return usageError(fmt.Sprintf("there is no command %q; \"pzbridge help\" lists them", name))
+}
+
+func (p Program) runBridge(ctx context.Context) error {
+	cfg, err := load()
+	if err != nil {
+		return err
+	}
+	return p.Bridge(ctx, cfg, cfg.Logger())
+}
+
+func load() (config.Config, error) {
+	vars, err := config.Environment()
+	if err != nil {
+		return config.Config{}, err
+	}
+	return config.Load(vars)
+}
+
+// flags makes a command's flag set; its help is the usage line, the text and the flags.
+func (p Program) flags(usage, text string) *flag.FlagSet {
+	fs := flag.NewFlagSet(usage, flag.ContinueOnError)
+	fs.SetOutput(p.Err)
+	fs.Usage = func() {
+		fmt.Fprintf(fs.Output(), "Usage: pzbridge %s\n\n%s\n", usage, text)
+		hasFlags := false
+		fs.VisitAll(func(*flag.Flag) { hasFlags = true })
+		if hasFlags {
+			fmt.Fprintln(fs.Output(), "\nFlags:")
+			fs.PrintDefaults()
+		}
+	}
+	return fs
+}
+
+// parse reads a command's flags; it takes no other arguments.
+func parse(fs *flag.FlagSet, args []string) error {
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return err
+		}
+		return errReported
+	}
+	if fs.NArg() > 0 {
+		return usageError(fmt.Sprintf("%q is one argument too many", fs.Arg(0)))
+	}
+	return nil
+}

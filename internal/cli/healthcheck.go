@@ -1,0 +1,48 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"pzbridge/internal/config"
+)
+
+func (p Program) healthcheck(ctx context.Context, args []string) error {
+	fs := p.flags("healthcheck", "Ask the bridge on this machine, at the port of LISTEN_ADDR, whether it is alive. The exit code is 1 if it is not.\n"+
+		"A Prostie Zvonki server that is away is no sickness of the bridge: that is what /readyz tells.")
+	if err := parse(fs, args); err != nil {
+		return err
+	}
+	vars, err := config.Environment()
+	if err != nil {
+		return err
+	}
+	// The rest of the configuration is not asked for: the bridge that runs has read it.
+	host, port, err := net.SplitHostPort(cmp.Or(vars["LISTEN_ADDR"], config.DefaultListenAddr))
+	if err != nil {
+		return usageError("LISTEN_ADDR must be host:port or :port")
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/healthz", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("the bridge does not answer: %w", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New("the bridge answers " + resp.Status)
+	}
+	return nil
+}

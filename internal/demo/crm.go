@@ -1,0 +1,113 @@
+// Package demo is what `pzbridge demo` shows: a small CRM that verifies and prints its webhooks, and some calls for it to hear of.
+package demo
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+)
+
+// CRM takes webhooks as a CRM should: it verifies the signature with the public Standard Webhooks library and
+// prints a line. It is an http.Handler.
+type CRM struct {
+	verifier *standardwebhooks.Webhook
+	print    func(line string)
+
+	mu       sync.Mutex
+	verified []Webhook
+	arrived  chan struct{} // closed and made anew with each webhook
+}
+
+// Webhook is what the CRM reads of one.
+type Webhook struct {
+	ID   string `json:"id"`
+	Type string `json:"type"`
+	Data struct {
+		CallID    string `json:"call_id"`
+		Sequence  int    `json:"sequence"`
+		From      string `json:"from"`
+		To        string `json:"to"`
+		Direction string `json:"direction"`
+		Duration  *int   `json:"duration_seconds"`
+		Text      string `json:"text"`
+		Status    string `json:"status"`
+	} `json:"data"`
+}
+
+// NewCRM gives a CRM that knows the secret (whsec_…) and prints its lines with print.
+func NewCRM(secret string, print func(line string)) (*CRM, error) {
+	verifier, err := standardwebhooks.NewWebhook(secret)
+	if err != nil {
+		return nil, fmt.Errorf("the demo CRM cannot use its secret: %w", err)
+	}
+	return &CRM{verifier: verifier, print: print, arrived: make(chan struct{})}, nil
+}
+
+// ServeHTTP takes one webhook.
+func (c *CRM) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 2<<20))
+	if err != nil {
+		http.Error(w, "the body could not be read", http.StatusBadRequest)
+		return
+	}
+	if err := c.verifier.Verify(body, r.Header); err != nil {
+		c.print("CRM      ✗ a webhook whose signature is wrong: " + err.Error())
+		http.Error(w, "the signature is wrong", http.StatusUnauthorized)
+		return
+	}
+	var hook Webhook
+	if err := json.Unmarshal(body, &hook); err != nil {
+		http.Error(w, "the body is no JSON", http.StatusBadRequest)
+		return
+	}
+	c.print("CRM      ✓ " + hook.line())
+	c.mu.Lock()
+	c.verified = append(c.verified, hook)
+	close(c.arrived)
+	c.arrived = make(chan struct{})
+	c.mu.Unlock()
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// Verified gives the webhooks that arrived and were verified, and a channel that closes when there is another.
+func (c *CRM) Verified() ([]Webhook, <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.verified[:len(c.verified):len(c.verified)], c.arrived
+}
+
+// line is a webhook for a person.
+func (h Webhook) line() string {
+	line := fmt.Sprintf("%-24s call %s #%d", h.Type, h.Data.CallID, h.Data.Sequence)
+	if h.Data.From != "" || h.Data.To != "" {
+		line += fmt.Sprintf("  %s → %s", h.Data.From, or(h.Data.To, "?"))
+	}
+	if h.Data.Duration != nil {
+		line += fmt.Sprintf(", %s of talk", time.Duration(*h.Data.Duration)*time.Second)
+	}
+	for _, s := range []string{h.Data.Direction, h.Data.Status, h.Data.Text} {
+		if s != "" {
+			line += ", " + s
+		}
+	}
+	// What a caller sends must not reach the terminal as more than text.
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, line)
+}
+
+func or(s, other string) string {
+	if s == "" {
+		return other
+	}
+	return s
+}

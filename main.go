@@ -1,0 +1,155 @@
+// Command pzbridge stands between a Prostie Zvonki server and CRMs: it keeps every event of the server in an outbox and POSTs it as a signed
+// webhook to each CRM, and takes calls, transfers and SMS from them back to the server.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"pzbridge/internal/cli"
+	"pzbridge/internal/config"
+	"pzbridge/outbox"
+	"pzbridge/relay"
+	"pzbridge/transferapi"
+)
+
+const version = "0.1.0"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // from the first signal on, a second one ends the process at once
+	program := cli.Program{Version: version, Bridge: bridge, In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
+	os.Exit(program.Main(ctx, os.Args[1:]))
+}
+
+// bridge runs until ctx ends, or until a part of it fails.
+func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error) {
+	box, err := outbox.Open(outboxOptions(cfg, logger))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, box.Close()) }()
+
+	if cfg.Identity.GUID == "" {
+		if cfg.Identity.GUID, err = box.ClientGUID(); err != nil {
+			return err
+		}
+	}
+	session, err := relay.New(relay.Options{
+		URL: cfg.URL, TLS: relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy), Identity: cfg.Identity,
+		ReplayMaxAge: cfg.ReplayMaxAge, Grace: cfg.ShutdownGrace / 4, Sink: box, Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
+	api, err := transferapi.New(transferapi.Options{
+		Exchange: session, Outbox: box, Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", cfg.ListenAddr)
+	if err != nil {
+		return fmt.Errorf("the API cannot listen on LISTEN_ADDR: %w", err)
+	}
+
+	logger.Info("pzbridge started", "version", version, "server", cfg.URL.Host, "endpoints", len(cfg.Endpoints),
+		"outbox", cfg.OutboxPath, "listen", listener.Addr().String(), "client_guid", cfg.Identity.GUID)
+	for _, warning := range cfg.Warnings() {
+		logger.Warn(warning)
+	}
+	// The order is that in which they are stopped: the way the data flows.
+	err = runAll(
+		ctx,
+		serve(listener, api, cfg.ShutdownGrace/4),
+		session.Run,
+		box.Run,
+	)
+	logger.Info("pzbridge stopped")
+	return err
+}
+
+func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
+	opts := outbox.Options{
+		Path: cfg.OutboxPath, RetrySchedule: cfg.RetrySchedule, Grace: cfg.ShutdownGrace / 2,
+		UserAgent: "pzbridge/" + version, Logger: logger,
+	}
+	for _, e := range cfg.Endpoints {
+		opts.Endpoints = append(opts.Endpoints, outbox.Endpoint{
+			Name: e.Name, URL: e.URL, Secrets: e.Secrets, Events: e.Events, Headers: e.Headers, Timeout: e.Timeout,
+		})
+	}
+	return opts
+}
+
+func tokens(cfg config.Config) map[string]string {
+	list := map[string]string{}
+	if cfg.APIToken != "" {
+		list[transferapi.Operator] = cfg.APIToken
+	}
+	for _, e := range cfg.Endpoints {
+		if e.Token != "" {
+			list[e.Name] = e.Token
+		}
+	}
+	return list
+}
+
+// runAll starts every part and, when ctx ends or one of them does, stops them one after the other in the order given.
+func runAll(ctx context.Context, parts ...func(context.Context) error) error {
+	ended := make(chan struct{}, len(parts))
+	results := make([]chan error, len(parts))
+	stops := make([]context.CancelFunc, len(parts))
+	for i, run := range parts {
+		partCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+		stops[i], results[i] = stop, make(chan error, 1)
+		go func() {
+			results[i] <- run(partCtx)
+			ended <- struct{}{}
+		}()
+	}
+	select {
+	case <-ctx.Done():
+	case <-ended:
+	}
+	var err error
+	for i, stop := range stops {
+		stop()
+		err = errors.Join(err, <-results[i])
+	}
+	return err
+}
+
+// serve makes a part of an HTTP server: when its context ends, requests under way have grace to end.
+func serve(l net.Listener, h http.Handler, grace time.Duration) func(context.Context) error {
+	return func(ctx context.Context) error {
+		server := &http.Server{
+			Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+			MaxHeaderBytes: 64 << 10,
+		}
+		stopped := make(chan struct{})
+		defer context.AfterFunc(ctx, func() {
+			defer close(stopped)
+			// Not ctx: it has ended already.
+			graceCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
+			defer cancel()
+			if server.Shutdown(graceCtx) != nil {
+				_ = server.Close()
+			}
+		})()
+		err := server.Serve(l)
+		if !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("the API stopped: %w", err)
+		}
+		<-stopped
+		return nil
+	}
+}
