@@ -1,0 +1,196 @@
+package pz
+
+import (
+	"encoding/base64"
+	"encoding/xml"
+	"net/http"
+	"net/url"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+func TestIdentityBothWays(t *testing.T) {
+	id := Identity{
+		Password: "пароль+/=&", ClientType: "my CRM", GUID: "a&b=c", PhoneNumber: "101",
+		EventsMask: 65535, BroadcastGroup: "g", Protocol: 2,
+	}
+	query, err := url.ParseQuery(id.Query().Encode())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, read := range map[string]func() (Identity, bool){
+		"query":  func() (Identity, bool) { return ReadIdentity(query, http.Header{}) },
+		"header": func() (Identity, bool) { return ReadIdentity(url.Values{}, id.Header()) },
+	} {
+		if got, ok := read(); !ok || got != id {
+			t.Errorf("%s: got %+v, %v", name, got, ok)
+		}
+	}
+	if _, ok := ReadIdentity(url.Values{"a": {"b"}}, http.Header{"User-Agent": {"curl"}}); ok {
+		t.Error("a handshake without an identity has one")
+	}
+}
+
+func TestUnpack(t *testing.T) {
+	b64 := base64.StdEncoding.EncodeToString
+	for _, c := range []struct {
+		name, payload, want string
+		codec               Codec
+		bad                 bool
+	}{
+		{"ws", b64([]byte("<a/>")), "<a/>", Base64, false},
+		{"ws with a line end in it", b64([]byte("<a/>\n")), "<a/>", Base64, false},
+		{"ws with a NUL in it", b64([]byte("<a/>\x00noise")), "<a/>", Base64, false},
+		{"ws with a line end and a NUL after it", b64([]byte("<a/>")) + "\n\x00", "<a/>", Base64, false},
+		{"ws, not base64", "<a/>", "", Base64, true},
+		{"ws, cut off", "PGEvP", "", Base64, true},
+		{"wss", "<a/>", "<a/>", Plain, false},
+		{"wss with a NUL", "<a/>\x00", "<a/>", Plain, false},
+		{"wss with a line end", " <a/>\n", "<a/>", Plain, false},
+		{"nothing", "", "", Plain, false},
+	} {
+		got, err := c.codec.Unpack([]byte(c.payload))
+		if (err != nil) != c.bad || string(got) != c.want {
+			t.Errorf("%s: got %q, %v", c.name, got, err)
+		}
+	}
+}
+
+func TestParseServerMessage(t *testing.T) {
+	from := func(s string) []Event { return []Event{{Attrs{{"type", "1"}, {"from", s}}}} }
+	for _, c := range []struct {
+		name, doc string
+		events    []Event
+		responses []Response
+		wrong     string // part of the error
+	}{
+		{"an event", `<Event type="1" from="7"/>`, from("7"), nil, ""},
+		{"with an end tag", `<Event type="1" from="7"></Event>`, from("7"), nil, ""},
+		{"entities and references", `<Event type="1" from="&lt;&#1048;&#x412;&gt; &amp; &quot;x&quot;"/>`, from(`<ИВ> & "x"`), nil, ""},
+		{"a bare ampersand", `<Event type="1" from="Ivanov & Co &nbsp;"/>`, from("Ivanov & Co &nbsp;"), nil, ""},
+		{"mangled Cyrillic", "<Event type=\"1\" from=\"\xc8\xe2\xe0\xed 7\"/>", from("\uFFFD\uFFFD\uFFFD\uFFFD 7"), nil, ""},
+		{"a reference that XML forbids", `<Event type="1" from="a&#1;b&#0;c&#xFFFF;d&#99999999;"/>`, from("a\uFFFDb\uFFFDc\uFFFDd\uFFFD"), nil, ""},
+		{"a character that XML forbids", "<Event type=\"1\" from=\"a\x01b\uFFFE\"/>", from("a\uFFFDb\uFFFD"), nil, ""},
+		{"a declared encoding", `<?xml version="1.0" encoding="windows-1251"?><Event type="1" from="7"/>`, from("7"), nil, ""},
+		{"one attribute twice", `<Event type="1" from="7" from="8"/>`, from("7"), nil, ""},
+		{"two roots", `<Event type="1" from="7"/> <Event type="1" from="8"/>`, append(from("7"), from("8")...), nil, ""},
+		{"good, then broken", `<Event type="1" from="7"/><Event type=`, from("7"), nil, "broken XML"},
+		{"a response", "<Response><Code>2</Code><RequestID> 5 </RequestID><Details>no</Details><Data/></Response>\n", nil, []Response{{Code: "2", RequestID: "5", Details: "no"}}, ""},
+		{"something else", `<Ping/>`, nil, nil, "neither an Event nor a Response"},
+		{"no XML", `hello`, nil, nil, "text outside"},
+		{"nothing", ``, nil, nil, "no element"},
+		{"an open element", `<Event type="1">`, nil, nil, "broken XML"},
+	} {
+		events, responses, err := ParseServerMessage([]byte(c.doc))
+		if !reflect.DeepEqual(events, c.events) || !reflect.DeepEqual(responses, c.responses) {
+			t.Errorf("%s: got %v, %v", c.name, events, responses)
+		}
+		if c.wrong == "" && err != nil || c.wrong != "" && (err == nil || !strings.Contains(err.Error(), c.wrong)) {
+			t.Errorf("%s: the error is %v", c.name, err)
+		}
+	}
+}
+
+func TestRequestTellsEmptyFromMissing(t *testing.T) {
+	for _, data := range []Attrs{
+		{{"CallID", "5"}, {"To", ""}},
+		{{"CallID", "5"}},
+		nil,
+		{{"From", `<&"'>`}, {"To", "Иван"}},
+	} {
+		want := Request{Method: MethodTransfer, ID: "7", Data: data}
+		got, err := ParseRequest(want.XML())
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: got %+v, %v", want.XML(), got, err)
+		}
+	}
+	want := `<Request><ProtocolVersion>2</ProtocolVersion><Method>Transfer</Method><RequestID>18</RequestID><Data><CallID>5</CallID><To></To></Data></Request>`
+	got := Request{Method: MethodTransfer, ID: "18", Data: Attrs{{"CallID", "5"}, {"To", ""}}}.XML()
+	if string(got) != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestBlankIsAbsent(t *testing.T) {
+	a := Attrs{{"x", " "}, {"y", ""}, {"z", " 7 "}}
+	if a.Get("x") != "" || a.Get("y") != "" || a.Get("none") != "" || a.Get("z") != " 7 " {
+		t.Errorf("got %q %q %q %q", a.Get("x"), a.Get("y"), a.Get("none"), a.Get("z"))
+	}
+}
+
+func TestParseGenerate(t *testing.T) {
+	for line, want := range map[string]string{
+		`generate incoming 7343`:                                     `Event=1 From=7343`,
+		`Generate Incoming 7343 2`:                                   `Event=1 From=7343 Line=2`,
+		`generate transfer 1 2 3 * 5`:                                `Event=2 From=1 To=2 Line=3 ClientGUID=* CallID=5`,
+		`generate transans 1 2`:                                      `Event=32 From=1 To=2`,
+		`generate outcoming 1 2 * 5`:                                 `Event=8 From=1 To=2 ClientGUID=* CallID=5`,
+		`generate outans 1 2`:                                        `Event=16 From=1 To=2`,
+		`generate history 1 2 100 200 50 in`:                         `Event=4 From=1 To=2 Start=100 End=200 Duration=50 Direction=0`,
+		`generate history 1 "2 3" 100 200 50 out http://x/1.mp3 4 5`: `Event=4 From=1 To=2 3 Start=100 End=200 Duration=50 Direction=1 Record=http://x/1.mp3 Line=4 CallID=5`,
+		`sms 1 2 * 5 0J/R`:                                           `Event=128 From=1 To=2 ClientGUID=* CallID=5 Smstext=0J/R`,
+		`generate`:                                                   ``,
+		`generate nothing 1`:                                         ``,
+		`generate transfer 1`:                                        ``,
+		`generate incoming 1 2 3`:                                    ``,
+		`generate history 1 2 100 200 50 sideways`:                   ``,
+	} {
+		words, err := SplitWords(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fields, err := ParseGenerate(words)
+		var got []string
+		for _, f := range fields {
+			got = append(got, f.Name+"="+f.Value)
+		}
+		if strings.Join(got, " ") != want || (err != nil) != (want == "") {
+			t.Errorf("%s: got %v, %v", line, got, err)
+		}
+	}
+}
+
+// Whatever comes over the socket is read or refused, and an event that is read can be written and read again.
+func FuzzParseServerMessage(f *testing.F) {
+	for _, seed := range []string{
+		`<Event type="1" callID="5" from="a &amp; b &#1; &"/>`, "<Event from=\"\xc8\xe2\"/>\x00",
+		"<Response><Code>0</Code><RequestID>1</RequestID><Details></Details><Data><Version>x</Version></Data></Response>\n",
+		`<!DOCTYPE x [<!ENTITY a "b">]><Event from="&a;"/>`, `<Event a:b="c" xmlns="d"/>`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		events, _, _ := ParseServerMessage(doc)
+		for _, e := range events {
+			for _, a := range e.Attrs {
+				if _, err := xml.Marshal(a.Value); err != nil {
+					t.Errorf("%q: %v", a.Value, err)
+				}
+				again, _, err := ParseServerMessage(Event{Attrs{{"from", a.Value}}}.XML())
+				if err != nil || len(again) != 1 || again[0].Attrs[0].Value != a.Value {
+					t.Errorf("%q was written and read as %v, %v", a.Value, again, err)
+				}
+			}
+		}
+	})
+}
+
+func FuzzUnpack(f *testing.F) {
+	f.Add([]byte("PGEvPg=="), true)
+	f.Add([]byte("<a/>\x00"), false)
+	f.Fuzz(func(t *testing.T, payload []byte, overWS bool) {
+		codec := Plain
+		if overWS {
+			codec = Base64
+		}
+		doc, err := codec.Unpack(payload)
+		if err != nil {
+			return
+		}
+		again, err := codec.Unpack(codec.Pack(doc))
+		if err != nil || string(again) != string(doc) {
+			t.Errorf("%q was packed and unpacked as %q, %v", doc, again, err)
+		}
+	})
+}
