@@ -217,9 +217,9 @@ func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
 		}
 		out[name] = value
 	}
-	for name, file := range out {
+	for _, name := range slices.Sorted(maps.Keys(out)) {
 		if secret, ok := strings.CutSuffix(name, "_FILE"); ok && secretNames.MatchString(secret) {
-			readSecret(out, secret, file, p)
+			readSecret(out, secret, out[name], p)
 		}
 	}
 	slices.Sort(numbers)

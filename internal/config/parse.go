@@ -76,7 +76,7 @@ func parseServer(s string, p *problems) *url.URL {
 	}
 	u, err := url.Parse(s)
 	switch {
-	case err != nil || u.Hostname() == "":
+	case err != nil || u.Hostname() == "" || strings.Count(u.Host, ":") > 1 && u.Host[0] != '[':
 		p.add("PZ_URL", "cannot be read: it %s; an IPv6 address stands in brackets", right)
 	case u.Scheme != "ws" && u.Scheme != "wss":
 		p.add("PZ_URL", "%s", right)
@@ -125,9 +125,9 @@ func (t text) parseTLS(c *Config, p *problems) {
 			p.add("PZ_TLS_CA_FILE", "is set, and so is PZ_TLS_FINGERPRINT: set only one of the two")
 		}
 	}
-	for name, value := range map[string]string{"PZ_TLS_CA_FILE": t.TLSCAFile, "PZ_TLS_FINGERPRINT": t.TLSFingerprint} {
-		if plain && value != "" {
-			p.add(name, "has a meaning only where PZ_URL begins with wss://")
+	for _, s := range []setting{{"PZ_TLS_CA_FILE", t.TLSCAFile}, {"PZ_TLS_FINGERPRINT", t.TLSFingerprint}} {
+		if plain && s.value != "" {
+			p.add(s.name, "has a meaning only where PZ_URL begins with wss://")
 		}
 	}
 }
