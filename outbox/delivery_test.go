@@ -1,0 +1,98 @@
+package outbox
+
+import (
+	"fmt"
+	"net/http"
+	"testing"
+	"time"
+)
+
+// Every status there is, and what it means. 0 is a transport error or a timeout.
+func TestClassifyEveryStatus(t *testing.T) {
+	for status := 0; status <= 999; status++ {
+		want := again
+		switch {
+		case status >= 200 && status <= 299:
+			want = success
+		case status == 410:
+			want = hopeless
+		}
+		if got := classify(status); got != want {
+			t.Errorf("%d %s: got %v", status, http.StatusText(status), got)
+		}
+	}
+}
+
+func TestNext(t *testing.T) {
+	schedule := []time.Duration{10 * time.Second, time.Minute}
+	now := time.Unix(1e9, 0)
+	const lowest, middle, highest = 0, 0.5, 1
+	for _, c := range []struct {
+		name     string
+		attempts int
+		o        outcome
+		random   float64
+		state    state
+		wait     time.Duration
+	}{
+		{"200", 0, outcome{status: 200}, middle, delivered, 0},
+		{"299 at the last try", 2, outcome{status: 299}, middle, delivered, 0},
+		{"410", 0, outcome{status: 410}, middle, dead, 0},
+		{"500, first wait", 0, outcome{status: 500}, middle, pending, 10 * time.Second},
+		{"500, a fifth earlier", 0, outcome{status: 500}, lowest, pending, 8 * time.Second},
+		{"500, a fifth later", 0, outcome{status: 500}, highest, pending, 12 * time.Second},
+		{"404, second wait", 1, outcome{status: 404}, middle, pending, time.Minute},
+		{"302", 0, outcome{status: 302}, middle, pending, 10 * time.Second},
+		{"no answer", 0, outcome{err: fmt.Errorf("refused")}, middle, pending, 10 * time.Second},
+		{"500, schedule used up", 2, outcome{status: 500}, middle, dead, 0},
+		{"429 that asks for longer", 0, outcome{status: 429, retryAfter: 20 * time.Second}, middle, pending, 20 * time.Second},
+		{"503 that asks for less", 0, outcome{status: 503, retryAfter: time.Second}, middle, pending, 10 * time.Second},
+		{"404 that asks for longer", 0, outcome{status: 404, retryAfter: time.Minute}, middle, pending, time.Minute},
+		{"503 that asks for a year", 0, outcome{status: 503, retryAfter: 365 * 24 * time.Hour}, middle, pending, time.Hour},
+		{"503 that asks to come back when it is over", 2, outcome{status: 503, retryAfter: time.Second}, middle, dead, 0},
+	} {
+		got := delivery{attempts: c.attempts}.next(c.o, schedule, now, c.random)
+		want := delivery{state: c.state, attempts: c.attempts + 1, due: now.Add(c.wait).UnixNano(), status: c.o.status}
+		if got != want {
+			t.Errorf("%s: got %+v, want %+v", c.name, got, want)
+		}
+	}
+}
+
+func TestParseRetryAfter(t *testing.T) {
+	now := time.Date(2026, 11, 23, 6, 0, 0, 0, time.UTC)
+	for header, want := range map[string]time.Duration{
+		"": 0, "0": 0, "5": 5 * time.Second, "-5": 0, "1.5": 0, "soon": 0, "31536000": time.Hour, "99999999999": 0,
+		"Mon, 23 Nov 2026 06:00:30 GMT": 30 * time.Second, "Mon, 23 Nov 2026 05:00:00 GMT": 0,
+	} {
+		if got := parseRetryAfter(header, now); got != want {
+			t.Errorf("%q: got %s, want %s", header, got, want)
+		}
+	}
+}
+
+func TestFilter(t *testing.T) {
+	f, err := ParseFilter("call.completed, sms.*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for kind, want := range map[string]bool{
+		"call.completed": true, "call.incoming": false, "sms.sent": true, "sms.status": true, "pz.event": false, "sms": false,
+	} {
+		if got := f.Match(typeOf(kind)); got != want {
+			t.Errorf("%s: got %v", kind, got)
+		}
+	}
+	if _, err := ParseFilter("call.completed,call"); err == nil {
+		t.Error("half a type is taken for one")
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	f.Add(encodeDelivery(delivery{attempts: 3, due: 5, status: 503}))
+	f.Add(encodeEvent(record{kind: "call.incoming", call: "5", head: []byte("{"), tail: []byte("}")}, 1))
+	f.Fuzz(func(_ *testing.T, v []byte) {
+		_, _ = decodeDelivery(v)
+		_, _ = decodeEvent(v)
+	})
+}

@@ -1,0 +1,627 @@
+package outbox
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+	bolt "go.etcd.io/bbolt"
+
+	"pzbridge/internal/pipenet"
+	"pzbridge/internal/telephony"
+)
+
+func typeOf(s string) telephony.EventType { return telephony.EventType(s) }
+
+var (
+	secretA = []byte("aaaaaaaaaaaaaaaaaaaaaaaa")
+	secretB = []byte("bbbbbbbbbbbbbbbbbbbbbbbb")
+	all     = Filter{"call.*", "sms.*", "pz.event"}
+)
+
+func event(kind telephony.EventType, call string) telephony.Event {
+	return telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: kind, Time: time.Now(), CallID: call}
+}
+
+func endpoint(name string) Endpoint {
+	return Endpoint{Name: name, URL: "http://crm.example/hook?token=t0psecret", Secrets: [][]byte{secretA}, Events: all, Timeout: 15 * time.Second}
+}
+
+// openOutbox opens an outbox and, when the test ends, closes it and checks its file.
+func openOutbox(t *testing.T, opts Options) *Outbox {
+	t.Helper()
+	if opts.Path == "" {
+		opts.Path = filepath.Join(t.TempDir(), "outbox.db")
+	}
+	if opts.Endpoints == nil {
+		opts.Endpoints = []Endpoint{endpoint("crm")}
+	}
+	if opts.RetrySchedule == nil {
+		opts.RetrySchedule = []time.Duration{5 * time.Second, 5 * time.Minute}
+	}
+	if opts.Logger == nil {
+		opts.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
+	opts.Grace, opts.UserAgent = 5*time.Second, "pzbridge/test"
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		checkFile(t, o)
+		if err := o.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return o
+}
+
+// checkFile holds that every pending delivery is in the due index, at its time, and nothing else is; and that an event has what points to it.
+func checkFile(t *testing.T, o *Outbox) {
+	t.Helper()
+	err := o.store.db.View(func(tx *bolt.Tx) error {
+		for err := range tx.Check() {
+			t.Error(err)
+		}
+		events := tx.Bucket(bucketEvents)
+		if e, i, c := events.Stats().KeyN, tx.Bucket(bucketIDs).Stats().KeyN, tx.Bucket(bucketCalls).Stats().KeyN; e != i || e != c {
+			t.Errorf("%d events, %d IDs, %d in calls", e, i, c)
+		}
+		return tx.Bucket(bucketEndpoints).ForEachBucket(func(name []byte) error {
+			b := tx.Bucket(bucketEndpoints).Bucket(name)
+			due := b.Bucket(bucketDue)
+			waiting := 0
+			err := b.Bucket(bucketDeliveries).ForEach(func(k, v []byte) error {
+				d, err := decodeDelivery(v)
+				if err != nil {
+					return err
+				}
+				if events.Get(k) == nil {
+					t.Errorf("delivery %d of %s has no event", binary.BigEndian.Uint64(k), name)
+				}
+				if d.state == pending {
+					waiting++
+					if due.Get(dueKey(d.due, binary.BigEndian.Uint64(k))) == nil {
+						t.Errorf("pending delivery %d of %s is not in the due index", binary.BigEndian.Uint64(k), name)
+					}
+				}
+				return nil
+			})
+			if n := due.Stats().KeyN; n != waiting {
+				t.Errorf("%s: %d pending, %d in the due index", name, waiting, n)
+			}
+			return err
+		})
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+func mustAppend(t *testing.T, o *Outbox, events ...telephony.Event) {
+	t.Helper()
+	if err := o.Append(t.Context(), events); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// states counts the deliveries of an endpoint by state.
+func states(t *testing.T, o *Outbox, name string) map[state]int {
+	t.Helper()
+	counts := map[state]int{}
+	err := o.store.db.View(func(tx *bolt.Tx) error {
+		return tx.Bucket(bucketEndpoints).Bucket([]byte(name)).Bucket(bucketDeliveries).ForEach(func(_, v []byte) error {
+			d, err := decodeDelivery(v)
+			counts[d.state]++
+			return err
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return counts
+}
+
+// received is a webhook as a CRM got it.
+type received struct {
+	at     time.Time
+	path   string
+	header http.Header
+	body   []byte
+}
+
+// crm is a receiver that answers as it is told.
+type crm struct {
+	net    *pipenet.Listener
+	answer func(n int, r received, w http.ResponseWriter) // n counts from 1
+
+	mu   sync.Mutex
+	hook []received
+}
+
+func (c *crm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	got := received{time.Now(), r.URL.RequestURI(), r.Header, body}
+	c.mu.Lock()
+	c.hook = append(c.hook, got)
+	n := len(c.hook)
+	c.mu.Unlock()
+	if c.answer != nil {
+		c.answer(n, got, w)
+	}
+}
+
+func (c *crm) received() []received {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]received(nil), c.hook...)
+}
+
+// bubble runs f in fake time with a CRM; what run starts is stopped when f returns.
+func bubble(t *testing.T, c *crm, f func(t *testing.T)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		c.net = pipenet.Listen()
+		server := &http.Server{Handler: c}
+		var serving sync.WaitGroup
+		serving.Go(func() { _ = server.Serve(c.net) })
+		f(t)
+		_ = server.Close()
+		serving.Wait()
+	})
+}
+
+// run delivers until the function that it returns is called.
+func run(t *testing.T, o *Outbox) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := o.Run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	return func() { cancel(); running.Wait() }
+}
+
+// The signature is verified by the public library, with the old and the new secret, over the bytes that were sent.
+func TestWebhookVerifies(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		// The library compares with the clock; the bubble's stands in the year 2000 and moves on its own.
+		e := endpoint("crm")
+		e.Secrets = [][]byte{secretA, secretB}
+		e.Headers = http.Header{"X-Mine": {"7"}}
+		o := openOutbox(t, Options{Endpoints: []Endpoint{e}, DialContext: c.net.Dial})
+		defer run(t, o)()
+		mustAppend(t, o, event("call.incoming", "5"))
+		synctest.Wait()
+		hooks := c.received()
+		if len(hooks) != 1 {
+			t.Fatalf("%d webhooks", len(hooks))
+		}
+		h := hooks[0].header
+		if h.Get("Content-Type") != "application/json" || h.Get("User-Agent") != "pzbridge/test" || h.Get("X-Mine") != "7" {
+			t.Errorf("headers: %v", h)
+		}
+		if n := len(strings.Fields(h.Get("webhook-signature"))); n != 2 {
+			t.Errorf("%d signatures", n)
+		}
+		for _, secret := range e.Secrets {
+			w, err := standardwebhooks.NewWebhookRaw(secret)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := w.Verify(hooks[0].body, h); err != nil {
+				t.Error(err)
+			}
+			if w.Verify(append(hooks[0].body, ' '), h) == nil {
+				t.Error("other bytes verify too")
+			}
+		}
+	})
+}
+
+func TestBody(t *testing.T) {
+	zero := int64(0)
+	at := time.Date(2026, 11, 23, 6, 25, 53, 718_400_000, time.UTC)
+	for name, c := range map[string]struct {
+		event telephony.Event
+		want  string
+	}{
+		"everything": {
+			telephony.Event{
+				ID: "019376aa-0000-7000-8000-000000000001", Type: "call.completed", Time: at, CallID: "18446744073709551615",
+				From: "73430112233", To: "101", Line: "2", Direction: "incoming",
+				StartedAt: time.Unix(1385035625, 0).UTC(), EndedAt: time.Unix(1385035685, 0).UTC(), Duration: &zero,
+				RecordingURL: "ftp://somehost/1.mp3?a=1&b=2", Replayed: true,
+				Wire: []telephony.Attr{{Name: "type", Value: "4"}, {Name: "callID", Value: "18446744073709551615"}, {Name: "line", Value: " "}},
+			},
+			`{"id":"019376aa-0000-7000-8000-000000000001","type":"call.completed","timestamp":"2026-11-23T06:25:53.718Z","data":{` +
+				`"call_id":"18446744073709551615","sequence":7,"from":"73430112233","to":"101","line":"2","direction":"incoming",` +
+				`"started_at":"2013-11-21T12:07:05Z","ended_at":"2013-11-21T12:08:05Z","duration_seconds":0,` +
+				`"recording_url":"ftp://somehost/1.mp3?a=1&b=2","replayed":true,` +
+				`"pz":{"type":"4","callID":"18446744073709551615","line":" "}}}`,
+		},
+		"hardly anything": {
+			telephony.Event{ID: "019376aa-0000-7000-8000-000000000001", Type: "pz.event", Time: at},
+			`{"id":"019376aa-0000-7000-8000-000000000001","type":"pz.event","timestamp":"2026-11-23T06:25:53.718Z","data":{"replayed":false,"pz":{}}}`,
+		},
+		"an SMS of a hostile sender": {
+			telephony.Event{ID: "019376aa-0000-7000-8000-000000000001", Type: "sms.status", Time: at, CallID: "7", Text: "</script>\"\n", Status: "failed"},
+			`{"id":"019376aa-0000-7000-8000-000000000001","type":"sms.status","timestamp":"2026-11-23T06:25:53.718Z","data":{` +
+				`"call_id":"7","sequence":7,"text":"</script>\"\n","status":"failed","replayed":false,"pz":{}}}`,
+		},
+	} {
+		r, err := newRecord(c.event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := r.body(7)
+		if string(got) != c.want || !json.Valid(got) {
+			t.Errorf("%s:\n got %s\nwant %s", name, got, c.want)
+		}
+	}
+}
+
+// bodies decodes what a webhook says.
+func decode(t *testing.T, r received) (id string, sequence int) {
+	t.Helper()
+	var body struct {
+		ID   string
+		Data struct{ Sequence int }
+	}
+	if err := json.Unmarshal(r.body, &body); err != nil {
+		t.Fatal(err)
+	}
+	return body.ID, body.Data.Sequence
+}
+
+// A CRM that fails is tried again after the schedule's waits, with the same bytes and a fresh signature; then the delivery is dead.
+func TestRetriesBySchedule(t *testing.T) {
+	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(http.StatusServiceUnavailable) }}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial})
+		defer run(t, o)()
+		mustAppend(t, o, event("call.incoming", "5"))
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		hooks := c.received()
+		if len(hooks) != 3 {
+			t.Fatalf("%d attempts", len(hooks))
+		}
+		for i, wait := range []time.Duration{5 * time.Second, 5 * time.Minute} {
+			took := hooks[i+1].at.Sub(hooks[i].at)
+			if took < wait*8/10 || took > wait*12/10 {
+				t.Errorf("wait %d: %s, not %s ±20 %%", i, took, wait)
+			}
+			if !bytes.Equal(hooks[i].body, hooks[i+1].body) || hooks[i].header.Get("webhook-id") != hooks[i+1].header.Get("webhook-id") {
+				t.Error("another attempt sent something else")
+			}
+			if hooks[i].header.Get("webhook-timestamp") == hooks[i+1].header.Get("webhook-timestamp") {
+				t.Error("another attempt has the timestamp of the first")
+			}
+		}
+		if got := states(t, o, "crm"); got[dead] != 1 {
+			t.Errorf("states: %v", got)
+		}
+	})
+}
+
+// 2xx, 410, a redirect, a timeout and a broken connection, each from the first attempt to the end.
+func TestAnswers(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer   func(n int, r received, w http.ResponseWriter)
+		attempts int // requests that arrive
+		state    state
+	}{
+		"204": {func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(204) }, 1, delivered},
+		"410": {func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(410) }, 1, dead},
+		"404, 200": {func(n int, _ received, w http.ResponseWriter) {
+			w.WriteHeader(map[int]int{1: 404}[n] + map[int]int{2: 200}[n])
+		}, 2, delivered},
+		"a redirect": {func(_ int, _ received, w http.ResponseWriter) {
+			w.Header().Set("Location", "/other")
+			w.WriteHeader(302)
+		}, 3, dead},
+		"a timeout": {func(n int, _ received, _ http.ResponseWriter) { time.Sleep(time.Duration(2-min(n, 2)) * time.Hour) }, 2, delivered},
+		"three resets are one attempt": {func(n int, _ received, _ http.ResponseWriter) {
+			if n <= 3 {
+				panic(http.ErrAbortHandler)
+			}
+		}, 4, delivered},
+		"a Retry-After of a year": {func(n int, _ received, w http.ResponseWriter) {
+			if n == 1 {
+				w.Header().Set("Retry-After", "31536000")
+				w.WriteHeader(503)
+			}
+		}, 2, delivered},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c2 := &crm{answer: c.answer}
+			bubble(t, c2, func(t *testing.T) {
+				o := openOutbox(t, Options{DialContext: c2.net.Dial})
+				stop := run(t, o)
+				mustAppend(t, o, event("call.incoming", "5"))
+				time.Sleep(2 * time.Hour)
+				synctest.Wait()
+				stop()
+				for _, h := range c2.received() {
+					if h.path != "/hook?token=t0psecret" {
+						t.Errorf("a redirect was followed to %s", h.path)
+					}
+				}
+				if n := len(c2.received()); n != c.attempts {
+					t.Errorf("%d requests, want %d", n, c.attempts)
+				}
+				if got := states(t, o, "crm"); got[c.state] != 1 {
+					t.Errorf("states: %v", got)
+				}
+			})
+		})
+	}
+}
+
+// No line of the log and no error tells what stands in an endpoint's address.
+func TestNoSecretInTheLog(t *testing.T) {
+	for name, dial := range map[string]func(context.Context, string, string) (net.Conn, error){
+		"refused":      func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("connection refused") },
+		"hangs":        func(ctx context.Context, _, _ string) (net.Conn, error) { <-ctx.Done(); return nil, ctx.Err() },
+		"broken reply": func(context.Context, string, string) (net.Conn, error) { return brokenReply() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var log lockedBuffer
+				o := openOutbox(t, Options{DialContext: dial, Logger: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+				stop := run(t, o)
+				mustAppend(t, o, event("call.incoming", "5"))
+				time.Sleep(time.Hour)
+				stop()
+				if text := log.String(); strings.Contains(text, "t0psecret") || !strings.Contains(text, "attempt failed") {
+					t.Errorf("the log:\n%s", text)
+				}
+			})
+		})
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func brokenReply() (net.Conn, error) {
+	client, server := net.Pipe()
+	go func() {
+		_, _ = server.Read(make([]byte, 4096))
+		_, _ = io.WriteString(server, "HTTP/1.1 302 Found\r\nLocation: http://[t0psecret\r\nContent-Length: 0\r\n\r\n")
+		_ = server.Close()
+	}()
+	return client, nil
+}
+
+func TestSequenceAndFilter(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.Events = Filter{"call.completed"}
+		path := filepath.Join(t.TempDir(), "outbox.db")
+		for range 2 { // the count goes on after a restart
+			o, err := Open(Options{Path: path, Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{time.Second}, Grace: time.Second, Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial})
+			if err != nil {
+				t.Fatal(err)
+			}
+			stop := run(t, o)
+			mustAppend(t, o, event("call.incoming", "5"), event("call.completed", "5"), event("call.completed", "55"), event("call.incoming", ""))
+			synctest.Wait()
+			stop()
+			checkFile(t, o)
+			if err := o.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var sequences []int
+		for _, h := range c.received() {
+			_, n := decode(t, h)
+			sequences = append(sequences, n)
+		}
+		// In which order two calls go out is nobody's promise.
+		counts := map[int]int{}
+		for _, n := range sequences {
+			counts[n]++
+		}
+		if !reflect.DeepEqual(counts, map[int]int{1: 1, 2: 2, 4: 1}) {
+			t.Errorf("sequences: %v", sequences)
+		}
+	})
+}
+
+func TestAppendOfAKnownIDIsANoOp(t *testing.T) {
+	o := openOutbox(t, Options{})
+	e := event("call.incoming", "5")
+	mustAppend(t, o, e)
+	mustAppend(t, o, e, event("call.completed", "5"))
+	if got := states(t, o, "crm"); got[pending] != 2 {
+		t.Errorf("states: %v", got)
+	}
+}
+
+func TestAReplayOfWhatIsKnownIsNotSentAgain(t *testing.T) {
+	o := openOutbox(t, Options{})
+	make := func(print byte, replayed bool) telephony.Event {
+		e := event("call.completed", "5")
+		e.Fingerprint[0], e.Replayed = print, replayed
+		return e
+	}
+	mustAppend(t, o, make(1, false))
+	mustAppend(t, o, make(1, false)) // the same thing said twice live is two things
+	mustAppend(t, o, make(1, true), make(2, true), make(2, true))
+	mustAppend(t, o, make(2, true))
+	if got := states(t, o, "crm"); got[pending] != 3 {
+		t.Errorf("states: %v", got)
+	}
+}
+
+// Deliveries that wait for their time do not wait longer because the clock is set back.
+func TestClockSetBack(t *testing.T) {
+	o := openOutbox(t, Options{})
+	mustAppend(t, o, event("call.incoming", "5"))
+	jobs, _, err := o.store.due("crm", 10, nil, o.lanes[0].horizon)
+	if err != nil || len(jobs) != 1 {
+		t.Fatal(jobs, err)
+	}
+	for ahead, want := range map[time.Duration]int{30 * time.Minute: 0, 365 * 24 * time.Hour: 1} {
+		next := delivery{attempts: 1, due: time.Now().Add(ahead).UnixNano()}
+		if err := o.store.record("crm", jobs[0], next); err != nil {
+			t.Fatal(err)
+		}
+		due, wait, err := o.store.due("crm", 10, nil, o.lanes[0].horizon)
+		if err != nil || len(due) != want || (want == 0) != (wait > 0) {
+			t.Errorf("%s ahead: %d due, wait %s, %v", ahead, len(due), wait, err)
+		}
+		jobs[0].delivery = next
+	}
+}
+
+// Changes that wait while a commit runs go into the next one together.
+func TestWaitingChangesAreCommittedTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := openOutbox(t, Options{})
+		release := make(chan struct{})
+		var changes sync.WaitGroup
+		changes.Go(func() {
+			if err := o.store.commit(func(*bolt.Tx) error { <-release; return nil }); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		before := lastTx(t, o)
+		const many = 200
+		for i := range many {
+			changes.Go(func() {
+				if err := o.Append(t.Context(), []telephony.Event{event("call.incoming", fmt.Sprint(i))}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		close(release)
+		changes.Wait()
+		if commits := lastTx(t, o) - before; commits != 2 {
+			t.Errorf("%d commits: the one that ran, and one for the %d that waited, would do", commits, many)
+		}
+		if got := states(t, o, "crm"); got[pending] != many {
+			t.Errorf("states: %v", got)
+		}
+	})
+}
+
+// lastTx is the number of the last transaction that was committed.
+func lastTx(t *testing.T, o *Outbox) (id int) {
+	t.Helper()
+	if err := o.store.db.View(func(tx *bolt.Tx) error { id = tx.ID(); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+func TestClientGUIDIsMadeOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	var guids [2]string
+	for i := range guids {
+		o, err := Open(Options{Path: path, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if guids[i], err = o.ClientGUID(); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if guids[0] == "" || guids[0] != guids[1] {
+		t.Errorf("got %q", guids)
+	}
+}
+
+func TestOpenSaysWhatIsWrong(t *testing.T) {
+	o := openOutbox(t, Options{})
+	if _, err := Open(o.opts); !errors.Is(err, ErrInUse) {
+		t.Errorf("a second one on the file: %v", err)
+	}
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("no outbox "), 1000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	opts := o.opts
+	opts.Path = path
+	if _, err := Open(opts); !errors.Is(err, ErrNotOutbox) {
+		t.Errorf("a file that is no outbox: %v", err)
+	}
+	opts.Path = filepath.Join(path, "outbox.db") // its folder is a file
+	if _, err := Open(opts); err == nil || strings.Count(err.Error(), path) != 1 {
+		t.Errorf("a folder that cannot be made: %v", err)
+	}
+}
+
+// A shutdown lets an attempt in flight end and records it; one that takes longer than the grace is cut off and made again later.
+func TestShutdownDuringAnAttempt(t *testing.T) {
+	for name, c := range map[string]struct {
+		takes time.Duration
+		state state
+	}{"within the grace": {2 * time.Second, delivered}, "longer": {time.Minute, pending}} {
+		t.Run(name, func(t *testing.T) {
+			receiver := &crm{answer: func(int, received, http.ResponseWriter) { time.Sleep(c.takes) }}
+			bubble(t, receiver, func(t *testing.T) {
+				o := openOutbox(t, Options{DialContext: receiver.net.Dial, Endpoints: []Endpoint{{
+					Name: "crm", URL: "http://crm.example", Secrets: [][]byte{secretA}, Events: all, Timeout: time.Hour,
+				}}})
+				stop := run(t, o)
+				mustAppend(t, o, event("call.incoming", "5"))
+				synctest.Wait()
+				began := time.Now()
+				stop()
+				if took := time.Since(began); took > o.opts.Grace {
+					t.Errorf("the shutdown took %s", took)
+				}
+				if got := states(t, o, "crm"); got[c.state] != 1 {
+					t.Errorf("states: %v", got)
+				}
+				time.Sleep(time.Hour) // lets the receiver's handler end
+			})
+		})
+	}
+}
