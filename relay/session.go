@@ -155,7 +155,10 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 func (s *Session) identify(c *conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), identifyTimeout)
 	defer cancel()
-	resp, _ := s.request(ctx, c, pz.Request{Method: pz.MethodGetVersion})
+	resp, err := s.request(ctx, c, pz.Request{Method: pz.MethodGetVersion})
+	if err != nil && ctx.Err() == nil {
+		return // the connection has ended
+	}
 	select {
 	case <-c.gone:
 	default:

@@ -4,10 +4,13 @@
 package pztest
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"fmt"
+	stdlog "log"
 	"net"
 	"net/http"
 	"slices"
@@ -98,7 +101,10 @@ func (s *Server) Start(l net.Listener) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.http = &http.Server{Handler: s, ReadHeaderTimeout: 10 * time.Second}
+	s.http = &http.Server{
+		Handler: s, ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog: stdlog.New(lineWriter(s.log), "", 0), // handshakes that fail, mostly
+	}
 	s.handlers.Go(func() { _ = s.http.Serve(l) })
 }
 
@@ -126,6 +132,15 @@ func (s *Server) Fingerprint() string {
 	return hex.EncodeToString(sum[:])
 }
 
+// Certificate is what the server shows over wss. It signed itself, so it is its own CA.
+func (s *Server) Certificate() *x509.Certificate {
+	cert, err := x509.ParseCertificate(s.opts.TLS.Certificates[0].Certificate[0])
+	if err != nil {
+		panic(fmt.Sprintf("pztest: parse its own certificate: %v", err))
+	}
+	return cert
+}
+
 // Requests lists what clients have asked for so far, GetVersion and GetClients aside, in order.
 func (s *Server) Requests() []pz.Request {
 	s.mu.Lock()
@@ -151,7 +166,7 @@ func (s *Server) Disconnect(code int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.clients {
-		c.send(outgoing{closeCode: code, payload: []byte(pz.CloseMeaning(code))})
+		c.send(outgoing{closeCode: code})
 	}
 }
 
@@ -244,6 +259,14 @@ func (s *Server) log(format string, args ...any) {
 	}
 }
 
+// lineWriter makes a writer of a function that takes lines.
+type lineWriter func(format string, args ...any)
+
+func (w lineWriter) Write(p []byte) (int, error) {
+	w("%s", bytes.TrimSpace(p))
+	return len(p), nil
+}
+
 func (s *Server) debug(line string) {
 	if s.opts.Debug != nil {
 		s.opts.Debug(strings.TrimRight(line, "\n"))
@@ -277,7 +300,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case wrong:
 		l.send(outgoing{closeCode: pz.CloseInvalidPassword, payload: []byte("Invalid password")})
 	case s.opts.Refuse != 0:
-		l.send(outgoing{closeCode: s.opts.Refuse, payload: []byte(pz.CloseMeaning(s.opts.Refuse))})
+		l.send(outgoing{closeCode: s.opts.Refuse})
 	default:
 		c := s.join(identity, r.RemoteAddr, l)
 		defer s.leave(c, l)
@@ -371,7 +394,7 @@ type link struct {
 	queue []outgoing
 }
 
-// outgoing is a message to write, or with a code the end of the connection.
+// outgoing is a message to write, or with a code the end of the connection; the payload is then the reason, 123 bytes at most.
 type outgoing struct {
 	payload   []byte
 	closeCode int

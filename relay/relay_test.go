@@ -1,0 +1,552 @@
+package relay
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"pzbridge/internal/pipenet"
+	"pzbridge/internal/pz"
+	"pzbridge/internal/pztest"
+	"pzbridge/internal/telephony"
+)
+
+// sink keeps what is appended, and fails while it is told to.
+type sink struct {
+	mu     sync.Mutex
+	events []telephony.Event
+	fail   error
+}
+
+func (s *sink) Append(_ context.Context, events []telephony.Event) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail == nil {
+		s.events = append(s.events, events...)
+	}
+	return s.fail
+}
+
+func (s *sink) set(fail error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = fail
+}
+
+func (s *sink) appended() []telephony.Event {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]telephony.Event(nil), s.events...)
+}
+
+// log is what the session has written, line by line.
+type log struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *log) lines(t *testing.T, message string) []map[string]any {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var found []map[string]any
+	for line := range strings.Lines(l.b.String()) {
+		var fields map[string]any
+		if err := json.Unmarshal([]byte(line), &fields); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(fields["msg"].(string), message) {
+			found = append(found, fields)
+		}
+	}
+	return found
+}
+
+// world is a simulated server, a session with it, and what the session brings. It lives in fake time.
+type world struct {
+	server  *pztest.Server
+	net     atomic.Pointer[pipenet.Listener]
+	session *Session
+	sink    *sink
+	log     *log
+	opts    Options
+	stop    func() error
+}
+
+// inWorld runs f with a session that is running; serve starts the server, which does not listen at first.
+func inWorld(t *testing.T, server pztest.Options, change func(*Options), f func(t *testing.T, w *world)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{server: pztest.New(server), sink: &sink{}, log: &log{}}
+		w.opts = Options{
+			URL:      &url.URL{Scheme: "ws", Host: "pbx:10150"},
+			Identity: pz.Identity{Password: server.Password, GUID: "bridge", ClientType: "pzbridge", EventsMask: 65535, Protocol: 2},
+			Grace:    5 * time.Second, Sink: w.sink,
+			Logger:      slog.New(slog.NewJSONHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+			DialContext: w.dial,
+		}
+		if change != nil {
+			change(&w.opts)
+		}
+		var err error
+		if w.session, err = New(w.opts); err != nil {
+			t.Fatal(err)
+		}
+		w.serve()
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- w.session.Run(ctx) }()
+		w.stop = sync.OnceValue(func() error { cancel(); return <-ended })
+		f(t, w)
+		if err := w.stop(); err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		w.server.Close()
+	})
+}
+
+func (w *world) serve() {
+	l := pipenet.Listen()
+	w.net.Store(l)
+	w.server.Start(l)
+}
+
+func (w *world) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return w.net.Load().Dial(ctx, network, address)
+}
+
+// generate makes an event at the server, as a line of its console would.
+func (w *world) generate(t *testing.T, line string) {
+	t.Helper()
+	words, err := pz.SplitWords(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields, err := pz.ParseGenerate(words)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.server.Generate(fields); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEventsComeIn(t *testing.T) {
+	inWorld(t, pztest.Options{Password: "пароль"}, nil, func(t *testing.T, w *world) {
+		synctest.Wait()
+		if c := w.session.Connection(); c.State != telephony.Connected || c.ServerVersion != "Test Server v1.1.2" {
+			t.Fatalf("connection: %+v", c)
+		}
+		w.generate(t, "generate incoming 7343 2")
+		w.generate(t, "generate history 7343 101 1385035625 1385035685 0 in http://x/1.mp3 2 5")
+		synctest.Wait()
+		events := w.sink.appended()
+		if len(events) != 2 {
+			t.Fatalf("%d events", len(events))
+		}
+		e := events[1]
+		if e.Type != telephony.EventCompleted || e.CallID != "5" || *e.Duration != 0 || e.Direction != telephony.Incoming ||
+			e.StartedAt.Unix() != 1385035625 || e.EndedAt.Unix() != 1385035685 || e.RecordingURL != "http://x/1.mp3" || e.Replayed {
+			t.Errorf("got %+v", e)
+		}
+	})
+}
+
+func TestTranslate(t *testing.T) {
+	now := time.Now()
+	for _, c := range []struct {
+		xml  string
+		want string
+	}{
+		{`<Event type="1" callID="5" from="7" line=" "/>`, "call.transfer_requested 5 7> incoming"},
+		{`<Event type="2" callID="5" from="7" to="8"/>`, "call.incoming 5 7>8 incoming"},
+		{`<Event type="4" callID="5" from="7" to="8" direction="1"/>`, "call.completed 5 7>8 outgoing"},
+		{`<Event type="4" callID="5" from="7" to="8" direction="up" start="never" end="0" duration="-1"/>`, "call.completed 5 7>8 "},
+		{`<Event type="8" callID="5" from="7" to="8"/>`, "call.outgoing 5 7>8 outgoing"},
+		{`<Event type="16" callID="5" from="7" to="8"/>`, "call.outgoing_answered 5 7>8 outgoing"},
+		{`<Event type="32" callID="5" from="7" to="8"/>`, "call.incoming_answered 5 7>8 incoming"},
+		{`<Event type="64" callID="5" from="7" to="8"/>`, "pz.event 5 7>8 "},
+		{`<Event type="4096" callID="5" colour="red"/>`, "pz.event 5 > "},
+		{`<Event/>`, "pz.event  > "},
+		{`<Event type="128" callID="5" from="7" to="8" smstext="0J/RgNC40LLQtdGC"/>`, "sms.sent 5 7>8 Привет"},
+		{`<Event type="128" callID="5" from="7" to="8" smstext="!"/>`, "sms.sent 5 7>8 "},
+		{`<Event type="256" callID="5" from="7" to="8" result="0"/>`, "sms.status 5 7>8 sending"},
+		{`<Event type="256" callID="5" from="7" to="8" result="1"/>`, "sms.status 5 7>8 sent"},
+		{`<Event type="256" callID="5" from="7" to="8" result="17"/>`, "sms.status 5 7>8 failed"},
+		{`<Event type="256" callID="5" from="7" to="8" result=" "/>`, "sms.status 5 7>8 "},
+	} {
+		events, _, err := pz.ParseServerMessage([]byte(c.xml))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := translate(events[0], now)
+		got := fmt.Sprintf("%s %s %s>%s %s%s%s", e.Type, e.CallID, e.From, e.To, e.Direction, e.Text, e.Status)
+		if got != c.want || len(e.Wire) != len(events[0].Attrs) || !e.StartedAt.IsZero() || e.Duration != nil {
+			t.Errorf("%s: got %s, %+v", c.xml, got, e)
+		}
+	}
+}
+
+func TestFingerprint(t *testing.T) {
+	print := func(xml string) [16]byte {
+		events, _, err := pz.ParseServerMessage([]byte(xml))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return translate(events[0], time.Now()).Fingerprint
+	}
+	live := print(`<Event type="4" callID="5" from="7" line=" "/>`)
+	for xml, same := range map[string]bool{
+		`<Event from="7" callID="5" missed="1" missedFinal="1" type="4"/>`: true,
+		`<Event type="4" callID="5" from="7" line="" record=" "/>`:         true,
+		`<Event type="4" callID="5" from="8"/>`:                            false,
+		`<Event type="4" callID="57" from=""/>`:                            false,
+	} {
+		if (print(xml) == live) != same {
+			t.Errorf("%s: same is %v", xml, !same)
+		}
+	}
+}
+
+// Frames that cannot be read, and one that is too long, cost a line of the log and nothing else.
+func TestBadFrames(t *testing.T) {
+	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+		synctest.Wait()
+		long := strings.Repeat("ы", 300)
+		for _, frame := range [][]byte{
+			[]byte("<" + long), // no base64
+			pz.Base64.Pack([]byte(`<Event type="1" from="x`)), pz.Base64.Pack([]byte("\xff\xfe")), []byte("A"),
+			bytes.Repeat([]byte("QUJD"), pz.MaxMessage/4+1),
+			pz.Base64.Pack([]byte("<Event type=\"1\" callID=\"5\" from=\"\xc8\xe2&#1;\"/>")),
+			pz.Base64.Pack([]byte("<Response><Code>0</Code><RequestID>1</RequestID></Response>")),
+		} {
+			w.server.EmitRaw(frame)
+		}
+		w.generate(t, "generate incoming 7343")
+		synctest.Wait()
+		events := w.sink.appended()
+		if len(events) != 2 || events[0].From != "\uFFFD\uFFFD\uFFFD" || events[1].From != "7343" {
+			t.Errorf("events: %+v", events)
+		}
+		bad := w.log.lines(t, "could not be read")
+		if len(bad) != 4 {
+			t.Errorf("%d lines about frames that cannot be read", len(bad))
+		}
+		if frame := bad[0]["frame"].(string); frame != "<"+strings.Repeat("ы", 199) {
+			t.Errorf("the line shows %d bytes: %s", len(frame), frame)
+		}
+		if n := len(w.log.lines(t, "over 1 MiB")); n != 1 {
+			t.Errorf("%d lines about the message that is too long", n)
+		}
+		if n := len(w.log.lines(t, "not connected")); n != 0 {
+			t.Error("the connection was lost")
+		}
+	})
+}
+
+func TestCommands(t *testing.T) {
+	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		for _, cmd := range []telephony.Command{
+			{Kind: telephony.CommandCall, From: "101", To: "+7 (343) 011 <&>"},
+			{Kind: telephony.CommandTransfer, CallID: "5", To: ""},
+			{Kind: telephony.CommandSMS, From: "101", To: "102", Text: "Привет"},
+		} {
+			if err := w.session.Do(ctx, cmd); err != nil {
+				t.Errorf("%s: %v", cmd.Kind, err)
+			}
+		}
+		var got []string
+		for _, r := range w.server.Requests() {
+			got = append(got, fmt.Sprint(r.Method, r.Data))
+		}
+		want := []string{"Call[{From 101} {To +7 (343) 011 <&>}]", "Transfer[{CallID 5} {To }]", "Generate[{Event 128} {From 101} {To 102} {Smstext 0J/RgNC40LLQtdGC}]"}
+		if strings.Join(got, "\n") != strings.Join(want, "\n") {
+			t.Errorf("the server got\n%s", strings.Join(got, "\n"))
+		}
+		var refused *telephony.RefusedError
+		if err := w.session.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "", To: "5"}); !errors.As(err, &refused) || refused.Code != "2" {
+			t.Errorf("a call from nowhere: %v", err)
+		}
+		w.server.Close()
+		synctest.Wait()
+		if err := w.session.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "1", To: "5"}); !errors.Is(err, telephony.ErrNotConnected) {
+			t.Errorf("without a connection: %v", err)
+		}
+	})
+}
+
+// dialLossy puts a wire between the ends that goes dead when cut is closed.
+func dialLossy(dial func(context.Context, string, string) (net.Conn, error), cut chan struct{}) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		far, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		near, middle := net.Pipe()
+		carry := func(to, from net.Conn) {
+			defer to.Close()
+			buf := make([]byte, 4096)
+			for {
+				n, err := from.Read(buf)
+				if err != nil {
+					return
+				}
+				select {
+				case <-cut: // swallowed
+				default:
+					if _, err := to.Write(buf[:n]); err != nil {
+						return
+					}
+				}
+			}
+		}
+		go carry(far, middle)
+		go carry(middle, far)
+		return near, nil
+	}
+}
+
+// A peer that has gone without a word is noticed within a minute, and what waits for its answer is told so in its own time.
+func TestDeadPeer(t *testing.T) {
+	cut := make(chan struct{})
+	inWorld(t, pztest.Options{}, func(o *Options) { o.DialContext = dialLossy(o.DialContext, cut) }, func(t *testing.T, w *world) {
+		synctest.Wait()
+		time.Sleep(10 * time.Minute) // pings keep a quiet connection alive
+		if c := w.session.Connection(); c.State != telephony.Connected {
+			t.Fatalf("after ten quiet minutes: %+v", c)
+		}
+		close(cut)
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := w.session.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "1", To: "2"}); !errors.Is(err, telephony.ErrNoAnswer) {
+			t.Errorf("a command to a dead peer: %v", err)
+		}
+		if took := time.Since(began); took != 10*time.Second {
+			t.Errorf("it was told after %s", took)
+		}
+		for w.session.Connection().State == telephony.Connected {
+			time.Sleep(time.Second)
+		}
+		if took := time.Since(began); took > time.Minute {
+			t.Errorf("noticed after %s", took)
+		}
+		if err := w.session.Connection().LastError; !strings.Contains(err, "silent") {
+			t.Errorf("the reason: %s", err)
+		}
+	})
+}
+
+// How soon the session dials again after each close code, and what it says.
+func TestCloseCodes(t *testing.T) {
+	for code := 4001; code <= 4010; code++ {
+		t.Run(fmt.Sprint(code), func(t *testing.T) {
+			inWorld(t, pztest.Options{Refuse: code}, nil, func(t *testing.T, w *world) {
+				time.Sleep(4 * time.Minute)
+				lines := w.log.lines(t, "not connected")
+				hopeless := code != 4001 && code != 4007 && code != 4010
+				if hopeless != (len(lines) == 1) {
+					t.Errorf("%d lines after four minutes", len(lines))
+				}
+				if len(lines) > 10 {
+					t.Errorf("%d lines in four minutes: the log is flooded", len(lines))
+				}
+				c := w.session.Connection()
+				if c.State == telephony.Connected || c.CloseCode != code || c.CloseMeaning != pz.CloseMeaning(code) {
+					t.Errorf("connection: %+v", c)
+				}
+				if len(w.log.lines(t, "connected to")) != len(lines) {
+					t.Error("a connection that was refused is called one")
+				}
+			})
+		})
+	}
+}
+
+func TestRedialWait(t *testing.T) {
+	broken := errors.New("connection refused")
+	for attempt, want := range []time.Duration{500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000, 60000} {
+		want *= time.Millisecond
+		if low, high := redialWait(attempt, broken, 0), redialWait(attempt, broken, 0.999); low < want/2 || low < redialFirst || high > want || high < want*9/10 {
+			t.Errorf("attempt %d: between %s and %s, want up to %s", attempt, low, high, want)
+		}
+	}
+	if got := redialWait(1000, broken, 0.5); got > redialMost {
+		t.Errorf("after a thousand: %s", got)
+	}
+	if got := redialWait(0, closeError{&websocket.CloseError{Code: 4009}}, 0.5); got != 5*time.Minute {
+		t.Errorf("after 4009: %s", got)
+	}
+}
+
+func TestWrongPassword(t *testing.T) {
+	inWorld(t, pztest.Options{Password: "sesame"}, func(o *Options) { o.Identity.Password = "hunter2" }, func(t *testing.T, w *world) {
+		time.Sleep(time.Second)
+		if c := w.session.Connection(); c.State != telephony.Disconnected || !strings.Contains(c.LastError, "PZ_PASSWORD") {
+			t.Errorf("connection: %+v", c)
+		}
+		w.log.mu.Lock()
+		defer w.log.mu.Unlock()
+		if strings.Contains(w.log.b.String(), "hunter2") || strings.Contains(w.log.b.String(), "aHVudGVyMg") {
+			t.Errorf("the password is in the log:\n%s", w.log.b.String())
+		}
+	})
+}
+
+// While the sink fails, events wait, the log stays readable, and nothing is lost.
+func TestSinkFailsForAWhile(t *testing.T) {
+	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+		synctest.Wait()
+		w.sink.set(errors.New("no space left on device"))
+		const many = 3 * intakeSize
+		for i := range many {
+			w.generate(t, fmt.Sprintf("generate transfer 7343 101 1 * %d", i+1))
+		}
+		time.Sleep(time.Hour)
+		if n := len(w.log.lines(t, "cannot be stored")); n < 2 || n > 400 {
+			t.Errorf("%d lines in an hour of failure", n)
+		}
+		w.sink.set(nil)
+		time.Sleep(10 * time.Minute)
+		events := w.sink.appended()
+		if len(events) < intakeSize {
+			t.Errorf("%d events", len(events))
+		}
+		for i, e := range events {
+			if e.CallID != fmt.Sprint(i+1) {
+				t.Fatalf("event %d is of call %s", i, e.CallID)
+			}
+		}
+		if n := len(w.log.lines(t, "stored again")); n != 1 {
+			t.Errorf("%d lines say that it is over", n)
+		}
+	})
+}
+
+// A shutdown stores what has been read, and says so if it could not.
+func TestShutdownStoresWhatWasRead(t *testing.T) {
+	for fails, want := range map[error]int{nil: 100, errors.New("no space left on device"): 0} {
+		inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+			synctest.Wait()
+			w.sink.set(fails)
+			for range 100 {
+				w.generate(t, "generate incoming 7343")
+			}
+			synctest.Wait()
+			began := time.Now()
+			err := w.stop()
+			if got := len(w.sink.appended()); got != want || (err == nil) != (fails == nil) {
+				t.Errorf("%d events stored, %v", got, err)
+			}
+			if took := time.Since(began); took > w.opts.Grace {
+				t.Errorf("it took %s", took)
+			}
+			if err != nil && !strings.Contains(err.Error(), "100 events") {
+				t.Error(err)
+			}
+			w.stop = func() error { return nil }
+		})
+	}
+}
+
+func TestReplayMaxAge(t *testing.T) {
+	for age, want := range map[time.Duration]int{0: 3, 168 * time.Hour: 2} {
+		inWorld(t, pztest.Options{}, func(o *Options) { o.ReplayMaxAge = age }, func(t *testing.T, w *world) {
+			synctest.Wait()
+			w.server.Close()
+			now := time.Now().Unix()
+			w.generate(t, fmt.Sprintf("generate history 1 2 %d %d 1 in", now-9*86400-5, now-9*86400))
+			w.generate(t, fmt.Sprintf("generate history 1 2 %d %d 1 in", now-86400-5, now-86400))
+			if err := w.server.Generate(pz.Attrs{{Name: "Event", Value: "256"}, {Name: "From", Value: "1"}, {Name: "To", Value: "2"}, {Name: "Result", Value: "1"}}); err != nil {
+				t.Fatal(err)
+			}
+			w.serve()
+			time.Sleep(2 * time.Minute)
+			if got := w.sink.appended(); len(got) != want || !got[0].Replayed {
+				t.Errorf("REPLAY_MAX_AGE %s: %d events", age, len(got))
+			}
+			if n := len(w.log.lines(t, "ended long ago")); (n == 1) != (want == 2) {
+				t.Errorf("%d lines about what is left out", n)
+			}
+		})
+	}
+}
+
+// Over real TLS: a certificate is trusted by its CA or by its fingerprint, an old server only by the explicit choice.
+func TestTLS(t *testing.T) {
+	modern, legacy := pztest.NewServer(pztest.Options{TLS: pztest.ModernTLS()}), pztest.NewServer(pztest.Options{TLS: pztest.LegacyTLS()})
+	defer modern.Close()
+	defer legacy.Close()
+	sum := func(s *pztest.Server) []byte {
+		b, err := hex.DecodeString(s.Fingerprint())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(modern.Certificate())
+	for _, c := range []struct {
+		name        string
+		server      *pztest.Server
+		roots       *x509.CertPool
+		fingerprint []byte
+		legacy      bool
+		wrong       string
+	}{
+		{"its CA", modern, roots, nil, false, ""},
+		{"its fingerprint", modern, nil, sum(modern), false, ""},
+		{"no reason to trust it", modern, nil, nil, false, "certificate"},
+		{"another's fingerprint", modern, nil, sum(legacy), false, modern.Fingerprint()},
+		{"old, by choice", legacy, nil, sum(legacy), true, ""},
+		{"old, by choice, another's fingerprint", legacy, nil, sum(modern), true, legacy.Fingerprint()},
+		{"old, without the choice", legacy, nil, sum(legacy), false, "protocol version"},
+		{"modern, with the choice for old ones", modern, nil, sum(modern), true, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			address, err := url.Parse(c.server.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := New(Options{
+				URL: address, TLS: TLS(c.roots, c.fingerprint, c.legacy), Identity: pz.Identity{GUID: c.name, Protocol: 2},
+				Grace: time.Second, Sink: &sink{}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ws, err := s.dial(t.Context())
+			if err == nil {
+				_ = ws.Close()
+			}
+			if (err == nil) != (c.wrong == "") || err != nil && !strings.Contains(err.Error(), c.wrong) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
