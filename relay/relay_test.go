@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/url"
@@ -535,7 +534,7 @@ func TestTLS(t *testing.T) {
 			}
 			s, err := New(Options{
 				URL: address, TLS: TLS(c.roots, c.fingerprint, c.legacy), Identity: pz.Identity{GUID: c.name, Protocol: 2},
-				Grace: time.Second, Sink: &sink{}, Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+				Grace: time.Second, Sink: &sink{}, Logger: slog.New(slog.DiscardHandler),
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -267,7 +267,9 @@ func wireRequest(cmd telephony.Command) pz.Request {
 	case telephony.CommandSMS:
 		return pz.Request{Method: pz.MethodGenerate, Data: pz.Attrs{
 			{Name: "Event", Value: pz.TypeSMS},
-			{Name: "From", Value: cmd.From}, {Name: "To", Value: cmd.To}, {Name: "Smstext", Value: pz.SMSText(cmd.Text)},
+			{Name: "From", Value: cmd.From},
+			{Name: "To", Value: cmd.To},
+			{Name: "Smstext", Value: pz.SMSText(cmd.Text)},
 		}}
 	}
 	panic("relay: a command of the unknown kind " + string(cmd.Kind))

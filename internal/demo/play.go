@@ -110,8 +110,11 @@ func (s *Stage) connected(ctx context.Context) error {
 
 func (s *Stage) generate(kind string, id int, from, to string) error {
 	return s.Server.Generate(pz.Attrs{
-		{Name: "Event", Value: kind}, {Name: "CallID", Value: strconv.Itoa(id)},
-		{Name: "From", Value: from}, {Name: "To", Value: to}, {Name: "Line", Value: "2"},
+		{Name: "Event", Value: kind},
+		{Name: "CallID", Value: strconv.Itoa(id)},
+		{Name: "From", Value: from},
+		{Name: "To", Value: to},
+		{Name: "Line", Value: "2"},
 	})
 }
 
@@ -119,10 +122,15 @@ func (s *Stage) completed(id int, from, to, direction string) error {
 	const talked = 42
 	now := time.Now().Unix()
 	return s.Server.Generate(pz.Attrs{
-		{Name: "Event", Value: pz.TypeCompleted}, {Name: "CallID", Value: strconv.Itoa(id)},
-		{Name: "From", Value: from}, {Name: "To", Value: to}, {Name: "Direction", Value: direction},
-		{Name: "Start", Value: strconv.FormatInt(now-talked, 10)}, {Name: "End", Value: strconv.FormatInt(now, 10)},
-		{Name: "Duration", Value: strconv.Itoa(talked)}, {Name: "Record", Value: "http://pbx.example/recordings/" + strconv.Itoa(id) + ".mp3"},
+		{Name: "Event", Value: pz.TypeCompleted},
+		{Name: "CallID", Value: strconv.Itoa(id)},
+		{Name: "From", Value: from},
+		{Name: "To", Value: to},
+		{Name: "Direction", Value: direction},
+		{Name: "Start", Value: strconv.FormatInt(now-talked, 10)},
+		{Name: "End", Value: strconv.FormatInt(now, 10)},
+		{Name: "Duration", Value: strconv.Itoa(talked)},
+		{Name: "Record", Value: "http://pbx.example/recordings/" + strconv.Itoa(id) + ".mp3"},
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -231,8 +232,8 @@ func closeCode(t *testing.T, conn *websocket.Conn) int {
 	conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 	for {
 		if _, _, err := conn.ReadMessage(); err != nil {
-			closed, ok := err.(*websocket.CloseError)
-			if !ok {
+			var closed *websocket.CloseError
+			if !errors.As(err, &closed) {
 				t.Fatalf("the connection ended with %v, not with a close frame", err)
 			}
 			return closed.Code

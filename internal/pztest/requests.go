@@ -202,8 +202,11 @@ func (s *Server) PlayIncoming(stop <-chan struct{}) {
 	began := time.Now()
 	fields := func(kind string, more ...pz.Attr) pz.Attrs {
 		return append(pz.Attrs{
-			{Name: "Event", Value: kind}, {Name: "CallID", Value: id},
-			{Name: "From", Value: from}, {Name: "To", Value: to}, {Name: "Line", Value: line},
+			{Name: "Event", Value: kind},
+			{Name: "CallID", Value: id},
+			{Name: "From", Value: from},
+			{Name: "To", Value: to},
+			{Name: "Line", Value: line},
 		}, more...)
 	}
 	steps := []func() pz.Attrs{
