@@ -1,0 +1,507 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"pzbridge/internal/demo"
+	"pzbridge/internal/pipenet"
+	"pzbridge/internal/pz"
+	"pzbridge/internal/pztest"
+	"pzbridge/outbox"
+	"pzbridge/relay"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+// TestMain makes of the test's binary the program itself, for tests that need a process to kill.
+func TestMain(m *testing.M) {
+	if os.Getenv("RUN_MAIN") != "" {
+		main()
+	}
+	os.Exit(m.Run())
+}
+
+// process is the program in a process of its own.
+type process struct {
+	*exec.Cmd
+	log *logLines
+}
+
+// start runs the program with arguments and variables, in an empty folder.
+func start(t *testing.T, vars map[string]string, args ...string) *process {
+	t.Helper()
+	p := &process{exec.Command(os.Args[0], args...), &logLines{}}
+	p.Dir, p.Stderr, p.Stdout = t.TempDir(), p.log, p.log
+	p.Env = []string{"RUN_MAIN=1", "PATH=" + os.Getenv("PATH")}
+	for k, v := range vars {
+		p.Env = append(p.Env, k+"="+v)
+	}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Process.Kill() })
+	return p
+}
+
+// exitCode waits for the process to end.
+func (p *process) exitCode() int {
+	_ = p.Wait()
+	return p.ProcessState.ExitCode()
+}
+
+// logLines is what a process has written.
+type logLines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logLines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logLines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// receiver is a CRM that keeps what it took and verified.
+type receiver struct {
+	*httptest.Server
+	mu     sync.Mutex
+	bodies [][]byte
+	seen   int
+}
+
+// newReceiver starts a CRM; refuse says, of the n-th request, whether it is answered 503.
+func newReceiver(t *testing.T, refuse func(n int) bool) *receiver {
+	t.Helper()
+	verifier, err := standardwebhooks.NewWebhook(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &receiver{}
+	r.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		body, err := io.ReadAll(req.Body)
+		if err != nil {
+			return // the bridge was killed
+		}
+		if err := verifier.Verify(body, req.Header); err != nil {
+			t.Errorf("a signature is wrong: %v", err)
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.seen++
+		if refuse != nil && refuse(r.seen) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		r.bodies = append(r.bodies, body)
+	}))
+	t.Cleanup(r.Close)
+	return r
+}
+
+func (r *receiver) webhooks(t *testing.T) []demo.Webhook {
+	t.Helper()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	hooks := make([]demo.Webhook, len(r.bodies))
+	for i, body := range r.bodies {
+		if err := json.Unmarshal(body, &hooks[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return hooks
+}
+
+// eventually waits until something is so. It is for what other processes do.
+func eventually(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for !so() {
+		if time.Now().After(deadline) {
+			t.Fatalf("after 30 s it is not so: %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// variables is a configuration for a server and a CRM.
+func variables(t *testing.T, server *pztest.Server, crm *receiver, more ...string) map[string]string {
+	t.Helper()
+	vars := map[string]string{
+		"PZ_URL": server.URL, "ENDPOINT_0_NAME": "crm", "ENDPOINT_0_URL": crm.URL + "/?token=t0psecret", "ENDPOINT_0_SECRET": secret,
+		"OUTBOX_PATH": filepath.Join(t.TempDir(), "outbox.db"), "LISTEN_ADDR": freePort(t), "LOG_LEVEL": "debug",
+	}
+	for _, m := range more {
+		name, value, _ := strings.Cut(m, "=")
+		vars[name] = value
+	}
+	return vars
+}
+
+// The frames that the vendor's server sent to a client that sees everything become these webhooks.
+func TestRecordedFramesBecomeWebhooks(t *testing.T) {
+	for _, mode := range []string{"ws", "wss"} {
+		t.Run(mode, func(t *testing.T) {
+			opts, more := pztest.Options{}, []string{"REPLAY_MAX_AGE=0"}
+			if mode == "wss" {
+				opts.TLS = pztest.LegacyTLS()
+			}
+			server := pztest.NewServer(opts)
+			defer server.Close()
+			if mode == "wss" {
+				more = append(more, "PZ_TLS_LEGACY=true", "PZ_TLS_FINGERPRINT="+server.Fingerprint())
+			}
+			crm := newReceiver(t, nil)
+			start(t, variables(t, server, crm, more...))
+			eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+			events := 0
+			for _, frame := range recordedEvents(t, mode) {
+				server.EmitRaw([]byte(frame))
+				events++
+			}
+			eventually(t, "every event has arrived", func() bool { return len(crm.webhooks(t)) == events })
+			compareGolden(t, "internal/pztest/testdata/webhooks-"+mode+".jsonl", crm)
+		})
+	}
+}
+
+// recordedEvents gives the payloads of the events that the wallboard, which sees everything, was sent.
+func recordedEvents(t *testing.T, mode string) []string {
+	t.Helper()
+	f, err := os.Open("internal/pztest/testdata/frames-" + mode + ".jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var frames []string
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		var r struct{ Client, Dir, Frame string }
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			t.Fatal(err)
+		}
+		if r.Client == "wallboard" && r.Dir == "server" {
+			frames = append(frames, r.Frame)
+		}
+	}
+	return frames
+}
+
+// varying matches what differs from run to run: the ID and the time of an event.
+var varying = regexp.MustCompile(`^\{"id":"[0-9a-f-]{36}"|"timestamp":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"`)
+
+func compareGolden(t *testing.T, path string, crm *receiver) {
+	t.Helper()
+	crm.mu.Lock()
+	defer crm.mu.Unlock()
+	// Webhooks of different calls may overtake each other; a body begins with the event's ID, which is in the order of reading.
+	slices.SortFunc(crm.bodies, bytes.Compare)
+	var got strings.Builder
+	for _, body := range crm.bodies {
+		got.WriteString(varying.ReplaceAllStringFunc(string(body), func(s string) string {
+			return map[byte]string{'{': `{"id":"ID"`, '"': `"timestamp":"TIME"`}[s[0]]
+		}))
+		got.WriteByte('\n')
+	}
+	if *update {
+		if err := os.WriteFile(path, []byte(got.String()), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.String() != string(want) {
+		t.Errorf("the webhooks are not those of %s:\n%s", path, got.String())
+	}
+}
+
+// stored matches the line that the bridge writes, at the level debug, once an event is in the outbox.
+var stored = regexp.MustCompile(`"msg":"event stored","event_id":"([^"]+)","type":"[^"]+","call_id":"([^"]+)"`)
+
+// 1,000 events a second come in, the CRM answers 503 to every third request, and the bridge is killed in the middle of it, again and again.
+// Every event whose Append returned arrives, with the ID that it had then.
+func TestKilled(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, func(n int) bool { return n%3 == 0 })
+	vars := variables(t, server, crm, "RETRY_SCHEDULE="+strings.TrimSuffix(strings.Repeat("50ms,", 40), ","))
+
+	stop := make(chan struct{})
+	var emitting sync.WaitGroup
+	emitting.Go(func() {
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for n := 0; ; {
+			for range 10 {
+				n++
+				err := server.Generate(pz.Attrs{{Name: "Event", Value: "2"}, {Name: "CallID", Value: fmt.Sprint(n)}, {Name: "From", Value: "7343"}, {Name: "To", Value: "101"}})
+				if err != nil {
+					t.Error(err)
+				}
+			}
+			select {
+			case <-stop:
+				return
+			case <-tick.C:
+			}
+		}
+	})
+	ids := map[string]string{} // by call, of which each has one event
+	acknowledged := func(p *process) {
+		for _, m := range stored.FindAllStringSubmatch(p.log.String(), -1) {
+			ids[m[2]] = m[1]
+		}
+	}
+	for round := range 3 {
+		p := start(t, vars)
+		eventually(t, fmt.Sprintf("round %d stores some hundred events", round), func() bool {
+			return strings.Count(p.log.String(), `"event stored"`) > 300*(round+1)
+		})
+		if err := p.Process.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		_ = p.Wait()
+		acknowledged(p)
+	}
+	close(stop)
+	emitting.Wait()
+	last := start(t, vars)
+	if len(ids) < 900 {
+		t.Fatalf("only %d events were stored", len(ids))
+	}
+	var missing []string
+	deadline := time.Now().Add(60 * time.Second)
+	for {
+		arrived := map[string]string{}
+		for _, h := range crm.webhooks(t) {
+			if first, ok := arrived[h.Data.CallID]; ok && first != h.ID {
+				t.Fatalf("call %s arrived with the IDs %s and %s", h.Data.CallID, first, h.ID)
+			}
+			arrived[h.Data.CallID] = h.ID
+		}
+		missing = nil
+		for call, id := range ids {
+			if arrived[call] != id {
+				missing = append(missing, call)
+			}
+		}
+		if len(missing) == 0 || time.Now().After(deadline) {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if len(missing) > 0 {
+		t.Errorf("%d of %d events that were stored did not arrive", len(missing), len(ids))
+	}
+	if err := last.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if code := last.exitCode(); code != 0 {
+		t.Errorf("after SIGTERM it exits with %d", code)
+	}
+	if strings.Contains(last.log.String(), "t0psecret") {
+		t.Error("the log tells what stands in the endpoint's address")
+	}
+}
+
+// The server is away for a minute: the bridge comes back by itself, and finished calls that it missed arrive, once.
+func TestServerAwayForAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logger := slog.New(slog.NewTextHandler(t.Output(), nil))
+		var mu sync.Mutex
+		arrived := map[string]int{}
+		crmNet := pipenet.Listen()
+		crm := &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			var hook demo.Webhook
+			if err := json.NewDecoder(r.Body).Decode(&hook); err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			arrived[hook.Data.CallID]++
+			mu.Unlock()
+		})}
+		var serving sync.WaitGroup
+		serving.Go(func() { _ = crm.Serve(crmNet) })
+
+		box, err := outbox.Open(outbox.Options{
+			Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Second}, Grace: time.Second, Logger: logger,
+			Endpoints: []outbox.Endpoint{{
+				Name: "crm", URL: "http://crm", Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: time.Minute,
+			}},
+			DialContext: crmNet.Dial,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, pbxNet := pztest.New(pztest.Options{}), make(chan *pipenet.Listener, 1)
+		serve := func() {
+			l := pipenet.Listen()
+			pbxNet <- l
+			server.Start(l)
+		}
+		session, err := relay.New(relay.Options{
+			URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2},
+			Grace: time.Second, Sink: box, Logger: logger,
+			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+				l := <-pbxNet
+				defer func() { pbxNet <- l }()
+				return l.Dial(ctx, network, address)
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		finish := func(call string) {
+			fields, err := pz.ParseGenerate(strings.Fields("generate history 1 2 1385035625 1385035685 60 in http://x/1.mp3 2 " + call))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := server.Generate(fields); err != nil {
+				t.Fatal(err)
+			}
+		}
+		serve()
+		ctx, cancel := context.WithCancel(t.Context())
+		var parts sync.WaitGroup
+		parts.Go(func() {
+			if err := runAll(ctx, session.Run, box.Run); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		finish("1")
+		synctest.Wait()
+		server.Close()
+		<-pbxNet
+		finish("2")
+		time.Sleep(time.Minute)
+		finish("3")
+		serve()
+		time.Sleep(time.Minute) // the longest wait between two dials
+		synctest.Wait()
+		mu.Lock()
+		if len(arrived) != 3 || arrived["1"] != 1 || arrived["2"] != 1 || arrived["3"] != 1 {
+			t.Errorf("arrived: %v", arrived)
+		}
+		mu.Unlock()
+		cancel()
+		parts.Wait()
+		if err := box.Close(); err != nil {
+			t.Error(err)
+		}
+		server.Close()
+		_ = crm.Close()
+		serving.Wait()
+	})
+}
+
+// What an administrator gets wrong ends in one clear sentence and the exit code that fits.
+func TestWhatGoesWrongAtTheStart(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	running := variables(t, server, crm)
+	start(t, running)
+	eventually(t, "the first bridge runs", func() bool { return server.Connected() == 1 })
+	notAFolder := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(notAFolder, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name string
+		vars map[string]string
+		args []string
+		code int
+		says string
+	}{
+		{"a wrong secret", variables(t, server, crm, "ENDPOINT_0_SECRET=v1,"+secret), nil, 2, `ENDPOINT_0_SECRET: remove "v1,"`},
+		{"the same by check", variables(t, server, crm, "ENDPOINT_0_SECRET=v1,"+secret), []string{"check"}, 2, `ENDPOINT_0_SECRET: remove "v1,"`},
+		{"a second process on the file", variables(t, server, crm, "OUTBOX_PATH="+running["OUTBOX_PATH"]), nil, 1, "only one bridge may run on one outbox file"},
+		{"a folder that cannot be written", variables(t, server, crm, "OUTBOX_PATH="+notAFolder+"/outbox.db"), nil, 1, "not a directory"},
+		{"a port in use", variables(t, server, crm, "LISTEN_ADDR="+running["LISTEN_ADDR"]), nil, 1, "LISTEN_ADDR"},
+		{"no such command", nil, []string{"strat"}, 2, `there is no command "strat"`},
+		{"no such flag", nil, []string{"simulate", "-x"}, 2, "-x"},
+		{"nothing to check health of", map[string]string{"LISTEN_ADDR": freePort(t)}, []string{"healthcheck"}, 1, "does not answer"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := start(t, c.vars, c.args...)
+			code := p.exitCode()
+			out := p.log.String()
+			if code != c.code || !strings.Contains(out, c.says) || strings.Contains(out, secret[6:]) {
+				t.Errorf("exit code %d:\n%s", code, out)
+			}
+			if n := strings.Count(out, c.says); n != 1 {
+				t.Errorf("it is said %d times:\n%s", n, out)
+			}
+		})
+	}
+}
+
+func TestCommandsThatPrint(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	vars := variables(t, server, newReceiver(t, nil))
+	for _, c := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"check"}, "The configuration is right."},
+		{[]string{"secret"}, "whsec_"},
+		{[]string{"version"}, "pzbridge " + version},
+		{[]string{"help"}, "simulate"},
+		{[]string{"help", "simulate"}, "generate incoming"},
+		{[]string{"demo", "-h"}, "-once"},
+	} {
+		p := start(t, vars, c.args...)
+		if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), c.says) {
+			t.Errorf("%v: exit code %d:\n%s", c.args, code, p.log.String())
+		}
+		if lines := strings.Count(p.log.String(), "\n"); lines > 40 {
+			t.Errorf("%v prints %d lines, more than a screen", c.args, lines)
+		}
+	}
+}
