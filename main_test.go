@@ -117,6 +117,9 @@ func newReceiver(t *testing.T, refuse func(n int) bool) *receiver {
 		if err := verifier.Verify(body, req.Header); err != nil {
 			t.Errorf("a signature is wrong: %v", err)
 		}
+		if id := req.Header.Get("webhook-id"); !bytes.HasPrefix(body, []byte(`{"id":"`+id+`"`)) {
+			t.Errorf("webhook-id is %s, the body %s", id, body)
+		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.seen++

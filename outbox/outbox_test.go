@@ -625,3 +625,35 @@ func TestShutdownDuringAnAttempt(t *testing.T) {
 		})
 	}
 }
+
+// A timeout below the attempt's own (here of the TLS handshake) is not redialled; a refused connection is, twice.
+func TestQuickRedials(t *testing.T) {
+	for name, c := range map[string]struct {
+		dial  func() (net.Conn, error)
+		dials int
+	}{
+		"a silent peer": {func() (net.Conn, error) {
+			near, far := net.Pipe()
+			go func() { _, _ = io.Copy(io.Discard, far) }()
+			return near, nil
+		}, 1},
+		"nobody there": {func() (net.Conn, error) { return nil, errors.New("connection refused") }, 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dials := 0
+				e := endpoint("crm")
+				e.URL = "https://crm.example"
+				s := newSender(e, 1, Options{DialContext: func(context.Context, string, string) (net.Conn, error) {
+					dials++
+					return c.dial()
+				}})
+				began := time.Now()
+				o, err := s.attempt(t.Context(), job{eventID: uuid.NewString(), body: []byte("{}")})
+				if err != nil || o.err == nil || dials != c.dials {
+					t.Errorf("%d dials in %s: %v, %v", dials, time.Since(began), o.err, err)
+				}
+			})
+		})
+	}
+}

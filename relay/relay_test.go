@@ -333,7 +333,7 @@ func dialLossy(dial func(context.Context, string, string) (net.Conn, error), cut
 // A peer that has gone without a word is noticed within a minute, and what waits for its answer is told so in its own time.
 func TestDeadPeer(t *testing.T) {
 	cut := make(chan struct{})
-	inWorld(t, pztest.Options{}, func(o *Options) { o.DialContext = dialLossy(o.DialContext, cut) }, func(t *testing.T, w *world) {
+	inWorld(t, pztest.Options{NoPings: true}, func(o *Options) { o.DialContext = dialLossy(o.DialContext, cut) }, func(t *testing.T, w *world) {
 		synctest.Wait()
 		time.Sleep(10 * time.Minute) // pings keep a quiet connection alive
 		if c := w.session.Connection(); c.State != telephony.Connected {

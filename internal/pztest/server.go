@@ -36,6 +36,7 @@ type Options struct {
 	TLS      *tls.Config // nil serves ws; ModernTLS and LegacyTLS make one for wss
 	History  []pz.Event  // finished calls and SMS statuses that every client has missed so far
 	Refuse   int         // close every connection with this code right away; 0 does not
+	NoPings  bool        // leave it to the client to look whether the other end lives
 
 	// Log is told in one line what clients ask for, as the vendor's server logs it. May be nil.
 	Log func(line string)
@@ -290,7 +291,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // the upgrader has answered
 	}
-	l := newLink(conn)
+	l := newLink(conn, !s.opts.NoPings)
 	var writer sync.WaitGroup
 	writer.Go(l.write)
 	defer writer.Wait()
@@ -386,9 +387,10 @@ func (c *client) drop() {
 // link is one socket: one goroutine reads it, one writes it, and what is to be written waits in an unbounded queue, so that a client
 // that does not read holds up nobody else.
 type link struct {
-	conn *websocket.Conn
-	wake chan struct{} // something is queued
-	done chan struct{} // the reader has ended
+	conn  *websocket.Conn
+	pings bool
+	wake  chan struct{} // something is queued
+	done  chan struct{} // the reader has ended
 
 	mu    sync.Mutex
 	queue []outgoing
@@ -400,9 +402,9 @@ type outgoing struct {
 	closeCode int
 }
 
-func newLink(conn *websocket.Conn) *link {
+func newLink(conn *websocket.Conn, pings bool) *link {
 	conn.SetReadLimit(pz.MaxMessage)
-	return &link{conn: conn, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	return &link{conn: conn, pings: pings, wake: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 func (l *link) send(o outgoing) {
@@ -443,6 +445,9 @@ func (l *link) write() {
 		case <-l.done:
 			return
 		case <-ping.C:
+			if !l.pings {
+				continue
+			}
 			_ = l.conn.WriteControl(websocket.PingMessage, []byte(pingPayload), time.Now().Add(pingPeriod))
 		case <-l.wake:
 			for _, o := range l.take() {
