@@ -69,7 +69,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	// The order is that in which they are stopped: the way the data flows.
 	err = runAll(
 		ctx,
-		serve(listener, api, cfg.ShutdownGrace/4),
+		serve(listener, api, cfg.ShutdownGrace/4, logger),
 		session.Run,
 		box.Run,
 	)
@@ -129,11 +129,11 @@ func runAll(ctx context.Context, parts ...func(context.Context) error) error {
 }
 
 // serve makes a part of an HTTP server: when its context ends, requests under way have grace to end.
-func serve(l net.Listener, h http.Handler, grace time.Duration) func(context.Context) error {
+func serve(l net.Listener, h http.Handler, grace time.Duration, logger *slog.Logger) func(context.Context) error {
 	return func(ctx context.Context) error {
 		server := &http.Server{
 			Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
-			MaxHeaderBytes: 64 << 10,
+			MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 		}
 		stopped := make(chan struct{})
 		defer context.AfterFunc(ctx, func() {

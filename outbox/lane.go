@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"math/rand/v2"
@@ -14,7 +15,7 @@ const (
 	concurrency = 16
 	// lookAgain is the longest that a lane sleeps while something is to be retried: the wall clock may have been set meanwhile.
 	lookAgain = time.Minute
-	// storeAgain is the wait after a read or a write of the file that failed.
+	// storeAgain is the wait after a write of the file that failed.
 	storeAgain = time.Second
 )
 
@@ -26,7 +27,8 @@ type lane struct {
 	schedule []time.Duration
 	horizon  time.Duration
 	logger   *slog.Logger
-	trouble  *repeat.Log
+	reading  *repeat.Log // of the file
+	writing  *repeat.Log
 
 	wake chan struct{} // something was appended
 }
@@ -36,7 +38,7 @@ func newLane(e Endpoint, s *store, opts Options) *lane {
 	return &lane{
 		endpoint: e, store: s, sender: newSender(e, concurrency, opts),
 		schedule: opts.RetrySchedule, horizon: longestWait(opts.RetrySchedule),
-		logger: logger, trouble: repeat.New(logger), wake: make(chan struct{}, 1),
+		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger), wake: make(chan struct{}, 1),
 	}
 }
 
@@ -56,11 +58,11 @@ func (l *lane) run(ctx, work context.Context) {
 		var timer <-chan time.Time
 		if free := concurrency - len(inFlight); free > 0 {
 			jobs, wait, err := l.store.due(l.endpoint.Name, free, inFlight, l.horizon)
-			switch {
-			case err != nil:
-				l.trouble.Failed("the outbox cannot be read", err)
-				timer = time.After(storeAgain)
-			case wait > 0:
+			if err != nil {
+				l.reading.Failed("a part of the outbox cannot be read", err)
+				wait = cmp.Or(wait, lookAgain)
+			}
+			if wait > 0 {
 				timer = time.After(min(wait, lookAgain))
 			}
 			for _, j := range jobs {
@@ -100,10 +102,10 @@ func (l *lane) deliver(work context.Context, j job) {
 		// once, it would reach a healthy CRM over and over while our disk is full.
 		err := l.store.record(l.endpoint.Name, j, next)
 		if err == nil {
-			l.trouble.Recovered("outcomes are recorded again")
+			l.writing.Recovered("outcomes are recorded again")
 			return
 		}
-		l.trouble.Failed("the outcome of an attempt cannot be recorded", err, "event_id", j.eventID)
+		l.writing.Failed("the outcome of an attempt cannot be recorded", err, "event_id", j.eventID)
 		select {
 		case <-work.Done():
 			return // it stays pending in the file, and is made again after the start

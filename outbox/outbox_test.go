@@ -515,6 +515,35 @@ func TestClockSetBack(t *testing.T) {
 	}
 }
 
+// A record that is damaged holds up no other.
+func TestDamagedRecord(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		o, err := Open(Options{
+			Path: filepath.Join(t.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm")}, Grace: time.Second,
+			Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustAppend(t, o, event("call.incoming", "5"), event("call.incoming", "6"))
+		err = o.store.commit(func(tx *bolt.Tx) error { return tx.Bucket(bucketEvents).Put(number(1), []byte("x")) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := run(t, o)
+		mustAppend(t, o, event("call.incoming", "7"))
+		synctest.Wait()
+		stop()
+		if n := len(c.received()); n != 2 {
+			t.Errorf("%d of the 2 events that can be read arrived", n)
+		}
+		if err := o.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Changes that wait while a commit runs go into the next one together.
 func TestWaitingChangesAreCommittedTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

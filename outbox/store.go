@@ -303,28 +303,27 @@ type job struct {
 }
 
 // due gives up to limit deliveries of an endpoint that are due, oldest first, but for those in flight, and how long it is until the next
-// one is (0 if there is none, or if limit was reached). A due time more than horizon ahead counts as due: the clock was set back.
+// one is (0 if there is none, or if limit was reached). A due time more than horizon ahead counts as due: the clock was set back. A record
+// that is damaged is passed over, so that it holds up no other; the error tells of it.
 func (s *store) due(endpoint string, limit int, inFlight map[uint64]bool, horizon time.Duration) (jobs []job, wait time.Duration, err error) {
 	err = s.db.View(func(tx *bolt.Tx) error {
 		b := tx.Bucket(bucketEndpoints).Bucket([]byte(endpoint))
 		deliveries, events := b.Bucket(bucketDeliveries), tx.Bucket(bucketEvents)
 		now := time.Now().UnixNano()
-		take := func(k []byte) error {
+		var damaged error
+		take := func(k []byte) {
 			n := binary.BigEndian.Uint64(k[8:])
 			if inFlight[n] {
-				return nil
+				return
 			}
-			d, err := decodeDelivery(deliveries.Get(k[8:]))
-			if err != nil {
-				return fmt.Errorf("delivery %d of %s: %w", n, endpoint, err)
-			}
-			j, err := decodeEvent(events.Get(k[8:]))
-			if err != nil {
-				return fmt.Errorf("event %d: %w", n, err)
+			d, errDelivery := decodeDelivery(deliveries.Get(k[8:]))
+			j, errEvent := decodeEvent(events.Get(k[8:]))
+			if err := errors.Join(errDelivery, errEvent); err != nil {
+				damaged = fmt.Errorf("event %d: %w", n, err)
+				return
 			}
 			j.number, j.delivery = n, d
 			jobs = append(jobs, j)
-			return nil
 		}
 		c := b.Bucket(bucketDue).Cursor()
 		k, _ := c.First()
@@ -333,23 +332,19 @@ func (s *store) due(endpoint string, limit int, inFlight map[uint64]bool, horizo
 				wait = time.Duration(at - now)
 				break
 			}
-			if err := take(k); err != nil {
-				return err
-			}
+			take(k)
 		}
 		// What is too far ahead is at the end; where the loop came that far it has taken it already.
 		if k == nil {
-			return nil
+			return damaged
 		}
 		for k, _ = c.Last(); k != nil && len(jobs) < limit; k, _ = c.Prev() {
 			if at := int64(binary.BigEndian.Uint64(k)); at <= now+int64(horizon) {
 				break
 			}
-			if err := take(k); err != nil {
-				return err
-			}
+			take(k)
 		}
-		return nil
+		return damaged
 	})
 	return jobs, wait, err
 }
