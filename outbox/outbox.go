@@ -124,7 +124,7 @@ func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 // ClientGUID is the identity under which the exchange remembers what the bridge has missed: made once, kept in the file.
 func (o *Outbox) ClientGUID() (string, error) { return o.store.clientGUID() }
 
-// Writable says why the file cannot be written, nil if it can: the last commit went well, or another one does now.
+// Writable says why events cannot be stored, nil if they can: the last Append and the last commit went well, or a commit does now.
 func (o *Outbox) Writable() error { return o.store.writable() }
 
 // Run delivers until ctx ends; attempts in flight may then go on for Options.Grace, and how they ended is recorded.

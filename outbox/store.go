@@ -57,6 +57,7 @@ type store struct {
 	waiting    []*change // for the next commit
 	committing bool
 	failed     error // of the last commit; nil if it went well
+	full       error // of the last append; nil if it went well
 }
 
 func openStore(path string, endpoints []Endpoint) (*store, error) {
@@ -173,12 +174,13 @@ func (s *store) commit(apply func(*bolt.Tx) error) error {
 	return err
 }
 
+// writable says why events cannot be stored. That an append failed counts until one succeeds: on a full disk smaller changes still go through.
 func (s *store) writable() error {
 	s.mu.Lock()
-	failed := s.failed
+	failed, full := s.failed, s.full
 	s.mu.Unlock()
-	if failed == nil {
-		return nil
+	if failed == nil || full != nil {
+		return full
 	}
 	return s.commit(func(*bolt.Tx) error { return nil })
 }
@@ -202,7 +204,7 @@ func (s *store) clientGUID() (string, error) {
 
 // append stores events and the duty to deliver each.
 func (s *store) append(records []record) error {
-	return s.commit(func(tx *bolt.Tx) error {
+	err := s.commit(func(tx *bolt.Tx) error {
 		events, ids, calls := tx.Bucket(bucketEvents), tx.Bucket(bucketIDs), tx.Bucket(bucketCalls)
 		told := toldAlready{calls: calls, byCall: map[string]map[[16]byte]bool{}}
 		for _, r := range records {
@@ -232,6 +234,10 @@ func (s *store) append(records []record) error {
 		}
 		return nil
 	})
+	s.mu.Lock()
+	s.full = err
+	s.mu.Unlock()
+	return err
 }
 
 // toldAlready knows, for the calls of one transaction that have replayed events, what the outbox has been told of them. It reads a call
