@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -32,6 +33,9 @@ func main() {
 
 // bridge runs until ctx ends, or until a part of it fails.
 func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error) {
+	// net/http has things to tell that it gives to nobody but the standard logger, such as a CRM that sends more than it announced.
+	log.SetFlags(0)
+	log.SetOutput(slog.NewLogLogger(logger.Handler(), slog.LevelDebug).Writer())
 	box, err := outbox.Open(outboxOptions(cfg, logger))
 	if err != nil {
 		return err

@@ -496,6 +496,9 @@ func TestCommandsThatPrint(t *testing.T) {
 		{[]string{"secret"}, "whsec_"},
 		{[]string{"version"}, "pzbridge " + version},
 		{[]string{"help"}, "simulate"},
+		{[]string{"help", "-h"}, "simulate"},
+		{[]string{"-h"}, "simulate"},
+		{[]string{"help", "help"}, "simulate"},
 		{[]string{"help", "simulate"}, "generate incoming"},
 		{[]string{"demo", "-h"}, "-once"},
 	} {

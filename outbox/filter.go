@@ -3,6 +3,7 @@ package outbox
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"pzbridge/internal/telephony"
@@ -11,16 +12,21 @@ import (
 // Filter says which types of events an endpoint gets: types by name, and prefixes with a star ("call.*").
 type Filter []string
 
-// ParseFilter reads a comma-separated list. It names the entry that matches no type there is.
+// ParseFilter reads a comma-separated list. It names the entries that match no type there is.
 func ParseFilter(list string) (Filter, error) {
 	var f Filter
+	var wrong []string
 	for entry := range strings.SplitSeq(list, ",") {
 		entry = strings.TrimSpace(entry)
 		prefix, star := strings.CutSuffix(entry, ".*")
 		if !slices.ContainsFunc(telephony.EventTypes, Filter{entry}.Match) || star && prefix == "" {
-			return nil, fmt.Errorf("%q is no event type: use %s, or a prefix such as call.*", entry, typeNames())
+			wrong = append(wrong, strconv.Quote(entry))
+			continue
 		}
 		f = append(f, entry)
+	}
+	if wrong != nil {
+		return nil, fmt.Errorf("there is no event type %s: use %s, or a prefix such as call.*", strings.Join(wrong, ", "), typeNames())
 	}
 	return f, nil
 }

@@ -118,10 +118,12 @@ func (l *lane) deliver(work context.Context, j job) {
 func (l *lane) log(j job, d delivery, o outcome, took time.Duration) {
 	args := []any{
 		"event_id", j.eventID, "type", string(j.kind), "call_id", j.call, "attempt", d.attempts,
-		"status", o.status, "took", took.Round(time.Microsecond).String(),
+		"took", took.Round(time.Microsecond).String(),
 	}
 	if o.err != nil {
 		args = append(args, "err", o.err.Error())
+	} else {
+		args = append(args, "status", o.status)
 	}
 	switch d.state {
 	case delivered:

@@ -29,6 +29,7 @@ type conn struct {
 	codec pz.Codec
 
 	outbox chan write    // unbuffered: a command is taken by the writer now or by nobody
+	pong   chan []byte   // the payload of a ping that is to be answered
 	gone   chan struct{} // closed when the connection has ended
 
 	mu      sync.Mutex
@@ -44,7 +45,7 @@ type write struct {
 
 func newConn(ws *websocket.Conn, codec pz.Codec) *conn {
 	return &conn{
-		ws: ws, codec: codec, outbox: make(chan write), gone: make(chan struct{}), waiting: map[string]chan pz.Response{},
+		ws: ws, codec: codec, outbox: make(chan write), pong: make(chan []byte, 1), gone: make(chan struct{}), waiting: map[string]chan pz.Response{},
 	}
 }
 
@@ -54,8 +55,11 @@ func (c *conn) read(receive func([]byte), logger *slog.Logger) error {
 	c.ws.SetPongHandler(func(string) error { c.alive(); return nil })
 	c.ws.SetPingHandler(func(payload string) error {
 		c.alive()
-		// A pong that cannot be written now is no reason to stop reading: a socket that is broken says so to the reader.
-		_ = c.ws.WriteControl(websocket.PongMessage, []byte(payload), time.Now().Add(controlWrite))
+		// The reader never writes: two ends that each wait for the other to read would hang. One pong answers all pings so far.
+		select {
+		case c.pong <- []byte(payload):
+		default:
+		}
 		return nil
 	})
 	for {
@@ -102,7 +106,7 @@ func (e closeError) Error() string {
 
 func (e closeError) Unwrap() error { return e.frame }
 
-// write sends requests and pings until the connection has ended.
+// write sends requests, pings and pongs until the connection has ended.
 func (c *conn) write() {
 	ping := time.NewTicker(pingPeriod)
 	defer ping.Stop()
@@ -112,6 +116,8 @@ func (c *conn) write() {
 			return
 		case <-ping.C:
 			_ = c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(controlWrite))
+		case payload := <-c.pong:
+			_ = c.ws.WriteControl(websocket.PongMessage, payload, time.Now().Add(controlWrite))
 		case w := <-c.outbox:
 			_ = c.ws.SetWriteDeadline(w.deadline)
 			err := c.ws.WriteMessage(websocket.TextMessage, w.payload)

@@ -288,11 +288,22 @@ func TestCommands(t *testing.T) {
 			t.Errorf("the server got\n%s", strings.Join(got, "\n"))
 		}
 		var refused *telephony.RefusedError
+		ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
 		if err := w.session.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "", To: "5"}); !errors.As(err, &refused) || refused.Code != "2" {
 			t.Errorf("a call from nowhere: %v", err)
 		}
+		connectedAt := time.Now()
+		time.Sleep(time.Hour)
+		if since := w.session.Connection().Since; !since.Equal(connectedAt) {
+			t.Errorf("connected since %s", since)
+		}
 		w.server.Close()
-		synctest.Wait()
+		down := time.Now()
+		time.Sleep(10 * time.Minute)
+		if c := w.session.Connection(); !c.Since.Equal(down) || c.State == telephony.Connected {
+			t.Errorf("ten minutes after it ended: %+v", c)
+		}
 		if err := w.session.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "1", To: "5"}); !errors.Is(err, telephony.ErrNotConnected) {
 			t.Errorf("without a connection: %v", err)
 		}
@@ -520,11 +531,11 @@ func TestTLS(t *testing.T) {
 	}{
 		{"its CA", modern, roots, nil, false, ""},
 		{"its fingerprint", modern, nil, sum(modern), false, ""},
-		{"no reason to trust it", modern, nil, nil, false, "certificate"},
+		{"no reason to trust it", modern, nil, nil, false, "PZ_TLS_FINGERPRINT=" + modern.Fingerprint()},
 		{"another's fingerprint", modern, nil, sum(legacy), false, modern.Fingerprint()},
 		{"old, by choice", legacy, nil, sum(legacy), true, ""},
 		{"old, by choice, another's fingerprint", legacy, nil, sum(modern), true, legacy.Fingerprint()},
-		{"old, without the choice", legacy, nil, sum(legacy), false, "protocol version"},
+		{"old, without the choice", legacy, nil, sum(legacy), false, "PZ_TLS_LEGACY=true"},
 		{"modern, with the choice for old ones", modern, nil, sum(modern), true, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

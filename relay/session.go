@@ -2,11 +2,15 @@ package relay
 
 import (
 	"context"
+	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -77,14 +81,14 @@ func (s *Session) Run(ctx context.Context) error {
 			attempt = 0 // it had worked for a while: this is new trouble, not the old one
 		}
 		wait := redialWait(attempt, err, rand.Float64())
-		s.disconnected(err)
+		s.disconnected(err, wait)
 		s.trouble.Failed("not connected to the Prostie Zvonki server", err, "retry_in", wait.Round(time.Millisecond).String())
 		select {
 		case <-ctx.Done():
 		case <-time.After(wait):
 		}
 	}
-	s.disconnected(errors.New("the bridge is shutting down"))
+	s.disconnected(errors.New("the bridge is shutting down"), redialMost)
 	return s.intake.finish()
 }
 
@@ -104,7 +108,7 @@ func redialWait(attempt int, err error, jitter float64) time.Duration {
 
 // connectOnce dials and serves one connection until it ends, and says why it did. It never returns nil.
 func (s *Session) connectOnce(ctx context.Context) error {
-	s.set(func(c *telephony.Connection) { c.State, c.Since = telephony.Connecting, time.Now() })
+	s.set(func(c *telephony.Connection) { c.State = telephony.Connecting })
 	ws, err := s.dial(ctx)
 	if err != nil {
 		return err
@@ -145,9 +149,25 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 	case errors.Is(err, websocket.ErrBadHandshake):
 		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
 	case err != nil:
-		return nil, fmt.Errorf("dial %s: %w", s.opts.URL.Host, err)
+		return nil, dialError(s.opts.URL.Host, err)
 	}
 	return ws, nil
+}
+
+// dialError says what to do about a connection that did not come to be, where that can be told.
+func dialError(host string, err error) error {
+	var untrusted *tls.CertificateVerificationError
+	var refused *net.OpError
+	switch {
+	case errors.As(err, &untrusted):
+		sum := sha256.Sum256(untrusted.UnverifiedCertificates[0].Raw)
+		return fmt.Errorf("%w: name its CA in PZ_TLS_CA_FILE or, if the certificate is really that server's, set PZ_TLS_FINGERPRINT=%x", err, sum)
+	case strings.Contains(err.Error(), "protocol version"):
+		return fmt.Errorf("%w: an old connector needs PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY=true", err)
+	case errors.As(err, &refused): // it names the host
+		return err
+	}
+	return fmt.Errorf("dial %s: %w", host, err)
 }
 
 // identify asks the server for its version. A server with a wrong password accepts the handshake and closes right after, so the
@@ -178,12 +198,12 @@ func (s *Session) connected(c *conn, version string) {
 		"server", s.opts.URL.Host, "version", version, "failures", s.trouble.Reset())
 }
 
-func (s *Session) disconnected(err error) {
+func (s *Session) disconnected(err error, wait time.Duration) {
 	s.set(func(c *telephony.Connection) {
-		if c.State != telephony.Disconnected {
+		if c.State == telephony.Connected {
 			c.Since = time.Now()
 		}
-		c.State, c.LastError = telephony.Disconnected, err.Error()
+		c.State, c.LastError, c.DialsAt = telephony.Disconnected, err.Error(), time.Now().Add(wait)
 		var closed *websocket.CloseError
 		if errors.As(err, &closed) {
 			c.CloseCode, c.CloseMeaning = closed.Code, pz.CloseMeaning(closed.Code)
@@ -216,6 +236,9 @@ func (s *Session) receive(c *conn, payload []byte) {
 		events, responses, err = pz.ParseServerMessage(doc)
 	}
 	if err != nil {
+		if doc != nil {
+			payload = doc
+		}
 		const shown = 200 // characters
 		s.opts.Logger.Warn("a frame could not be read and is left out", "err", err.Error(), "frame", firstRunes(string(payload), shown))
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"mime"
 	"net/http"
 	"slices"
@@ -23,8 +24,8 @@ const (
 	maxBody   = 64 << 10 // bytes of a request
 	maxNumber = 64       // characters of a phone number
 
-	// retryAfter is what a caller is told to wait while there is no connection, in seconds: about one redial.
-	retryAfter = "5"
+	// leastRetryAfter is what a caller is told to wait, in seconds, when the bridge dials again any moment.
+	leastRetryAfter = 1
 )
 
 // fields are the members of a request's object. All are strings.
@@ -36,18 +37,12 @@ type fieldError struct{ field, detail string }
 func (e *fieldError) Error() string { return fmt.Sprintf("%q %s.", e.field, e.detail) }
 
 func readCall(f fields) (telephony.Command, error) {
-	if err := f.only("from", "to"); err != nil {
-		return telephony.Command{}, err
-	}
 	from, errFrom := f.number("from")
 	to, errTo := f.number("to")
 	return telephony.Command{Kind: telephony.CommandCall, From: from, To: to}, errors.Join(errFrom, errTo)
 }
 
 func readTransfer(f fields) (telephony.Command, error) {
-	if err := f.only("call_id", "to"); err != nil {
-		return telephony.Command{}, err
-	}
 	id, errID := f.callID("call_id")
 	to, present := f["to"]
 	var errTo error
@@ -58,9 +53,6 @@ func readTransfer(f fields) (telephony.Command, error) {
 }
 
 func readSMS(f fields) (telephony.Command, error) {
-	if err := f.only("from", "to", "text"); err != nil {
-		return telephony.Command{}, err
-	}
 	from, errFrom := f.number("from")
 	to, errTo := f.number("to")
 	var errText error
@@ -68,16 +60,6 @@ func readSMS(f fields) (telephony.Command, error) {
 		errText = &fieldError{"text", "is missing or empty"}
 	}
 	return telephony.Command{Kind: telephony.CommandSMS, From: from, To: to, Text: f["text"]}, errors.Join(errFrom, errTo, errText)
-}
-
-// only refuses a field that nothing reads: it is a slip of the pen, and what was meant would be missing.
-func (f fields) only(names ...string) error {
-	for name := range f {
-		if !slices.Contains(names, name) {
-			return &fieldError{name, "is not a field of this request; it takes " + strings.Join(names, ", ")}
-		}
-	}
-	return nil
 }
 
 // number gives a phone number exactly as it was sent.
@@ -111,9 +93,9 @@ func (f fields) callID(name string) (string, error) {
 }
 
 // command answers a request for a command, which read makes of its fields.
-func (a *API) command(read func(fields) (telephony.Command, error)) http.HandlerFunc {
+func (a *API) command(read func(fields) (telephony.Command, error), names ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		f, refusal := readFields(w, r)
+		f, refusal := readFields(w, r, names)
 		if refusal != nil {
 			refusal.write(w)
 			return
@@ -128,14 +110,22 @@ func (a *API) command(read func(fields) (telephony.Command, error)) http.Handler
 		defer cancel()
 		err = a.opts.Exchange.Do(ctx, cmd)
 		args := []any{
-			"kind", string(cmd.Kind), "call_id", cmd.CallID,
+			"kind", string(cmd.Kind),
 			"by", r.Context().Value(bearer{}), "took", time.Since(began).Round(time.Microsecond).String(),
+		}
+		if cmd.CallID != "" {
+			args = append(args, "call_id", cmd.CallID)
 		}
 		if err != nil {
 			a.opts.Logger.Warn("command failed", append(args, "err", err.Error())...)
 			p := commandProblem(err)
 			if p.Status == http.StatusServiceUnavailable {
-				w.Header().Set("Retry-After", retryAfter)
+				c := a.opts.Exchange.Connection()
+				if c.LastError != "" {
+					p.Detail += " The reason: " + c.LastError + "."
+				}
+				wait := math.Ceil(time.Until(c.DialsAt).Seconds())
+				w.Header().Set("Retry-After", strconv.Itoa(max(leastRetryAfter, int(wait))))
 			}
 			p.write(w)
 			return
@@ -168,8 +158,9 @@ func badFields(err error) *problem {
 	return p
 }
 
-// readFields reads the request's object, or says what is wrong with it.
-func readFields(w http.ResponseWriter, r *http.Request) (fields, *problem) {
+// readFields reads the request's object, or says what is wrong with it. A field that is none of the names is refused: it is a slip of
+// the pen, and what was meant would be missing.
+func readFields(w http.ResponseWriter, r *http.Request, names []string) (fields, *problem) {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return nil, &problem{Status: http.StatusUnsupportedMediaType, Detail: "Send JSON with the header \"Content-Type: application/json\"."}
 	}
@@ -187,6 +178,9 @@ func readFields(w http.ResponseWriter, r *http.Request) (fields, *problem) {
 	}
 	f := fields{}
 	for name, raw := range members {
+		if !slices.Contains(names, name) {
+			return nil, badFields(&fieldError{name, "is not a field of this request; it takes " + strings.Join(names, ", ")})
+		}
 		if bytes.Equal(raw, []byte("null")) {
 			continue // as if it were not there
 		}

@@ -81,9 +81,9 @@ type route struct {
 
 func (a *API) routes() []route {
 	return []route{
-		{http.MethodPost, "/v1/calls", false, a.command(readCall)},
-		{http.MethodPost, "/v1/transfers", false, a.command(readTransfer)},
-		{http.MethodPost, "/v1/sms", false, a.command(readSMS)},
+		{http.MethodPost, "/v1/calls", false, a.command(readCall, "from", "to")},
+		{http.MethodPost, "/v1/transfers", false, a.command(readTransfer, "call_id", "to")},
+		{http.MethodPost, "/v1/sms", false, a.command(readSMS, "from", "to", "text")},
 		{http.MethodGet, "/v1/connection", false, a.connection},
 		{http.MethodGet, "/healthz", true, a.alive},
 		{http.MethodGet, "/readyz", true, a.ready},
@@ -151,5 +151,7 @@ func writeJSON(w http.ResponseWriter, status int, body any) {
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(body)
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false) // it is no HTML, and people read it
+	_ = enc.Encode(body)
 }

@@ -92,6 +92,7 @@ func TestCommands(t *testing.T) {
 		{"/v1/calls", `{"from":"1<2","to":"5"}`, telephony.Command{}, "from"},
 		{"/v1/calls", `{"from":"1\n","to":"5"}`, telephony.Command{}, "from"},
 		{"/v1/calls", `{"from":"1","to":"5","form":"7"}`, telephony.Command{}, "form"},
+		{"/v1/calls", `{"from":"1","to":"5","x":1}`, telephony.Command{}, "x"},
 		{"/v1/calls", `{"from":"1","to":"5"} {}`, telephony.Command{}, "-"},
 		{"/v1/calls", `["1","5"]`, telephony.Command{}, "-"},
 		{"/v1/calls", `null`, telephony.Command{}, "-"},

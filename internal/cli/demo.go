@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -25,7 +26,7 @@ func (p Program) demo(ctx context.Context, args []string) error {
 		"verifies each webhook and prints it on a line. It plays some calls, sends commands through the API, and goes on with a call\n"+
 		"now and then until Ctrl-C.")
 	once := fs.Bool("once", false, "play it once and exit")
-	crmAddr := fs.String("crm", "", "run only the demo CRM, on this `address`, with the secret of ENDPOINT_0_SECRET")
+	crmAddr := fs.String("crm", "", "run only the demo CRM, on this `address`, for the bridge of this configuration")
 	if err := parse(fs, args); err != nil {
 		return err
 	}
@@ -37,15 +38,11 @@ func (p Program) demo(ctx context.Context, args []string) error {
 
 // demoCRM is the CRM alone, as a container beside the bridge.
 func (p Program) demoCRM(ctx context.Context, addr string) error {
-	vars, err := config.Environment()
+	cfg, err := load()
 	if err != nil {
 		return err
 	}
-	secret := vars["ENDPOINT_0_SECRET"]
-	if secret == "" {
-		return usageError("ENDPOINT_0_SECRET is missing: the demo CRM verifies webhooks with it")
-	}
-	crm, err := demo.NewCRM(secret, p.printer())
+	crm, err := demo.NewCRM(cfg.Endpoints[0].Secrets, p.printer())
 	if err != nil {
 		return err
 	}
@@ -67,11 +64,7 @@ func (p Program) wholeDemo(ctx context.Context, once bool) error {
 	print := p.printer()
 	server := pztest.NewServer(pztest.Options{Log: func(line string) { print("server   " + line) }})
 	defer server.Close()
-	secret, token := newSecret(), newSecret()
-	crm, err := demo.NewCRM(secret, print)
-	if err != nil {
-		return err
-	}
+	token := "demo-" + rand.Text()
 	crmListener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -83,9 +76,13 @@ func (p Program) wholeDemo(ctx context.Context, once bool) error {
 	cfg, err := config.Load(map[string]string{
 		"PZ_URL":          server.URL,
 		"ENDPOINT_0_NAME": "demo", "ENDPOINT_0_URL": "http://" + crmListener.Addr().String() + "/webhook",
-		"ENDPOINT_0_SECRET": secret, "ENDPOINT_0_TOKEN": token,
+		"ENDPOINT_0_SECRET": newSecret(), "ENDPOINT_0_TOKEN": token,
 		"OUTBOX_PATH": filepath.Join(dir, "outbox.db"), "LISTEN_ADDR": apiAddr,
 	})
+	if err != nil {
+		return err
+	}
+	crm, err := demo.NewCRM(cfg.Endpoints[0].Secrets, print)
 	if err != nil {
 		return err
 	}

@@ -3,10 +3,11 @@ package cli
 import (
 	"context"
 	"fmt"
+	"strings"
 )
 
 func (p Program) help(ctx context.Context, args []string) error {
-	if len(args) == 1 && args[0] != "help" {
+	if len(args) > 0 && args[0] != "help" && !strings.HasPrefix(args[0], "-") {
 		p.Err = p.Out
 		return p.dispatch(ctx, []string{args[0], "-h"})
 	}

@@ -5,6 +5,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
@@ -120,6 +121,7 @@ func Environment() (map[string]string, error) {
 	if err != nil {
 		return nil, &Error{[]string{err.Error()}}
 	}
+	content = bytes.TrimPrefix(content, []byte("\uFEFF")) // Windows editors begin a file with it
 	file, err := godotenv.UnmarshalBytes(content)
 	if err != nil {
 		// The library's error quotes the line, where a secret may stand.
@@ -160,9 +162,8 @@ func Load(vars map[string]string) (Config, error) {
 	}
 	for i, n := range numbers {
 		prefix := endpointPrefix(n)
-		if i != n {
+		if i != n && (i == 0 || numbers[i-1] == i-1) { // the first gap
 			p.add(endpointPrefix(i)+"NAME", "is missing: endpoints are numbered from 0 without a gap, and %s… is set", prefix)
-			break
 		}
 		var t endpointText
 		if err := env.ParseWithOptions(&t, env.Options{Environment: vars, Prefix: prefix}); err != nil {
@@ -171,7 +172,7 @@ func Load(vars map[string]string) (Config, error) {
 		c.Endpoints = append(c.Endpoints, t.parse(prefix, &p))
 		c.settings = append(c.settings, settings(prefix, t)...)
 	}
-	c.checkEndpoints(&p)
+	c.checkEndpoints(numbers, &p)
 	if len(p.list) > 0 {
 		return Config{}, &Error{p.list}
 	}

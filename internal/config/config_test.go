@@ -129,13 +129,14 @@ func TestMistakes(t *testing.T) {
 		{"ENDPOINT_0_SECRET=whsec_hunter2", "ENDPOINT_0_SECRET", "24 to 64 bytes"},
 		{"ENDPOINT_0_SECRET=v1," + secret, "ENDPOINT_0_SECRET", `remove "v1,"`},
 		{"ENDPOINT_0_EVENTS=call.finished", "ENDPOINT_0_EVENTS", "call.completed"},
+		{"ENDPOINT_0_EVENTS=call.finished,sms.*,calls.*", "ENDPOINT_0_EVENTS", `"call.finished", "calls.*"`},
+		{"ENDPOINT_0_HEADERS=X=1;;hunter2", "ENDPOINT_0_HEADERS", "part 3"},
 		{"ENDPOINT_0_EVENTS=calls.*", "ENDPOINT_0_EVENTS", "call.completed"},
 		{"ENDPOINT_0_EVENTS=.*", "ENDPOINT_0_EVENTS", "call.completed"},
 		{"ENDPOINT_0_HEADERS=Authorization: hunter2", "ENDPOINT_0_HEADERS", "Name=value"},
 		{"ENDPOINT_0_HEADERS=webhook-id=hunter2", "ENDPOINT_0_HEADERS", "the bridge does"},
 		{"ENDPOINT_0_TIMEOUT=15", "ENDPOINT_0_TIMEOUT", "15s"},
 		{"ENDPOINT_0_TOKEN=hunter2", "ENDPOINT_0_TOKEN", "16 characters"},
-		{"ENDPOINT_2_NAME=third", "ENDPOINT_1_NAME", "without a gap"},
 	} {
 		vars := minimal(c.change)
 		if strings.HasPrefix(c.change, "PZ_TLS_") {
@@ -150,6 +151,18 @@ func TestMistakes(t *testing.T) {
 		if line := wrong.Problems[0]; !strings.HasPrefix(line, c.variable+": ") || !strings.Contains(line, c.says) ||
 			strings.Contains(line, "hunter2") || strings.Contains(line, secret) {
 			t.Errorf("%s: %s", c.change, line)
+		}
+	}
+}
+
+func TestAllMistakesBehindAGap(t *testing.T) {
+	_, err := Load(minimal("ENDPOINT_2_NAME=crm", "ENDPOINT_2_URL=ftp://x", "ENDPOINT_2_TOKEN=short", "ENDPOINT_4_NAME=another"))
+	for _, want := range []string{
+		"ENDPOINT_1_NAME: is missing", "ENDPOINT_2_NAME: is the same as ENDPOINT_0_NAME", "ENDPOINT_2_URL: must be", "ENDPOINT_2_SECRET: ",
+		"ENDPOINT_2_TOKEN: ", "ENDPOINT_4_URL: ",
+	} {
+		if err == nil || strings.Count(err.Error(), "\n  "+want) != 1 {
+			t.Errorf("%q is not once in: %v", want, err)
 		}
 	}
 }
@@ -296,6 +309,10 @@ func TestDotEnv(t *testing.T) {
 	vars, err := Environment()
 	if err != nil || vars["PZ_URL"] != "of-the-environment" || vars["PZ_PASSWORD"] != "a b#c" {
 		t.Errorf("got %q, %q, %v", vars["PZ_URL"], vars["PZ_PASSWORD"], err)
+	}
+	write("\uFEFFPZ_PASSWORD=of Windows\r\n")
+	if vars, err := Environment(); err != nil || vars["PZ_PASSWORD"] != "of Windows" {
+		t.Errorf("got %q, %v", vars["PZ_PASSWORD"], err)
 	}
 	write("PZ_URL=pbx\n\nhunter2 is no variable\nLOG_LEVEL=debug\n")
 	if _, err := Environment(); err == nil || !strings.Contains(err.Error(), "line 3") || strings.Contains(err.Error(), "hunter2") {

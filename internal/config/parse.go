@@ -224,7 +224,7 @@ var (
 // parseHeaders reads Name=value;Name=value. Values are not quoted in what it says: many are tokens.
 func parseHeaders(variable, list string, p *problems) http.Header {
 	h := http.Header{}
-	for pair := range strings.SplitSeq(list, ";") {
+	for i, pair := range strings.Split(list, ";") {
 		if strings.TrimSpace(pair) == "" {
 			continue
 		}
@@ -232,7 +232,7 @@ func parseHeaders(variable, list string, p *problems) http.Header {
 		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
 		switch {
 		case !ok || !headerName.MatchString(name):
-			p.add(variable, "must be Name=value;Name=value")
+			p.add(variable, "must be Name=value;Name=value; part %d is not", i+1)
 		case reservedHeaders.MatchString(name):
 			p.add(variable, "must not set %s: the bridge does", name)
 		case strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }):
@@ -245,13 +245,13 @@ func parseHeaders(variable, list string, p *problems) http.Header {
 }
 
 // checkEndpoints looks for what two endpoints must not share.
-func (c Config) checkEndpoints(p *problems) {
+func (c Config) checkEndpoints(numbers []int, p *problems) {
 	names, tokens := map[string]string{}, map[string]string{}
 	if c.APIToken != "" {
 		tokens[c.APIToken] = "API_TOKEN"
 	}
 	for i, e := range c.Endpoints {
-		name, token := endpointPrefix(i)+"NAME", endpointPrefix(i)+"TOKEN"
+		name, token := endpointPrefix(numbers[i])+"NAME", endpointPrefix(numbers[i])+"TOKEN"
 		if first, ok := names[e.Name]; ok && e.Name != "" {
 			p.add(name, "is the same as %s: each endpoint needs a name of its own", first)
 		}

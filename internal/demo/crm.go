@@ -16,8 +16,8 @@ import (
 // CRM takes webhooks as a CRM should: it verifies the signature with the public Standard Webhooks library and
 // prints a line. It is an http.Handler.
 type CRM struct {
-	verifier *standardwebhooks.Webhook
-	print    func(line string)
+	verifiers []*standardwebhooks.Webhook // one per active secret
+	print     func(line string)
 
 	mu       sync.Mutex
 	verified []Webhook
@@ -40,13 +40,27 @@ type Webhook struct {
 	} `json:"data"`
 }
 
-// NewCRM gives a CRM that knows the secret (whsec_…) and prints its lines with print.
-func NewCRM(secret string, print func(line string)) (*CRM, error) {
-	verifier, err := standardwebhooks.NewWebhook(secret)
-	if err != nil {
-		return nil, fmt.Errorf("the demo CRM cannot use its secret: %w", err)
+// NewCRM gives a CRM that knows the secrets, decoded, and prints its lines with print.
+func NewCRM(secrets [][]byte, print func(line string)) (*CRM, error) {
+	c := &CRM{print: print, arrived: make(chan struct{})}
+	for _, secret := range secrets {
+		verifier, err := standardwebhooks.NewWebhookRaw(secret)
+		if err != nil {
+			return nil, fmt.Errorf("the demo CRM cannot use its secret: %w", err)
+		}
+		c.verifiers = append(c.verifiers, verifier)
 	}
-	return &CRM{verifier: verifier, print: print, arrived: make(chan struct{})}, nil
+	return c, nil
+}
+
+// verify says whether a webhook is signed with one of the secrets.
+func (c *CRM) verify(body []byte, header http.Header) (err error) {
+	for _, verifier := range c.verifiers {
+		if err = verifier.Verify(body, header); err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // ServeHTTP takes one webhook.
@@ -56,7 +70,7 @@ func (c *CRM) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the body could not be read", http.StatusBadRequest)
 		return
 	}
-	if err := c.verifier.Verify(body, r.Header); err != nil {
+	if err := c.verify(body, r.Header); err != nil {
 		c.print("CRM      ✗ a webhook whose signature is wrong: " + err.Error())
 		http.Error(w, "the signature is wrong", http.StatusUnauthorized)
 		return
@@ -85,8 +99,9 @@ func (c *CRM) Verified() ([]Webhook, <-chan struct{}) {
 // line is a webhook for a person.
 func (h Webhook) line() string {
 	line := fmt.Sprintf("%-24s call %s #%d", h.Type, h.Data.CallID, h.Data.Sequence)
-	if h.Data.From != "" || h.Data.To != "" {
-		line += fmt.Sprintf("  %s → %s", h.Data.From, or(h.Data.To, "?"))
+	line += "  " + h.Data.From
+	if h.Data.To != "" {
+		line += " → " + h.Data.To
 	}
 	if h.Data.Duration != nil {
 		line += fmt.Sprintf(", %s of talk", time.Duration(*h.Data.Duration)*time.Second)
@@ -103,11 +118,4 @@ func (h Webhook) line() string {
 		}
 		return r
 	}, line)
-}
-
-func or(s, other string) string {
-	if s == "" {
-		return other
-	}
-	return s
 }

@@ -37,7 +37,7 @@ func ParseGenerate(words []string) (Attrs, error) {
 	required, optional, _ := strings.Cut(arguments, "|")
 	names := append(strings.Fields(required), strings.Fields(optional)...)
 	if len(given) < len(strings.Fields(required)) || len(given) > len(names) {
-		return nil, fmt.Errorf("it takes %d to %d arguments: %s", len(strings.Fields(required)), len(names), arguments)
+		return nil, fmt.Errorf("%s takes the arguments %s (those after | may be left out)", strings.Join(words[:len(words)-len(given)], " "), arguments)
 	}
 	fields := Attrs{{Name: "Event", Value: event}}
 	for i, value := range given {

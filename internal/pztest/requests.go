@@ -49,6 +49,9 @@ func (s *Server) answer(req pz.Request) pz.Response {
 		if err != nil {
 			return failed
 		}
+		if req.Data.Get("Event") == pz.TypeSMS {
+			s.log("SMS event from CRM: src = %s, dst = %s", req.Data.Get("From"), req.Data.Get("To"))
+		}
 		s.emit(e, req.Data.Get("ClientGUID"))
 		return done
 	case pz.MethodSimulation:

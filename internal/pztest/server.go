@@ -283,6 +283,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer s.handlers.Done()
 	identity, ok := pz.ReadIdentity(r.URL.Query(), r.Header)
 	wrong := s.opts.Password != "" && identity.Password != s.opts.Password
+	if !ok || wrong {
+		s.log("Client refused: GUID = %s, wrong password = %v", identity.GUID, wrong)
+	}
 	if !ok || wrong && identity.Protocol < 2 {
 		w.WriteHeader(http.StatusForbidden)
 		return

@@ -138,9 +138,10 @@ const (
 // Connection describes the connection to the exchange at one moment.
 type Connection struct {
 	State         ConnectionState
-	Since         time.Time // when State began
+	Since         time.Time // since when it has been connected, or has not
 	CloseCode     int       // of the last connection that the server closed; 0 if none did
 	CloseMeaning  string    // CloseCode in plain words
 	LastError     string    // why there is no connection; empty while Connected
+	DialsAt       time.Time // when it dials again, while Disconnected
 	ServerVersion string    // what the server calls itself; empty until it has said so
 }
