@@ -66,10 +66,11 @@ func newSender(e Endpoint, concurrency int, opts Options) *sender {
 	return s
 }
 
-// redialable says whether to dial again within the attempt: after a transport error that is no timeout.
+// redialable says whether to dial again within the attempt: after a transport error that is no timeout. An answer whose Location cannot be
+// read is an error of net/http's, but an answer all the same.
 func redialable(ctx context.Context, _ *http.Response, err error) (bool, error) {
 	var timeout net.Error
-	if err == nil || ctx.Err() != nil || errors.As(err, &timeout) && timeout.Timeout() {
+	if err == nil || ctx.Err() != nil || isBadLocation(err) || errors.As(err, &timeout) && timeout.Timeout() {
 		return false, nil
 	}
 	return true, nil
@@ -109,13 +110,15 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 	return outcome{status: resp.StatusCode, retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())}, nil
 }
 
+func isBadLocation(err error) bool { return strings.Contains(err.Error(), "Location header") }
+
 // withoutURL takes the address out of an error: its path and its query may hold a CRM's token.
 func withoutURL(err error) error {
 	var urlErr *url.Error
 	for errors.As(err, &urlErr) {
 		err = urlErr.Err
 	}
-	if strings.Contains(err.Error(), "Location header") {
+	if isBadLocation(err) {
 		return errors.New("the answer redirects to an address that cannot be read")
 	}
 	return err

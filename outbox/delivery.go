@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 	"time"
@@ -89,7 +90,11 @@ func longestWait(schedule []time.Duration) time.Duration {
 
 // parseRetryAfter reads the header: seconds, or a date (RFC 9110, 10.2.3). It is 0 for none, and for what cannot be read.
 func parseRetryAfter(header string, now time.Time) time.Duration {
-	if seconds, err := strconv.ParseUint(header, 10, 32); err == nil {
+	seconds, err := strconv.ParseUint(header, 10, 32)
+	switch {
+	case errors.Is(err, strconv.ErrRange):
+		return maxRetryAfter
+	case err == nil:
 		return min(time.Duration(seconds)*time.Second, maxRetryAfter)
 	}
 	if date, err := http.ParseTime(header); err == nil {

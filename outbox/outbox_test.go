@@ -620,6 +620,24 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	if _, err := Open(opts); !errors.Is(err, ErrNotOutbox) {
 		t.Errorf("a file that is no outbox: %v", err)
 	}
+	for _, size := range []int64{5000, 9000} { // a copy that was cut off
+		whole := filepath.Join(t.TempDir(), "outbox.db")
+		cut, err := Open(Options{Path: whole, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustAppend(t, cut, event("call.incoming", "5"))
+		if err := cut.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(whole, size); err != nil {
+			t.Fatal(err)
+		}
+		opts.Path = whole
+		if _, err := Open(opts); !errors.Is(err, ErrNotOutbox) {
+			t.Errorf("a file cut off at %d bytes: %v", size, err)
+		}
+	}
 	opts.Path = filepath.Join(path, "outbox.db") // its folder is a file
 	if _, err := Open(opts); err == nil || strings.Count(err.Error(), path) != 1 {
 		t.Errorf("a folder that cannot be made: %v", err)
@@ -658,21 +676,23 @@ func TestShutdownDuringAnAttempt(t *testing.T) {
 // A timeout below the attempt's own (here of the TLS handshake) is not redialled; a refused connection is, twice.
 func TestQuickRedials(t *testing.T) {
 	for name, c := range map[string]struct {
-		dial  func() (net.Conn, error)
-		dials int
+		scheme string
+		dial   func() (net.Conn, error)
+		dials  int
 	}{
-		"a silent peer": {func() (net.Conn, error) {
+		"a silent peer": {"https", func() (net.Conn, error) {
 			near, far := net.Pipe()
 			go func() { _, _ = io.Copy(io.Discard, far) }()
 			return near, nil
 		}, 1},
-		"nobody there": {func() (net.Conn, error) { return nil, errors.New("connection refused") }, 3},
+		"a redirect to nowhere": {"http", brokenReply, 1},
+		"nobody there":          {"https", func() (net.Conn, error) { return nil, errors.New("connection refused") }, 3},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				dials := 0
 				e := endpoint("crm")
-				e.URL = "https://crm.example"
+				e.URL = c.scheme + "://crm.example"
 				s := newSender(e, 1, Options{DialContext: func(context.Context, string, string) (net.Conn, error) {
 					dials++
 					return c.dial()

@@ -9,6 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -60,7 +62,14 @@ type store struct {
 	full       error // of the last append; nil if it went well
 }
 
-func openStore(path string, endpoints []Endpoint) (*store, error) {
+func openStore(path string, endpoints []Endpoint) (s *store, err error) {
+	// bbolt meets a file that is cut off or overwritten with a panic, or reads past its end, which is a fault.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w (%v)", ErrNotOutbox, r)
+		}
+	}()
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make its folder: %w", plain(err))
 	}
@@ -70,12 +79,14 @@ func openStore(path string, endpoints []Endpoint) (*store, error) {
 		return nil, ErrInUse
 	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
 		return nil, fmt.Errorf("%w (%w)", ErrNotOutbox, err)
+	case err != nil && strings.Contains(err.Error(), "file size too small"):
+		return nil, fmt.Errorf("%w (%w)", ErrNotOutbox, err)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("%w: give user %d the right to write in %s", plain(err), os.Getuid(), filepath.Dir(path))
 	case err != nil:
 		return nil, plain(err)
 	}
-	s := &store{db: db, endpoints: endpoints}
+	s = &store{db: db, endpoints: endpoints}
 	if err := s.commit(s.prepare); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}

@@ -38,9 +38,9 @@ type conn struct {
 
 // write is one request on its way to the socket.
 type write struct {
-	payload  []byte
-	deadline time.Time
-	written  chan error
+	ctx     context.Context // of whoever waits for it; when it has ended, nothing is written
+	payload []byte
+	written chan error
 }
 
 func newConn(ws *websocket.Conn, codec pz.Codec) *conn {
@@ -110,30 +110,49 @@ func (e closeError) Unwrap() error { return e.frame }
 func (c *conn) write() {
 	ping := time.NewTicker(pingPeriod)
 	defer ping.Stop()
+	// Half a frame may be out: nothing can be written after it. The reader hears of it from the socket.
+	broken := func() { _ = c.ws.Close() }
 	for {
 		select {
 		case <-c.gone:
 			return
 		case <-ping.C:
-			_ = c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(controlWrite))
+			if c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(controlWrite)) != nil {
+				broken()
+				return
+			}
 		case payload := <-c.pong:
-			_ = c.ws.WriteControl(websocket.PongMessage, payload, time.Now().Add(controlWrite))
+			if c.ws.WriteControl(websocket.PongMessage, payload, time.Now().Add(controlWrite)) != nil {
+				broken()
+				return
+			}
 		case w := <-c.outbox:
-			_ = c.ws.SetWriteDeadline(w.deadline)
+			if w.ctx.Err() != nil {
+				w.written <- w.ctx.Err()
+				continue
+			}
+			deadline, _ := w.ctx.Deadline()
+			_ = c.ws.SetWriteDeadline(deadline)
 			err := c.ws.WriteMessage(websocket.TextMessage, w.payload)
 			w.written <- err
 			if err != nil {
-				_ = c.ws.Close() // half a frame may be out: nothing can be written after it
+				broken()
 				return
 			}
 		}
 	}
 }
 
-// goodbye ends the connection from our side: a close frame, and no more reading.
-func (c *conn) goodbye() {
+// goodbye ends the connection from our side. What the server has sent before it reads our close frame counts for it as sent, so reading goes
+// on until it closes too, but for no longer than patience.
+func (c *conn) goodbye(patience time.Duration) {
+	deadline := time.Now().Add(patience)
 	frame := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
-	_ = c.ws.WriteControl(websocket.CloseMessage, frame, time.Now().Add(time.Second))
+	_ = c.ws.WriteControl(websocket.CloseMessage, frame, deadline)
+	select {
+	case <-c.gone:
+	case <-time.After(time.Until(deadline)):
+	}
 	_ = c.ws.Close()
 }
 
@@ -155,8 +174,7 @@ func (c *conn) request(ctx context.Context, req pz.Request) (pz.Response, error)
 		c.mu.Unlock()
 	}()
 
-	deadline, _ := ctx.Deadline()
-	w := write{payload: c.codec.Pack(req.XML()), deadline: deadline, written: make(chan error, 1)}
+	w := write{ctx: ctx, payload: c.codec.Pack(req.XML()), written: make(chan error, 1)}
 	select {
 	case c.outbox <- w:
 	case <-ctx.Done():

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -558,5 +559,83 @@ func TestTLS(t *testing.T) {
 				t.Errorf("got %v", err)
 			}
 		})
+	}
+}
+
+// A command whose caller has gone, or whose time is over, is not written, and costs the connection nothing.
+func TestLateCommandsAreNotWritten(t *testing.T) {
+	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+		synctest.Wait()
+		cancelled, cancel := context.WithCancel(t.Context())
+		cancel()
+		expired, cancel := context.WithDeadline(t.Context(), time.Now())
+		defer cancel()
+		for range 50 {
+			for _, ctx := range []context.Context{cancelled, expired} {
+				if err := w.session.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "1", To: "2"}); !errors.Is(err, telephony.ErrNotSent) {
+					t.Fatalf("got %v", err)
+				}
+			}
+		}
+		synctest.Wait()
+		if n := len(w.server.Requests()); n != 0 {
+			t.Errorf("%d of them reached the server", n)
+		}
+		if c := w.session.Connection(); c.State != telephony.Connected || len(w.log.lines(t, "not connected")) != 0 {
+			t.Errorf("connection: %+v", c)
+		}
+	})
+}
+
+// What the server has written before it hears that the bridge stops is not written again, so it must be taken.
+func TestStopTakesWhatIsOnTheWay(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	address, err := url.Parse(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got sink
+	session := func(ready func() bool) {
+		s, err := New(Options{
+			URL: address, Identity: pz.Identity{GUID: "bridge", EventsMask: 65535, Protocol: 2},
+			Grace: 5 * time.Second, Sink: &got, Logger: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		for s.Connection().State != telephony.Connected || !ready() {
+			runtime.Gosched()
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+	const rounds, many = 5, 300
+	for round := range rounds {
+		session(func() bool {
+			for i := range many {
+				fields, err := pz.ParseGenerate(strings.Fields(fmt.Sprintf("generate history 1 2 100 200 50 in r 3 %d", round*many+i)))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := server.Generate(fields); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return true
+		})
+	}
+	session(func() bool { return true })
+	calls := map[string]bool{}
+	for _, e := range got.appended() {
+		calls[e.CallID] = true
+	}
+	if len(calls) != rounds*many {
+		t.Errorf("%d of %d finished calls were lost", rounds*many-len(calls), rounds*many)
 	}
 }

@@ -120,7 +120,7 @@ func (s *Session) connectOnce(ctx context.Context) error {
 	helpers.Go(func() {
 		select {
 		case <-ctx.Done():
-			c.goodbye()
+			c.goodbye(min(2*time.Second, s.opts.Grace/2))
 		case <-c.gone:
 		}
 	})
@@ -138,7 +138,9 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 	defer cancel()
 	dialer := websocket.Dialer{NetDialContext: s.opts.DialContext, TLSClientConfig: s.opts.TLS, HandshakeTimeout: dialTimeout}
 	u := *s.opts.URL
-	u.Path, u.RawQuery = "/", s.opts.Identity.Query().Encode()
+	u.Path = "/"
+	// A plus sign for a space is for forms; a server may decode percent signs only.
+	u.RawQuery = strings.ReplaceAll(s.opts.Identity.Query().Encode(), "+", "%20")
 	ws, resp, err := dialer.DialContext(ctx, u.String(), nil)
 	if resp != nil {
 		_ = resp.Body.Close()

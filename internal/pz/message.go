@@ -111,6 +111,7 @@ func SMSText(text string) string { return base64.StdEncoding.EncodeToString([]by
 // ParseServerMessage reads what a server sends: one root element, or several, each an Event or a Response. What was read before an error is
 // returned with it.
 func ParseServerMessage(doc []byte) (events []Event, responses []Response, err error) {
+	var unknown error
 	err = eachRoot(doc, func(d *xml.Decoder, root xml.StartElement) error {
 		switch root.Name.Local {
 		case "Event":
@@ -126,11 +127,13 @@ func ParseServerMessage(doc []byte) (events []Event, responses []Response, err e
 			r.Code, r.RequestID = strings.TrimSpace(r.Code), strings.TrimSpace(r.RequestID)
 			responses = append(responses, r)
 		default:
-			return fmt.Errorf("<%s> is neither an Event nor a Response", root.Name.Local)
+			// Passed over: what stands beside it in the message is as good as ever.
+			unknown = fmt.Errorf("<%s> is neither an Event nor a Response", root.Name.Local)
+			return d.Skip()
 		}
 		return nil
 	})
-	return events, responses, err
+	return events, responses, errors.Join(err, unknown)
 }
 
 // ParseRequest reads what a client sends.
@@ -166,9 +169,11 @@ func ParseRequest(doc []byte) (Request, error) {
 
 // eachRoot calls f for each root element of a document, in order.
 func eachRoot(doc []byte, f func(*xml.Decoder, xml.StartElement) error) error {
+	// Whatever version and encoding an old connector declares: sanitize makes UTF-8 of it, and the rest is XML enough.
+	if bytes.HasPrefix(doc, []byte("<?xml")) {
+		_, doc, _ = bytes.Cut(doc, []byte("?>"))
+	}
 	d := xml.NewDecoder(bytes.NewReader(sanitize(doc)))
-	// Whatever encoding an old connector declares, sanitize has already made UTF-8 of it.
-	d.CharsetReader = func(_ string, r io.Reader) (io.Reader, error) { return r, nil }
 	roots := 0
 	for {
 		token, err := d.Token()
@@ -198,12 +203,14 @@ func eachRoot(doc []byte, f func(*xml.Decoder, xml.StartElement) error) error {
 // attributes keeps the first of the attributes that bear one name; XML forbids a second.
 func attributes(list []xml.Attr) Attrs {
 	attrs := make(Attrs, 0, len(list))
+	seen := make(map[string]bool, len(list))
 	for _, a := range list {
 		name := a.Name.Local
 		if a.Name.Space != "" {
 			name = a.Name.Space + ":" + name
 		}
-		if _, double := attrs.Lookup(name); !double {
+		if !seen[name] {
+			seen[name] = true
 			attrs = append(attrs, Attr{Name: name, Value: a.Value})
 		}
 	}

@@ -77,6 +77,8 @@ func TestParseServerMessage(t *testing.T) {
 		{"two roots", `<Event type="1" from="7"/> <Event type="1" from="8"/>`, append(from("7"), from("8")...), nil, ""},
 		{"good, then broken", `<Event type="1" from="7"/><Event type=`, from("7"), nil, "broken XML"},
 		{"a response", "<Response><Code>2</Code><RequestID> 5 </RequestID><Details>no</Details><Data/></Response>\n", nil, []Response{{Code: "2", RequestID: "5", Details: "no"}}, ""},
+		{"another XML", `<?xml version="1.1"?><Event type="1" from="7"/>`, from("7"), nil, ""},
+		{"an event beside something else", `<Ping><x/></Ping><Event type="1" from="7"/>`, from("7"), nil, "neither an Event"},
 		{"something else", `<Ping/>`, nil, nil, "neither an Event nor a Response"},
 		{"no XML", `hello`, nil, nil, "text outside"},
 		{"nothing", ``, nil, nil, "no element"},

@@ -170,7 +170,7 @@ func (s *Server) Simulate(on bool) {
 
 // startSimulation and stopSimulation are called with mu held.
 func (s *Server) startSimulation() {
-	if s.simulate != nil {
+	if s.simulate != nil || s.http == nil {
 		return
 	}
 	sim := &simulation{stop: make(chan struct{})}

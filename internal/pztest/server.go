@@ -54,7 +54,8 @@ type Server struct {
 
 	mu       sync.Mutex
 	http     *http.Server // nil while not serving
-	clients  []*client    // one per GUID, connected or not, in the order they first came
+	links    map[*link]bool
+	clients  []*client // one per GUID, connected or not, in the order they first came
 	history  []*missable
 	requests []pz.Request
 	lastID   uint64
@@ -69,7 +70,7 @@ type missable struct {
 
 // New gives a server that listens nowhere yet.
 func New(opts Options) *Server {
-	s := &Server{opts: opts, lastID: uint64(time.Now().UnixMicro())}
+	s := &Server{opts: opts, links: map[*link]bool{}, lastID: uint64(time.Now().UnixMicro())}
 	for _, e := range opts.History {
 		s.history = append(s.history, &missable{event: e, sent: map[string]bool{}})
 	}
@@ -106,7 +107,8 @@ func (s *Server) Start(l net.Listener) {
 		Handler: s, ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog: stdlog.New(lineWriter(s.log), "", 0), // handshakes that fail, mostly
 	}
-	s.handlers.Go(func() { _ = s.http.Serve(l) })
+	server := s.http
+	s.handlers.Go(func() { _ = server.Serve(l) })
 }
 
 // Close stops listening, breaks off every connection and waits until all of it is over.
@@ -116,8 +118,8 @@ func (s *Server) Close() {
 		_ = s.http.Close()
 		s.http = nil
 	}
-	for _, c := range s.clients {
-		c.drop()
+	for l := range s.links {
+		_ = l.conn.Close()
 	}
 	s.stopSimulation()
 	s.mu.Unlock()
@@ -199,10 +201,7 @@ func (s *Server) emit(e pz.Event, guid string) {
 		if c.link == nil || !sees(c.identity, e) || guid != "*" && guid != "" && guid != c.identity.GUID {
 			continue
 		}
-		c.send(outgoing{payload: payload})
-		if kept != nil {
-			kept.sent[c.identity.GUID] = true
-		}
+		c.send(outgoing{payload: payload, missable: kept})
 	}
 }
 
@@ -219,8 +218,7 @@ func (s *Server) replay(c *client) {
 		if i == len(missed)-1 {
 			e = with(e, pz.AttrMissedFinal, "1")
 		}
-		c.send(outgoing{payload: s.packEvent(e)})
-		m.sent[c.identity.GUID] = true
+		c.send(outgoing{payload: s.packEvent(e), missable: m})
 	}
 }
 
@@ -294,7 +292,16 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return // the upgrader has answered
 	}
-	l := newLink(conn, !s.opts.NoPings)
+	l := newLink(conn, !s.opts.NoPings, func(m *missable) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		m.sent[identity.GUID] = true
+	})
+	if !s.add(l) {
+		_ = conn.Close()
+		return // Close came in between
+	}
+	defer s.remove(l)
 	var writer sync.WaitGroup
 	writer.Go(l.write)
 	defer writer.Wait()
@@ -310,6 +317,20 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer s.leave(c, l)
 	}
 	l.read(func(payload []byte) { s.receive(l, payload) })
+}
+
+// add notes a link that Close is to end; it is false when Close has been.
+func (s *Server) add(l *link) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.links[l] = true
+	return s.http != nil
+}
+
+func (s *Server) remove(l *link) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.links, l)
 }
 
 // join makes the connection the one of its GUID; an older one under the same GUID is thrown out.
@@ -328,9 +349,6 @@ func (s *Server) join(id pz.Identity, remote string, l *link) *client {
 	c := s.clients[i]
 	c.send(outgoing{closeCode: pz.CloseSameGUID, payload: []byte("Same GUID")})
 	c.identity, c.ip, c.link = id, host, l
-	if s.http == nil {
-		c.drop() // Close came in between
-	}
 	s.log("Client connected: type = %s, GUID = %s, ip = %s", id.ClientType, id.GUID, host)
 	s.replay(c)
 	return c
@@ -381,12 +399,6 @@ func (c *client) send(o outgoing) {
 	}
 }
 
-func (c *client) drop() {
-	if c.link != nil {
-		_ = c.link.conn.Close()
-	}
-}
-
 // link is one socket: one goroutine reads it, one writes it, and what is to be written waits in an unbounded queue, so that a client
 // that does not read holds up nobody else.
 type link struct {
@@ -394,6 +406,7 @@ type link struct {
 	pings bool
 	wake  chan struct{} // something is queued
 	done  chan struct{} // the reader has ended
+	sent  func(*missable)
 
 	mu    sync.Mutex
 	queue []outgoing
@@ -403,11 +416,12 @@ type link struct {
 type outgoing struct {
 	payload   []byte
 	closeCode int
+	missable  *missable // the event in it, if it is one that counts as missed until it was written
 }
 
-func newLink(conn *websocket.Conn, pings bool) *link {
+func newLink(conn *websocket.Conn, pings bool, sent func(*missable)) *link {
 	conn.SetReadLimit(pz.MaxMessage)
-	return &link{conn: conn, pings: pings, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	return &link{conn: conn, pings: pings, sent: sent, wake: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 func (l *link) send(o outgoing) {
@@ -463,6 +477,9 @@ func (l *link) write() {
 				if err := l.conn.WriteMessage(websocket.TextMessage, o.payload); err != nil {
 					_ = l.conn.Close()
 					return
+				}
+				if o.missable != nil {
+					l.sent(o.missable)
 				}
 			}
 		}
