@@ -374,6 +374,7 @@ func TestServerAwayForAMinute(t *testing.T) {
 			Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Second}, Grace: time.Second, Logger: logger,
 			Endpoints: []outbox.Endpoint{{
 				Name: "crm", URL: "http://crm", Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: time.Minute,
+				Concurrency: 16,
 			}},
 			DialContext: crmNet.Dial,
 		})

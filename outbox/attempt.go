@@ -31,10 +31,10 @@ type sender struct {
 	client    *retryablehttp.Client
 }
 
-func newSender(e Endpoint, concurrency int, opts Options) *sender {
+func newSender(e Endpoint, opts Options) *sender {
 	transport := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: opts.DialContext, ForceAttemptHTTP2: true,
-		MaxIdleConnsPerHost: concurrency, MaxConnsPerHost: concurrency,
+		MaxIdleConnsPerHost: e.Concurrency, MaxConnsPerHost: e.Concurrency,
 		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
 	}
 	s := &sender{endpoint: e, userAgent: opts.UserAgent}

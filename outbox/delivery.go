@@ -20,8 +20,40 @@ const (
 type delivery struct {
 	state    state
 	attempts int   // made so far
-	due      int64 // unix nanoseconds; 0 is at once. Once it is not pending any more: when that came to be
+	due      int64 // unix nanoseconds; 0 is at once, held is not yet. Once it is not pending any more: when that came to be
 	status   int   // of the last answer; 0 if there was none
+	failedAt int64 // unix nanoseconds of the first attempt that failed; 0 if none has
+}
+
+// held is the due time of a delivery that waits for an earlier event of its call, and of none that is in the due index.
+const held = -1
+
+// behind gives a new delivery its due time. Before is the delivery of the event just before it in its call, nil if there is none: while
+// that is pending the new one is held, but once it has failed for no longer than hold.
+//
+// It is enough to look at the one before. If that is done with, whatever is pending before it has been overtaken already.
+func behind(before *delivery, hold time.Duration) delivery {
+	if before == nil || before.state != pending {
+		return delivery{}
+	}
+	return delivery{due: before.freesAt(hold)}
+}
+
+// freesAt is when a pending delivery no longer holds the next one of its call, as a due time.
+func (d delivery) freesAt(hold time.Duration) int64 {
+	if d.failedAt == 0 {
+		return held
+	}
+	return d.failedAt + int64(hold)
+}
+
+// after gives a delivery that is pending its due time once the one before it in its call has become before. One that has been tried follows
+// its own schedule.
+func (d delivery) after(before delivery, hold time.Duration) delivery {
+	if d.attempts == 0 {
+		d.due = behind(&before, hold).due
+	}
+	return d
 }
 
 // outcome is how an attempt ended.
@@ -69,6 +101,9 @@ func (d delivery) next(o outcome, schedule []time.Duration, now time.Time, rando
 		d.state = dead
 		return d
 	}
+	if d.failedAt == 0 {
+		d.failedAt = now.UnixNano()
+	}
 	if d.attempts > len(schedule) {
 		d.state = dead
 		return d
@@ -79,9 +114,9 @@ func (d delivery) next(o outcome, schedule []time.Duration, now time.Time, rando
 	return d
 }
 
-// longestWait is past any wait that next can give: a due time further ahead means that the clock has been set back.
-func longestWait(schedule []time.Duration) time.Duration {
-	longest := maxRetryAfter
+// longestWait is past any wait that there can be: a due time further ahead means that the clock has been set back.
+func longestWait(schedule []time.Duration, hold time.Duration) time.Duration {
+	longest := max(maxRetryAfter, hold)
 	for _, wait := range schedule {
 		longest = max(longest, wait+wait/5)
 	}

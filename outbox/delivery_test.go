@@ -53,8 +53,42 @@ func TestNext(t *testing.T) {
 	} {
 		got := delivery{attempts: c.attempts}.next(c.o, schedule, now, c.random)
 		want := delivery{state: c.state, attempts: c.attempts + 1, due: now.Add(c.wait).UnixNano(), status: c.o.status}
+		if classify(c.o.status) == again {
+			want.failedAt = now.UnixNano()
+		}
 		if got != want {
 			t.Errorf("%s: got %+v, want %+v", c.name, got, want)
+		}
+	}
+}
+
+// When an event goes, by how the one before it in its call stands.
+func TestOrder(t *testing.T) {
+	const hold, failed = time.Minute, int64(1e18)
+	untried, tried := delivery{due: held}, delivery{attempts: 2, due: 77, failedAt: 5}
+	for _, c := range []struct {
+		name   string
+		before *delivery
+		fresh  int64 // due time of one that is appended, and of one that was held
+	}{
+		{"the first of its call", nil, 0},
+		{"the one before is delivered", &delivery{state: delivered, attempts: 1}, 0},
+		{"the one before is dead", &delivery{state: dead, attempts: 9, failedAt: failed}, 0},
+		{"the one before was not tried yet", &delivery{}, held},
+		{"the one before is held itself", &delivery{due: held}, held},
+		{"the one before has failed", &delivery{attempts: 3, failedAt: failed}, failed + int64(hold)},
+	} {
+		if got := behind(c.before, hold); got != (delivery{due: c.fresh}) {
+			t.Errorf("%s: appended, it is %+v", c.name, got)
+		}
+		if c.before == nil {
+			continue
+		}
+		if got := untried.after(*c.before, hold); got.due != c.fresh {
+			t.Errorf("%s: held until then, it is %+v", c.name, got)
+		}
+		if got := tried.after(*c.before, hold); got != tried {
+			t.Errorf("%s: tried before, it is %+v", c.name, got)
 		}
 	}
 }

@@ -11,8 +11,6 @@ import (
 )
 
 const (
-	// concurrency is how many attempts at one endpoint may be under way at once.
-	concurrency = 16
 	// lookAgain is the longest that a lane sleeps while something is to be retried: the wall clock may have been set meanwhile.
 	lookAgain = time.Minute
 	// storeAgain is the wait after a write of the file that failed.
@@ -36,8 +34,8 @@ type lane struct {
 func newLane(e Endpoint, s *store, opts Options) *lane {
 	logger := opts.Logger.With("endpoint", e.Name)
 	return &lane{
-		endpoint: e, store: s, sender: newSender(e, concurrency, opts),
-		schedule: opts.RetrySchedule, horizon: longestWait(opts.RetrySchedule),
+		endpoint: e, store: s, sender: newSender(e, opts),
+		schedule: opts.RetrySchedule, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
 		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger), wake: make(chan struct{}, 1),
 	}
 }
@@ -56,7 +54,7 @@ func (l *lane) run(ctx, work context.Context) {
 	finished := make(chan uint64)
 	for ctx.Err() == nil {
 		var timer <-chan time.Time
-		if free := concurrency - len(inFlight); free > 0 {
+		if free := l.endpoint.Concurrency - len(inFlight); free > 0 {
 			jobs, wait, err := l.store.due(l.endpoint.Name, free, inFlight, l.horizon)
 			if err != nil {
 				l.reading.Failed("a part of the outbox cannot be read", err)

@@ -8,6 +8,9 @@
 //	   │ └─ anything else: again after the schedule's next wait
 //	   └──410, or the schedule is used up──► dead
 //
+// Per endpoint, the events of one call go in their order: a delivery is held while the one before it in its call is pending, but no
+// longer than OrderHold after that has failed. Calls do not wait for one another, nor does an endpoint for another: each has its own lane.
+//
 // Changes to the file that are waiting are committed together: see store.commit. No HTTP happens inside a transaction.
 package outbox
 
@@ -40,6 +43,8 @@ type Endpoint struct {
 	Events  Filter
 	Headers http.Header
 	Timeout time.Duration // of a whole attempt
+	// Concurrency is how many attempts may be under way at once.
+	Concurrency int
 }
 
 // Options says where the file is and whom to deliver to.
@@ -48,6 +53,8 @@ type Options struct {
 	Endpoints []Endpoint
 	// RetrySchedule holds the waits after the first, second, … failed attempt. After the last one a delivery is dead.
 	RetrySchedule []time.Duration
+	// OrderHold is how long an event that fails holds the later ones of its call; then they may overtake it.
+	OrderHold time.Duration
 	// Grace is how long attempts in flight may go on after Run's context has ended.
 	Grace     time.Duration
 	UserAgent string
@@ -63,8 +70,8 @@ func (o Options) validate() error {
 	}
 	names := map[string]bool{}
 	for _, e := range o.Endpoints {
-		if e.Name == "" || e.URL == "" || len(e.Secrets) == 0 || e.Timeout <= 0 {
-			return fmt.Errorf("outbox: endpoint %q must have a name, a URL, a secret and a timeout", e.Name)
+		if e.Name == "" || e.URL == "" || len(e.Secrets) == 0 || e.Timeout <= 0 || e.Concurrency <= 0 {
+			return fmt.Errorf("outbox: endpoint %q must have a name, a URL, a secret, a timeout and a concurrency", e.Name)
 		}
 		if names[e.Name] {
 			return fmt.Errorf("outbox: two endpoints are named %q", e.Name)
@@ -86,7 +93,7 @@ func Open(opts Options) (*Outbox, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
-	store, err := openStore(opts.Path, opts.Endpoints)
+	store, err := openStore(opts.Path, opts.Endpoints, opts.OrderHold)
 	if err != nil {
 		return nil, fmt.Errorf("open the outbox %s: %w", opts.Path, err)
 	}

@@ -41,7 +41,7 @@ func event(kind telephony.EventType, call string) telephony.Event {
 }
 
 func endpoint(name string) Endpoint {
-	return Endpoint{Name: name, URL: "http://crm.example/hook?token=t0psecret", Secrets: [][]byte{secretA}, Events: all, Timeout: 15 * time.Second}
+	return Endpoint{Name: name, URL: "http://crm.example/hook?token=t0psecret", Secrets: [][]byte{secretA}, Events: all, Timeout: 15 * time.Second, Concurrency: 16}
 }
 
 // openOutbox opens an outbox and, when the test ends, closes it and checks its file.
@@ -58,6 +58,9 @@ func openOutbox(t *testing.T, opts Options) *Outbox {
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
+	}
+	if opts.OrderHold == 0 {
+		opts.OrderHold = time.Minute
 	}
 	opts.Grace, opts.UserAgent = 5*time.Second, "pzbridge/test"
 	o, err := Open(opts)
@@ -96,7 +99,10 @@ func checkFile(t *testing.T, o *Outbox) {
 				if events.Get(k) == nil {
 					t.Errorf("delivery %d of %s has no event", binary.BigEndian.Uint64(k), name)
 				}
-				if d.state == pending {
+				if d.state == pending && d.due == held {
+					checkHeld(t, tx, string(name), k, d)
+				}
+				if d.state == pending && d.due != held {
 					waiting++
 					if due.Get(dueKey(d.due, binary.BigEndian.Uint64(k))) == nil {
 						t.Errorf("pending delivery %d of %s is not in the due index", binary.BigEndian.Uint64(k), name)
@@ -112,6 +118,20 @@ func checkFile(t *testing.T, o *Outbox) {
 	})
 	if err != nil {
 		t.Error(err)
+	}
+}
+
+// checkHeld holds that a delivery that is held has one before it to wait for, which has not failed yet.
+func checkHeld(t *testing.T, tx *bolt.Tx, endpoint string, k []byte, d delivery) {
+	t.Helper()
+	j, err := decodeEvent(tx.Bucket(bucketEvents).Get(k))
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	before, err := neighbour(tx, endpoint, j.call, j.sequence, (*bolt.Cursor).Prev)
+	if err != nil || before == nil || before.state != pending || before.failedAt != 0 || d.attempts != 0 {
+		t.Errorf("delivery %d of %s is held by %+v, %v", binary.BigEndian.Uint64(k), endpoint, before, err)
 	}
 }
 
@@ -654,7 +674,7 @@ func TestShutdownDuringAnAttempt(t *testing.T) {
 			receiver := &crm{answer: func(int, received, http.ResponseWriter) { time.Sleep(c.takes) }}
 			bubble(t, receiver, func(t *testing.T) {
 				o := openOutbox(t, Options{DialContext: receiver.net.Dial, Endpoints: []Endpoint{{
-					Name: "crm", URL: "http://crm.example", Secrets: [][]byte{secretA}, Events: all, Timeout: time.Hour,
+					Name: "crm", URL: "http://crm.example", Secrets: [][]byte{secretA}, Events: all, Timeout: time.Hour, Concurrency: 16,
 				}}})
 				stop := run(t, o)
 				mustAppend(t, o, event("call.incoming", "5"))
@@ -693,7 +713,7 @@ func TestQuickRedials(t *testing.T) {
 				dials := 0
 				e := endpoint("crm")
 				e.URL = c.scheme + "://crm.example"
-				s := newSender(e, 1, Options{DialContext: func(context.Context, string, string) (net.Conn, error) {
+				s := newSender(e, Options{DialContext: func(context.Context, string, string) (net.Conn, error) {
 					dials++
 					return c.dial()
 				}})

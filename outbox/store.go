@@ -28,7 +28,7 @@ import (
 //	ids                      event ID            -> number
 //	calls                    call key, sequence  -> number, fingerprint
 //	endpoints/NAME/deliveries  number            -> a delivery: see encodeDelivery
-//	endpoints/NAME/due         time, number      -> nothing; one for each pending delivery
+//	endpoints/NAME/due         time, number      -> nothing; one for each pending delivery that is not held
 //
 // An event's number says when it was appended: 1, 2, 3 … A record and its index change in one transaction.
 var (
@@ -54,6 +54,7 @@ const lockTimeout = time.Second
 type store struct {
 	db        *bolt.DB
 	endpoints []Endpoint
+	hold      time.Duration // Options.OrderHold
 
 	mu         sync.Mutex
 	waiting    []*change // for the next commit
@@ -62,7 +63,7 @@ type store struct {
 	full       error // of the last append; nil if it went well
 }
 
-func openStore(path string, endpoints []Endpoint) (s *store, err error) {
+func openStore(path string, endpoints []Endpoint, hold time.Duration) (s *store, err error) {
 	// bbolt meets a file that is cut off or overwritten with a panic, or reads past its end, which is a fault.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -86,7 +87,7 @@ func openStore(path string, endpoints []Endpoint) (s *store, err error) {
 	case err != nil:
 		return nil, plain(err)
 	}
-	s = &store{db: db, endpoints: endpoints}
+	s = &store{db: db, endpoints: endpoints, hold: hold}
 	if err := s.commit(s.prepare); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -236,10 +237,15 @@ func (s *store) append(records []record) error {
 				return err
 			}
 			for _, e := range s.endpoints {
-				if e.Events.Match(r.kind) {
-					if err := putDelivery(tx, e.Name, n, delivery{}); err != nil {
-						return err
-					}
+				if !e.Events.Match(r.kind) {
+					continue
+				}
+				before, err := neighbour(tx, e.Name, r.call, sequence, (*bolt.Cursor).Prev)
+				if err != nil {
+					return err
+				}
+				if err := putDelivery(tx, e.Name, n, behind(before.deliveryOrNil(), s.hold)); err != nil {
+					return err
 				}
 			}
 		}
@@ -312,6 +318,7 @@ func lastSequence(calls *bolt.Bucket, prefix []byte) uint64 {
 // job is a delivery that is due, with what an attempt needs. Nothing in it belongs to bbolt.
 type job struct {
 	number   uint64
+	sequence uint64 // within its call
 	delivery delivery
 	eventID  string
 	kind     telephony.EventType
@@ -366,21 +373,74 @@ func (s *store) due(endpoint string, limit int, inFlight map[uint64]bool, horizo
 	return jobs, wait, err
 }
 
-// record stores how a delivery stands after an attempt.
+// record stores how a delivery stands after an attempt, and what that means for the next one of its call.
 func (s *store) record(endpoint string, j job, now delivery) error {
 	return s.commit(func(tx *bolt.Tx) error {
-		due := tx.Bucket(bucketEndpoints).Bucket([]byte(endpoint)).Bucket(bucketDue)
-		if err := due.Delete(dueKey(j.delivery.due, j.number)); err != nil {
+		if err := putDelivery(tx, endpoint, j.number, now); err != nil {
 			return err
 		}
-		return putDelivery(tx, endpoint, j.number, now)
+		next, err := neighbour(tx, endpoint, j.call, j.sequence, (*bolt.Cursor).Next)
+		if err != nil || next == nil || next.state != pending {
+			return err
+		}
+		return putDelivery(tx, endpoint, next.number, next.after(now, s.hold))
 	})
 }
 
-// putDelivery writes a delivery and, while it is pending, its place in the due index.
+// found is a delivery and the number of its event.
+type found struct {
+	number uint64
+	delivery
+}
+
+func (f *found) deliveryOrNil() *delivery {
+	if f == nil {
+		return nil
+	}
+	return &f.delivery
+}
+
+// neighbour gives the delivery of the nearest event of a call, before or after the one with the sequence, that the endpoint gets at all. It
+// is nil when there is none; an event of no call has none.
+func neighbour(tx *bolt.Tx, endpoint, call string, sequence uint64, step func(*bolt.Cursor) ([]byte, []byte)) (*found, error) {
+	// Behind so many events that the endpoint does not get, order is nobody's concern; a scan without a bound would be everybody's.
+	const farthest = 1000
+	if call == "" {
+		return nil, nil
+	}
+	deliveries := tx.Bucket(bucketEndpoints).Bucket([]byte(endpoint)).Bucket(bucketDeliveries)
+	prefix := callKey(call)
+	c := tx.Bucket(bucketCalls).Cursor()
+	c.Seek(append(bytes.Clone(prefix), number(sequence)...))
+	for range farthest {
+		k, v := step(c)
+		if !bytes.HasPrefix(k, prefix) {
+			return nil, nil
+		}
+		record := deliveries.Get(v[:8])
+		if record == nil {
+			continue
+		}
+		d, err := decodeDelivery(record)
+		return &found{binary.BigEndian.Uint64(v), d}, err
+	}
+	return nil, nil
+}
+
+// putDelivery writes a delivery and its place in the due index, which it has while it is pending and not held.
 func putDelivery(tx *bolt.Tx, endpoint string, n uint64, d delivery) error {
 	b := tx.Bucket(bucketEndpoints).Bucket([]byte(endpoint))
-	if d.state == pending {
+	// What is stored says where it stands in the index, not what the caller has read: a delivery in flight may have been moved meanwhile.
+	if record := b.Bucket(bucketDeliveries).Get(number(n)); record != nil {
+		old, err := decodeDelivery(record)
+		if err != nil {
+			return err
+		}
+		if err := b.Bucket(bucketDue).Delete(dueKey(old.due, n)); err != nil {
+			return err
+		}
+	}
+	if d.state == pending && d.due != held {
 		if err := b.Bucket(bucketDue).Put(dueKey(d.due, n), nil); err != nil {
 			return err
 		}
@@ -397,27 +457,29 @@ func dueKey(due int64, n uint64) []byte {
 // errDamaged means that a record is not what this program writes.
 var errDamaged = errors.New("its record in the outbox is damaged")
 
-// encodeDelivery: state (1 byte), attempts (2), due (8), status (2).
+// encodeDelivery: state (1 byte), attempts (2), due (8), status (2), failedAt (8).
 func encodeDelivery(d delivery) []byte {
 	v := []byte{byte(d.state)}
 	v = binary.BigEndian.AppendUint16(v, uint16(d.attempts))
 	v = binary.BigEndian.AppendUint64(v, uint64(d.due))
-	return binary.BigEndian.AppendUint16(v, uint16(d.status))
+	v = binary.BigEndian.AppendUint16(v, uint16(d.status))
+	return binary.BigEndian.AppendUint64(v, uint64(d.failedAt))
 }
 
 func decodeDelivery(v []byte) (delivery, error) {
-	if len(v) != 13 || state(v[0]) > dead {
+	if len(v) != 21 || state(v[0]) > dead {
 		return delivery{}, errDamaged
 	}
 	return delivery{
 		state: state(v[0]), attempts: int(binary.BigEndian.Uint16(v[1:])),
 		due: int64(binary.BigEndian.Uint64(v[3:])), status: int(binary.BigEndian.Uint16(v[11:])),
+		failedAt: int64(binary.BigEndian.Uint64(v[13:])),
 	}, nil
 }
 
-// encodeEvent: ID (16 bytes), type and call (each: length as 4 bytes, text), body.
+// encodeEvent: ID (16 bytes), sequence (8), type and call (each: length as 4 bytes, text), body.
 func encodeEvent(r record, sequence uint64) []byte {
-	v := bytes.Clone(r.id[:])
+	v := append(bytes.Clone(r.id[:]), number(sequence)...)
 	for _, text := range [...]string{string(r.kind), r.call} {
 		v = append(binary.BigEndian.AppendUint32(v, uint32(len(text))), text...)
 	}
@@ -425,11 +487,11 @@ func encodeEvent(r record, sequence uint64) []byte {
 }
 
 func decodeEvent(v []byte) (job, error) {
-	if len(v) < 16 {
+	if len(v) < 24 {
 		return job{}, errDamaged
 	}
-	j := job{eventID: uuid.UUID(v[:16]).String()}
-	v = v[16:]
+	j := job{eventID: uuid.UUID(v[:16]).String(), sequence: binary.BigEndian.Uint64(v[16:])}
+	v = v[24:]
 	var kind string
 	for _, text := range [...]*string{&kind, &j.call} {
 		if len(v) < 4 || uint64(len(v)) < 4+uint64(binary.BigEndian.Uint32(v)) {

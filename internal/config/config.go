@@ -44,6 +44,7 @@ type text struct {
 	TLSLegacy      string `env:"PZ_TLS_LEGACY" envDefault:"false"`
 	ReplayMaxAge   string `env:"REPLAY_MAX_AGE" envDefault:"168h"`
 	RetrySchedule  string `env:"RETRY_SCHEDULE" envDefault:"5s,5m,30m,2h,5h,10h,14h,20h,24h"`
+	OrderHold      string `env:"ORDER_HOLD" envDefault:"1m"`
 	OutboxPath     string `env:"OUTBOX_PATH" envDefault:"data/outbox.db"`
 	ListenAddr     string `env:"LISTEN_ADDR" envDefault:":8080"`
 	APIToken       string `env:"API_TOKEN"`
@@ -55,13 +56,14 @@ type text struct {
 
 // endpointText is the same of one endpoint; the names go on from ENDPOINT_<n>_.
 type endpointText struct {
-	Name    string `env:"NAME"`
-	URL     string `env:"URL"`
-	Secret  string `env:"SECRET"`
-	Events  string `env:"EVENTS" envDefault:"call.*,sms.*,pz.event"`
-	Headers string `env:"HEADERS"`
-	Timeout string `env:"TIMEOUT" envDefault:"15s"`
-	Token   string `env:"TOKEN"`
+	Name        string `env:"NAME"`
+	URL         string `env:"URL"`
+	Secret      string `env:"SECRET"`
+	Events      string `env:"EVENTS" envDefault:"call.*,sms.*,pz.event"`
+	Headers     string `env:"HEADERS"`
+	Timeout     string `env:"TIMEOUT" envDefault:"15s"`
+	Concurrency string `env:"CONCURRENCY" envDefault:"16"`
+	Token       string `env:"TOKEN"`
 }
 
 // Config is the configuration, checked.
@@ -74,6 +76,7 @@ type Config struct {
 	ReplayMaxAge   time.Duration
 	Endpoints      []Endpoint
 	RetrySchedule  []time.Duration
+	OrderHold      time.Duration
 	OutboxPath     string
 	ListenAddr     string
 	APIToken       string // empty: no operator
@@ -87,13 +90,14 @@ type Config struct {
 
 // Endpoint is one CRM's part of it.
 type Endpoint struct {
-	Name    string
-	URL     string
-	Secrets [][]byte
-	Events  outbox.Filter
-	Headers http.Header
-	Timeout time.Duration
-	Token   string // empty: this CRM cannot call the API
+	Name        string
+	URL         string
+	Secrets     [][]byte
+	Events      outbox.Filter
+	Headers     http.Header
+	Timeout     time.Duration
+	Concurrency int
+	Token       string // empty: this CRM cannot call the API
 }
 
 // Error is everything that is wrong with a configuration.

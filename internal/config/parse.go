@@ -25,6 +25,8 @@ const (
 	minToken  = 16 // characters
 	minSecret = 24 // bytes; Standard Webhooks asks for 24 to 64
 	maxSecret = 64
+
+	maxConcurrency = 1000
 )
 
 func (t text) parse(p *problems) Config {
@@ -35,6 +37,7 @@ func (t text) parse(p *problems) Config {
 			PhoneNumber: t.PhoneNumber, BroadcastGroup: t.BroadcastGroup, Protocol: 2,
 		},
 		ReplayMaxAge: duration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
+		OrderHold:    duration("ORDER_HOLD", t.OrderHold, 0, p),
 		OutboxPath:   t.OutboxPath, ListenAddr: t.ListenAddr, APIToken: t.APIToken, LogFormat: t.LogFormat,
 		CommandTimeout: duration("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, p),
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
@@ -179,6 +182,11 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
 		p.add(prefix+"URL", "must be an address that begins with https:// or http://")
 	}
+	concurrency, err := strconv.Atoi(t.Concurrency)
+	if err != nil || concurrency < 1 || concurrency > maxConcurrency {
+		p.add(prefix+"CONCURRENCY", "must be a number from 1 to %d; it is %q", maxConcurrency, t.Concurrency)
+	}
+	e.Concurrency = concurrency
 	filter, err := outbox.ParseFilter(t.Events)
 	if err != nil {
 		p.add(prefix+"EVENTS", "%v", err)
