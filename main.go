@@ -83,7 +83,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 
 func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
 	opts := outbox.Options{
-		Path: cfg.OutboxPath, RetrySchedule: cfg.RetrySchedule, OrderHold: cfg.OrderHold, Grace: cfg.ShutdownGrace / 2,
+		Path: cfg.OutboxPath, RetrySchedule: cfg.RetrySchedule, OrderHold: cfg.OrderHold, Retention: cfg.OutboxRetention, Grace: cfg.ShutdownGrace / 2,
 		UserAgent: "pzbridge/" + version, Logger: logger,
 	}
 	for _, e := range cfg.Endpoints {

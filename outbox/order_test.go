@@ -153,7 +153,7 @@ func orderAtRandom(t *testing.T, random *rand.Rand) {
 		e.Concurrency = 4
 		opts := Options{
 			Path: filepath.Join(t.TempDir(), "outbox.db"), Endpoints: []Endpoint{e}, DialContext: c.net.Dial, OrderHold: 1000 * time.Hour,
-			RetrySchedule: slices.Repeat([]time.Duration{5 * time.Second}, 100), Grace: time.Second, Logger: slog.New(slog.DiscardHandler),
+			RetrySchedule: slices.Repeat([]time.Duration{5 * time.Second}, 100), Grace: time.Second, Retention: 1000 * time.Hour, Logger: slog.New(slog.DiscardHandler),
 		}
 		appended := map[string]int{}
 		for round := range 5 {

@@ -24,6 +24,7 @@ import (
 	"sync"
 	"time"
 
+	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 )
 
@@ -55,6 +56,8 @@ type Options struct {
 	RetrySchedule []time.Duration
 	// OrderHold is how long an event that fails holds the later ones of its call; then they may overtake it.
 	OrderHold time.Duration
+	// Retention is how long events stay after they have been delivered or given up.
+	Retention time.Duration
 	// Grace is how long attempts in flight may go on after Run's context has ended.
 	Grace     time.Duration
 	UserAgent string
@@ -65,8 +68,8 @@ type Options struct {
 }
 
 func (o Options) validate() error {
-	if o.Path == "" || o.Logger == nil {
-		return errors.New("outbox: Options.Path and Options.Logger must be set")
+	if o.Path == "" || o.Logger == nil || o.Retention <= 0 {
+		return errors.New("outbox: Options.Path, Options.Retention and Options.Logger must be set")
 	}
 	names := map[string]bool{}
 	for _, e := range o.Endpoints {
@@ -86,6 +89,8 @@ type Outbox struct {
 	opts  Options
 	store *store
 	lanes []*lane
+
+	pruning *repeat.Log
 }
 
 // Open opens the file, or makes it. It fails with ErrInUse or ErrNotOutbox, or says what it may not do.
@@ -97,7 +102,7 @@ func Open(opts Options) (*Outbox, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the outbox %s: %w", opts.Path, err)
 	}
-	o := &Outbox{opts: opts, store: store}
+	o := &Outbox{opts: opts, store: store, pruning: repeat.New(opts.Logger)}
 	for _, e := range opts.Endpoints {
 		o.lanes = append(o.lanes, newLane(e, store, opts))
 	}
@@ -140,10 +145,11 @@ func (o *Outbox) Run(ctx context.Context) error {
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(o.opts.Grace, stop) })()
-	var lanes sync.WaitGroup
+	var parts sync.WaitGroup
 	for _, l := range o.lanes {
-		lanes.Go(func() { l.run(ctx, work) })
+		parts.Go(func() { l.run(ctx, work) })
 	}
-	lanes.Wait()
+	parts.Go(func() { o.prune(ctx) })
+	parts.Wait()
 	return nil
 }

@@ -62,6 +62,9 @@ func openOutbox(t *testing.T, opts Options) *Outbox {
 	if opts.OrderHold == 0 {
 		opts.OrderHold = time.Minute
 	}
+	if opts.Retention == 0 {
+		opts.Retention = 168 * time.Hour
+	}
 	opts.Grace, opts.UserAgent = 5*time.Second, "pzbridge/test"
 	o, err := Open(opts)
 	if err != nil {
@@ -459,7 +462,7 @@ func TestSequenceAndFilter(t *testing.T) {
 		e.Events = Filter{"call.completed"}
 		path := filepath.Join(t.TempDir(), "outbox.db")
 		for range 2 { // the count goes on after a restart
-			o, err := Open(Options{Path: path, Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{time.Second}, Grace: time.Second, Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial})
+			o, err := Open(Options{Path: path, Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{time.Second}, Grace: time.Second, Retention: time.Hour, Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -541,7 +544,7 @@ func TestDamagedRecord(t *testing.T) {
 	bubble(t, c, func(t *testing.T) {
 		o, err := Open(Options{
 			Path: filepath.Join(t.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm")}, Grace: time.Second,
-			Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial,
+			Retention: time.Hour, Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -610,7 +613,7 @@ func TestClientGUIDIsMadeOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "outbox.db")
 	var guids [2]string
 	for i := range guids {
-		o, err := Open(Options{Path: path, Logger: slog.New(slog.DiscardHandler)})
+		o, err := Open(Options{Path: path, Retention: time.Hour, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -642,7 +645,7 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	}
 	for _, size := range []int64{5000, 9000} { // a copy that was cut off
 		whole := filepath.Join(t.TempDir(), "outbox.db")
-		cut, err := Open(Options{Path: whole, Logger: slog.New(slog.DiscardHandler)})
+		cut, err := Open(Options{Path: whole, Retention: time.Hour, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -15,6 +15,7 @@ import (
 // store looks at. The body is fixed here, once: every attempt at every endpoint sends the same bytes, after an upgrade too.
 type record struct {
 	id          uuid.UUID
+	at          time.Time
 	kind        telephony.EventType
 	call        string // empty for an event of no call
 	replayed    bool
@@ -62,7 +63,7 @@ func newRecord(e telephony.Event) (record, error) {
 	if err != nil {
 		return record{}, err
 	}
-	r := record{id: id, kind: e.Type, call: e.CallID, replayed: e.Replayed, fingerprint: e.Fingerprint}
+	r := record{id: id, at: e.Time, kind: e.Type, call: e.CallID, replayed: e.Replayed, fingerprint: e.Fingerprint}
 	r.head = fmt.Appendf(nil, `{"id":"%s","type":"%s","timestamp":"%s","data":`, e.ID, e.Type, e.Time.UTC().Format(timestampFormat))
 	if r.call == "" {
 		r.head = append(append(r.head, d...), '}')

@@ -320,7 +320,9 @@ type job struct {
 	number   uint64
 	sequence uint64 // within its call
 	delivery delivery
-	eventID  string
+	id       uuid.UUID
+	eventID  string    // the same as text
+	at       time.Time // when it was read
 	kind     telephony.EventType
 	call     string
 	body     []byte
@@ -477,9 +479,10 @@ func decodeDelivery(v []byte) (delivery, error) {
 	}, nil
 }
 
-// encodeEvent: ID (16 bytes), sequence (8), type and call (each: length as 4 bytes, text), body.
+// encodeEvent: ID (16 bytes), sequence (8), time in unix milliseconds (8), type and call (each: length as 4 bytes, text), body.
 func encodeEvent(r record, sequence uint64) []byte {
 	v := append(bytes.Clone(r.id[:]), number(sequence)...)
+	v = append(v, number(uint64(r.at.UnixMilli()))...)
 	for _, text := range [...]string{string(r.kind), r.call} {
 		v = append(binary.BigEndian.AppendUint32(v, uint32(len(text))), text...)
 	}
@@ -487,11 +490,12 @@ func encodeEvent(r record, sequence uint64) []byte {
 }
 
 func decodeEvent(v []byte) (job, error) {
-	if len(v) < 24 {
+	if len(v) < 32 {
 		return job{}, errDamaged
 	}
-	j := job{eventID: uuid.UUID(v[:16]).String(), sequence: binary.BigEndian.Uint64(v[16:])}
-	v = v[24:]
+	j := job{id: uuid.UUID(v[:16]), sequence: binary.BigEndian.Uint64(v[16:])}
+	j.eventID, j.at = j.id.String(), time.UnixMilli(int64(binary.BigEndian.Uint64(v[24:])))
+	v = v[32:]
 	var kind string
 	for _, text := range [...]*string{&kind, &j.call} {
 		if len(v) < 4 || uint64(len(v)) < 4+uint64(binary.BigEndian.Uint32(v)) {

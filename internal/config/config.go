@@ -32,26 +32,27 @@ const DefaultListenAddr = ":8080"
 // text is every variable of the program but the endpoints', as it stands in the environment. The library is given only text: its own parsers
 // would name struct fields and quote values.
 type text struct {
-	URL            string `env:"PZ_URL"`
-	Password       string `env:"PZ_PASSWORD"`
-	ClientType     string `env:"PZ_CLIENT_TYPE" envDefault:"pzbridge"`
-	ClientGUID     string `env:"PZ_CLIENT_GUID"`
-	PhoneNumber    string `env:"PZ_PHONE_NUMBER"`
-	BroadcastGroup string `env:"PZ_BROADCAST_GROUP"`
-	EventsMask     string `env:"PZ_EVENTS_MASK" envDefault:"65535"`
-	TLSCAFile      string `env:"PZ_TLS_CA_FILE"`
-	TLSFingerprint string `env:"PZ_TLS_FINGERPRINT"`
-	TLSLegacy      string `env:"PZ_TLS_LEGACY" envDefault:"false"`
-	ReplayMaxAge   string `env:"REPLAY_MAX_AGE" envDefault:"168h"`
-	RetrySchedule  string `env:"RETRY_SCHEDULE" envDefault:"5s,5m,30m,2h,5h,10h,14h,20h,24h"`
-	OrderHold      string `env:"ORDER_HOLD" envDefault:"1m"`
-	OutboxPath     string `env:"OUTBOX_PATH" envDefault:"data/outbox.db"`
-	ListenAddr     string `env:"LISTEN_ADDR" envDefault:":8080"`
-	APIToken       string `env:"API_TOKEN"`
-	CommandTimeout string `env:"COMMAND_TIMEOUT" envDefault:"10s"`
-	ShutdownGrace  string `env:"SHUTDOWN_GRACE" envDefault:"20s"`
-	LogLevel       string `env:"LOG_LEVEL" envDefault:"info"`
-	LogFormat      string `env:"LOG_FORMAT" envDefault:"json"`
+	URL             string `env:"PZ_URL"`
+	Password        string `env:"PZ_PASSWORD"`
+	ClientType      string `env:"PZ_CLIENT_TYPE" envDefault:"pzbridge"`
+	ClientGUID      string `env:"PZ_CLIENT_GUID"`
+	PhoneNumber     string `env:"PZ_PHONE_NUMBER"`
+	BroadcastGroup  string `env:"PZ_BROADCAST_GROUP"`
+	EventsMask      string `env:"PZ_EVENTS_MASK" envDefault:"65535"`
+	TLSCAFile       string `env:"PZ_TLS_CA_FILE"`
+	TLSFingerprint  string `env:"PZ_TLS_FINGERPRINT"`
+	TLSLegacy       string `env:"PZ_TLS_LEGACY" envDefault:"false"`
+	ReplayMaxAge    string `env:"REPLAY_MAX_AGE" envDefault:"168h"`
+	RetrySchedule   string `env:"RETRY_SCHEDULE" envDefault:"5s,5m,30m,2h,5h,10h,14h,20h,24h"`
+	OrderHold       string `env:"ORDER_HOLD" envDefault:"1m"`
+	OutboxPath      string `env:"OUTBOX_PATH" envDefault:"data/outbox.db"`
+	OutboxRetention string `env:"OUTBOX_RETENTION" envDefault:"168h"`
+	ListenAddr      string `env:"LISTEN_ADDR" envDefault:":8080"`
+	APIToken        string `env:"API_TOKEN"`
+	CommandTimeout  string `env:"COMMAND_TIMEOUT" envDefault:"10s"`
+	ShutdownGrace   string `env:"SHUTDOWN_GRACE" envDefault:"20s"`
+	LogLevel        string `env:"LOG_LEVEL" envDefault:"info"`
+	LogFormat       string `env:"LOG_FORMAT" envDefault:"json"`
 }
 
 // endpointText is the same of one endpoint; the names go on from ENDPOINT_<n>_.
@@ -68,22 +69,23 @@ type endpointText struct {
 
 // Config is the configuration, checked.
 type Config struct {
-	URL            *url.URL // ws or wss, with a port
-	Identity       pz.Identity
-	TLSRoots       *x509.CertPool // nil: what the system trusts
-	TLSFingerprint []byte         // nil: none
-	TLSLegacy      bool
-	ReplayMaxAge   time.Duration
-	Endpoints      []Endpoint
-	RetrySchedule  []time.Duration
-	OrderHold      time.Duration
-	OutboxPath     string
-	ListenAddr     string
-	APIToken       string // empty: no operator
-	CommandTimeout time.Duration
-	ShutdownGrace  time.Duration
-	LogLevel       slog.Level
-	LogFormat      string // "json" or "text"
+	URL             *url.URL // ws or wss, with a port
+	Identity        pz.Identity
+	TLSRoots        *x509.CertPool // nil: what the system trusts
+	TLSFingerprint  []byte         // nil: none
+	TLSLegacy       bool
+	ReplayMaxAge    time.Duration
+	Endpoints       []Endpoint
+	RetrySchedule   []time.Duration
+	OrderHold       time.Duration
+	OutboxPath      string
+	OutboxRetention time.Duration
+	ListenAddr      string
+	APIToken        string // empty: no operator
+	CommandTimeout  time.Duration
+	ShutdownGrace   time.Duration
+	LogLevel        slog.Level
+	LogFormat       string // "json" or "text"
 
 	settings []setting
 }

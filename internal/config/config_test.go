@@ -109,6 +109,7 @@ func TestMistakes(t *testing.T) {
 		{"REPLAY_MAX_AGE=-1h", "REPLAY_MAX_AGE", "negative"},
 		{"RETRY_SCHEDULE=5s,,5m", "RETRY_SCHEDULE", "no duration"},
 		{"RETRY_SCHEDULE=0s", "RETRY_SCHEDULE", "at least"},
+		{"OUTBOX_RETENTION=1s", "OUTBOX_RETENTION", "at least 1m"},
 		{"ORDER_HOLD=-1s", "ORDER_HOLD", "negative"},
 		{"ENDPOINT_0_CONCURRENCY=0", "ENDPOINT_0_CONCURRENCY", "1 to 1000"},
 		{"ENDPOINT_0_CONCURRENCY=many", "ENDPOINT_0_CONCURRENCY", "1 to 1000"},

@@ -36,9 +36,10 @@ func (t text) parse(p *problems) Config {
 			Password: t.Password, ClientType: t.ClientType, GUID: t.ClientGUID,
 			PhoneNumber: t.PhoneNumber, BroadcastGroup: t.BroadcastGroup, Protocol: 2,
 		},
-		ReplayMaxAge: duration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
-		OrderHold:    duration("ORDER_HOLD", t.OrderHold, 0, p),
-		OutboxPath:   t.OutboxPath, ListenAddr: t.ListenAddr, APIToken: t.APIToken, LogFormat: t.LogFormat,
+		ReplayMaxAge:    duration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
+		OrderHold:       duration("ORDER_HOLD", t.OrderHold, 0, p),
+		OutboxRetention: duration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
+		OutboxPath:      t.OutboxPath, ListenAddr: t.ListenAddr, APIToken: t.APIToken, LogFormat: t.LogFormat,
 		CommandTimeout: duration("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, p),
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
 	}

@@ -1,0 +1,120 @@
+package outbox
+
+import (
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// keys counts the keys of the whole file but for meta.
+func keys(t *testing.T, o *Outbox) int {
+	t.Helper()
+	n := 0
+	err := o.store.db.View(func(tx *bolt.Tx) error {
+		for _, name := range [][]byte{bucketEvents, bucketIDs, bucketCalls} {
+			n += tx.Bucket(name).Stats().KeyN
+		}
+		return tx.Bucket(bucketEndpoints).ForEachBucket(func(name []byte) error {
+			b := tx.Bucket(bucketEndpoints).Bucket(name)
+			n += b.Bucket(bucketDeliveries).Stats().KeyN + b.Bucket(bucketDue).Stats().KeyN
+			return nil
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// What is old and done with goes, whole; what an endpoint waits for stays, unless that endpoint is configured no longer.
+func TestRetention(t *testing.T) {
+	fails := map[string]bool{"9": true}
+	c := &crm{}
+	c.answer = func(_ int, r received, w http.ResponseWriter) {
+		if call, _ := callOf(t, r); fails[call] {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}
+	bubble(t, c, func(t *testing.T) {
+		gone := endpoint("gone")
+		opts := Options{
+			Path: filepath.Join(t.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm"), gone}, DialContext: c.net.Dial,
+			RetrySchedule: slices.Repeat([]time.Duration{time.Hour}, 1000), Retention: 48 * time.Hour, Grace: time.Second,
+			OrderHold: time.Minute, Logger: slog.New(slog.DiscardHandler),
+		}
+		first, err := Open(opts) // appends for both, delivers nothing
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 3 * pruneBatch {
+			mustAppend(t, first, event("call.incoming", fmt.Sprint(10+i)))
+		}
+		mustAppend(t, first, event("call.incoming", "9"), event("call.completed", "9"))
+		if err := first.Close(); err != nil {
+			t.Fatal(err)
+		}
+		opts.Endpoints = opts.Endpoints[:1]
+		o := openOutbox(t, opts)
+		stop := run(t, o)
+		time.Sleep(47 * time.Hour)
+		synctest.Wait()
+		if got := states(t, o, "crm"); got[delivered] != 3*pruneBatch || got[pending] != 2 {
+			t.Errorf("before the retention is over: %v", got)
+		}
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		// Call 9 waits: two events with ID, place in the call, delivery to "crm" and to "gone"; and the due entries of those that are not held.
+		if got := states(t, o, "crm"); got[delivered] != 0 || got[pending] != 2 {
+			t.Errorf("after it: %v", got)
+		}
+		if n := states(t, o, "gone"); n[pending] != 2 {
+			t.Errorf("of the endpoint that is gone: %v", n)
+		}
+		stop()
+	})
+}
+
+// Under a steady load the file stops growing.
+func TestFileStopsGrowing(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "outbox.db")
+		o := openOutbox(t, Options{Path: path, DialContext: c.net.Dial, Retention: time.Hour, Logger: slog.New(slog.DiscardHandler)})
+		stop := run(t, o)
+		size := func() int64 {
+			info, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return info.Size()
+		}
+		var early int64
+		for hour := range 12 {
+			for i := range 60 {
+				for j := range 5 {
+					mustAppend(t, o, event("call.completed", fmt.Sprint(hour*300+i*5+j)))
+				}
+				time.Sleep(time.Minute)
+			}
+			if hour == 3 {
+				early = size()
+			}
+		}
+		if late := size(); late > early {
+			t.Errorf("from the fourth hour to the twelfth the file grew from %d to %d bytes", early, late)
+		}
+		time.Sleep(2 * time.Hour)
+		stop()
+		if n := keys(t, o); n != 0 {
+			t.Errorf("%d keys are left in the end", n)
+		}
+	})
+}
