@@ -5,6 +5,8 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+
+	"pzbridge/internal/telephony"
 )
 
 // state is where a delivery stands.
@@ -13,6 +15,7 @@ type state byte
 const (
 	pending state = iota
 	delivered
+	expired // to know of it was of use for a while only
 	dead
 )
 
@@ -112,6 +115,18 @@ func (d delivery) next(o outcome, schedule []time.Duration, now time.Time, rando
 	wait = max(wait, min(o.retryAfter, maxRetryAfter))
 	d.due = now.Add(wait).UnixNano()
 	return d
+}
+
+// lifetime is how long it is of use to know of an event; 0 is for ever. A question about a live call, and the news that it rings or was answered,
+// come too late after a while; that it is over never does.
+func lifetime(kind telephony.EventType, routing, ringing time.Duration) time.Duration {
+	switch kind {
+	case telephony.EventTransferRequested:
+		return routing
+	case telephony.EventIncoming, telephony.EventIncomingAnswered, telephony.EventOutgoing, telephony.EventOutgoingAnswered:
+		return ringing
+	}
+	return 0
 }
 
 // longestWait is past any wait that there can be: a due time further ahead means that the clock has been set back.

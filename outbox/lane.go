@@ -23,6 +23,7 @@ type lane struct {
 	store    *store
 	sender   *sender
 	schedule []time.Duration
+	routing  time.Duration // Options.RoutingTimeout
 	horizon  time.Duration
 	logger   *slog.Logger
 	reading  *repeat.Log // of the file
@@ -35,7 +36,7 @@ func newLane(e Endpoint, s *store, opts Options) *lane {
 	logger := opts.Logger.With("endpoint", e.Name)
 	return &lane{
 		endpoint: e, store: s, sender: newSender(e, opts),
-		schedule: opts.RetrySchedule, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
+		schedule: opts.RetrySchedule, routing: opts.RoutingTimeout, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
 		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger), wake: make(chan struct{}, 1),
 	}
 }
@@ -84,9 +85,18 @@ func (l *lane) run(ctx, work context.Context) {
 	}
 }
 
-// deliver makes one attempt and records how it ended.
+// deliver makes one attempt, unless it is too late for it, and records how it ended.
 func (l *lane) deliver(work context.Context, j job) {
 	began := time.Now()
+	end := j.expires(l.routing, l.endpoint.RingingTTL)
+	if !end.IsZero() && !began.Before(end) {
+		l.logger.Warn("delivery has expired: it is too late to be of use",
+			"event_id", j.eventID, "type", string(j.kind), "call_id", j.call, "attempts", j.delivery.attempts)
+		late := j.delivery
+		late.state, late.due = expired, began.UnixNano()
+		l.record(work, j, late)
+		return
+	}
 	o, err := l.sender.attempt(work, j)
 	if err != nil {
 		l.logger.Warn("attempt cut off by the shutdown; it will be made again", "event_id", j.eventID, "call_id", j.call)
@@ -95,6 +105,14 @@ func (l *lane) deliver(work context.Context, j job) {
 	now := time.Now()
 	next := j.delivery.next(o, l.schedule, now, rand.Float64())
 	l.log(j, next, o, now.Sub(began))
+	if !end.IsZero() && next.state == pending {
+		next.due = min(next.due, end.UnixNano()) // it expires on time, not when its next attempt would be
+	}
+	l.record(work, j, next)
+}
+
+// record stores how a delivery stands now, for as long as it takes.
+func (l *lane) record(work context.Context, j job, next delivery) {
 	for {
 		// What happened is recorded also while shutting down: commit takes no context. Meanwhile the delivery stays in flight: made again at
 		// once, it would reach a healthy CRM over and over while our disk is full.
@@ -128,7 +146,7 @@ func (l *lane) log(j job, d delivery, o outcome, took time.Duration) {
 		l.logger.Info("delivered", args...)
 	case dead:
 		l.logger.Error("delivery is dead: it will not be tried again", args...)
-	case pending:
+	default:
 		retryIn := time.Until(time.Unix(0, d.due)).Round(time.Millisecond)
 		l.logger.Warn("attempt failed", append(args, "retry_in", retryIn.String())...)
 	}

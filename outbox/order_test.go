@@ -153,7 +153,7 @@ func orderAtRandom(t *testing.T, random *rand.Rand) {
 		e.Concurrency = 4
 		opts := Options{
 			Path: filepath.Join(t.TempDir(), "outbox.db"), Endpoints: []Endpoint{e}, DialContext: c.net.Dial, OrderHold: 1000 * time.Hour,
-			RetrySchedule: slices.Repeat([]time.Duration{5 * time.Second}, 100), Grace: time.Second, Retention: 1000 * time.Hour, Logger: slog.New(slog.DiscardHandler),
+			RetrySchedule: slices.Repeat([]time.Duration{5 * time.Second}, 100), Grace: time.Second, Retention: 1000 * time.Hour, RoutingTimeout: time.Hour, Logger: slog.New(slog.DiscardHandler),
 		}
 		appended := map[string]int{}
 		for round := range 5 {
@@ -235,6 +235,44 @@ func TestIsolation(t *testing.T) {
 		stop()
 		if got := states(t, o, "hangs"); got[pending] != many {
 			t.Errorf("states of the one that hangs: %v", got)
+		}
+	})
+}
+
+// What is of use only while a call lives is tried for so long and not later; the rest goes through the whole schedule.
+func TestFreshness(t *testing.T) {
+	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(http.StatusServiceUnavailable) }}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.RingingTTL = 5 * time.Minute
+		o := openOutbox(t, Options{
+			DialContext: c.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: slices.Repeat([]time.Duration{3 * time.Second}, 1000),
+		})
+		began := time.Now()
+		kinds := map[string]telephony.EventType{}
+		for i, kind := range telephony.EventTypes {
+			kinds[fmt.Sprint(i)] = kind
+			mustAppend(t, o, event(kind, fmt.Sprint(i)))
+		}
+		stop := run(t, o)
+		time.Sleep(20 * time.Minute)
+		stop()
+		last := map[telephony.EventType]time.Duration{}
+		for _, h := range c.received() {
+			call, _ := callOf(t, h)
+			last[kinds[call]] = h.at.Sub(began)
+		}
+		for _, kind := range telephony.EventTypes {
+			end := lifetime(kind, o.opts.RoutingTimeout, e.RingingTTL)
+			if end == 0 {
+				end = 20 * time.Minute
+			}
+			if last[kind] > end || last[kind] < end-4*time.Second {
+				t.Errorf("%s was tried for %s, want %s", kind, last[kind], end)
+			}
+		}
+		if got := states(t, o, "crm"); got[expired] != 5 || got[pending] != 4 {
+			t.Errorf("states: %v", got)
 		}
 	})
 }

@@ -6,7 +6,8 @@
 //	pending ──2xx──► delivered
 //	   │ ▲
 //	   │ └─ anything else: again after the schedule's next wait
-//	   └──410, or the schedule is used up──► dead
+//	   ├──410, or the schedule is used up──► dead
+//	   └──too late to be of use────────────► expired
 //
 // Per endpoint, the events of one call go in their order: a delivery is held while the one before it in its call is pending, but no
 // longer than OrderHold after that has failed. Calls do not wait for one another, nor does an endpoint for another: each has its own lane.
@@ -44,6 +45,8 @@ type Endpoint struct {
 	Events  Filter
 	Headers http.Header
 	Timeout time.Duration // of a whole attempt
+	// RingingTTL is how long it is of use to tell it that a call rings or was answered.
+	RingingTTL time.Duration
 	// Concurrency is how many attempts may be under way at once.
 	Concurrency int
 }
@@ -56,6 +59,8 @@ type Options struct {
 	RetrySchedule []time.Duration
 	// OrderHold is how long an event that fails holds the later ones of its call; then they may overtake it.
 	OrderHold time.Duration
+	// RoutingTimeout is how long it is of use to ask where a call should go.
+	RoutingTimeout time.Duration
 	// Retention is how long events stay after they have been delivered or given up.
 	Retention time.Duration
 	// Grace is how long attempts in flight may go on after Run's context has ended.
@@ -68,13 +73,13 @@ type Options struct {
 }
 
 func (o Options) validate() error {
-	if o.Path == "" || o.Logger == nil || o.Retention <= 0 {
-		return errors.New("outbox: Options.Path, Options.Retention and Options.Logger must be set")
+	if o.Path == "" || o.Logger == nil || o.Retention <= 0 || o.RoutingTimeout <= 0 {
+		return errors.New("outbox: Options.Path, Options.Retention, Options.RoutingTimeout and Options.Logger must be set")
 	}
 	names := map[string]bool{}
 	for _, e := range o.Endpoints {
-		if e.Name == "" || e.URL == "" || len(e.Secrets) == 0 || e.Timeout <= 0 || e.Concurrency <= 0 {
-			return fmt.Errorf("outbox: endpoint %q must have a name, a URL, a secret, a timeout and a concurrency", e.Name)
+		if e.Name == "" || e.URL == "" || len(e.Secrets) == 0 || e.Timeout <= 0 || e.Concurrency <= 0 || e.RingingTTL <= 0 {
+			return fmt.Errorf("outbox: endpoint %q must have a name, a URL, a secret, a timeout, a concurrency and a time for ringing", e.Name)
 		}
 		if names[e.Name] {
 			return fmt.Errorf("outbox: two endpoints are named %q", e.Name)

@@ -41,7 +41,7 @@ func event(kind telephony.EventType, call string) telephony.Event {
 }
 
 func endpoint(name string) Endpoint {
-	return Endpoint{Name: name, URL: "http://crm.example/hook?token=t0psecret", Secrets: [][]byte{secretA}, Events: all, Timeout: 15 * time.Second, Concurrency: 16}
+	return Endpoint{Name: name, URL: "http://crm.example/hook?token=t0psecret", Secrets: [][]byte{secretA}, Events: all, Timeout: 15 * time.Second, Concurrency: 16, RingingTTL: 1000 * time.Hour}
 }
 
 // openOutbox opens an outbox and, when the test ends, closes it and checks its file.
@@ -64,6 +64,9 @@ func openOutbox(t *testing.T, opts Options) *Outbox {
 	}
 	if opts.Retention == 0 {
 		opts.Retention = 168 * time.Hour
+	}
+	if opts.RoutingTimeout == 0 {
+		opts.RoutingTimeout = 10 * time.Second
 	}
 	opts.Grace, opts.UserAgent = 5*time.Second, "pzbridge/test"
 	o, err := Open(opts)
@@ -462,7 +465,7 @@ func TestSequenceAndFilter(t *testing.T) {
 		e.Events = Filter{"call.completed"}
 		path := filepath.Join(t.TempDir(), "outbox.db")
 		for range 2 { // the count goes on after a restart
-			o, err := Open(Options{Path: path, Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{time.Second}, Grace: time.Second, Retention: time.Hour, Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial})
+			o, err := Open(Options{Path: path, Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{time.Second}, Grace: time.Second, Retention: time.Hour, RoutingTimeout: time.Hour, Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -544,7 +547,7 @@ func TestDamagedRecord(t *testing.T) {
 	bubble(t, c, func(t *testing.T) {
 		o, err := Open(Options{
 			Path: filepath.Join(t.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm")}, Grace: time.Second,
-			Retention: time.Hour, Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial,
+			Retention: time.Hour, RoutingTimeout: time.Hour, Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial,
 		})
 		if err != nil {
 			t.Fatal(err)
@@ -613,7 +616,7 @@ func TestClientGUIDIsMadeOnce(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "outbox.db")
 	var guids [2]string
 	for i := range guids {
-		o, err := Open(Options{Path: path, Retention: time.Hour, Logger: slog.New(slog.DiscardHandler)})
+		o, err := Open(Options{Path: path, Retention: time.Hour, RoutingTimeout: time.Hour, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -645,7 +648,7 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	}
 	for _, size := range []int64{5000, 9000} { // a copy that was cut off
 		whole := filepath.Join(t.TempDir(), "outbox.db")
-		cut, err := Open(Options{Path: whole, Retention: time.Hour, Logger: slog.New(slog.DiscardHandler)})
+		cut, err := Open(Options{Path: whole, Retention: time.Hour, RoutingTimeout: time.Hour, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -677,7 +680,7 @@ func TestShutdownDuringAnAttempt(t *testing.T) {
 			receiver := &crm{answer: func(int, received, http.ResponseWriter) { time.Sleep(c.takes) }}
 			bubble(t, receiver, func(t *testing.T) {
 				o := openOutbox(t, Options{DialContext: receiver.net.Dial, Endpoints: []Endpoint{{
-					Name: "crm", URL: "http://crm.example", Secrets: [][]byte{secretA}, Events: all, Timeout: time.Hour, Concurrency: 16,
+					Name: "crm", URL: "http://crm.example", Secrets: [][]byte{secretA}, Events: all, Timeout: time.Hour, Concurrency: 16, RingingTTL: time.Hour,
 				}}})
 				stop := run(t, o)
 				mustAppend(t, o, event("call.incoming", "5"))

@@ -47,7 +47,7 @@ func TestRetention(t *testing.T) {
 		gone := endpoint("gone")
 		opts := Options{
 			Path: filepath.Join(t.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm"), gone}, DialContext: c.net.Dial,
-			RetrySchedule: slices.Repeat([]time.Duration{time.Hour}, 1000), Retention: 48 * time.Hour, Grace: time.Second,
+			RetrySchedule: slices.Repeat([]time.Duration{time.Hour}, 1000), Retention: 48 * time.Hour, RoutingTimeout: time.Hour, Grace: time.Second,
 			OrderHold: time.Minute, Logger: slog.New(slog.DiscardHandler),
 		}
 		first, err := Open(opts) // appends for both, delivers nothing
@@ -87,7 +87,7 @@ func TestFileStopsGrowing(t *testing.T) {
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "outbox.db")
-		o := openOutbox(t, Options{Path: path, DialContext: c.net.Dial, Retention: time.Hour, Logger: slog.New(slog.DiscardHandler)})
+		o := openOutbox(t, Options{Path: path, DialContext: c.net.Dial, Retention: time.Hour, RoutingTimeout: time.Hour, Logger: slog.New(slog.DiscardHandler)})
 		stop := run(t, o)
 		size := func() int64 {
 			info, err := os.Stat(path)

@@ -328,6 +328,14 @@ type job struct {
 	body     []byte
 }
 
+// expires is when it is no longer of use to deliver the event; zero is never.
+func (j job) expires(routing, ringing time.Duration) time.Time {
+	if life := lifetime(j.kind, routing, ringing); life > 0 {
+		return j.at.Add(life)
+	}
+	return time.Time{}
+}
+
 // due gives up to limit deliveries of an endpoint that are due, oldest first, but for those in flight, and how long it is until the next
 // one is (0 if there is none, or if limit was reached). A due time more than horizon ahead counts as due: the clock was set back. A record
 // that is damaged is passed over, so that it holds up no other; the error tells of it.

@@ -47,6 +47,7 @@ type text struct {
 	OrderHold       string `env:"ORDER_HOLD" envDefault:"1m"`
 	OutboxPath      string `env:"OUTBOX_PATH" envDefault:"data/outbox.db"`
 	OutboxRetention string `env:"OUTBOX_RETENTION" envDefault:"168h"`
+	RoutingTimeout  string `env:"ROUTING_TIMEOUT" envDefault:"10s"`
 	ListenAddr      string `env:"LISTEN_ADDR" envDefault:":8080"`
 	APIToken        string `env:"API_TOKEN"`
 	CommandTimeout  string `env:"COMMAND_TIMEOUT" envDefault:"10s"`
@@ -63,6 +64,7 @@ type endpointText struct {
 	Events      string `env:"EVENTS" envDefault:"call.*,sms.*,pz.event"`
 	Headers     string `env:"HEADERS"`
 	Timeout     string `env:"TIMEOUT" envDefault:"15s"`
+	RingingTTL  string `env:"RINGING_TTL" envDefault:"5m"`
 	Concurrency string `env:"CONCURRENCY" envDefault:"16"`
 	Token       string `env:"TOKEN"`
 }
@@ -80,6 +82,7 @@ type Config struct {
 	OrderHold       time.Duration
 	OutboxPath      string
 	OutboxRetention time.Duration
+	RoutingTimeout  time.Duration
 	ListenAddr      string
 	APIToken        string // empty: no operator
 	CommandTimeout  time.Duration
@@ -99,6 +102,7 @@ type Endpoint struct {
 	Headers     http.Header
 	Timeout     time.Duration
 	Concurrency int
+	RingingTTL  time.Duration
 	Token       string // empty: this CRM cannot call the API
 }
 

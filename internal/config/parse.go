@@ -39,6 +39,7 @@ func (t text) parse(p *problems) Config {
 		ReplayMaxAge:    duration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
 		OrderHold:       duration("ORDER_HOLD", t.OrderHold, 0, p),
 		OutboxRetention: duration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
+		RoutingTimeout:  duration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
 		OutboxPath:      t.OutboxPath, ListenAddr: t.ListenAddr, APIToken: t.APIToken, LogFormat: t.LogFormat,
 		CommandTimeout: duration("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, p),
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
@@ -183,6 +184,7 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
 		p.add(prefix+"URL", "must be an address that begins with https:// or http://")
 	}
+	e.RingingTTL = duration(prefix+"RINGING_TTL", t.RingingTTL, time.Millisecond, p)
 	concurrency, err := strconv.Atoi(t.Concurrency)
 	if err != nil || concurrency < 1 || concurrency > maxConcurrency {
 		p.add(prefix+"CONCURRENCY", "must be a number from 1 to %d; it is %q", maxConcurrency, t.Concurrency)
