@@ -51,7 +51,6 @@ func newConn(ws *websocket.Conn, codec pz.Codec) *conn {
 
 // read hands each message to receive until the connection ends, and says why it ended.
 func (c *conn) read(receive func([]byte), logger *slog.Logger) error {
-	c.alive()
 	c.ws.SetPongHandler(func(string) error { c.alive(); return nil })
 	c.ws.SetPingHandler(func(payload string) error {
 		c.alive()
@@ -63,6 +62,8 @@ func (c *conn) read(receive func([]byte), logger *slog.Logger) error {
 		return nil
 	})
 	for {
+		// A new deadline before each read, since receive may have paused for long: what has come meanwhile waits to be read.
+		c.alive()
 		_, r, err := c.ws.NextReader()
 		if err != nil {
 			return readError(err)
@@ -72,7 +73,6 @@ func (c *conn) read(receive func([]byte), logger *slog.Logger) error {
 		if err != nil {
 			return readError(err)
 		}
-		c.alive()
 		if len(payload) > pz.MaxMessage {
 			logger.Warn("a message over 1 MiB is left out", "starts_with", firstRunes(string(payload[:1024]), 200))
 			continue

@@ -311,8 +311,8 @@ func TestCommands(t *testing.T) {
 	})
 }
 
-// dialLossy puts a wire between the ends that goes dead when cut is closed.
-func dialLossy(dial func(context.Context, string, string) (net.Conn, error), cut chan struct{}) func(context.Context, string, string) (net.Conn, error) {
+// dialWire puts a wire between the ends that holds what is under way, as TCP does, and goes dead when cut is closed.
+func dialWire(dial func(context.Context, string, string) (net.Conn, error), cut chan struct{}) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {
 		far, err := dial(ctx, network, address)
 		if err != nil {
@@ -320,7 +320,18 @@ func dialLossy(dial func(context.Context, string, string) (net.Conn, error), cut
 		}
 		near, middle := net.Pipe()
 		carry := func(to, from net.Conn) {
-			defer to.Close()
+			underWay := make(chan []byte, 1<<17)
+			go func() {
+				defer to.Close()
+				for b := range underWay {
+					if _, err := to.Write(b); err != nil {
+						break
+					}
+				}
+				for range underWay { // nobody takes the rest
+				}
+			}()
+			defer close(underWay)
 			buf := make([]byte, 4096)
 			for {
 				n, err := from.Read(buf)
@@ -330,9 +341,7 @@ func dialLossy(dial func(context.Context, string, string) (net.Conn, error), cut
 				select {
 				case <-cut: // swallowed
 				default:
-					if _, err := to.Write(buf[:n]); err != nil {
-						return
-					}
+					underWay <- bytes.Clone(buf[:n])
 				}
 			}
 		}
@@ -345,7 +354,7 @@ func dialLossy(dial func(context.Context, string, string) (net.Conn, error), cut
 // A peer that has gone without a word is noticed within a minute, and what waits for its answer is told so in its own time.
 func TestDeadPeer(t *testing.T) {
 	cut := make(chan struct{})
-	inWorld(t, pztest.Options{NoPings: true}, func(o *Options) { o.DialContext = dialLossy(o.DialContext, cut) }, func(t *testing.T, w *world) {
+	inWorld(t, pztest.Options{NoPings: true}, func(o *Options) { o.DialContext = dialWire(o.DialContext, cut) }, func(t *testing.T, w *world) {
 		synctest.Wait()
 		time.Sleep(10 * time.Minute) // pings keep a quiet connection alive
 		if c := w.session.Connection(); c.State != telephony.Connected {
@@ -455,6 +464,28 @@ func TestSinkFailsForAWhile(t *testing.T) {
 		}
 		if n := len(w.log.lines(t, "stored again")); n != 1 {
 			t.Errorf("%d lines say that it is over", n)
+		}
+	})
+}
+
+// While reading is paused, because the queue is full, the silence of the peer is our own doing and does not count.
+func TestPauseIsNoSilence(t *testing.T) {
+	wire := func(o *Options) { o.DialContext = dialWire(o.DialContext, make(chan struct{})) }
+	inWorld(t, pztest.Options{}, wire, func(t *testing.T, w *world) {
+		synctest.Wait()
+		w.sink.set(errors.New("no space left on device"))
+		const many = intakeSize + 2*batchSize
+		for i := range many {
+			w.generate(t, fmt.Sprintf("generate transfer 7343 101 1 * %d", i+1))
+		}
+		time.Sleep(10 * time.Minute)
+		w.sink.set(nil)
+		time.Sleep(time.Minute)
+		if n := len(w.sink.appended()); n != many {
+			t.Errorf("%d of %d events were stored", n, many)
+		}
+		if lines := w.log.lines(t, "not connected"); len(lines) != 0 {
+			t.Errorf("the connection was lost: %v", lines)
 		}
 	})
 }
