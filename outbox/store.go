@@ -240,11 +240,8 @@ func (s *store) append(records []record) error {
 				if !e.Events.Match(r.kind) {
 					continue
 				}
-				before, err := neighbour(tx, e.Name, r.call, sequence, (*bolt.Cursor).Prev)
-				if err != nil {
-					return err
-				}
-				if err := putDelivery(tx, e.Name, n, behind(before.deliveryOrNil(), s.hold)); err != nil {
+				_, before := neighbour(tx, e.Name, r.call, sequence, (*bolt.Cursor).Prev)
+				if err := putDelivery(tx, e.Name, n, behind(before, s.hold)); err != nil {
 					return err
 				}
 			}
@@ -389,34 +386,24 @@ func (s *store) record(endpoint string, j job, now delivery) error {
 		if err := putDelivery(tx, endpoint, j.number, now); err != nil {
 			return err
 		}
-		next, err := neighbour(tx, endpoint, j.call, j.sequence, (*bolt.Cursor).Next)
-		if err != nil || next == nil || next.state != pending {
-			return err
+		n, next := neighbour(tx, endpoint, j.call, j.sequence, (*bolt.Cursor).Next)
+		if next == nil || next.state != pending {
+			return nil
 		}
-		return putDelivery(tx, endpoint, next.number, next.after(now, s.hold))
+		return putDelivery(tx, endpoint, n, next.after(now, s.hold))
 	})
 }
 
-// found is a delivery and the number of its event.
-type found struct {
-	number uint64
-	delivery
-}
-
-func (f *found) deliveryOrNil() *delivery {
-	if f == nil {
-		return nil
-	}
-	return &f.delivery
-}
-
-// neighbour gives the delivery of the nearest event of a call, before or after the one with the sequence, that the endpoint gets at all. It
-// is nil when there is none; an event of no call has none.
-func neighbour(tx *bolt.Tx, endpoint, call string, sequence uint64, step func(*bolt.Cursor) ([]byte, []byte)) (*found, error) {
+// neighbour gives the delivery, and its event's number, of the nearest event of a call, before or after the one with the sequence, that the
+// endpoint gets at all. It is nil when there is none; an event of no call has none. A record that is damaged is passed over, or no
+// event of that call could be appended any more.
+func neighbour(
+	tx *bolt.Tx, endpoint, call string, sequence uint64, step func(*bolt.Cursor) ([]byte, []byte),
+) (n uint64, d *delivery) {
 	// Behind so many events that the endpoint does not get, order is nobody's concern; a scan without a bound would be everybody's.
 	const farthest = 1000
 	if call == "" {
-		return nil, nil
+		return 0, nil
 	}
 	deliveries := tx.Bucket(bucketEndpoints).Bucket([]byte(endpoint)).Bucket(bucketDeliveries)
 	prefix := callKey(call)
@@ -425,16 +412,13 @@ func neighbour(tx *bolt.Tx, endpoint, call string, sequence uint64, step func(*b
 	for range farthest {
 		k, v := step(c)
 		if !bytes.HasPrefix(k, prefix) {
-			return nil, nil
+			return 0, nil
 		}
-		record := deliveries.Get(v[:8])
-		if record == nil {
-			continue
+		if d, err := decodeDelivery(deliveries.Get(v[:8])); err == nil {
+			return binary.BigEndian.Uint64(v), &d
 		}
-		d, err := decodeDelivery(record)
-		return &found{binary.BigEndian.Uint64(v), d}, err
 	}
-	return nil, nil
+	return 0, nil
 }
 
 // putDelivery writes a delivery and its place in the due index, which it has while it is pending and not held.
