@@ -83,13 +83,14 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 
 func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
 	opts := outbox.Options{
-		Path: cfg.OutboxPath, RetrySchedule: cfg.RetrySchedule, OrderHold: cfg.OrderHold, Retention: cfg.OutboxRetention, RoutingTimeout: cfg.RoutingTimeout, Grace: cfg.ShutdownGrace / 2,
+		Path: cfg.OutboxPath, RetrySchedule: cfg.RetrySchedule, OrderHold: cfg.OrderHold, RoutingTimeout: cfg.RoutingTimeout,
+		Retention: cfg.OutboxRetention, MaxBytes: cfg.OutboxMaxBytes, Grace: cfg.ShutdownGrace / 2,
 		UserAgent: "pzbridge/" + version, Logger: logger,
 	}
 	for _, e := range cfg.Endpoints {
 		opts.Endpoints = append(opts.Endpoints, outbox.Endpoint{
 			Name: e.Name, URL: e.URL, Secrets: e.Secrets, Events: e.Events, Headers: e.Headers, Timeout: e.Timeout,
-			Concurrency: e.Concurrency, RingingTTL: e.RingingTTL,
+			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL,
 		})
 	}
 	return opts

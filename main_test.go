@@ -371,7 +371,7 @@ func TestServerAwayForAMinute(t *testing.T) {
 		serving.Go(func() { _ = crm.Serve(crmNet) })
 
 		box, err := outbox.Open(outbox.Options{
-			Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Second}, Grace: time.Second, Retention: 168 * time.Hour, RoutingTimeout: 10 * time.Second, Logger: logger,
+			Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Second}, Grace: time.Second, MaxBytes: 1 << 30, Retention: 168 * time.Hour, RoutingTimeout: 10 * time.Second, Logger: logger,
 			Endpoints: []outbox.Endpoint{{
 				Name: "crm", URL: "http://crm", Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: time.Minute,
 				Concurrency: 16, RingingTTL: 5 * time.Minute,

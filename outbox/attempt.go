@@ -2,12 +2,14 @@ package outbox
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +24,8 @@ const (
 
 	// maxResponse is how much of an answer is read, in bytes, so that its connection can be used again.
 	maxResponse = 64 << 10
+	// lookedResponse is how much of it is looked through for what is secret, so that nothing is cut in the middle.
+	lookedResponse = 4 * keptResponse
 )
 
 // sender makes attempts at one endpoint, with connections of its own.
@@ -29,6 +33,7 @@ type sender struct {
 	endpoint  Endpoint
 	userAgent string
 	client    *retryablehttp.Client
+	hide      *strings.Replacer // takes what is secret out of an answer
 }
 
 func newSender(e Endpoint, opts Options) *sender {
@@ -37,7 +42,7 @@ func newSender(e Endpoint, opts Options) *sender {
 		MaxIdleConnsPerHost: e.Concurrency, MaxConnsPerHost: e.Concurrency,
 		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
 	}
-	s := &sender{endpoint: e, userAgent: opts.UserAgent}
+	s := &sender{endpoint: e, userAgent: opts.UserAgent, hide: hider(e)}
 	s.client = &retryablehttp.Client{
 		HTTPClient: &http.Client{
 			Transport: transport,
@@ -104,10 +109,59 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 	case err != nil:
 		return outcome{err: withoutURL(err)}, nil
 	}
-	// The status has said how it went; the rest is read so that the connection can be used again.
+	// The status has said how it went; the rest is for people, and read so that the connection can be used again.
+	begin, _ := io.ReadAll(io.LimitReader(resp.Body, lookedResponse))
 	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxResponse))
 	_ = resp.Body.Close()
-	return outcome{status: resp.StatusCode, retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now())}, nil
+	return outcome{
+		status: resp.StatusCode, response: cut(s.hide.Replace(string(begin)), keptResponse),
+		retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()),
+	}, nil
+}
+
+// hider makes what takes an endpoint's secrets out of an answer: error pages like to repeat the address that was asked for, and in its path and
+// its query stand tokens.
+func hider(e Endpoint) *strings.Replacer {
+	const shortest = 6 // characters; what is shorter is no secret and stands everywhere
+	var secrets []string
+	add := func(list ...string) {
+		for _, s := range list {
+			if len(s) >= shortest {
+				secrets = append(secrets, s)
+			}
+		}
+	}
+	if u, err := url.Parse(e.URL); err == nil {
+		add(u.RequestURI(), u.RawQuery)
+		add(strings.Split(u.EscapedPath(), "/")...)
+		add(strings.Split(u.Path, "/")...)
+		for _, values := range u.Query() {
+			add(values...)
+		}
+		for pair := range strings.SplitSeq(u.RawQuery, "&") {
+			_, value, _ := strings.Cut(pair, "=")
+			add(value)
+		}
+		if password, set := u.User.Password(); set {
+			add(password)
+		}
+		add(u.User.Username())
+	}
+	for _, values := range e.Headers {
+		add(values...)
+		for _, v := range values {
+			add(strings.Fields(v)...)
+		}
+	}
+	for _, secret := range e.Secrets {
+		add(string(secret), base64.StdEncoding.EncodeToString(secret))
+	}
+	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) }) // the first that fits is taken
+	var pairs []string
+	for _, s := range secrets {
+		pairs = append(pairs, s, "(hidden)")
+	}
+	return strings.NewReplacer(pairs...)
 }
 
 func isBadLocation(err error) bool { return strings.Contains(err.Error(), "Location header") }

@@ -21,13 +21,13 @@ func BenchmarkAppend(b *testing.B) {
 		b.Run(fmt.Sprintf("waiting=%d", waiting), func(b *testing.B) {
 			o, err := Open(Options{
 				Path: filepath.Join(b.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm")}, Retention: time.Hour,
-				RoutingTimeout: time.Second, Logger: slog.New(slog.DiscardHandler),
+				RoutingTimeout: time.Second, MaxBytes: 1 << 40, Logger: slog.New(slog.DiscardHandler),
 			})
 			if err != nil {
 				b.Fatal(err)
 			}
 			defer o.Close()
-			bare, err := openStore(filepath.Join(b.TempDir(), "bare.db"), []Endpoint{endpoint("crm")}, 0)
+			bare, err := openStore(Options{Path: filepath.Join(b.TempDir(), "bare.db"), Endpoints: []Endpoint{endpoint("crm")}})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -44,7 +44,7 @@ func BenchmarkAppend(b *testing.B) {
 					events[i].From, events[i].To = "73430112233", "101"
 				}
 				b.StopTimer()
-				ready := make([]func(*bolt.Tx) error, n)
+				ready := make([]func(*txn) error, n)
 				for i := range ready {
 					ready[i] = bareAppend(b, events[i], uint64(done+i)+1)
 				}
@@ -78,16 +78,16 @@ func inParallel(b *testing.B, goroutines, n int, do func(i int) error) time.Dura
 }
 
 // bareAppend makes the change that writes what the outbox would write of an event: the bytes are ready, nothing is looked up, nothing decided.
-func bareAppend(b *testing.B, e telephony.Event, i uint64) func(*bolt.Tx) error {
+func bareAppend(b *testing.B, e telephony.Event, i uint64) func(*txn) error {
 	b.Helper()
-	r, err := newRecord(e)
+	r, err := newRecord(&e)
 	if err != nil {
 		b.Fatal(err)
 	}
 	n := number(i)
 	value, call := encodeEvent(r, 1), append(callKey(r.call), number(1)...)
 	place, pendingDelivery, due := append(n[:8:8], r.fingerprint[:]...), encodeDelivery(delivery{}), dueKey(0, i)
-	return func(tx *bolt.Tx) error {
+	return func(tx *txn) error {
 		crm := tx.Bucket(bucketEndpoints).Bucket([]byte("crm"))
 		for _, put := range []struct {
 			bucket     *bolt.Bucket

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"time"
@@ -19,14 +20,24 @@ const (
 	dead
 )
 
+// stateNames are the states' names for people and for the API.
+var stateNames = [...]string{pending: "pending", delivered: "delivered", expired: "expired", dead: "dead"}
+
+func (s state) String() string { return stateNames[s] }
+
 // delivery is the duty to bring one event to one endpoint.
 type delivery struct {
-	state    state
-	attempts int   // made so far
-	due      int64 // unix nanoseconds; 0 is at once, held is not yet. Once it is not pending any more: when that came to be
-	status   int   // of the last answer; 0 if there was none
-	failedAt int64 // unix nanoseconds of the first attempt that failed; 0 if none has
+	state       state
+	attempts    int    // made so far
+	step        int    // waits of the schedule that are used up
+	due         int64  // unix nanoseconds; 0 is at once, held is not yet. Once it is not pending any more: when that came to be
+	failedAt    int64  // unix nanoseconds of the first attempt that failed; 0 if none has
+	next        uint64 // the number of the delivery that comes after this one in its call and may wait for it; 0 if there is none
+	redelivered bool   // somebody asked for it again: it does not expire
 }
+
+// isDue says whether the delivery stands in the due index.
+func (d delivery) isDue() bool { return d.state == pending && d.due != held }
 
 // held is the due time of a delivery that waits for an earlier event of its call, and of none that is in the due index.
 const held = -1
@@ -51,19 +62,45 @@ func (d delivery) freesAt(hold time.Duration) int64 {
 }
 
 // after gives a delivery that is pending its due time once the one before it in its call has become before. One that has been tried follows
-// its own schedule.
+// its own schedule, unless it was held.
 func (d delivery) after(before delivery, hold time.Duration) delivery {
-	if d.attempts == 0 {
+	if d.attempts == 0 || d.due == held {
 		d.due = behind(&before, hold).due
 	}
+	return d
+}
+
+// inLine is a pending delivery of an endpoint that is failing: it is due at once, in the order of the events, behind the one before it in its call as
+// if neither had been tried. It keeps its place in the schedule.
+func (d delivery) inLine(before *delivery) delivery {
+	d.due, d.failedAt = 0, 0
+	if before != nil && before.state == pending {
+		d.due = held
+	}
+	return d
+}
+
+// again is a delivery that somebody asked for again: from the beginning of the schedule, behind the one before it in its call.
+func (d delivery) again(before *delivery) delivery {
+	d = d.inLine(before)
+	d.state, d.step, d.redelivered = pending, 0, true
 	return d
 }
 
 // outcome is how an attempt ended.
 type outcome struct {
 	status     int           // the HTTP status; 0 when there was no answer
-	err        error         // why there was none; holds no secret
+	response   string        // the beginning of its body, what is secret taken out
+	err        error         // why there was no answer; holds no secret
 	retryAfter time.Duration // what the answer asked for; 0 if nothing
+}
+
+// text says how the attempt ended in a few words.
+func (o outcome) text() string {
+	if o.err != nil {
+		return o.err.Error()
+	}
+	return fmt.Sprintf("HTTP %d", o.status)
 }
 
 // verdict is what a status means for the delivery.
@@ -71,7 +108,7 @@ type verdict int
 
 const (
 	success  verdict = iota
-	again            // follow the schedule
+	retry            // follow the schedule
 	hopeless         // the endpoint says itself that it is gone
 )
 
@@ -84,37 +121,56 @@ func classify(status int) verdict {
 	case status == http.StatusGone:
 		return hopeless
 	}
-	return again
+	return retry
 }
 
 // maxRetryAfter bounds what a Retry-After can ask for.
 const maxRetryAfter = time.Hour
 
-// next gives the delivery as it is after an attempt. Random is in [0, 1) and spreads the wait by a fifth either way. A Retry-After
+// tried gives the delivery as it is after an attempt. Random is in [0, 1) and spreads the wait by a fifth either way. A Retry-After
 // can make the wait longer, to maxRetryAfter at most, never shorter.
-func (d delivery) next(o outcome, schedule []time.Duration, now time.Time, random float64) delivery {
+func (d delivery) tried(o outcome, schedule []time.Duration, now time.Time, random float64) delivery {
 	d.attempts++
-	d.status = o.status
-	d.due = now.UnixNano()
 	switch classify(o.status) {
 	case success:
-		d.state = delivered
-		return d
+		return d.ended(delivered, now)
 	case hopeless:
-		d.state = dead
-		return d
+		return d.ended(dead, now)
 	}
 	if d.failedAt == 0 {
 		d.failedAt = now.UnixNano()
 	}
-	if d.attempts > len(schedule) {
-		d.state = dead
-		return d
+	if d.step >= len(schedule) {
+		return d.ended(dead, now)
 	}
-	wait := time.Duration(float64(schedule[d.attempts-1]) * (0.8 + 0.4*random))
+	wait := spread(schedule[d.step], random)
 	wait = max(wait, min(o.retryAfter, maxRetryAfter))
+	d.step++
 	d.due = now.Add(wait).UnixNano()
 	return d
+}
+
+// probed gives the delivery as it is after an attempt with which a failing endpoint was probed. That it has failed says nothing about this
+// event, so it costs nothing of the schedule.
+func (d delivery) probed(o outcome, now time.Time) delivery {
+	d.attempts++
+	switch classify(o.status) {
+	case success:
+		return d.ended(delivered, now)
+	case hopeless:
+		return d.ended(dead, now)
+	}
+	return d
+}
+
+func (d delivery) ended(s state, now time.Time) delivery {
+	d.state, d.due = s, now.UnixNano()
+	return d
+}
+
+// spread makes a wait a fifth longer or shorter; random is in [0, 1).
+func spread(wait time.Duration, random float64) time.Duration {
+	return time.Duration(float64(wait) * (0.8 + 0.4*random))
 }
 
 // lifetime is how long it is of use to know of an event; 0 is for ever. A question about a live call, and the news that it rings or was answered,
@@ -127,6 +183,14 @@ func lifetime(kind telephony.EventType, routing, ringing time.Duration) time.Dur
 		return ringing
 	}
 	return 0
+}
+
+// lifespan is how long a delivery can be on its way when it is tried by its schedule.
+func lifespan(schedule []time.Duration) (sum time.Duration) {
+	for _, wait := range schedule {
+		sum += wait
+	}
+	return sum
 }
 
 // longestWait is past any wait that there can be: a due time further ahead means that the clock has been set back.

@@ -10,7 +10,7 @@ import (
 // Every status there is, and what it means. 0 is a transport error or a timeout.
 func TestClassifyEveryStatus(t *testing.T) {
 	for status := 0; status <= 999; status++ {
-		want := again
+		want := retry
 		switch {
 		case status >= 200 && status <= 299:
 			want = success
@@ -51,9 +51,12 @@ func TestNext(t *testing.T) {
 		{"503 that asks for a year", 0, outcome{status: 503, retryAfter: 365 * 24 * time.Hour}, middle, pending, time.Hour},
 		{"503 that asks to come back when it is over", 2, outcome{status: 503, retryAfter: time.Second}, middle, dead, 0},
 	} {
-		got := delivery{attempts: c.attempts}.next(c.o, schedule, now, c.random)
-		want := delivery{state: c.state, attempts: c.attempts + 1, due: now.Add(c.wait).UnixNano(), status: c.o.status}
-		if classify(c.o.status) == again {
+		got := delivery{attempts: c.attempts, step: c.attempts}.tried(c.o, schedule, now, c.random)
+		want := delivery{state: c.state, attempts: c.attempts + 1, step: c.attempts, due: now.Add(c.wait).UnixNano()}
+		if c.state == pending {
+			want.step++
+		}
+		if classify(c.o.status) == retry {
 			want.failedAt = now.UnixNano()
 		}
 		if got != want {
@@ -123,10 +126,12 @@ func TestFilter(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	f.Add(encodeDelivery(delivery{attempts: 3, due: 5, status: 503}))
-	f.Add(encodeEvent(record{kind: "call.incoming", call: "5", head: []byte("{"), tail: []byte("}")}, 1))
+	f.Add(encodeDelivery(delivery{attempts: 3, step: 2, due: 5, next: 7}))
+	f.Add(addAttempt(addAttempt(nil, Attempt{Status: 503, Response: "busy"}), Attempt{Error: "refused"}))
+	f.Add(encodeEvent(record{kind: "call.incoming", call: "5", body: []byte("{}"), gap: 1}, 1))
 	f.Fuzz(func(_ *testing.T, v []byte) {
 		_, _ = decodeDelivery(v)
 		_, _ = decodeEvent(v)
+		_ = decodeAttempts(v)
 	})
 }

@@ -1,11 +1,13 @@
 package outbox
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"pzbridge/internal/repeat"
 )
@@ -13,32 +15,77 @@ import (
 const (
 	// lookAgain is the longest that a lane sleeps while something is to be retried: the wall clock may have been set meanwhile.
 	lookAgain = time.Minute
-	// storeAgain is the wait after a write of the file that failed.
+	// storeAgain is the wait after a write or a read of the file that failed.
 	storeAgain = time.Second
+	// outcomeWait is how long an outcome may wait for others to be committed with, while attempts are under way.
+	outcomeWait = 2 * time.Millisecond
+	// mostOutcomes is how many are committed at once, and how many may wait for it before no attempt is started.
+	mostOutcomes = 256
+	// readAhead is how many due deliveries are read at once for each attempt that may be under way.
+	readAhead = 4
 )
 
 // lane delivers to one endpoint. Each endpoint has its own, so that none waits for another.
+//
+// One goroutine, run, decides everything: which deliveries are claimed from the file, which attempt may start, when outcomes are committed. An attempt
+// and a commit each have a goroutine of their own, which ends by telling run.
 type lane struct {
 	endpoint Endpoint
 	store    *store
 	sender   *sender
-	schedule []time.Duration
-	routing  time.Duration // Options.RoutingTimeout
+	opts     Options
 	horizon  time.Duration
+	limit    *rate.Limiter // nil: none
 	logger   *slog.Logger
 	reading  *repeat.Log // of the file
 	writing  *repeat.Log
 
-	wake chan struct{} // something was appended
+	wake     chan struct{} // the file holds something new
+	ended    chan ended
+	recorded chan recorded
+
+	// What follows is run's alone.
+	claimed   map[uint64]bool // numbers of the deliveries that are ready, under way, or not recorded yet
+	ready     []job           // to be tried next
+	underWay  int             // attempts
+	results   []result        // to be recorded
+	oldest    time.Time       // when the first of them came
+	recording bool            // a commit runs
+	recordAt  time.Time       // zero: the last commit went well; else when to try again. Meanwhile nothing is sent that could not be recorded
+	stale     bool            // the file may hold something due that is not claimed
+	readAt    time.Time       // when it was looked into last
+	nextDue   time.Time       // when the file holds something due, if nothing new comes; zero: never
+	inLine    bool            // a failing endpoint's deliveries have been lined up
+	lastProbe uint64          // number of the delivery with which it was probed last
+
+	mu     sync.Mutex
+	health health
+}
+
+// ended tells run that an attempt has ended.
+type ended struct {
+	result result
+	cutOff bool // by the shutdown: how it would have ended is unknown
+}
+
+// recorded tells run that a commit of results has ended.
+type recorded struct {
+	results []result
+	err     error
 }
 
 func newLane(e Endpoint, s *store, opts Options) *lane {
 	logger := opts.Logger.With("endpoint", e.Name)
-	return &lane{
-		endpoint: e, store: s, sender: newSender(e, opts),
-		schedule: opts.RetrySchedule, routing: opts.RoutingTimeout, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
-		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger), wake: make(chan struct{}, 1),
+	l := &lane{
+		endpoint: e, store: s, sender: newSender(e, opts), opts: opts, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
+		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger),
+		wake: make(chan struct{}, 1), ended: make(chan ended), recorded: make(chan recorded),
+		claimed: map[uint64]bool{}, stale: true,
 	}
+	if e.Rate > 0 {
+		l.limit = rate.NewLimiter(rate.Limit(e.Rate), 1)
+	}
+	return l
 }
 
 func (l *lane) wakeUp() {
@@ -48,86 +95,280 @@ func (l *lane) wakeUp() {
 	}
 }
 
+func (l *lane) busy() bool { return l.underWay > 0 || l.recording || len(l.results) > 0 }
+
 // run delivers what is due until ctx ends, and returns when the last attempt is recorded. Attempts run under work.
 func (l *lane) run(ctx, work context.Context) {
 	defer l.sender.client.HTTPClient.CloseIdleConnections()
-	inFlight := map[uint64]bool{}
-	finished := make(chan uint64)
-	for ctx.Err() == nil {
-		var timer <-chan time.Time
-		if free := l.endpoint.Concurrency - len(inFlight); free > 0 {
-			jobs, wait, err := l.store.due(l.endpoint.Name, free, inFlight, l.horizon)
-			if err != nil {
-				l.reading.Failed("a part of the outbox cannot be read", err)
-				wait = cmp.Or(wait, lookAgain)
-			}
-			if wait > 0 {
-				timer = time.After(min(wait, lookAgain))
-			}
-			for _, j := range jobs {
-				inFlight[j.number] = true
-				go func() {
-					l.deliver(work, j)
-					finished <- j.number
-				}()
-			}
+	alarm := time.NewTimer(lookAgain)
+	defer alarm.Stop()
+	done := ctx.Done()
+	for done != nil || l.busy() {
+		var at time.Time // when to look again even if nothing happens; zero: never
+		if done != nil {
+			at = l.dispatch(work)
+		}
+		at = sooner(at, l.flush(work))
+		if !at.IsZero() {
+			alarm.Reset(max(0, min(time.Until(at), lookAgain)))
+		} else {
+			alarm.Stop()
 		}
 		select {
-		case <-ctx.Done():
-		case n := <-finished:
-			delete(inFlight, n)
+		case <-done:
+			done = nil
+			l.drop()
+		case e := <-l.ended:
+			l.attemptEnded(e)
+		case r := <-l.recorded:
+			l.commitEnded(r)
 		case <-l.wake:
-		case <-timer:
+			l.stale = true
+		case <-alarm.C:
 		}
-	}
-	for len(inFlight) > 0 {
-		delete(inFlight, <-finished)
 	}
 }
 
-// deliver makes one attempt, unless it is too late for it, and records how it ended.
-func (l *lane) deliver(work context.Context, j job) {
-	began := time.Now()
-	end := j.expires(l.routing, l.endpoint.RingingTTL)
-	if !end.IsZero() && !began.Before(end) {
-		l.logger.Warn("delivery has expired: it is too late to be of use",
-			"event_id", j.eventID, "type", string(j.kind), "call_id", j.call, "attempts", j.delivery.attempts)
-		late := j.delivery
-		late.state, late.due = expired, began.UnixNano()
-		l.record(work, j, late)
-		return
+func sooner(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
 	}
+	return a
+}
+
+// dispatch starts the attempts that may start now, and says when the next one may.
+func (l *lane) dispatch(work context.Context) (at time.Time) {
+	now := time.Now()
+	h := l.currentHealth()
+	if h.failing && !l.inLine {
+		if l.busy() {
+			return time.Time{} // what is under way moves, and cannot be lined up
+		}
+		if err := l.store.lineUp(l.endpoint.Name); err != nil {
+			l.reading.Failed("what waits for a failing endpoint cannot be lined up", err)
+			return now.Add(storeAgain)
+		}
+		l.inLine = true
+	}
+	slots, at := h.allows(now, l.endpoint.Concurrency)
+	for l.underWay < slots && len(l.results) < mostOutcomes && l.recordAt.IsZero() {
+		if len(l.ready) == 0 {
+			if at = l.claim(now, h.failing); len(l.ready) == 0 {
+				break
+			}
+		}
+		j := l.ready[0]
+		if l.tooLate(j, now) {
+			l.ready = l.ready[1:]
+			l.expire(j, now)
+			continue
+		}
+		if wait := l.rateWait(now); wait > 0 {
+			return now.Add(wait)
+		}
+		l.ready = l.ready[1:]
+		l.underWay++
+		if h.failing {
+			l.lastProbe = j.number
+		}
+		go func() { l.ended <- l.attempt(work, j, h.failing) }()
+	}
+	return at
+}
+
+// rateWait takes the right to one attempt, or says how long it takes to get it.
+func (l *lane) rateWait(now time.Time) time.Duration {
+	if l.limit == nil {
+		return 0
+	}
+	r := l.limit.ReserveN(now, 1)
+	wait := r.DelayFrom(now)
+	if wait > 0 {
+		r.CancelAt(now)
+	}
+	return wait
+}
+
+// claim reads deliveries that are due, and says when to look again if there are none.
+func (l *lane) claim(now time.Time, failing bool) (at time.Time) {
+	if !l.stale && (l.nextDue.IsZero() || now.Before(l.nextDue) && now.Before(l.readAt.Add(lookAgain))) {
+		return l.nextDue
+	}
+	l.readAt = now
+	limit := readAhead * l.endpoint.Concurrency
+	var f found
+	var err error
+	if failing {
+		limit = mostOutcomes
+		f, err = l.store.probe(l.endpoint.Name, l.lastProbe, limit, l.claimed, func(j job) bool { return !l.tooLate(j, now) })
+	} else {
+		f, err = l.store.due(l.endpoint.Name, limit, l.claimed, l.horizon)
+	}
+	if err == nil && len(f.damaged) > 0 {
+		l.logger.Error("deliveries are dead: their records in the outbox are damaged", "deliveries", len(f.damaged))
+		err = l.store.giveUp(l.endpoint.Name, f.damaged)
+	}
+	if err != nil {
+		l.reading.Failed("the outbox cannot be read", err)
+		return now.Add(storeAgain)
+	}
+	l.reading.Recovered("the outbox is read again")
+	for _, j := range f.jobs {
+		l.claimed[j.number] = true
+	}
+	l.ready = f.jobs
+	l.stale, l.nextDue = len(f.jobs) == limit || failing, time.Time{}
+	if f.wait > 0 {
+		l.nextDue = now.Add(f.wait)
+	}
+	return l.nextDue
+}
+
+// drop gives back what is claimed and was not tried.
+func (l *lane) drop() {
+	for _, j := range l.ready {
+		delete(l.claimed, j.number)
+	}
+	l.ready, l.stale = nil, true
+}
+
+func (l *lane) tooLate(j job, now time.Time) bool {
+	end := j.expires(l.opts.RoutingTimeout, l.endpoint.RingingTTL)
+	return !end.IsZero() && !now.Before(end)
+}
+
+func (l *lane) expire(j job, now time.Time) {
+	l.logger.Warn("delivery has expired: it is too late to be of use",
+		"event_id", j.eventID, "type", string(j.kind), "call_id", j.call, "attempts", j.delivery.attempts)
+	l.add(result{job: j, now: j.delivery.ended(expired, now)})
+}
+
+// add puts a result to those that are to be recorded.
+func (l *lane) add(r result) {
+	if len(l.results) == 0 {
+		l.oldest = time.Now()
+	}
+	l.results = append(l.results, r)
+}
+
+// attempt makes one attempt and says how the delivery stands after it.
+func (l *lane) attempt(work context.Context, j job, probe bool) ended {
+	began := time.Now()
 	o, err := l.sender.attempt(work, j)
 	if err != nil {
 		l.logger.Warn("attempt cut off by the shutdown; it will be made again", "event_id", j.eventID, "call_id", j.call)
-		return
+		return ended{result: result{job: j}, cutOff: true}
 	}
 	now := time.Now()
-	next := j.delivery.next(o, l.schedule, now, rand.Float64())
+	var next delivery
+	if probe {
+		next = j.delivery.probed(o, now)
+	} else {
+		next = j.delivery.tried(o, l.opts.RetrySchedule, now, rand.Float64())
+	}
 	l.log(j, next, o, now.Sub(began))
-	if !end.IsZero() && next.state == pending {
+	if end := j.expires(l.opts.RoutingTimeout, l.endpoint.RingingTTL); !probe && !end.IsZero() && next.state == pending {
 		next.due = min(next.due, end.UnixNano()) // it expires on time, not when its next attempt would be
 	}
-	l.record(work, j, next)
+	made := Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response}
+	if o.err != nil {
+		made.Error = o.err.Error()
+	}
+	l.note(o, probe, now)
+	return ended{result: result{job: j, now: next, attempt: &made}}
 }
 
-// record stores how a delivery stands now, for as long as it takes.
-func (l *lane) record(work context.Context, j job, next delivery) {
-	for {
-		// What happened is recorded also while shutting down: commit takes no context. Meanwhile the delivery stays in flight: made again at
-		// once, it would reach a healthy CRM over and over while our disk is full.
-		err := l.store.record(l.endpoint.Name, j, next)
-		if err == nil {
-			l.writing.Recovered("outcomes are recorded again")
-			return
-		}
-		l.writing.Failed("the outcome of an attempt cannot be recorded", err, "event_id", j.eventID)
-		select {
-		case <-work.Done():
-			return // it stays pending in the file, and is made again after the start
-		case <-time.After(storeAgain):
-		}
+// note draws from an attempt what it says of the endpoint as a whole.
+func (l *lane) note(o outcome, probe bool, now time.Time) {
+	l.mu.Lock()
+	before := l.health
+	l.health = before.after(o, probe, now, rand.Float64())
+	after := l.health
+	l.mu.Unlock()
+	switch {
+	case after.failing && !before.failing:
+		l.logger.Warn("endpoint is failing: from now on it is only probed, and everything else waits",
+			"failures", after.failures, "err", after.lastError, "next_probe_in", time.Until(after.probeAt).Round(time.Millisecond).String())
+	case !after.failing && before.failing:
+		l.logger.Info("endpoint has recovered: what has waited is delivered now", "failed_for", now.Sub(before.since).Round(time.Second).String())
+	case after.pausedUntil.After(before.pausedUntil):
+		l.logger.Warn("endpoint has asked for a pause", "status", o.status, "until", after.pausedUntil.UTC().Format(time.RFC3339))
 	}
+}
+
+func (l *lane) currentHealth() health {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.health
+}
+
+func (l *lane) attemptEnded(e ended) {
+	l.underWay--
+	if e.cutOff {
+		delete(l.claimed, e.result.job.number)
+		return
+	}
+	l.add(e.result)
+	failing := l.currentHealth().failing
+	if failing && !l.inLine || !failing && l.inLine {
+		l.drop() // what was read before the change is not what is to be tried now
+	}
+	if !failing {
+		l.inLine = false
+	}
+}
+
+// flush starts a commit of the results if it is time, and says when it will be.
+func (l *lane) flush(work context.Context) (at time.Time) {
+	if l.recording || len(l.results) == 0 {
+		return time.Time{}
+	}
+	now := time.Now()
+	switch {
+	case now.Before(l.recordAt) && work.Err() != nil:
+		// The shutdown's time is up. They stay pending in the file, and are made again after the start.
+		l.results = nil
+		return time.Time{}
+	case now.Before(l.recordAt):
+		return sooner(l.recordAt, now.Add(storeAgain))
+	case l.underWay > 0 && len(l.results) < mostOutcomes && now.Before(l.oldest.Add(outcomeWait)):
+		return l.oldest.Add(outcomeWait)
+	}
+	batch := l.results
+	l.results, l.recording = nil, true
+	// What happened is recorded also while shutting down: commit takes no context.
+	go func() { l.recorded <- recorded{batch, l.store.record(l.endpoint.Name, batch)} }()
+	return time.Time{}
+}
+
+func (l *lane) commitEnded(r recorded) {
+	l.recording = false
+	if r.err != nil {
+		// They stay claimed: made again at once, they would reach a healthy CRM over and over while our disk is full.
+		l.writing.Failed("the outcomes of attempts cannot be recorded", r.err, "attempts", len(r.results))
+		l.results = append(r.results, l.results...)
+		l.recordAt = time.Now().Add(storeAgain)
+		return
+	}
+	l.writing.Recovered("outcomes are recorded again")
+	l.recordAt, l.stale = time.Time{}, true
+	for i := range r.results {
+		delete(l.claimed, r.results[i].job.number)
+	}
+}
+
+// status is how the endpoint stands.
+func (l *lane) status(now time.Time) EndpointStatus {
+	h := l.currentHealth()
+	s := EndpointStatus{Name: l.endpoint.Name}
+	s.State, s.NextAttempt = h.state(now)
+	if s.State != stateOK {
+		s.LastError = h.lastError
+	}
+	if h.failing {
+		s.Since = h.since
+	}
+	return s
 }
 
 // log is the one line of an attempt.
@@ -147,7 +388,9 @@ func (l *lane) log(j job, d delivery, o outcome, took time.Duration) {
 	case dead:
 		l.logger.Error("delivery is dead: it will not be tried again", args...)
 	default:
-		retryIn := time.Until(time.Unix(0, d.due)).Round(time.Millisecond)
-		l.logger.Warn("attempt failed", append(args, "retry_in", retryIn.String())...)
+		if d.due != 0 {
+			args = append(args, "retry_in", time.Until(time.Unix(0, d.due)).Round(time.Millisecond).String())
+		}
+		l.logger.Warn("attempt failed", args...)
 	}
 }

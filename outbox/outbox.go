@@ -11,6 +11,7 @@
 //
 // Per endpoint, the events of one call go in their order: a delivery is held while the one before it in its call is pending, but no
 // longer than OrderHold after that has failed. Calls do not wait for one another, nor does an endpoint for another: each has its own lane.
+// An endpoint at which many attempts in a row have failed is only probed, until one succeeds: see health.
 //
 // Changes to the file that are waiting are committed together: see store.commit. No HTTP happens inside a transaction.
 package outbox
@@ -20,8 +21,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,6 +52,8 @@ type Endpoint struct {
 	RingingTTL time.Duration
 	// Concurrency is how many attempts may be under way at once.
 	Concurrency int
+	// Rate is how many attempts a second may begin; 0 is no limit.
+	Rate float64
 }
 
 // Options says where the file is and whom to deliver to.
@@ -63,6 +68,9 @@ type Options struct {
 	RoutingTimeout time.Duration
 	// Retention is how long events stay after they have been delivered or given up.
 	Retention time.Duration
+	// MaxBytes is how much of the file may be in use; then Append fails with ErrFull. From nine tenths on the oldest events that are
+	// delivered or given up go before Retention is over.
+	MaxBytes int64
 	// Grace is how long attempts in flight may go on after Run's context has ended.
 	Grace     time.Duration
 	UserAgent string
@@ -73,12 +81,12 @@ type Options struct {
 }
 
 func (o Options) validate() error {
-	if o.Path == "" || o.Logger == nil || o.Retention <= 0 || o.RoutingTimeout <= 0 {
-		return errors.New("outbox: Options.Path, Options.Retention, Options.RoutingTimeout and Options.Logger must be set")
+	if o.Path == "" || o.Logger == nil || o.Retention <= 0 || o.RoutingTimeout <= 0 || o.MaxBytes <= 0 {
+		return errors.New("outbox: Options.Path, Retention, RoutingTimeout, MaxBytes and Logger must be set")
 	}
 	names := map[string]bool{}
 	for _, e := range o.Endpoints {
-		if e.Name == "" || e.URL == "" || len(e.Secrets) == 0 || e.Timeout <= 0 || e.Concurrency <= 0 || e.RingingTTL <= 0 {
+		if e.Name == "" || e.URL == "" || len(e.Secrets) == 0 || e.Timeout <= 0 || e.Concurrency <= 0 || e.RingingTTL <= 0 || e.Rate < 0 {
 			return fmt.Errorf("outbox: endpoint %q must have a name, a URL, a secret, a timeout, a concurrency and a time for ringing", e.Name)
 		}
 		if names[e.Name] {
@@ -95,7 +103,8 @@ type Outbox struct {
 	store *store
 	lanes []*lane
 
-	pruning *repeat.Log
+	crowded chan struct{} // the file is nearly full
+	trouble *repeat.Log   // with removing old events
 }
 
 // Open opens the file, or makes it. It fails with ErrInUse or ErrNotOutbox, or says what it may not do.
@@ -103,15 +112,28 @@ func Open(opts Options) (*Outbox, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
-	store, err := openStore(opts.Path, opts.Endpoints, opts.OrderHold)
+	store, err := openStore(opts)
 	if err != nil {
 		return nil, fmt.Errorf("open the outbox %s: %w", opts.Path, err)
 	}
-	o := &Outbox{opts: opts, store: store, pruning: repeat.New(opts.Logger)}
+	o := &Outbox{opts: opts, store: store, crowded: make(chan struct{}, 1), trouble: repeat.New(opts.Logger)}
 	for _, e := range opts.Endpoints {
 		o.lanes = append(o.lanes, newLane(e, store, opts))
 	}
+	if err := o.warnOfOrphans(); err != nil {
+		return nil, errors.Join(fmt.Errorf("read the outbox %s: %w", opts.Path, err), o.Close())
+	}
 	return o, nil
+}
+
+// warnOfOrphans tells of what waits for endpoints that are configured no longer: a slip in a name would show itself in nothing else.
+func (o *Outbox) warnOfOrphans() error {
+	list, err := o.store.orphans()
+	for _, name := range slices.Sorted(maps.Keys(list)) {
+		o.opts.Logger.Warn("deliveries wait for an endpoint that is configured no longer; they go when OUTBOX_RETENTION is over",
+			"endpoint", name, "deliveries", list[name])
+	}
+	return err
 }
 
 // Close closes the file. Run must have ended.
@@ -119,23 +141,35 @@ func (o *Outbox) Close() error { return o.store.db.Close() }
 
 // Append stores events in the order given, all in one transaction, and returns nil only when they are on the disk. An event whose ID
 // is known is left alone, so a batch whose commit failed may be appended again; a replayed event that says what the
-// outbox has already been told is left alone too.
+// outbox has already been told is left alone too. It fails with ErrFull while Options.MaxBytes are in use.
 func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 	records := make([]record, len(events))
-	for i, e := range events {
-		r, err := newRecord(e)
+	for i := range events {
+		r, err := newRecord(&events[i])
 		if err != nil {
-			return fmt.Errorf("event %s: %w", e.ID, err)
+			return fmt.Errorf("event %s: %w", events[i].ID, err)
 		}
 		records[i] = r
 	}
-	if err := o.store.append(records); err != nil {
+	crowded, err := o.store.append(records)
+	if crowded {
+		select {
+		case o.crowded <- struct{}{}:
+		default:
+		}
+	}
+	if err != nil {
 		return err
 	}
+	o.wakeUp()
+	return nil
+}
+
+// wakeUp tells the lanes that the file holds something new.
+func (o *Outbox) wakeUp() {
 	for _, l := range o.lanes {
 		l.wakeUp()
 	}
-	return nil
 }
 
 // ClientGUID is the identity under which the exchange remembers what the bridge has missed: made once, kept in the file.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
@@ -20,100 +21,105 @@ type record struct {
 	call        string // empty for an event of no call
 	replayed    bool
 	fingerprint [16]byte
-	head, tail  []byte // of the body, around the sequence; an event of no call has no tail
-}
-
-// body puts the two halves together. An event of no call has no sequence.
-func (r record) body(sequence uint64) []byte {
-	if r.call == "" {
-		return r.head
-	}
-	return append(fmt.Appendf(bytes.Clone(r.head), "%d", sequence), r.tail...)
-}
-
-// details is what a webhook tells of an event beside the call and the sequence. An absent value is left out, not empty.
-type details struct {
-	From         string              `json:"from,omitempty"`
-	To           string              `json:"to,omitempty"`
-	Line         string              `json:"line,omitempty"`
-	Direction    telephony.Direction `json:"direction,omitempty"`
-	StartedAt    *time.Time          `json:"started_at,omitempty"`
-	EndedAt      *time.Time          `json:"ended_at,omitempty"`
-	Duration     *int64              `json:"duration_seconds,omitempty"`
-	RecordingURL string              `json:"recording_url,omitempty"`
-	Text         string              `json:"text,omitempty"`
-	Status       telephony.SMSStatus `json:"status,omitempty"`
-	Replayed     bool                `json:"replayed"`
-	Wire         attributes          `json:"pz"`
+	body        []byte
+	gap         int // where in the body the sequence goes; an event of no call has none
 }
 
 // timestampFormat is RFC 3339 in UTC with milliseconds, always three digits of them.
 const timestampFormat = "2006-01-02T15:04:05.000Z"
 
-func newRecord(e telephony.Event) (record, error) {
+// newRecord writes the body member by member: it is the one thing done for every event that is worth writing out.
+func newRecord(e *telephony.Event) (record, error) {
 	id, err := uuid.Parse(e.ID)
 	if err != nil {
 		return record{}, fmt.Errorf("its ID is no UUID: %w", err)
 	}
-	d, err := marshal(details{
-		From: e.From, To: e.To, Line: e.Line, Direction: e.Direction,
-		StartedAt: present(e.StartedAt), EndedAt: present(e.EndedAt), Duration: e.Duration,
-		RecordingURL: e.RecordingURL, Text: e.Text, Status: e.Status, Replayed: e.Replayed, Wire: e.Wire,
-	})
-	if err != nil {
-		return record{}, err
-	}
 	r := record{id: id, at: e.Time, kind: e.Type, call: e.CallID, replayed: e.Replayed, fingerprint: e.Fingerprint}
-	r.head = fmt.Appendf(nil, `{"id":"%s","type":"%s","timestamp":"%s","data":`, e.ID, e.Type, e.Time.UTC().Format(timestampFormat))
-	if r.call == "" {
-		r.head = append(append(r.head, d...), '}')
-		return r, nil
+	b := body{buf: make([]byte, 0, 768)}
+	b.open()
+	b.text("id", e.ID)
+	b.text("type", string(e.Type))
+	b.name("timestamp")
+	b.buf = append(e.Time.UTC().AppendFormat(append(b.buf, '"'), timestampFormat), '"')
+	b.name("data")
+	b.open()
+	if r.call != "" {
+		b.text("call_id", e.CallID)
+		b.name("sequence")
+		r.gap = len(b.buf)
 	}
-	call, err := marshal(r.call)
-	if err != nil {
-		return record{}, err
+	// An absent value is left out, not empty.
+	b.optional("from", e.From)
+	b.optional("to", e.To)
+	b.optional("line", e.Line)
+	b.optional("direction", string(e.Direction))
+	b.time("started_at", e.StartedAt)
+	b.time("ended_at", e.EndedAt)
+	if e.Duration != nil {
+		b.name("duration_seconds")
+		b.buf = strconv.AppendInt(b.buf, *e.Duration, 10)
 	}
-	r.head = fmt.Appendf(r.head, `{"call_id":%s,"sequence":`, call)
-	r.tail = append(append([]byte{','}, d[1:]...), '}')
+	b.optional("recording_url", e.RecordingURL)
+	b.optional("text", e.Text)
+	b.optional("status", string(e.Status))
+	b.name("replayed")
+	b.buf = strconv.AppendBool(b.buf, e.Replayed)
+	b.name("pz")
+	b.open()
+	for _, a := range e.Wire {
+		b.text(a.Name, a.Value)
+	}
+	b.buf = append(b.buf, "}}}"...)
+	r.body = b.buf
 	return r, nil
 }
 
-func present(t time.Time) *time.Time {
-	if t.IsZero() {
-		return nil
+// body is JSON that is being written. Encoding a struct by reflection took a third of the time in which an event is stored.
+type body struct{ buf []byte }
+
+func (b *body) open() { b.buf = append(b.buf, '{') }
+
+// name begins a member.
+func (b *body) name(name string) {
+	if last := b.buf[len(b.buf)-1]; last != '{' {
+		b.buf = append(b.buf, ',')
 	}
-	return &t
+	b.buf = append(appendString(b.buf, name), ':')
 }
 
-// marshal is json.Marshal that leaves <, > and & as they are: a webhook's body is no HTML.
-func marshal(v any) ([]byte, error) {
+func (b *body) text(name, value string) {
+	b.name(name)
+	b.buf = appendString(b.buf, value)
+}
+
+func (b *body) optional(name, value string) {
+	if value != "" {
+		b.text(name, value)
+	}
+}
+
+func (b *body) time(name string, t time.Time) {
+	if !t.IsZero() {
+		b.name(name)
+		b.buf = append(t.AppendFormat(append(b.buf, '"'), time.RFC3339Nano), '"')
+	}
+}
+
+// appendString adds a JSON string. Plain ASCII is copied, everything else is left to encoding/json, which leaves <, > and & as they are: a webhook's
+// body is no HTML.
+func appendString(buf []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {
+			return appendEncoded(buf, s)
+		}
+	}
+	return append(append(append(buf, '"'), s...), '"')
+}
+
+func appendEncoded(buf []byte, s string) []byte {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	err := enc.Encode(v)
-	return bytes.TrimSuffix(b.Bytes(), []byte{'\n'}), err
-}
-
-// attributes is an object in the order of the wire.
-type attributes []telephony.Attr
-
-// MarshalJSON renders the attributes as an object of strings.
-func (list attributes) MarshalJSON() ([]byte, error) {
-	out := []byte{'{'}
-	for i, a := range list {
-		if i > 0 {
-			out = append(out, ',')
-		}
-		for j, s := range [...]string{a.Name, a.Value} {
-			text, err := marshal(s)
-			if err != nil {
-				return nil, err
-			}
-			if j == 1 {
-				out = append(out, ':')
-			}
-			out = append(out, text...)
-		}
-	}
-	return append(out, '}'), nil
+	_ = enc.Encode(s) // a string can always be encoded
+	return append(buf, bytes.TrimSuffix(b.Bytes(), []byte{'\n'})...)
 }

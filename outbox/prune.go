@@ -5,136 +5,192 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"log/slog"
 	"math"
 	"time"
-
-	bolt "go.etcd.io/bbolt"
 )
 
 const (
 	// pruneEvery is how often the outbox looks for what is too old.
 	pruneEvery = time.Minute
+	// crowdedAgain is how long it does not look for what can go early after it has found nothing.
+	crowdedAgain = 10 * time.Second
 	// pruneBatch is how many events one transaction looks at: few enough to stall no delivery.
 	pruneBatch = 256
 )
 
-// prune removes, until ctx ends, events that are older than the retention and that no endpoint waits for any more. bbolt uses the freed
-// pages again, so under a steady load the file stops growing.
+// prune removes, until ctx ends, events that are older than the retention and that no endpoint waits for any more; when the file is nearly full,
+// also younger ones. bbolt uses the freed pages again, so under a steady load the file stops growing.
 func (o *Outbox) prune(ctx context.Context) {
 	tick := time.NewTicker(pruneEvery)
 	defer tick.Stop()
+	var fruitless time.Time // when it last found nothing that can go early
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-o.crowded:
+			if time.Since(fruitless) < crowdedAgain {
+				continue
+			}
 		}
-		removed, err := o.pruneOnce(ctx)
-		switch {
-		case err != nil:
-			o.pruning.Failed("old events cannot be removed from the outbox", err)
-		case removed > 0:
-			o.pruning.Recovered("old events are removed again")
-			o.opts.Logger.Log(ctx, slog.LevelDebug, "old events removed from the outbox", "events", removed)
+		p := pruning{store: o.store, before: time.Now().Add(-o.opts.Retention), abandoned: o.abandoned()}
+		err := p.run(ctx)
+		if err == nil && o.store.nearlyFull() {
+			p.early = true
+			p.before = time.Now()
+			if err = p.run(ctx); p.removed == 0 {
+				fruitless = time.Now()
+			}
+		}
+		if err != nil {
+			o.trouble.Failed("old events cannot be removed from the outbox", err)
+			continue
+		}
+		o.trouble.Recovered("old events are removed again")
+		if p.removed > 0 {
+			o.opts.Logger.Debug("old events removed from the outbox", "events", p.removed)
+		}
+		if p.given > 0 {
+			o.opts.Logger.Error("events were given up: their endpoint has been failing for longer than OUTBOX_RETENTION", "deliveries", p.given)
 		}
 	}
 }
 
-// pruneOnce goes once through the events that are old enough.
-func (o *Outbox) pruneOnce(ctx context.Context) (removed int, err error) {
+// abandoned gives the endpoints that are failing. What has waited for one for longer than the retention and the whole schedule together is
+// given up: an endpoint that never returns must not fill the disk.
+func (o *Outbox) abandoned() map[string]time.Time {
+	list := map[string]time.Time{}
 	now := time.Now()
-	for from := uint64(0); from != pruneDone && ctx.Err() == nil; {
-		var old [][]byte
-		old, from, err = o.store.oldEvents(from, now, o.opts.Retention)
-		if err != nil || len(old) == 0 {
-			return removed, err
+	for _, l := range o.lanes {
+		if l.status(now).State == stateFailing {
+			list[l.endpoint.Name] = now.Add(-o.opts.Retention - lifespan(o.opts.RetrySchedule))
 		}
-		gone := 0
-		err = o.store.commit(func(tx *bolt.Tx) error {
-			gone, err = o.store.pruneEvents(tx, old)
+	}
+	return list
+}
+
+// pruning is one pass through the events that are old enough.
+type pruning struct {
+	store     *store
+	before    time.Time            // events that came before it may go
+	early     bool                 // only until there is room again
+	abandoned map[string]time.Time // endpoints that are failing: what came before that time does not wait for them any more
+	removed   int                  // events
+	given     int                  // deliveries that were pending
+}
+
+func (p *pruning) run(ctx context.Context) error {
+	for from := uint64(0); from != pruneDone && ctx.Err() == nil; {
+		if p.early && !p.store.nearlyFull() {
+			return nil
+		}
+		var old [][]byte
+		var err error
+		old, from, err = p.oldEvents(from)
+		if err != nil {
 			return err
+		}
+		if len(old) == 0 {
+			continue
+		}
+		removed, given := 0, 0
+		err = p.store.commit(func(tx *txn) error {
+			removed, given = 0, 0
+			for _, k := range old {
+				gone, err := p.prune(tx, k, &given)
+				if err != nil {
+					return err
+				}
+				if gone {
+					removed++
+				}
+			}
+			return nil
 		})
 		if err != nil {
-			return removed, err
+			return err
 		}
-		removed += gone
+		p.removed += removed
+		p.given += given
 	}
-	return removed, nil
+	return nil
 }
 
 // pruneDone stands for the event after the last one that is old enough.
 const pruneDone = uint64(math.MaxUint64)
 
-// oldEvents gives the keys of the next events, from a number on, that are older than the retention, and the number to go on from.
-func (s *store) oldEvents(from uint64, now time.Time, retention time.Duration) (old [][]byte, next uint64, err error) {
+// oldEvents gives the keys of the events that may go among the next ones from a number on, and the number to go on from.
+func (p *pruning) oldEvents(from uint64) (old [][]byte, next uint64, err error) {
+	const looked = 4096 // events in one read: a long one would keep pages from being used again
 	next = pruneDone
-	err = s.db.View(func(tx *bolt.Tx) error {
-		c := tx.Bucket(bucketEvents).Cursor()
+	now := time.Now()
+	err = p.store.view(func(tx *txn) error {
+		c := tx.events.Cursor()
+		seen := 0
 		for k, v := c.Seek(number(from)); k != nil; k, v = c.Next() {
-			j, err := decodeEvent(v)
-			if err != nil || j.at.After(now) {
-				continue // what is damaged stays for somebody to look at; what is of the future, until the clock is there again
-			}
-			if !j.at.Before(now.Add(-retention)) {
-				return nil // and so are all that came later
-			}
-			if len(old) == pruneBatch {
+			if len(old) == pruneBatch || seen == looked {
 				next = binary.BigEndian.Uint64(k)
 				return nil
 			}
-			old = append(old, bytes.Clone(k))
+			seen++
+			e, _, err := decodeEventHead(v)
+			if err != nil || e.at.After(now) {
+				continue // what is damaged stays for somebody to look at; what is of the future, until the clock is there again
+			}
+			if !e.at.Before(p.before) {
+				return nil // and so are all that came later
+			}
+			if !p.waitedFor(tx, binary.BigEndian.Uint64(k), e) {
+				old = append(old, bytes.Clone(k))
+			}
 		}
 		return nil
 	})
 	return old, next, err
 }
 
-// pruneEvents removes what it may of some events, and says how many that were.
-func (s *store) pruneEvents(tx *bolt.Tx, old [][]byte) (removed int, err error) {
-	for _, k := range old {
-		gone, err := s.pruneEvent(tx, k)
-		if err != nil {
-			return removed, err
-		}
-		if gone {
-			removed++
+// waitedFor says whether an endpoint of the configuration still waits for an event. What waits for an endpoint that is configured no longer
+// has waited long enough.
+func (p *pruning) waitedFor(tx *txn, n uint64, e stored) bool {
+	for i := range p.store.endpoints {
+		name := p.store.endpoints[i].Name
+		d, _ := tx.queue(name).get(n)
+		if d != nil && d.state == pending && !e.at.Before(p.abandoned[name]) {
+			return true
 		}
 	}
-	return removed, nil
+	return false
 }
 
-// pruneEvent removes one event with all that points to it, unless an endpoint of the configuration still waits for it. What waits for
-// an endpoint that is configured no longer has waited long enough.
-func (s *store) pruneEvent(tx *bolt.Tx, k []byte) (bool, error) {
-	endpoints := tx.Bucket(bucketEndpoints)
+// prune removes one event with all that points to it, if it may still go.
+func (p *pruning) prune(tx *txn, k []byte, given *int) (bool, error) {
 	n := binary.BigEndian.Uint64(k)
-	for _, e := range s.endpoints {
-		record := endpoints.Bucket([]byte(e.Name)).Bucket(bucketDeliveries).Get(k)
-		if record == nil {
+	e, _, err := decodeEventHead(tx.events.Get(k))
+	if err != nil || p.waitedFor(tx, n, e) {
+		return false, nil
+	}
+	for _, name := range tx.names() {
+		q := tx.queue(name)
+		d, _ := q.get(n)
+		if d == nil {
 			continue
 		}
-		if d, err := decodeDelivery(record); err != nil || d.state == pending {
+		if d.state == pending {
+			if p.store.configured(name) {
+				*given++
+			}
+			if err := q.release(d.ended(dead, time.Now()), 0); err != nil {
+				return false, err
+			}
+		}
+		if err := q.remove(n); err != nil {
 			return false, err
 		}
 	}
-	err := endpoints.ForEachBucket(func(name []byte) error {
-		b := endpoints.Bucket(name)
-		record := b.Bucket(bucketDeliveries).Get(k)
-		if record == nil {
-			return nil
-		}
-		d, err := decodeDelivery(record)
-		return errors.Join(err, b.Bucket(bucketDue).Delete(dueKey(d.due, n)), b.Bucket(bucketDeliveries).Delete(k))
-	})
-	if err != nil {
-		return false, err
-	}
-	j, err := decodeEvent(tx.Bucket(bucketEvents).Get(k))
-	return err == nil, errors.Join(
-		err,
-		tx.Bucket(bucketCalls).Delete(append(callKey(j.call), number(j.sequence)...)),
-		tx.Bucket(bucketIDs).Delete(j.id[:]),
-		tx.Bucket(bucketEvents).Delete(k),
+	return true, errors.Join(
+		tx.calls.Delete(binary.BigEndian.AppendUint64(callKey(e.call), e.sequence)),
+		tx.ids.Delete(e.id[:]),
+		tx.events.Delete(k),
 	)
 }

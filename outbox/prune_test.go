@@ -47,7 +47,7 @@ func TestRetention(t *testing.T) {
 		gone := endpoint("gone")
 		opts := Options{
 			Path: filepath.Join(t.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm"), gone}, DialContext: c.net.Dial,
-			RetrySchedule: slices.Repeat([]time.Duration{time.Hour}, 1000), Retention: 48 * time.Hour, RoutingTimeout: time.Hour, Grace: time.Second,
+			RetrySchedule: slices.Repeat([]time.Duration{time.Hour}, 1000), MaxBytes: 1 << 30, Retention: 48 * time.Hour, RoutingTimeout: time.Hour, Grace: time.Second,
 			OrderHold: time.Minute, Logger: slog.New(slog.DiscardHandler),
 		}
 		first, err := Open(opts) // appends for both, delivers nothing

@@ -47,6 +47,7 @@ type text struct {
 	OrderHold       string `env:"ORDER_HOLD" envDefault:"1m"`
 	OutboxPath      string `env:"OUTBOX_PATH" envDefault:"data/outbox.db"`
 	OutboxRetention string `env:"OUTBOX_RETENTION" envDefault:"168h"`
+	OutboxMaxBytes  string `env:"OUTBOX_MAX_BYTES" envDefault:"1GiB"`
 	RoutingTimeout  string `env:"ROUTING_TIMEOUT" envDefault:"10s"`
 	ListenAddr      string `env:"LISTEN_ADDR" envDefault:":8080"`
 	APIToken        string `env:"API_TOKEN"`
@@ -66,6 +67,7 @@ type endpointText struct {
 	Timeout     string `env:"TIMEOUT" envDefault:"15s"`
 	RingingTTL  string `env:"RINGING_TTL" envDefault:"5m"`
 	Concurrency string `env:"CONCURRENCY" envDefault:"16"`
+	Rate        string `env:"RATE"`
 	Token       string `env:"TOKEN"`
 }
 
@@ -82,6 +84,7 @@ type Config struct {
 	OrderHold       time.Duration
 	OutboxPath      string
 	OutboxRetention time.Duration
+	OutboxMaxBytes  int64
 	RoutingTimeout  time.Duration
 	ListenAddr      string
 	APIToken        string // empty: no operator
@@ -102,6 +105,7 @@ type Endpoint struct {
 	Headers     http.Header
 	Timeout     time.Duration
 	Concurrency int
+	Rate        float64 // attempts a second; 0: no limit
 	RingingTTL  time.Duration
 	Token       string // empty: this CRM cannot call the API
 }

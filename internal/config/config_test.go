@@ -51,8 +51,21 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("got %+v", c)
 	}
 	e := c.Endpoints[0]
+	if c.OutboxMaxBytes != 1<<30 || e.Rate != 0 {
+		t.Errorf("%d bytes, rate %v", c.OutboxMaxBytes, e.Rate)
+	}
 	if e.Timeout != 15*time.Second || len(e.Secrets) != 1 || len(e.Secrets[0]) != 24 || len(e.Events) != 3 || e.Token != "" {
 		t.Errorf("endpoint: %+v", e)
+	}
+}
+
+func TestSizesAndRates(t *testing.T) {
+	c, err := Load(minimal("OUTBOX_MAX_BYTES=500 MB", "ENDPOINT_0_RATE=0.5"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.OutboxMaxBytes != 500_000_000 || c.Endpoints[0].Rate != 0.5 {
+		t.Errorf("%d bytes, rate %v", c.OutboxMaxBytes, c.Endpoints[0].Rate)
 	}
 }
 
@@ -115,6 +128,12 @@ func TestMistakes(t *testing.T) {
 		{"ORDER_HOLD=-1s", "ORDER_HOLD", "negative"},
 		{"ENDPOINT_0_CONCURRENCY=0", "ENDPOINT_0_CONCURRENCY", "1 to 1000"},
 		{"ENDPOINT_0_CONCURRENCY=many", "ENDPOINT_0_CONCURRENCY", "1 to 1000"},
+		{"ENDPOINT_0_RATE=0", "ENDPOINT_0_RATE", "attempts a second"},
+		{"ENDPOINT_0_RATE=NaN", "ENDPOINT_0_RATE", "attempts a second"},
+		{"ENDPOINT_0_RATE=-1", "ENDPOINT_0_RATE", "attempts a second"},
+		{"OUTBOX_MAX_BYTES=much", "OUTBOX_MAX_BYTES", "no size"},
+		{"OUTBOX_MAX_BYTES=99999999999999999999", "OUTBOX_MAX_BYTES", "no size"},
+		{"OUTBOX_MAX_BYTES=1000", "OUTBOX_MAX_BYTES", "at least 1.0 MiB"},
 		{"COMMAND_TIMEOUT=0", "COMMAND_TIMEOUT", "at least"},
 		{"LISTEN_ADDR=8080", "LISTEN_ADDR", "host:port"},
 		{"LISTEN_ADDR=:http", "LISTEN_ADDR", "host:port"},

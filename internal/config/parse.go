@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -16,6 +17,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/dustin/go-humanize"
 
 	"pzbridge/internal/pz"
 	"pzbridge/outbox"
@@ -27,6 +30,8 @@ const (
 	maxSecret = 64
 
 	maxConcurrency = 1000
+	maxRate        = 10_000  // attempts a second
+	minOutbox      = 1 << 20 // bytes: what a few hundred events take
 )
 
 func (t text) parse(p *problems) Config {
@@ -39,6 +44,7 @@ func (t text) parse(p *problems) Config {
 		ReplayMaxAge:    duration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
 		OrderHold:       duration("ORDER_HOLD", t.OrderHold, 0, p),
 		OutboxRetention: duration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
+		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, p),
 		RoutingTimeout:  duration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
 		OutboxPath:      t.OutboxPath, ListenAddr: t.ListenAddr, APIToken: t.APIToken, LogFormat: t.LogFormat,
 		CommandTimeout: duration("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, p),
@@ -150,6 +156,30 @@ func duration(variable, s string, least time.Duration, p *problems) time.Duratio
 	return d
 }
 
+// parseBytes reads a size, such as 1GiB, 500MB or a plain number of bytes.
+func parseBytes(variable, s string, least int64, p *problems) int64 {
+	n, err := humanize.ParseBytes(s)
+	switch {
+	case err != nil || n > math.MaxInt64:
+		p.add(variable, "%q is no size: write a number and its unit, such as 512MiB or 2GiB", s)
+	case int64(n) < least:
+		p.add(variable, "must be at least %s; it is %s", humanize.IBytes(uint64(least)), s)
+	}
+	return int64(n)
+}
+
+// parseRate reads a number of attempts a second. Empty is no limit.
+func parseRate(variable, s string, p *problems) float64 {
+	if s == "" {
+		return 0
+	}
+	rate, err := strconv.ParseFloat(s, 64)
+	if err != nil || !(rate > 0 && rate <= maxRate) {
+		p.add(variable, "must be a number of attempts a second, above 0 and up to %d, such as 5 or 0.5; it is %q", maxRate, s)
+	}
+	return rate
+}
+
 // checkToken holds a token to what fits into a header and cannot be guessed. Empty is none.
 func checkToken(variable, token string, p *problems) {
 	switch {
@@ -190,6 +220,7 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 		p.add(prefix+"CONCURRENCY", "must be a number from 1 to %d; it is %q", maxConcurrency, t.Concurrency)
 	}
 	e.Concurrency = concurrency
+	e.Rate = parseRate(prefix+"RATE", t.Rate, p)
 	filter, err := outbox.ParseFilter(t.Events)
 	if err != nil {
 		p.add(prefix+"EVENTS", "%v", err)

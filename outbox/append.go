@@ -1,0 +1,165 @@
+package outbox
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/dustin/go-humanize"
+	bolt "go.etcd.io/bbolt"
+)
+
+// ErrFull means that OUTBOX_MAX_BYTES of the file are in use. It ends by itself, when endpoints take what waits for them or
+// events become old enough to be dropped.
+var ErrFull = errors.New("the outbox is full")
+
+// dropAt is the part of Options.MaxBytes from which on the oldest finished events go before their time.
+const dropAt = 0.9
+
+// append stores events and the duty to deliver each. It says whether the file is nearly full, or full.
+func (s *store) append(records []record) (crowded bool, err error) {
+	err = s.commit(func(tx *txn) error {
+		// Only here: outcomes, pruning and routing always have room.
+		used := s.inUse(tx.Tx)
+		crowded = float64(used) >= dropAt*float64(s.maxBytes)
+		if used >= s.maxBytes {
+			return fmt.Errorf("%w: %s of it are in use, %s are allowed (OUTBOX_MAX_BYTES); it holds events that a CRM has not taken yet",
+				ErrFull, humanize.IBytes(uint64(used)), humanize.IBytes(uint64(s.maxBytes)))
+		}
+		for i := range records {
+			if err := s.appendOne(tx, &records[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	s.mu.Lock()
+	s.full = err
+	s.mu.Unlock()
+	return crowded, err
+}
+
+// inUse is how many bytes of the file hold something: its size but for the pages that are free.
+func (s *store) inUse(tx *bolt.Tx) int64 {
+	free := s.db.Stats()
+	return tx.Size() - int64(free.FreePageN+free.PendingPageN)*int64(s.db.Info().PageSize)
+}
+
+// nearlyFull says whether it is time to drop what is finished before its time.
+func (s *store) nearlyFull() (nearly bool) {
+	_ = s.db.View(func(tx *bolt.Tx) error {
+		nearly = float64(s.inUse(tx)) >= dropAt*float64(s.maxBytes)
+		return nil
+	})
+	return nearly
+}
+
+// appendOne stores one event, unless it is known.
+func (s *store) appendOne(tx *txn, r *record) error {
+	if tx.ids.Get(r.id[:]) != nil || r.replayed && tx.told(r) {
+		return nil
+	}
+	n, err := tx.events.NextSequence()
+	if err != nil {
+		return err
+	}
+	key, place := number(n), callKey(r.call)
+	sequence, last := tx.lastOf(place)
+	sequence++
+	if err := errors.Join(
+		tx.events.Put(key, encodeEvent(*r, sequence)),
+		tx.ids.Put(r.id[:], key),
+		tx.calls.Put(binary.BigEndian.AppendUint64(place, sequence), append(number(n), r.fingerprint[:]...)),
+	); err != nil {
+		return err
+	}
+	if prints, read := tx.prints[r.call]; read {
+		prints[r.fingerprint] = true
+	}
+	for i := range s.endpoints {
+		e := &s.endpoints[i]
+		if !e.Events.Match(r.kind) {
+			continue
+		}
+		if err := s.appendDelivery(tx.queue(e.Name), tx, n, r.call, sequence, last); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// appendDelivery stores the duty to deliver event n, the one with the sequence in its call; last is the number of the event before it, 0 if there is none.
+func (s *store) appendDelivery(q *queue, tx *txn, n uint64, call string, sequence, last uint64) error {
+	var before *delivery
+	var history []byte
+	if last != 0 && call != "" {
+		if before, history = q.get(last); before == nil {
+			last, before, history = tx.neighbour(q, call, sequence, (*bolt.Cursor).Prev)
+		}
+	}
+	if before != nil && before.state == pending {
+		waitedFor := *before
+		waitedFor.next = n
+		if err := q.put(last, before, waitedFor, history); err != nil {
+			return err
+		}
+	}
+	return q.put(n, nil, behind(before, s.hold), nil)
+}
+
+// lastOf gives the sequence and the number of a call's latest event, 0 if it has none.
+func (tx *txn) lastOf(place []byte) (sequence, n uint64) {
+	c := tx.calls.Cursor()
+	step := c.Prev
+	if k, _ := c.Seek(append(place[:len(place):len(place)], 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)); k == nil {
+		step = c.Last
+	}
+	k, v := step()
+	if !bytes.HasPrefix(k, place) || len(k) != len(place)+8 || len(v) < 8 {
+		return 0, 0
+	}
+	return binary.BigEndian.Uint64(k[len(place):]), binary.BigEndian.Uint64(v)
+}
+
+// neighbour gives the nearest event of a call, before or after the one with the sequence, that the endpoint gets at all: its number, its delivery
+// and the attempts. The delivery is nil when there is none; an event of no call has none. A record that is damaged is passed over.
+func (tx *txn) neighbour(
+	q *queue, call string, sequence uint64, step func(*bolt.Cursor) ([]byte, []byte),
+) (n uint64, d *delivery, history []byte) {
+	// Behind so many events that the endpoint does not get, order is nobody's concern; a scan without a bound would be everybody's.
+	const farthest = 1000
+	if call == "" {
+		return 0, nil, nil
+	}
+	prefix := callKey(call)
+	c := tx.calls.Cursor()
+	c.Seek(binary.BigEndian.AppendUint64(bytes.Clone(prefix), sequence))
+	for range farthest {
+		k, v := step(c)
+		if !bytes.HasPrefix(k, prefix) {
+			return 0, nil, nil
+		}
+		n = binary.BigEndian.Uint64(v)
+		if d, history = q.get(n); d != nil {
+			return n, d, history
+		}
+	}
+	return 0, nil, nil
+}
+
+// told says whether a replayed event says what the outbox has been told already.
+func (tx *txn) told(r *record) bool {
+	prints, read := tx.prints[r.call]
+	if !read {
+		// A call is read once in a transaction: a long replay of one call does not read it again for each event.
+		prints = map[[16]byte]bool{}
+		prefix := callKey(r.call)
+		c := tx.calls.Cursor()
+		for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
+			prints[[16]byte(v[8:])] = true
+		}
+		tx.prints[r.call] = prints
+	}
+	return prints[r.fingerprint]
+}

@@ -1,0 +1,262 @@
+package outbox
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	bolt "go.etcd.io/bbolt"
+)
+
+// job is a delivery that is due, with what an attempt needs. Nothing in it belongs to bbolt.
+type job struct {
+	number   uint64
+	delivery delivery
+	stored
+	eventID string // the event's ID as text
+}
+
+// expires is when it is no longer of use to deliver the event; zero is never.
+func (j job) expires(routing, ringing time.Duration) time.Time {
+	if life := lifetime(j.kind, routing, ringing); life > 0 && !j.delivery.redelivered {
+		return j.at.Add(life)
+	}
+	return time.Time{}
+}
+
+// found is what a look into the due index has brought.
+type found struct {
+	jobs    []job
+	wait    time.Duration // until the next one is due; 0 if there is none, or if the limit was reached
+	damaged []uint64      // numbers of deliveries that stand in the index and cannot be read
+}
+
+// take adds the delivery of a key of the index.
+func (f *found) take(tx *txn, q *queue, k []byte) {
+	n := binary.BigEndian.Uint64(k[8:])
+	d, _ := q.get(n)
+	e, err := decodeEvent(tx.events.Get(k[8:]))
+	if d == nil || err != nil {
+		f.damaged = append(f.damaged, n)
+		return
+	}
+	f.jobs = append(f.jobs, job{number: n, delivery: *d, stored: e, eventID: e.id.String()})
+}
+
+// due gives up to limit deliveries of an endpoint that are due, oldest first, but for those that are claimed. A due time more than horizon
+// ahead counts as due: the clock was set back.
+func (s *store) due(endpoint string, limit int, claimed map[uint64]bool, horizon time.Duration) (f found, err error) {
+	err = s.view(func(tx *txn) error {
+		q := tx.queue(endpoint)
+		now := time.Now().UnixNano()
+		take := func(k []byte) {
+			if !claimed[binary.BigEndian.Uint64(k[8:])] {
+				f.take(tx, q, k)
+			}
+		}
+		c := q.due.Cursor()
+		k, _ := c.First()
+		for ; k != nil && len(f.jobs) < limit; k, _ = c.Next() {
+			if at := int64(binary.BigEndian.Uint64(k)); at > now && at <= now+int64(horizon) {
+				f.wait = time.Duration(at - now)
+				break
+			}
+			take(k)
+		}
+		// What is too far ahead is at the end; where the loop came that far it has taken it already.
+		if k == nil {
+			return nil
+		}
+		for k, _ = c.Last(); k != nil && len(f.jobs) < limit; k, _ = c.Prev() {
+			if at := int64(binary.BigEndian.Uint64(k)); at <= now+int64(horizon) {
+				break
+			}
+			take(k)
+		}
+		return nil
+	})
+	return f, err
+}
+
+// lineBatch is how many deliveries one transaction puts in line.
+const lineBatch = 256
+
+// lineUp makes everything that waits for an endpoint due at once, in the order of the events: what has been tried loses its own time, and holds
+// the later events of its call again. Nothing of it may be under way.
+func (s *store) lineUp(endpoint string) error {
+	for done := false; !done; {
+		err := s.commit(func(tx *txn) error {
+			q := tx.queue(endpoint)
+			var tried []uint64
+			c := q.due.Cursor()
+			for k, _ := c.Seek(dueKey(1, 0)); k != nil && len(tried) < lineBatch; k, _ = c.Next() {
+				tried = append(tried, binary.BigEndian.Uint64(k[8:]))
+			}
+			done = len(tried) < lineBatch
+			slices.Sort(tried)
+			for _, n := range tried {
+				if err := tx.lineUp(q, n); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (tx *txn) lineUp(q *queue, n uint64) error {
+	d, history := q.get(n)
+	e, _, err := decodeEventHead(tx.events.Get(number(n)))
+	if d == nil || err != nil {
+		return tx.giveUp(q, n, 0)
+	}
+	if d.due <= 0 {
+		return nil // the one before it has put it in line already
+	}
+	at, before, beforeHistory := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev)
+	inLine := d.inLine(before)
+	if err := q.put(n, d, inLine, history); err != nil {
+		return err
+	}
+	if inLine.due == held && before.next != n {
+		linked := *before
+		linked.next = n
+		if err := q.put(at, before, linked, beforeHistory); err != nil {
+			return err
+		}
+	}
+	return q.release(inLine, 0)
+}
+
+// probe gives deliveries with which a failing endpoint can be probed: those in line after a number, then from the beginning, but for those that
+// are claimed. They end with the first that stop says yes to.
+func (s *store) probe(endpoint string, after uint64, limit int, claimed map[uint64]bool, stop func(job) bool) (f found, err error) {
+	err = s.view(func(tx *txn) error {
+		q := tx.queue(endpoint)
+		c := q.due.Cursor()
+		first, _ := c.Seek(dueKey(0, after+1))
+		if first == nil {
+			first, _ = c.First()
+		}
+		first = bytes.Clone(first)
+		for k := first; k != nil; {
+			before := len(f.jobs)
+			if !claimed[binary.BigEndian.Uint64(k[8:])] {
+				f.take(tx, q, k)
+			}
+			if len(f.jobs) == limit || len(f.jobs) > before && stop(f.jobs[before]) {
+				return nil
+			}
+			if k, _ = c.Next(); k == nil {
+				k, _ = c.First()
+			}
+			if bytes.Equal(k, first) {
+				return nil
+			}
+		}
+		return nil
+	})
+	return f, err
+}
+
+// result is how a delivery stands after an attempt, or after it was found to be too late.
+type result struct {
+	job     job
+	now     delivery
+	attempt *Attempt // nil if none was made
+}
+
+// record stores results, and what they mean for the next delivery of each call.
+func (s *store) record(endpoint string, results []result) error {
+	return s.commit(func(tx *txn) error {
+		q := tx.queue(endpoint)
+		for i := range results {
+			if err := s.recordOne(q, &results[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (s *store) recordOne(q *queue, r *result) error {
+	n, now := r.job.number, r.now
+	before, history := q.get(n)
+	if before == nil {
+		return nil // pruned, or damaged meanwhile: the dispatcher finds out
+	}
+	now.next = before.next
+	if before.redelivered && !r.job.delivery.redelivered && now.state != delivered {
+		now = *before // it was asked for again while the attempt was under way: that counts
+	}
+	if r.attempt != nil {
+		history = addAttempt(history, *r.attempt)
+	}
+	if err := q.put(n, before, now, history); err != nil {
+		return err
+	}
+	return q.release(now, s.hold)
+}
+
+// giveUp makes deliveries dead that cannot be made, since their record or their event's is damaged.
+func (s *store) giveUp(endpoint string, numbers []uint64) error {
+	return s.commit(func(tx *txn) error {
+		q := tx.queue(endpoint)
+		for _, n := range numbers {
+			if err := tx.giveUp(q, n, s.hold); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (tx *txn) giveUp(q *queue, n uint64, hold time.Duration) error {
+	before, history := q.get(n)
+	if before != nil {
+		now := before.ended(dead, time.Now())
+		history = addAttempt(history, Attempt{At: time.Now(), Error: errDamaged.Error()})
+		return errors.Join(q.put(n, before, now, history), q.release(now, hold))
+	}
+	// Its place in the index cannot be known from its record.
+	c := q.due.Cursor()
+	for k, _ := c.First(); k != nil; k, _ = c.Next() {
+		if binary.BigEndian.Uint64(k[8:]) == n {
+			if err := c.Delete(); err != nil {
+				return err
+			}
+			break
+		}
+	}
+	if tx.events.Get(number(n)) == nil {
+		return q.deliveries.Delete(number(n))
+	}
+	now := delivery{}.ended(dead, time.Now())
+	if e, _, err := decodeEventHead(tx.events.Get(number(n))); err == nil {
+		now.next, _, _ = tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Next)
+	}
+	return errors.Join(
+		q.put(n, nil, now, addAttempt(nil, Attempt{At: time.Now(), Error: errDamaged.Error()})),
+		q.release(now, hold),
+	)
+}
+
+// numberOf gives the number of the event with an ID.
+func (tx *txn) numberOf(eventID string) (uint64, bool) {
+	id, err := uuid.Parse(eventID)
+	if err != nil {
+		return 0, false
+	}
+	v := tx.ids.Get(id[:])
+	if v == nil {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(v), true
+}

@@ -1,0 +1,197 @@
+package outbox
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pzbridge/internal/telephony"
+)
+
+// errDamaged means that a record is not what this program writes.
+var errDamaged = errors.New("its record in the outbox is damaged")
+
+func number(n uint64) []byte { return binary.BigEndian.AppendUint64(make([]byte, 0, 8), n) }
+
+func dueKey(due int64, n uint64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(make([]byte, 0, 16), uint64(due)), n)
+}
+
+// longestCall is how long a call's ID may be before its hash stands for it.
+const longestCall = 32
+
+// callKey is the prefix of a call's events. It has a length of its own, so that no call's key begins another's, and
+// an ID that is no decimal number but a novel is hashed.
+func callKey(call string) []byte {
+	key := make([]byte, 0, 1+longestCall+8) // with room for a sequence
+	if len(call) > longestCall {
+		sum := sha256.Sum256([]byte(call))
+		return append(append(key, longestCall+1), sum[:]...)
+	}
+	return append(append(key, byte(len(call))), call...)
+}
+
+// deliverySize is how long a delivery's record is before its attempts begin.
+const deliverySize = 32
+
+// The flags of a delivery's record.
+const flagRedelivered = 1
+
+// encodeDelivery: state (1 byte), flags (1), step (2), attempts (4), due (8), failedAt (8), next (8). Then the last attempts follow, oldest first.
+func encodeDelivery(d delivery) []byte {
+	v := make([]byte, 0, deliverySize)
+	flags := byte(0)
+	if d.redelivered {
+		flags = flagRedelivered
+	}
+	v = append(v, byte(d.state), flags)
+	v = binary.BigEndian.AppendUint16(v, uint16(d.step))
+	v = binary.BigEndian.AppendUint32(v, uint32(d.attempts))
+	v = binary.BigEndian.AppendUint64(v, uint64(d.due))
+	v = binary.BigEndian.AppendUint64(v, uint64(d.failedAt))
+	return binary.BigEndian.AppendUint64(v, d.next)
+}
+
+func decodeDelivery(v []byte) (delivery, error) {
+	if len(v) < deliverySize || state(v[0]) > dead {
+		return delivery{}, errDamaged
+	}
+	return delivery{
+		state: state(v[0]), redelivered: v[1]&flagRedelivered != 0,
+		step: int(binary.BigEndian.Uint16(v[2:])), attempts: int(binary.BigEndian.Uint32(v[4:])),
+		due: int64(binary.BigEndian.Uint64(v[8:])), failedAt: int64(binary.BigEndian.Uint64(v[16:])), next: binary.BigEndian.Uint64(v[24:]),
+	}, nil
+}
+
+const (
+	keptAttempts = 10      // of each delivery
+	keptResponse = 1 << 10 // bytes of an answer
+	keptError    = 1 << 10 // bytes of an error's text
+)
+
+// Attempt is one try and how it ended.
+type Attempt struct {
+	At       time.Time
+	Took     time.Duration
+	Status   int    // of the answer; 0 when there was none
+	Response string // the first 1 KiB of the answer's body, what is secret of the endpoint taken out
+	Error    string // why there was no answer; holds no secret
+}
+
+// addAttempt gives the record of attempts with one more, and without those before the last ten.
+//
+// One attempt: time in unix milliseconds (8 bytes), duration in µs (8), status (2), response and error (each: length (2), text).
+func addAttempt(history []byte, a Attempt) []byte {
+	if ends := attemptEnds(history); len(ends) >= keptAttempts {
+		history = history[ends[len(ends)-keptAttempts]:]
+	}
+	v := make([]byte, 0, len(history)+22+len(a.Response)+len(a.Error))
+	v = append(v, history...)
+	v = binary.BigEndian.AppendUint64(v, uint64(a.At.UnixMilli()))
+	v = binary.BigEndian.AppendUint64(v, uint64(a.Took.Microseconds()))
+	v = binary.BigEndian.AppendUint16(v, uint16(a.Status))
+	for _, text := range [...]string{cut(a.Response, keptResponse), cut(a.Error, keptError)} {
+		v = append(binary.BigEndian.AppendUint16(v, uint16(len(text))), text...)
+	}
+	return v
+}
+
+func cut(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return s
+}
+
+// attemptEnds says where each attempt of a record ends. What cannot be read is left out.
+func attemptEnds(history []byte) (ends []int) {
+	for at := 0; at+20 <= len(history); {
+		at += 18
+		for range 2 {
+			if at+2 > len(history) {
+				return ends
+			}
+			at += 2 + int(binary.BigEndian.Uint16(history[at:]))
+		}
+		if at > len(history) {
+			return ends
+		}
+		ends = append(ends, at)
+	}
+	return ends
+}
+
+func decodeAttempts(history []byte) []Attempt {
+	var list []Attempt
+	begin := 0
+	for _, end := range attemptEnds(history) {
+		v := history[begin:end]
+		begin = end
+		response := int(binary.BigEndian.Uint16(v[18:]))
+		list = append(list, Attempt{
+			At:     time.UnixMilli(int64(binary.BigEndian.Uint64(v))).UTC(),
+			Took:   time.Duration(binary.BigEndian.Uint64(v[8:])) * time.Microsecond,
+			Status: int(binary.BigEndian.Uint16(v[16:])), Response: string(v[20 : 20+response]), Error: string(v[22+response:]),
+		})
+	}
+	return list
+}
+
+// encodeEvent: ID (16 bytes), sequence (8), time in unix milliseconds (8), type and call (each: length as 4 bytes, text), body.
+func encodeEvent(r record, sequence uint64) []byte {
+	v := make([]byte, 0, 40+len(r.kind)+len(r.call)+len(r.body)+20)
+	v = append(v, r.id[:]...)
+	v = binary.BigEndian.AppendUint64(v, sequence)
+	v = binary.BigEndian.AppendUint64(v, uint64(r.at.UnixMilli()))
+	for _, text := range [...]string{string(r.kind), r.call} {
+		v = append(binary.BigEndian.AppendUint32(v, uint32(len(text))), text...)
+	}
+	if r.call == "" { // an event of no call has no sequence
+		return append(v, r.body...)
+	}
+	v = append(v, r.body[:r.gap]...)
+	v = strconv.AppendUint(v, sequence, 10)
+	return append(v, r.body[r.gap:]...)
+}
+
+// stored is an event as it stands in the file. Nothing in it belongs to bbolt.
+type stored struct {
+	id       uuid.UUID
+	sequence uint64    // within its call
+	at       time.Time // when it was read, to the millisecond
+	kind     telephony.EventType
+	call     string
+	body     []byte // of its webhook
+}
+
+func decodeEvent(v []byte) (stored, error) {
+	e, body, err := decodeEventHead(v)
+	e.body = bytes.Clone(body)
+	return e, err
+}
+
+// decodeEventHead leaves the body where it is: it belongs to bbolt.
+func decodeEventHead(v []byte) (e stored, body []byte, err error) {
+	if len(v) < 32 {
+		return stored{}, nil, errDamaged
+	}
+	e = stored{
+		id: uuid.UUID(v[:16]), sequence: binary.BigEndian.Uint64(v[16:]), at: time.UnixMilli(int64(binary.BigEndian.Uint64(v[24:]))),
+	}
+	v = v[32:]
+	var kind string
+	for _, text := range [...]*string{&kind, &e.call} {
+		if len(v) < 4 || uint64(len(v)) < 4+uint64(binary.BigEndian.Uint32(v)) {
+			return stored{}, nil, errDamaged
+		}
+		n := binary.BigEndian.Uint32(v)
+		*text, v = string(v[4:4+n]), v[4+n:]
+	}
+	e.kind = telephony.EventType(kind)
+	return e, v, nil
+}

@@ -1,0 +1,97 @@
+package outbox
+
+import (
+	"net/http"
+	"time"
+)
+
+const (
+	// failingAfter is after how many failed attempts in a row an endpoint counts as failing.
+	failingAfter = 20
+	// A failing endpoint is probed after waits that double from probeFirst to probeMost.
+	probeFirst = 5 * time.Second
+	probeMost  = 5 * time.Minute
+)
+
+// The states of an endpoint.
+const (
+	stateOK      = "ok"
+	stateFailing = "failing"
+	statePaused  = "paused"
+)
+
+// health is how an endpoint as a whole does, by how the attempts at it end. It is a value: what to do follows from it and the time alone.
+type health struct {
+	failures    int       // attempts that failed in a row
+	failing     bool      // it is only probed
+	since       time.Time // since when it is failing
+	probes      int       // that have failed since then
+	probeAt     time.Time // when the next one is
+	pausedUntil time.Time // a 429 has asked for it
+	lastError   string    // how the last attempt that failed ended
+}
+
+// after gives the health as it is once an attempt has ended; probe says whether it was one. Random is in [0, 1).
+//
+// A 429 that says when to come back is obeyed and not counted: an endpoint that says so is well.
+func (h health) after(o outcome, probe bool, now time.Time, random float64) health {
+	if classify(o.status) == success {
+		return health{pausedUntil: h.pausedUntil}
+	}
+	h.lastError = o.text()
+	asked := o.status == http.StatusTooManyRequests && o.retryAfter > 0
+	if asked {
+		h.pausedUntil = later(h.pausedUntil, now.Add(o.retryAfter))
+	} else {
+		h.failures++
+	}
+	switch {
+	case h.failing && probe:
+		h.probes++
+		h.probeAt = now.Add(probeWait(h.probes, random))
+	case !h.failing && h.failures >= failingAfter:
+		h.failing, h.since, h.probeAt = true, now, now.Add(probeWait(0, random))
+	}
+	return h
+}
+
+// probeWait is how long to wait for the next probe after a number of them have failed.
+func probeWait(failed int, random float64) time.Duration {
+	wait := probeMost
+	if failed < 6 { // 5 s × 2⁶ is past five minutes
+		wait = probeFirst << failed
+	}
+	return min(spread(wait, random), probeMost)
+}
+
+// allows says how many attempts may be under way now, and when that changes if it is none; concurrency is how many the endpoint takes when it is well.
+func (h health) allows(now time.Time, concurrency int) (n int, at time.Time) {
+	switch {
+	case now.Before(h.pausedUntil):
+		return 0, h.pausedUntil
+	case h.failing && now.Before(h.probeAt):
+		return 0, h.probeAt
+	case h.failing:
+		return 1, time.Time{}
+	}
+	return concurrency, time.Time{}
+}
+
+// state gives the health's name, and when the endpoint is tried again if it is not now.
+func (h health) state(now time.Time) (string, time.Time) {
+	_, at := h.allows(now, 1)
+	switch {
+	case h.failing:
+		return stateFailing, at
+	case now.Before(h.pausedUntil):
+		return statePaused, at
+	}
+	return stateOK, time.Time{}
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,258 @@
+package outbox
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"pzbridge/internal/telephony"
+)
+
+// Delivery is how an event's way to an endpoint stands.
+type Delivery struct {
+	ID        string // <event ID>.<endpoint>
+	EventID   string
+	Endpoint  string
+	Type      telephony.EventType
+	CallID    string // empty for an event of no call
+	Sequence  uint64 // within its call
+	EventTime time.Time
+	State     string // pending, delivered, expired or dead
+	Attempts  int    // made in all
+	// LastStatus is the HTTP status of the last attempt's answer; 0 if there was none.
+	LastStatus int
+	LastError  string // why the last attempt had no answer
+	// NextAttempt is when a pending one is tried next; zero while it is held by an earlier event of its call.
+	NextAttempt time.Time
+	Ended       time.Time // when it came to be delivered, expired or dead; zero while it is pending
+	Redelivered bool      // somebody has asked for it again
+}
+
+// DeliveryQuery says which deliveries to list. Empty fields leave nothing out.
+type DeliveryQuery struct {
+	State, Endpoint, CallID string
+
+	Limit  int    // at least 1
+	Cursor string // where the list before ended; empty begins with the newest event
+}
+
+// ErrBadCursor means that a cursor is none that Deliveries has given.
+var ErrBadCursor = errors.New("the cursor is none that this list has given")
+
+// position is where a list stands: at the delivery of an event to an endpoint.
+type position struct {
+	number   uint64
+	endpoint string
+}
+
+func (p position) cursor() string { return fmt.Sprintf("%d.%s", p.number, p.endpoint) }
+
+func parseCursor(s string) (position, error) {
+	if s == "" {
+		return position{number: math.MaxUint64}, nil
+	}
+	n, endpoint, ok := strings.Cut(s, ".")
+	at, err := strconv.ParseUint(n, 10, 64)
+	if !ok || err != nil {
+		return position{}, ErrBadCursor
+	}
+	return position{at, endpoint}, nil
+}
+
+// Deliveries lists deliveries, those of the newest event first, and gives the cursor for the rest, empty if there is none. It fails with
+// ErrBadCursor or ErrBadState.
+func (o *Outbox) Deliveries(q DeliveryQuery) (list []Delivery, cursor string, err error) {
+	if q.State != "" && !slices.Contains(stateNames[:], q.State) {
+		return nil, "", fmt.Errorf("%w as %q: there are %s", ErrBadState, q.State, strings.Join(stateNames[:], ", "))
+	}
+	at, err := parseCursor(q.Cursor)
+	if err != nil {
+		return nil, "", err
+	}
+	for {
+		var more bool
+		list, at, more, err = o.store.list(q, at, list)
+		switch {
+		case err != nil:
+			return nil, "", err
+		case len(list) == q.Limit:
+			return list, at.cursor(), nil
+		case !more:
+			return list, "", nil
+		}
+	}
+}
+
+// list adds what a query is for among the next events, and says where it ended and whether there is more.
+func (s *store) list(query DeliveryQuery, from position, list []Delivery) (_ []Delivery, end position, more bool, err error) {
+	const looked = 4096 // events in one read: a long one would keep pages from being used again
+	err = s.view(func(tx *txn) error {
+		endpoints := tx.names()
+		if query.Endpoint != "" {
+			endpoints = slices.DeleteFunc(endpoints, func(name string) bool { return name != query.Endpoint })
+		}
+		next := tx.eventsBefore(query.CallID, from.number)
+		for range looked {
+			n, v := next()
+			if v == nil {
+				return nil
+			}
+			for _, name := range endpoints {
+				if n == from.number && name <= from.endpoint {
+					continue
+				}
+				d, history := tx.queue(name).get(n)
+				if d == nil || query.State != "" && d.state.String() != query.State {
+					continue
+				}
+				if e, _, err := decodeEventHead(v); err == nil {
+					list = append(list, describe(e, name, d, history))
+				}
+				if len(list) == query.Limit {
+					end, more = position{n, name}, true
+					return nil
+				}
+			}
+			end, more = position{n, lastName}, true
+		}
+		return nil
+	})
+	if !more {
+		end = position{}
+	}
+	return list, end, more && err == nil, err
+}
+
+// lastName is past every endpoint's name.
+const lastName = "\x7f"
+
+// eventsBefore goes backwards through the events up to a number: all, or those of one call.
+func (tx *txn) eventsBefore(call string, from uint64) (next func() (uint64, []byte)) {
+	if call == "" {
+		c := tx.events.Cursor()
+		k, v := c.Seek(number(from))
+		if k == nil {
+			k, v = c.Last()
+		} else if binary.BigEndian.Uint64(k) > from {
+			k, v = c.Prev()
+		}
+		return func() (uint64, []byte) {
+			if k == nil {
+				return 0, nil
+			}
+			n, event := binary.BigEndian.Uint64(k), v
+			k, v = c.Prev()
+			return n, event
+		}
+	}
+	var numbers []uint64
+	prefix := callKey(call)
+	c := tx.calls.Cursor()
+	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		if n := binary.BigEndian.Uint64(v); n <= from {
+			numbers = append(numbers, n)
+		}
+	}
+	return func() (uint64, []byte) {
+		if len(numbers) == 0 {
+			return 0, nil
+		}
+		n := numbers[len(numbers)-1]
+		numbers = numbers[:len(numbers)-1]
+		return n, tx.events.Get(number(n))
+	}
+}
+
+func describe(e stored, endpoint string, d *delivery, history []byte) Delivery {
+	id := e.id.String()
+	out := Delivery{
+		ID: id + "." + endpoint, EventID: id, Endpoint: endpoint, Type: e.kind, CallID: e.call, EventTime: e.at.UTC(),
+		State: d.state.String(), Attempts: d.attempts, Redelivered: d.redelivered,
+	}
+	if e.call != "" {
+		out.Sequence = e.sequence
+	}
+	if ends := attemptEnds(history); len(ends) > 0 {
+		begin := 0
+		if len(ends) > 1 {
+			begin = ends[len(ends)-2]
+		}
+		last := decodeAttempts(history[begin:])[0]
+		out.LastStatus, out.LastError = last.Status, last.Error
+	}
+	switch {
+	case d.state != pending:
+		out.Ended = time.Unix(0, d.due).UTC()
+	case d.due != held:
+		// What is due at once was due when it came.
+		out.NextAttempt = time.Unix(0, max(d.due, e.at.UnixNano())).UTC()
+	}
+	return out
+}
+
+// Delivery gives one delivery and its last attempts, oldest first, ten at most. It fails with ErrNotFound.
+func (o *Outbox) Delivery(id string) (d Delivery, attempts []Attempt, err error) {
+	eventID, endpoint, _ := strings.Cut(id, ".")
+	err = o.store.view(func(tx *txn) error {
+		n, known := tx.numberOf(eventID)
+		q := tx.queue(endpoint)
+		if !known || endpoint == "" || q == nil {
+			return ErrNotFound
+		}
+		stands, history := q.get(n)
+		e, _, err := decodeEventHead(tx.events.Get(number(n)))
+		if stands == nil || err != nil {
+			return ErrNotFound
+		}
+		d, attempts = describe(e, endpoint, stands, history), decodeAttempts(history)
+		return nil
+	})
+	return d, attempts, err
+}
+
+// EndpointStatus is how an endpoint stands.
+type EndpointStatus struct {
+	Name string
+	// State is "ok", "failing" (only probed, since many attempts in a row have failed) or "paused" (it has asked with a 429 to be left alone).
+	State       string
+	Since       time.Time // since when it is failing
+	NextAttempt time.Time // when it is probed next, or when the pause ends
+	LastError   string    // of the last attempt that failed, while the endpoint is failing or paused
+	// Pending, Delivered, Expired and Dead count the deliveries that the file holds.
+	Pending, Delivered, Expired, Dead uint64
+}
+
+// Endpoints says how each configured endpoint stands.
+func (o *Outbox) Endpoints() ([]EndpointStatus, error) {
+	var list []EndpointStatus
+	err := o.store.view(func(tx *txn) error {
+		for _, l := range o.lanes {
+			status := l.status(time.Now())
+			n := tx.queue(status.Name).counts
+			status.Pending, status.Delivered, status.Expired, status.Dead = n[pending], n[delivered], n[expired], n[dead]
+			list = append(list, status)
+		}
+		return nil
+	})
+	return list, err
+}
+
+// orphans lists the endpoints that are configured no longer and have deliveries pending, and how many.
+func (s *store) orphans() (list map[string]uint64, err error) {
+	list = map[string]uint64{}
+	err = s.view(func(tx *txn) error {
+		for _, name := range tx.names() {
+			if n := tx.queue(name).counts[pending]; n > 0 && !s.configured(name) {
+				list[name] = n
+			}
+		}
+		return nil
+	})
+	return list, err
+}

@@ -1,0 +1,199 @@
+package outbox
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"pzbridge/internal/telephony"
+)
+
+// Missing is, beside the names of the states, what Redelivery.States calls an event that the endpoint was never to get: it came
+// before the endpoint was configured.
+const Missing = "missing"
+
+// Redelivery says what to deliver again.
+type Redelivery struct {
+	Endpoint string
+	// Since and Until bound when the bridge read the event: from Since on, before Until. The zero value is no bound.
+	Since, Until time.Time
+	States       []string              // delivered, expired, dead, Missing; none means all of them
+	Types        []telephony.EventType // none means all
+	DryRun       bool                  // only count
+}
+
+// How asking for deliveries can fail.
+var (
+	// ErrNotFound means that there is no such delivery, or none any more.
+	ErrNotFound = errors.New("there is no such delivery: OUTBOX_RETENTION may have removed it")
+	// ErrNoEndpoint means that no endpoint of that name is configured.
+	ErrNoEndpoint = errors.New("there is no endpoint of that name")
+	// ErrBadState means that a name of a state is none.
+	ErrBadState = errors.New("there is no such state")
+)
+
+// Redeliver makes one delivery again, whatever became of it, and gives how it stands then. The event keeps its ID, does not expire, and goes behind what is
+// pending before it in its call. It fails with ErrNotFound or ErrNoEndpoint.
+func (o *Outbox) Redeliver(id string) (Delivery, error) {
+	eventID, endpoint, _ := strings.Cut(id, ".")
+	if !o.store.configured(endpoint) {
+		return Delivery{}, fmt.Errorf("%w: %q", ErrNoEndpoint, endpoint)
+	}
+	missing := false
+	err := o.store.commit(func(tx *txn) error {
+		n, known := tx.numberOf(eventID)
+		if missing = !known; missing {
+			return nil
+		}
+		return tx.redeliver(tx.queue(endpoint), n)
+	})
+	if err != nil {
+		return Delivery{}, err
+	}
+	if missing {
+		return Delivery{}, ErrNotFound
+	}
+	o.wakeUp()
+	d, _, err := o.Delivery(id)
+	return d, err
+}
+
+// redeliverBatch is how many events one transaction looks at: few enough to stall no delivery.
+const redeliverBatch = 256
+
+// RedeliverAll makes many deliveries again, or only counts them, and says how many. Events that come in meanwhile are not among them. It fails with
+// ErrNoEndpoint or ErrBadState; if the disk fails on the way, what was done until then is done, and counted.
+func (o *Outbox) RedeliverAll(ctx context.Context, r Redelivery) (count int, err error) {
+	if !o.store.configured(r.Endpoint) {
+		return 0, fmt.Errorf("%w: %q", ErrNoEndpoint, r.Endpoint)
+	}
+	for _, s := range r.States {
+		if s != Missing && (!slices.Contains(stateNames[:], s) || s == pending.String()) {
+			return 0, fmt.Errorf("%w as %q: there are delivered, expired, dead and %s", ErrBadState, s, Missing)
+		}
+	}
+	defer o.wakeUp()
+	last, err := o.store.lastNumber()
+	if err != nil {
+		return 0, err
+	}
+	for from := uint64(0); from <= last; {
+		if ctx.Err() != nil {
+			return count, ctx.Err()
+		}
+		var list []uint64
+		list, from, err = o.store.matching(r, from, last)
+		if err != nil {
+			return count, err
+		}
+		if !r.DryRun && len(list) > 0 {
+			err = o.store.commit(func(tx *txn) error {
+				for _, n := range list {
+					if err := tx.redeliver(tx.queue(r.Endpoint), n); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return count, err
+			}
+		}
+		count += len(list)
+	}
+	return count, nil
+}
+
+func (s *store) configured(name string) bool {
+	return slices.ContainsFunc(s.endpoints, func(e Endpoint) bool { return e.Name == name })
+}
+
+func (s *store) lastNumber() (n uint64, err error) {
+	err = s.view(func(tx *txn) error {
+		if k, _ := tx.events.Cursor().Last(); k != nil {
+			n = binary.BigEndian.Uint64(k)
+		}
+		return nil
+	})
+	return n, err
+}
+
+// matching gives, of the next events from a number to the last, those that a redelivery is for, and the number to go on from.
+func (s *store) matching(r Redelivery, from, last uint64) (list []uint64, next uint64, err error) {
+	const looked = 4096 // events in one read: a long one would keep pages from being used again
+	endpoint := s.endpoints[slices.IndexFunc(s.endpoints, func(e Endpoint) bool { return e.Name == r.Endpoint })]
+	next = last + 1
+	err = s.view(func(tx *txn) error {
+		q := tx.queue(r.Endpoint)
+		c := tx.events.Cursor()
+		seen := 0
+		for k, v := c.Seek(number(from)); k != nil; k, v = c.Next() {
+			n := binary.BigEndian.Uint64(k)
+			if n > last {
+				return nil
+			}
+			if seen == looked || len(list) == redeliverBatch {
+				next = n
+				return nil
+			}
+			seen++
+			e, _, err := decodeEventHead(v)
+			if err == nil && r.matches(e) && r.wants(q, n, endpoint.Events.Match(e.kind)) {
+				list = append(list, n)
+			}
+		}
+		return nil
+	})
+	return list, next, err
+}
+
+func (r Redelivery) matches(e stored) bool {
+	return !e.at.Before(r.Since) && (r.Until.IsZero() || e.at.Before(r.Until)) && (len(r.Types) == 0 || slices.Contains(r.Types, e.kind))
+}
+
+// wants says whether the delivery stands as the redelivery asks; subscribed, whether the endpoint would get the event if it came now.
+func (r Redelivery) wants(q *queue, n uint64, subscribed bool) bool {
+	name := Missing
+	if d, _ := q.get(n); d != nil {
+		if d.state == pending {
+			return false
+		}
+		name = d.state.String()
+	} else if !subscribed {
+		return false
+	}
+	return len(r.States) == 0 || slices.Contains(r.States, name)
+}
+
+// redeliver makes a delivery pending again, or for the first time, and holds what comes after it in its call and has not been tried yet.
+func (tx *txn) redeliver(q *queue, n uint64) error {
+	e, _, err := decodeEventHead(tx.events.Get(number(n)))
+	if err != nil {
+		return nil // it cannot be delivered, and nobody can be told but the one who looks at it
+	}
+	at, before, beforeHistory := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev)
+	old, history := q.get(n)
+	var d delivery
+	if old != nil {
+		d = *old
+	}
+	d = d.again(before)
+	d.next, _, _ = tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Next)
+	if err := q.put(n, old, d, history); err != nil {
+		return err
+	}
+	if d.due == held {
+		linked := *before
+		linked.next = n
+		if err := q.put(at, before, linked, beforeHistory); err != nil {
+			return err
+		}
+	}
+	return q.release(d, 0)
+}
