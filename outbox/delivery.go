@@ -61,10 +61,10 @@ func (d delivery) freesAt(hold time.Duration) int64 {
 	return d.failedAt + int64(hold)
 }
 
-// after gives a delivery that is pending its due time once the one before it in its call has become before. One that has been tried follows
-// its own schedule, unless it was held.
+// after gives a delivery that is pending its due time once the one before it in its call has become before. One that has failed follows
+// its own schedule.
 func (d delivery) after(before delivery, hold time.Duration) delivery {
-	if d.attempts == 0 || d.due == held {
+	if d.failedAt == 0 {
 		d.due = behind(&before, hold).due
 	}
 	return d

@@ -1,10 +1,14 @@
 package outbox
 
 import (
+	"errors"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -14,7 +18,35 @@ import (
 )
 
 // swapFile puts another file under the descriptor with which the outbox writes, and returns what puts the right one back.
-func swapFile(t *testing.T, path, other string) (restore func()) {
+func swapFile(t *testing.T, path, other string, mode int) (restore func()) {
+	t.Helper()
+	open := descriptors(t, path)
+	if len(open) != 1 {
+		t.Fatalf("%d descriptors of %s are open", len(open), path)
+	}
+	fd := open[0]
+	saved, err := syscall.Dup(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(other, mode, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Dup3(int(f.Fd()), fd, syscall.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		if err := syscall.Dup3(saved, fd, syscall.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+		_ = syscall.Close(saved)
+	}
+}
+
+// descriptors gives this process's descriptors of a file.
+func descriptors(t *testing.T, path string) (list []int) {
 	t.Helper()
 	links, err := filepath.Glob("/proc/self/fd/*")
 	if err != nil {
@@ -28,34 +60,16 @@ func swapFile(t *testing.T, path, other string) (restore func()) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		saved, err := syscall.Dup(fd)
-		if err != nil {
-			t.Fatal(err)
-		}
-		f, err := os.OpenFile(other, os.O_RDWR, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		if err := syscall.Dup3(int(f.Fd()), fd, syscall.O_CLOEXEC); err != nil {
-			t.Fatal(err)
-		}
-		return func() {
-			if err := syscall.Dup3(saved, fd, syscall.O_CLOEXEC); err != nil {
-				t.Fatal(err)
-			}
-			_ = syscall.Close(saved)
-		}
+		list = append(list, fd)
 	}
-	t.Fatalf("no descriptor of %s is open", path)
-	return nil
+	return list
 }
 
 // While the disk fails, Append says so and readiness is red; an outcome that cannot be recorded holds its delivery, so that the CRM is not sent
 // it over and over. When the disk is back all goes on, and nothing that was acknowledged is lost.
 func TestDiskFailsForAWhile(t *testing.T) {
-	for _, device := range []string{"/dev/full", "/dev/null"} { // no space left; fdatasync fails
-		t.Run(device, func(t *testing.T) {
+	for name, device := range map[string]string{"no space": "/dev/full", "sync fails": "/dev/null", "read only": ""} {
+		t.Run(name, func(t *testing.T) {
 			var answer chan struct{}
 			c := &crm{answer: func(int, received, http.ResponseWriter) { <-answer }}
 			bubble(t, c, func(t *testing.T) {
@@ -66,7 +80,11 @@ func TestDiskFailsForAWhile(t *testing.T) {
 				mustAppend(t, o, event("call.incoming", "5"))
 				synctest.Wait() // the attempt waits for its answer
 
-				restore := swapFile(t, path, device)
+				mode := os.O_RDWR
+				if device == "" { // the file itself, but not to be written
+					device, mode = path, os.O_RDONLY
+				}
+				restore := swapFile(t, path, device, mode)
 				refused := event("call.incoming", "6")
 				if err := o.Append(t.Context(), []telephony.Event{refused}); err == nil {
 					t.Error("Append says nothing")
@@ -92,5 +110,35 @@ func TestDiskFailsForAWhile(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A process that waited for the lock while the file was compacted does not go on with the file that is gone.
+func TestOpenMeetsCompact(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	opts := Options{Path: path, Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler)}
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	opened := make(chan error)
+	go func() {
+		late, err := Open(opts)
+		if err == nil {
+			err = errors.Join(errors.New("it opened"), late.Close())
+		}
+		opened <- err
+	}()
+	for len(descriptors(t, path)) < 2 { // it has opened the file and waits for the lock
+		runtime.Gosched()
+	}
+	if err := os.Rename(path, path+".old"); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-opened; err == nil || !errors.Is(err, ErrInUse) && !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("got %v", err)
 	}
 }

@@ -101,6 +101,7 @@ func (s *store) list(query DeliveryQuery, from position, list []Delivery) (_ []D
 		for range looked {
 			n, v := next()
 			if v == nil {
+				more = false
 				return nil
 			}
 			for _, name := range endpoints {
@@ -123,10 +124,7 @@ func (s *store) list(query DeliveryQuery, from position, list []Delivery) (_ []D
 		}
 		return nil
 	})
-	if !more {
-		end = position{}
-	}
-	return list, end, more && err == nil, err
+	return list, end, more, err
 }
 
 // lastName is past every endpoint's name.

@@ -192,8 +192,17 @@ type crm struct {
 	net    *pipenet.Listener
 	answer func(n int, r received, w http.ResponseWriter) // n counts from 1
 
+	forget bool // keep only how many came
+
 	mu   sync.Mutex
+	n    int
 	hook []received
+}
+
+func (c *crm) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.n
 }
 
 func (c *crm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -203,8 +212,11 @@ func (c *crm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	got := received{time.Now(), r.URL.RequestURI(), r.Header, body}
 	c.mu.Lock()
-	c.hook = append(c.hook, got)
-	n := len(c.hook)
+	if !c.forget {
+		c.hook = append(c.hook, got)
+	}
+	c.n++
+	n := c.n
 	c.mu.Unlock()
 	if c.answer != nil {
 		c.answer(n, got, w)

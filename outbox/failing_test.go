@@ -1,0 +1,284 @@
+package outbox
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pzbridge/internal/telephony"
+)
+
+// What an endpoint's health becomes by how attempts end.
+func TestHealth(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	const middle = 0.5
+	failed, taken := outcome{status: 503}, outcome{status: 200}
+	after := func(h health, probe bool, list ...outcome) health {
+		for _, o := range list {
+			h = h.after(o, probe, now, middle)
+		}
+		return h
+	}
+	well := health{}
+	shaky := after(well, false, slices.Repeat([]outcome{failed}, 19)...)
+	failing := after(shaky, false, outcome{err: errors.New("refused")})
+	for _, c := range []struct {
+		name  string
+		h     health
+		state string
+		slots int
+		in    time.Duration // until it is tried, if it is not now
+	}{
+		{"well", well, stateOK, 16, 0},
+		{"19 failures", shaky, stateOK, 16, 0},
+		{"19 failures and a success", after(shaky, false, taken, failed), stateOK, 16, 0},
+		{"20 failures", failing, stateFailing, 0, 5 * time.Second},
+		{"one more that was under way", after(failing, false, failed), stateFailing, 0, 5 * time.Second},
+		{"a probe failed", after(failing, true, failed), stateFailing, 0, 10 * time.Second},
+		{"four probes failed", after(failing, true, failed, failed, failed, failed), stateFailing, 0, 80 * time.Second},
+		{"many probes failed", after(failing, true, slices.Repeat([]outcome{failed}, 300)...), stateFailing, 0, 5 * time.Minute},
+		{"a success that was under way", after(failing, false, taken), stateOK, 16, 0},
+		{"a probe went well", after(failing, true, failed, taken), stateOK, 16, 0},
+		{"429 without a time", after(well, false, outcome{status: 429}), stateOK, 16, 0},
+		{"429 with a time", after(well, false, outcome{status: 429, retryAfter: time.Minute}), statePaused, 0, time.Minute},
+		{"the longer pause counts", after(well, false, outcome{status: 429, retryAfter: time.Minute}, outcome{status: 429, retryAfter: time.Second}), statePaused, 0, time.Minute},
+		{"a success does not end a pause", after(well, false, outcome{status: 429, retryAfter: time.Minute}, taken), statePaused, 0, time.Minute},
+		{"no 429 with a time counts", after(well, false, slices.Repeat([]outcome{{status: 429, retryAfter: time.Second}}, 100)...), statePaused, 0, time.Second},
+		{"503 with a time is none", after(well, false, outcome{status: 503, retryAfter: time.Minute}), stateOK, 16, 0},
+	} {
+		state, at := c.h.state(now)
+		slots, _ := c.h.allows(now, 16)
+		if state != c.state || slots != c.slots || c.in > 0 && at.Sub(now) != c.in {
+			t.Errorf("%s: %s, %d attempts, in %s; want %s, %d, %s", c.name, state, slots, at.Sub(now), c.state, c.slots, c.in)
+		}
+		if slots, _ := c.h.allows(now.Add(time.Hour), 16); c.state == stateFailing && slots != 1 {
+			t.Errorf("%s: an hour later %d attempts", c.name, slots)
+		}
+	}
+}
+
+// gauge counts what is under way at once, and when each began.
+type gauge struct {
+	mu        sync.Mutex
+	now, most int
+	began     []time.Time
+}
+
+func (g *gauge) enter() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.now++
+	g.most = max(g.most, g.now)
+	g.began = append(g.began, time.Now())
+}
+
+func (g *gauge) leave() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.now--
+}
+
+// A CRM is down for a day with 100,000 events, then up. Meanwhile it is probed now and then; afterwards everything arrives, in order within each
+// call, with no more requests at once than CONCURRENCY and within the rate, and no delivery has died of the day.
+func TestDownForADay(t *testing.T) {
+	const (
+		perAppend, perCall     = 200, 4
+		concurrency, perSecond = 64, 20_000
+
+		events = dayOfEvents
+	)
+	var up atomic.Bool
+	var g gauge
+	last, missed := map[string]int{}, 0
+	var mu sync.Mutex
+	c := &crm{forget: true}
+	c.answer = func(_ int, r received, w http.ResponseWriter) {
+		g.enter()
+		defer g.leave()
+		time.Sleep(3200 * time.Microsecond)
+		if !up.Load() {
+			w.WriteHeader(http.StatusBadGateway)
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		call, n := callOf(t, r)
+		if n != last[call]+1 {
+			missed++
+		}
+		last[call] = n
+	}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.Concurrency, e.Rate = concurrency, perSecond
+		var log lockedBuffer
+		o := openOutbox(t, Options{
+			DialContext: c.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{time.Second, time.Minute},
+			Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelWarn})),
+		})
+		stop := run(t, o)
+		var batch []telephony.Event
+		for i := range events {
+			batch = append(batch, event("call.completed", fmt.Sprint(i/perAppend*perAppend+i%(perAppend/perCall))))
+			if len(batch) == perAppend {
+				mustAppend(t, o, batch...)
+				batch = nil
+				time.Sleep(24 * time.Hour / time.Duration(events/perAppend))
+			}
+		}
+		synctest.Wait()
+		if n := c.count(); n < 24*60/5 || n > 24*60/4+100 {
+			t.Errorf("%d attempts in a day, which is not a probe every five minutes", n)
+		}
+		status, err := o.Endpoints()
+		if err != nil || status[0].State != stateFailing || status[0].Pending != uint64(events) || status[0].Dead != 0 || status[0].LastError != "HTTP 502" {
+			t.Errorf("it stands as %+v, %v", status, err)
+		}
+		g.mu.Lock()
+		g.most, g.began = 0, nil
+		g.mu.Unlock()
+		up.Store(true)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		stop()
+		mu.Lock()
+		defer mu.Unlock()
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if got := states(t, o, "crm"); got[delivered] != events || len(last) != events/perCall || missed > 0 {
+			t.Errorf("states: %v, %d calls, %d out of order", got, len(last), missed)
+		}
+		if g.most != concurrency {
+			t.Errorf("%d requests at once, want %d", g.most, concurrency)
+		}
+		for i := perSecond + 1; i < len(g.began); i++ {
+			if took := g.began[i].Sub(g.began[i-perSecond-1]); took < time.Second {
+				t.Fatalf("%d requests in %s", perSecond+2, took)
+			}
+		}
+		if n := strings.Count(log.String(), "endpoint is failing"); n != 1 {
+			t.Errorf("that it is failing is said %d times", n)
+		}
+	})
+}
+
+// One event that a CRM cannot digest does not keep it failing: the next probe takes another.
+func TestProbesTakeTurns(t *testing.T) {
+	var up atomic.Bool
+	c := &crm{}
+	c.answer = func(_ int, r received, w http.ResponseWriter) {
+		if call, _ := callOf(t, r); !up.Load() || call == "poison" {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	}
+	bubble(t, c, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "outbox.db")
+		o := openOutbox(t, Options{Path: path, DialContext: c.net.Dial, RetrySchedule: slices.Repeat([]time.Duration{5 * time.Minute}, 100)})
+		stop := run(t, o)
+		mustAppend(t, o, event("call.incoming", "poison"), event("call.incoming", "A"), event("call.completed", "A"))
+		time.Sleep(2 * time.Hour)
+		if status, _ := o.Endpoints(); status[0].State != stateFailing {
+			t.Errorf("it stands as %+v", status)
+		}
+		up.Store(true)
+		time.Sleep(11 * time.Minute) // two probes
+		if got := states(t, o, "crm"); got[delivered] != 2 {
+			t.Errorf("states: %v", got)
+		}
+		if status, _ := o.Endpoints(); status[0].State != stateOK || status[0].Pending != 1 {
+			t.Errorf("it stands as %+v", status)
+		}
+		stop()
+	})
+}
+
+// A 429 with a Retry-After stops everything for the endpoint, not only the event that it answered.
+func TestPause(t *testing.T) {
+	c := &crm{answer: func(n int, _ received, w http.ResponseWriter) {
+		if n == 1 {
+			w.Header().Set("Retry-After", "30")
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+	}}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial})
+		stop := run(t, o)
+		began := time.Now()
+		mustAppend(t, o, event("call.incoming", "A"))
+		synctest.Wait()
+		mustAppend(t, o, event("call.incoming", "B"))
+		synctest.Wait()
+		if status, _ := o.Endpoints(); status[0].State != statePaused || !status[0].NextAttempt.Equal(began.Add(30*time.Second)) {
+			t.Errorf("it stands as %+v", status)
+		}
+		time.Sleep(time.Minute)
+		stop()
+		hooks := c.received()
+		if len(hooks) != 3 {
+			t.Fatalf("%d attempts", len(hooks))
+		}
+		for _, h := range hooks[1:] {
+			if wait := h.at.Sub(began); wait < 30*time.Second {
+				t.Errorf("an attempt after %s", wait)
+			}
+		}
+	})
+}
+
+// Without a limit everything goes at once; with one, a request after the other.
+func TestRate(t *testing.T) {
+	for rate, want := range map[float64]time.Duration{0: 0, 2: 9500 * time.Millisecond, 0.5: 38 * time.Second} {
+		c := &crm{}
+		bubble(t, c, func(t *testing.T) {
+			e := endpoint("crm")
+			e.Rate = rate
+			o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+			stop := run(t, o)
+			began := time.Now()
+			for i := range 20 {
+				mustAppend(t, o, event("call.incoming", fmt.Sprint(i)))
+			}
+			time.Sleep(time.Minute)
+			stop()
+			hooks := c.received()
+			if took := hooks[len(hooks)-1].at.Sub(began); len(hooks) != 20 || took.Round(50*time.Millisecond) != want {
+				t.Errorf("rate %v: %d requests in %s, want %s", rate, len(hooks), took, want)
+			}
+		})
+	}
+}
+
+// An endpoint that never returns does not fill the disk for ever: what has waited longer than the retention and the schedule together goes.
+func TestAbandoned(t *testing.T) {
+	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) }}
+	bubble(t, c, func(t *testing.T) {
+		var log lockedBuffer
+		o := openOutbox(t, Options{
+			DialContext: c.net.Dial, RetrySchedule: []time.Duration{24 * time.Hour}, Retention: 48 * time.Hour, OrderHold: 1000 * time.Hour,
+			Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		stop := run(t, o)
+		for i := range 30 {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)), event("pz.event", fmt.Sprint(i)))
+		}
+		time.Sleep(71 * time.Hour)
+		if got := states(t, o, "crm"); got[pending] != 60 {
+			t.Errorf("before its time: %v", got)
+		}
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if n := keys(t, o); n != 0 || strings.Count(log.String(), "events were given up") != 1 {
+			t.Errorf("afterwards %d keys are left", n)
+		}
+		stop()
+	})
+}

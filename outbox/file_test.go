@@ -1,0 +1,285 @@
+package outbox
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"pzbridge/internal/telephony"
+)
+
+// While a CRM is away the file fills: what is finished goes early, then Append says that it is full, and nothing else is refused. It ends by itself.
+func TestFull(t *testing.T) {
+	var up atomic.Bool
+	up.Store(true)
+	c := &crm{forget: true, answer: func(_ int, _ received, w http.ResponseWriter) {
+		if !up.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}}
+	bubble(t, c, func(t *testing.T) {
+		const limit = 2 << 20
+		o := openOutbox(t, Options{DialContext: c.net.Dial, MaxBytes: limit, Logger: slog.New(slog.DiscardHandler), Retention: 1000 * time.Hour})
+		stop := run(t, o)
+		n := 0
+		appendSome := func() error {
+			events := make([]telephony.Event, 64)
+			for i := range events {
+				n++
+				events[i] = event("call.completed", fmt.Sprint(n))
+			}
+			err := o.Append(t.Context(), events)
+			time.Sleep(20 * time.Second)
+			return err
+		}
+		// Three times what fits, all delivered: it goes early, and Append never fails.
+		for range 300 {
+			if err := appendSome(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := states(t, o, "crm"); got[pending] != 0 || got[delivered] < 1000 || got[delivered] > 10_000 {
+			t.Errorf("states: %v", got)
+		}
+		up.Store(false)
+		var err error
+		for range 300 {
+			if err = appendSome(); err != nil {
+				break
+			}
+		}
+		if !errors.Is(err, ErrFull) || !strings.Contains(err.Error(), "2.0 MiB are allowed (OUTBOX_MAX_BYTES)") {
+			t.Fatalf("it does not get full: %v", err)
+		}
+		if got := states(t, o, "crm"); got[delivered] > 0 || got[pending] < 1000 {
+			t.Errorf("when it is full the states are %v", got)
+		}
+		if err := o.Writable(); !errors.Is(err, ErrFull) {
+			t.Errorf("readiness says %v", err)
+		}
+		up.Store(true)
+		time.Sleep(10 * time.Minute) // the next probe, and all that has waited
+		for range 20 {
+			err = appendSome() // as the relay does
+		}
+		if err != nil || o.Writable() != nil {
+			t.Errorf("it stays full: %v", err)
+		}
+		synctest.Wait()
+		stop()
+		if got := states(t, o, "crm"); got[pending] != 0 {
+			t.Errorf("in the end the states are %v", got)
+		}
+	})
+}
+
+// Compacting keeps everything but the room that is free, and is refused while a bridge runs.
+func TestCompact(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	opts := Options{
+		Path: path, Endpoints: []Endpoint{endpoint("crm")}, Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30,
+		Logger: slog.New(slog.DiscardHandler),
+	}
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 40 {
+		events := make([]telephony.Event, 100)
+		for j := range events {
+			events[j] = event("call.completed", fmt.Sprint(i*100+j))
+		}
+		mustAppend(t, o, events...)
+	}
+	old := pruning{store: o.store, before: time.Now().Add(time.Hour), abandoned: map[string]time.Time{"crm": time.Now().Add(time.Hour)}}
+	if err := old.run(t.Context()); err != nil || old.removed != 4000 {
+		t.Fatalf("%d removed, %v", old.removed, err)
+	}
+	mustAppend(t, o, event("call.incoming", "5"), event("call.completed", "5"))
+	guid, err := o.ClientGUID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Compact(path); !errors.Is(err, ErrInUse) {
+		t.Errorf("while a bridge runs: %v", err)
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before, after, err := Compact(path)
+	if err != nil || before < 1<<20 || after > 256<<10 {
+		t.Errorf("from %d to %d bytes: %v", before, after, err)
+	}
+	if left, _ := filepath.Glob(path + "?*"); len(left) > 0 {
+		t.Errorf("it leaves %v", left)
+	}
+	opts.Endpoints = nil
+	again := openOutbox(t, Options{Path: path})
+	if got := states(t, again, "crm"); got[pending] != 2 {
+		t.Errorf("states: %v", got)
+	}
+	if g, err := again.ClientGUID(); g != guid || err != nil {
+		t.Errorf("the GUID was %s and is %s, %v", guid, g, err)
+	}
+	if _, _, err := Compact(filepath.Join(t.TempDir(), "none.db")); err == nil || !strings.Contains(err.Error(), "no such file") {
+		t.Errorf("of a file that there is not: %v", err)
+	}
+}
+
+// A backup that is made while events come and go is an outbox.
+func TestBackup(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial})
+		stop := run(t, o)
+		for i := range 100 {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+		}
+		var copied bytes.Buffer
+		var announced int64
+		err := o.Backup(func(size int64) io.Writer {
+			announced = size
+			mustAppend(t, o, event("call.completed", "later"))
+			return &copied
+		})
+		if err != nil || announced != int64(copied.Len()) {
+			t.Fatalf("%d bytes of %d, %v", copied.Len(), announced, err)
+		}
+		stop()
+		path := filepath.Join(t.TempDir(), "backup.db")
+		if err := os.WriteFile(path, copied.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		restored := openOutbox(t, Options{Path: path})
+		if got := list(t, restored, DeliveryQuery{Limit: 1000}); len(got) != 100 {
+			t.Errorf("the backup has %d deliveries", len(got))
+		}
+	})
+}
+
+// toLayout1 takes a file back to the first layout.
+func toLayout1(t *testing.T, path string) {
+	t.Helper()
+	db, err := bolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.Update(func(tx *bolt.Tx) error {
+		endpoints := tx.Bucket(bucketEndpoints)
+		err := endpoints.ForEachBucket(func(name []byte) error {
+			b := endpoints.Bucket(name).Bucket(bucketDeliveries)
+			old := map[string][]byte{}
+			err := b.ForEach(func(k, v []byte) error {
+				d, err := decodeDelivery(v)
+				o := binary.BigEndian.AppendUint16([]byte{byte(d.state)}, uint16(d.attempts))
+				o = binary.BigEndian.AppendUint64(o, uint64(d.due))
+				o = binary.BigEndian.AppendUint16(o, 503)
+				old[string(k)] = binary.BigEndian.AppendUint64(o, uint64(d.failedAt))
+				return err
+			})
+			for k, v := range old {
+				err = errors.Join(err, b.Put([]byte(k), v))
+			}
+			return errors.Join(err, endpoints.Bucket(name).Delete(keyCounts))
+		})
+		return errors.Join(err, tx.Bucket(bucketMeta).Put(keySchema, number(1)))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A file of the first layout is brought to this one with everything in it; one of a layout to come is refused and left as it is.
+func TestLayouts(t *testing.T) {
+	var up atomic.Bool
+	c := &crm{}
+	c.answer = func(_ int, r received, w http.ResponseWriter) {
+		if call, _ := callOf(t, r); call == "3" && !up.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}
+	bubble(t, c, func(t *testing.T) {
+		opts := Options{
+			Path: filepath.Join(t.TempDir(), "outbox.db"), DialContext: c.net.Dial, Endpoints: []Endpoint{endpoint("crm")}, Retention: time.Hour,
+			RoutingTimeout: time.Second, MaxBytes: 1 << 30, OrderHold: 10 * time.Minute, Grace: time.Second, Logger: slog.New(slog.DiscardHandler),
+			RetrySchedule: slices.Repeat([]time.Duration{5 * time.Minute}, 9),
+		}
+		old, err := Open(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := run(t, old)
+		for i := range 5 {
+			mustAppend(t, old, event("call.incoming", fmt.Sprint(i)), event("call.incoming_answered", fmt.Sprint(i)), event("call.completed", fmt.Sprint(i)))
+		}
+		synctest.Wait()
+		stop()
+		mustAppend(t, old, event("call.incoming", "9"), event("call.completed", "9"))
+		if err := old.Close(); err != nil {
+			t.Fatal(err)
+		}
+		toLayout1(t, opts.Path)
+		o := openOutbox(t, opts)
+		checkFile(t, o)
+		if got := states(t, o, "crm"); got[delivered] != 12 || got[pending] != 5 {
+			t.Errorf("states: %v", got)
+		}
+		d := list(t, o, DeliveryQuery{CallID: "3", State: "pending", Limit: 10})
+		if len(d) != 3 || d[2].Attempts != 1 {
+			t.Errorf("what waits: %+v", d)
+		}
+		up.Store(true)
+		from := len(c.received())
+		stop = run(t, o)
+		time.Sleep(10 * time.Minute)
+		stop()
+		last := map[string]int{}
+		for _, h := range c.received()[from:] {
+			call, n := callOf(t, h)
+			if n <= last[call] {
+				t.Errorf("call %s: %d after %d", call, n, last[call])
+			}
+			last[call] = n
+		}
+		if got := states(t, o, "crm"); got[delivered] != 17 {
+			t.Errorf("in the end the states are %v", got)
+		}
+	})
+
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	opts := Options{Path: path, Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler)}
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.store.commit(func(tx *txn) error { return tx.meta.Put(keySchema, number(schema+1)) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(opts); err == nil || !strings.Contains(err.Error(), "newer version of pzbridge") {
+		t.Errorf("a newer file: %v", err)
+	}
+	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
+		t.Errorf("a newer file was changed (%v)", err)
+	}
+}

@@ -1,0 +1,335 @@
+package outbox
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"pzbridge/internal/telephony"
+)
+
+// list gives the deliveries that a query is for, page by page.
+func list(t *testing.T, o *Outbox, q DeliveryQuery) (all []Delivery) {
+	t.Helper()
+	for {
+		page, cursor, err := o.Deliveries(q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all = append(all, page...); cursor == "" {
+			return all
+		}
+		if len(page) != q.Limit {
+			t.Fatalf("a page of %d with a cursor, the limit is %d", len(page), q.Limit)
+		}
+		q.Cursor = cursor
+	}
+}
+
+// What is listed, in which order, and what one delivery tells of its attempts.
+func TestDeliveries(t *testing.T) {
+	c := &crm{answer: func(n int, r received, w http.ResponseWriter) {
+		if call, _ := callOf(t, r); call == "1" {
+			w.WriteHeader(http.StatusGone)
+			_, _ = fmt.Fprint(w, "no POST /hook?token=t0psecret; token t0psecret; "+strings.Repeat("ж", 3000))
+		}
+	}}
+	bubble(t, c, func(t *testing.T) {
+		other := endpoint("other")
+		other.Events = Filter{"call.completed"}
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{endpoint("crm"), other}})
+		stop := run(t, o)
+		for i := range 5 {
+			mustAppend(t, o, event("call.incoming", fmt.Sprint(i)), event("call.completed", fmt.Sprint(i)))
+			time.Sleep(time.Second)
+		}
+		synctest.Wait()
+		stop()
+		mustAppend(t, o, event("call.completed", "9")) // waits
+		for limit := range 17 {
+			if got := list(t, o, DeliveryQuery{Limit: limit + 1}); len(got) != 17 {
+				t.Errorf("by %d at once: %d deliveries", limit+1, len(got))
+			} else if got[0].CallID != "9" || got[0].Endpoint != "crm" || got[1].Endpoint != "other" || got[16].CallID != "0" || got[16].Type != "call.incoming" {
+				t.Errorf("by %d at once the order is %v", limit+1, got)
+			}
+		}
+		for want, q := range map[int]DeliveryQuery{
+			2:  {State: "pending"},
+			3:  {State: "dead"},
+			12: {State: "delivered"},
+			0:  {State: "expired"},
+			11: {Endpoint: "crm"},
+			6:  {Endpoint: "other", CallID: ""},
+			1:  {Endpoint: "other", CallID: "4"},
+		} {
+			q.Limit = 3
+			if got := list(t, o, q); len(got) != want {
+				t.Errorf("%+v: %d deliveries, want %d", q, len(got), want)
+			}
+		}
+		dead := list(t, o, DeliveryQuery{State: "dead", CallID: "1", Endpoint: "crm", Limit: 1})[1]
+		d, attempts, err := o.Delivery(dead.ID)
+		if err != nil || d != dead || len(attempts) != 1 {
+			t.Fatalf("%+v, %v, %v", d, attempts, err)
+		}
+		if d.ID != d.EventID+".crm" || d.Sequence != 1 || d.Attempts != 1 || d.LastStatus != 410 || d.Ended.IsZero() || !d.NextAttempt.IsZero() {
+			t.Errorf("it stands as %+v", d)
+		}
+		a := attempts[0]
+		if a.Status != 410 || len(a.Response) != keptResponse || strings.Contains(a.Response, "t0psecret") || !strings.HasPrefix(a.Response, "no POST (hidden); token (hidden); ж") {
+			t.Errorf("the attempt: %+v", a)
+		}
+		for _, id := range []string{"", "x", ".crm", d.EventID, d.EventID + ".nobody", "019376aa-0000-7000-8000-000000000001.crm"} {
+			if _, _, err := o.Delivery(id); !errors.Is(err, ErrNotFound) {
+				t.Errorf("%q: %v", id, err)
+			}
+		}
+		for _, cursor := range []string{"x", "5", "-1.crm", "1.crm.x.y"} {
+			if _, _, err := o.Deliveries(DeliveryQuery{Cursor: cursor, Limit: 1}); !errors.Is(err, ErrBadCursor) && cursor[0] != '1' {
+				t.Errorf("cursor %q: %v", cursor, err)
+			}
+		}
+		if _, _, err := o.Deliveries(DeliveryQuery{State: "lost", Limit: 1}); !errors.Is(err, ErrBadState) {
+			t.Errorf("a state that there is not: %v", err)
+		}
+	})
+}
+
+// Of a delivery's attempts the last ten are kept.
+func TestLastAttempts(t *testing.T) {
+	c := &crm{answer: func(n int, _ received, w http.ResponseWriter) {
+		w.WriteHeader(500 + n)
+		_, _ = fmt.Fprintf(w, "answer %d", n)
+		time.Sleep(20 * time.Millisecond)
+	}}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial, RetrySchedule: slices.Repeat([]time.Duration{time.Second}, 14)})
+		stop := run(t, o)
+		e := event("call.completed", "5")
+		mustAppend(t, o, e)
+		time.Sleep(time.Minute)
+		stop()
+		d, attempts, err := o.Delivery(e.ID + ".crm")
+		if err != nil || d.Attempts != 15 || len(attempts) != keptAttempts {
+			t.Fatalf("%+v, %d attempts, %v", d, len(attempts), err)
+		}
+		for i, a := range attempts {
+			if n := 6 + i; a.Status != 500+n || a.Response != fmt.Sprintf("answer %d", n) || a.Took != 20*time.Millisecond || a.Error != "" {
+				t.Errorf("attempt %d: %+v", n, a)
+			}
+		}
+	})
+}
+
+// What is delivered again keeps its ID and its bytes, goes in order within each call, and does not expire.
+func TestRedeliver(t *testing.T) {
+	var refuses atomic.Bool
+	c := &crm{}
+	c.answer = func(_ int, r received, w http.ResponseWriter) {
+		time.Sleep(time.Second)
+		if _, n := callOf(t, r); refuses.Load() && n == 1 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.RingingTTL = time.Minute
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: slices.Repeat([]time.Duration{10 * time.Minute}, 5), OrderHold: time.Hour})
+		stop := run(t, o)
+		first, second := event("call.incoming", "5"), event("call.completed", "5")
+		mustAppend(t, o, first, second)
+		time.Sleep(24 * time.Hour)
+		refuses.Store(true)
+		from := len(c.received())
+		for _, id := range []string{first.ID, second.ID} { // the first, which is refused for a while, holds the second
+			d, err := o.Redeliver(id + ".crm")
+			if err != nil || d.State != "pending" || !d.Redelivered {
+				t.Fatalf("%+v, %v", d, err)
+			}
+		}
+		time.Sleep(5 * time.Minute)
+		refuses.Store(false)
+		time.Sleep(30 * time.Minute)
+		stop()
+		var sequences []int
+		for _, h := range c.received()[from:] {
+			_, n := callOf(t, h)
+			sequences = append(sequences, n)
+			if id, _ := decode(t, h); id != map[int]string{1: first.ID, 2: second.ID}[n] {
+				t.Errorf("event %d has the ID %s", n, id)
+			}
+		}
+		if !slices.Equal(sequences, []int{1, 1, 2}) {
+			t.Errorf("delivered again: %v", sequences)
+		}
+		if got := states(t, o, "crm"); got[delivered] != 2 {
+			t.Errorf("states: %v", got)
+		}
+	})
+}
+
+// Many at once: by state, type and time, only counted or for real; also for an endpoint that was not there when the events came.
+func TestRedeliverAll(t *testing.T) {
+	c := &crm{}
+	c.answer = func(_ int, r received, w http.ResponseWriter) {
+		if call, _ := callOf(t, r); call == "1" && r.path == "/crm" {
+			w.WriteHeader(http.StatusGone)
+		}
+	}
+	bubble(t, c, func(t *testing.T) {
+		one, late := endpoint("crm"), endpoint("late")
+		one.URL, late.URL = "http://x/crm", "http://x/late"
+		late.Events = Filter{"call.completed"}
+		opts := Options{Path: filepath.Join(t.TempDir(), "outbox.db"), DialContext: c.net.Dial, Endpoints: []Endpoint{one}, Retention: time.Hour, MaxBytes: 1 << 30, RoutingTimeout: time.Second, OrderHold: time.Hour, Grace: time.Second, Logger: slog.New(slog.DiscardHandler)}
+		before, err := Open(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := run(t, before)
+		began := time.Now()
+		for i := range 600 { // more than one transaction's
+			mustAppend(t, before, event("call.incoming", fmt.Sprint(i%2)), event("call.completed", fmt.Sprint(i%2)))
+			time.Sleep(time.Second)
+		}
+		stop()
+		if err := before.Close(); err != nil {
+			t.Fatal(err)
+		}
+		opts.Endpoints = append(opts.Endpoints, late)
+		o := openOutbox(t, opts)
+		stop = run(t, o)
+		synctest.Wait()
+		came := len(c.received())
+		if n := len(list(t, o, DeliveryQuery{Endpoint: "late", Limit: 5})); n != 0 {
+			t.Errorf("an endpoint that was added later has %d deliveries", n)
+		}
+		for _, c := range []struct {
+			r    Redelivery
+			want int
+		}{
+			{Redelivery{Endpoint: "crm"}, 1200},
+			{Redelivery{Endpoint: "crm", States: []string{"dead"}}, 600},
+			{Redelivery{Endpoint: "crm", States: []string{"dead", "delivered", "expired"}, Types: []telephony.EventType{"call.incoming"}}, 600},
+			{Redelivery{Endpoint: "crm", States: []string{"expired"}}, 0},
+			{Redelivery{Endpoint: "crm", Since: began.Add(100 * time.Second), Until: began.Add(200 * time.Second)}, 200},
+			{Redelivery{Endpoint: "late"}, 600},
+			{Redelivery{Endpoint: "late", States: []string{"dead", "expired", "delivered"}}, 0},
+			{Redelivery{Endpoint: "late", States: []string{Missing}, Since: began.Add(590 * time.Second)}, 10},
+		} {
+			c.r.DryRun = true
+			if n, err := o.RedeliverAll(t.Context(), c.r); n != c.want || err != nil {
+				t.Errorf("%+v: %d, %v; want %d", c.r, n, err, c.want)
+			}
+		}
+		if _, err := o.RedeliverAll(t.Context(), Redelivery{Endpoint: "nobody"}); !errors.Is(err, ErrNoEndpoint) {
+			t.Error(err)
+		}
+		for _, s := range []string{"pending", "lost"} {
+			if _, err := o.RedeliverAll(t.Context(), Redelivery{Endpoint: "crm", States: []string{s}}); !errors.Is(err, ErrBadState) {
+				t.Error(err)
+			}
+		}
+		synctest.Wait()
+		if n := len(c.received()); n != came {
+			t.Fatalf("counting sent %d webhooks", n-came)
+		}
+		for name, want := range map[string]int{"crm": 1200, "late": 600} {
+			if n, err := o.RedeliverAll(t.Context(), Redelivery{Endpoint: name}); n != want || err != nil {
+				t.Errorf("%s: %d, %v", name, n, err)
+			}
+		}
+		synctest.Wait()
+		stop()
+		last := map[string]int{}
+		for _, h := range c.received()[came:] {
+			call, n := callOf(t, h)
+			if key := h.path + call; n <= last[key] {
+				t.Errorf("%s: %d after %d", key, n, last[key])
+			} else {
+				last[key] = n
+			}
+		}
+		if got := states(t, o, "late"); got[delivered] != 600 {
+			t.Errorf("states of the one that was added: %v", got)
+		}
+		if got := states(t, o, "crm"); got[delivered] != 600 || got[dead] != 600 {
+			t.Errorf("states: %v", got)
+		}
+	})
+}
+
+// What waits for a name that is configured no longer is told once at the start.
+func TestOrphans(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	before, err := Open(Options{Path: path, Endpoints: []Endpoint{endpoint("crn")}, Retention: time.Hour, MaxBytes: 1 << 30, RoutingTimeout: time.Second, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, before, event("call.incoming", "5"), event("call.incoming", "6"))
+	if err := before.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var log lockedBuffer
+	o := openOutbox(t, Options{Path: path, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "endpoint=crn deliveries=2") {
+		t.Errorf("the log:\n%s", text)
+	}
+	if n := len(list(t, o, DeliveryQuery{Endpoint: "crn", Limit: 5})); n != 2 {
+		t.Errorf("%d of the 2 are listed", n)
+	}
+	if _, err := o.Redeliver(list(t, o, DeliveryQuery{Limit: 1})[0].ID); !errors.Is(err, ErrNoEndpoint) {
+		t.Errorf("delivered again to nobody: %v", err)
+	}
+}
+
+// A delivery that cannot be made, since a record is damaged, is dead and holds nothing of its call.
+func TestDamagedRecordHoldsNothing(t *testing.T) {
+	for name, damage := range map[string]func(tx *txn) error{
+		"the event's":    func(tx *txn) error { return tx.events.Put(number(1), []byte("x")) },
+		"the delivery's": func(tx *txn) error { return tx.queue("crm").deliveries.Put(number(1), []byte("x")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := &crm{}
+			bubble(t, c, func(t *testing.T) {
+				o, err := Open(Options{
+					Path: filepath.Join(t.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm")}, Grace: time.Second, MaxBytes: 1 << 30,
+					Retention: time.Hour, RoutingTimeout: time.Hour, OrderHold: time.Hour, Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial,
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				mustAppend(t, o, event("call.incoming", "5"), event("call.completed", "5"))
+				if err := o.store.commit(damage); err != nil {
+					t.Fatal(err)
+				}
+				stop := run(t, o)
+				synctest.Wait()
+				stop()
+				if got := states(t, o, "crm"); got[dead] != 1 || got[delivered] != 1 {
+					t.Errorf("states: %v", got)
+				}
+				if err := o.store.db.View(func(tx *bolt.Tx) error {
+					if n := tx.Bucket(bucketEndpoints).Bucket([]byte("crm")).Bucket(bucketDue).Stats().KeyN; n != 0 {
+						t.Errorf("%d are left in the due index", n)
+					}
+					return nil
+				}); err != nil {
+					t.Error(err)
+				}
+				if err := o.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
