@@ -55,7 +55,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 	api, err := transferapi.New(transferapi.Options{
-		Exchange: session, Outbox: box, Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Logger: logger,
+		Exchange: session, Outbox: box, Deliveries: box, Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Logger: logger,
 	})
 	if err != nil {
 		return err

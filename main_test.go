@@ -467,6 +467,8 @@ func TestWhatGoesWrongAtTheStart(t *testing.T) {
 		{"a second process on the file", variables(t, server, crm, "OUTBOX_PATH="+running["OUTBOX_PATH"]), nil, 1, "only one bridge may run on one outbox file"},
 		{"a folder that cannot be written", variables(t, server, crm, "OUTBOX_PATH="+notAFolder+"/outbox.db"), nil, 1, "not a directory"},
 		{"a port in use", variables(t, server, crm, "LISTEN_ADDR="+running["LISTEN_ADDR"]), nil, 1, "LISTEN_ADDR"},
+		{"compacting what a bridge uses", variables(t, server, crm, "OUTBOX_PATH="+running["OUTBOX_PATH"]), []string{"compact"}, 1, "only one bridge may run on one outbox file"},
+		{"compacting nothing", variables(t, server, crm), []string{"compact"}, 1, "no such file"},
 		{"no such command", nil, []string{"strat"}, 2, `there is no command "strat"`},
 		{"no such flag", nil, []string{"simulate", "-x"}, 2, "-x"},
 		{"nothing to check health of", map[string]string{"LISTEN_ADDR": freePort(t)}, []string{"healthcheck"}, 1, "does not answer"},
@@ -489,11 +491,18 @@ func TestCommandsThatPrint(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	vars := variables(t, server, newReceiver(t, nil))
+	bridge := start(t, vars)
+	eventually(t, "the bridge runs", func() bool { return server.Connected() == 1 })
+	if err := bridge.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	_ = bridge.exitCode()
 	for _, c := range []struct {
 		args []string
 		says string
 	}{
 		{[]string{"check"}, "The configuration is right."},
+		{[]string{"compact"}, "KiB now."},
 		{[]string{"secret"}, "whsec_"},
 		{[]string{"version"}, "pzbridge " + version},
 		{[]string{"help"}, "simulate"},

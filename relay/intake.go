@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"pzbridge/internal/pz"
@@ -10,10 +11,11 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// What stands between the socket and the disk.
+// What stands between the socket and the disk. When it is full, the socket is not read.
 const (
-	intakeSize  = 4096 // events; when they are all taken, the socket is not read
-	batchSize   = 256  // events in one Append
+	intakeSize  = 4096    // events
+	intakeBytes = 4 << 20 // bytes, roughly
+	batchSize   = 256     // events in one Append
 	appendAgain = 100 * time.Millisecond
 	appendMost  = 5 * time.Second
 )
@@ -22,8 +24,14 @@ const (
 type intake struct {
 	opts    Options
 	queue   chan telephony.Event
+	room    chan struct{} // something was appended while put waited for it
 	trouble *repeat.Log
 	skipped int // replayed calls that were too old, since the last line about them
+
+	mu     sync.Mutex
+	events int  // that are in memory
+	bytes  int  // that they take
+	paused bool // put waits: the socket is not read
 
 	// giveUp ends, during a shutdown only, the appending of what the sink does not take.
 	giveUp context.Context
@@ -34,28 +42,80 @@ type intake struct {
 }
 
 func newIntake(opts Options) *intake {
-	in := &intake{opts: opts, queue: make(chan telephony.Event, intakeSize), trouble: repeat.New(opts.Logger), done: make(chan struct{})}
+	in := &intake{opts: opts, queue: make(chan telephony.Event, intakeSize), room: make(chan struct{}, 1), trouble: repeat.New(opts.Logger), done: make(chan struct{})}
 	in.giveUp, in.cancel = context.WithCancel(context.Background())
 	return in
 }
 
-// put takes one event from the wire. It blocks while the queue is full.
+// put takes one event from the wire. It blocks while there is no room.
 func (in *intake) put(wire pz.Event) {
 	e := translate(wire, time.Now())
 	if in.tooOld(e) {
 		in.skipped++
+	} else if in.waitForRoom(sizeOf(e)) {
+		in.queue <- e
 	} else {
-		select {
-		case in.queue <- e:
-		case <-in.giveUp.Done():
-			in.unread++
-		}
+		in.unread++
 	}
 	if final := wire.Attrs.Get(pz.AttrMissedFinal) == "1"; final && in.skipped > 0 {
 		in.opts.Logger.Info("replayed calls that ended long ago are not sent on",
 			"calls", in.skipped, "older_than", in.opts.ReplayMaxAge.String(), "setting", "REPLAY_MAX_AGE")
 		in.skipped = 0
 	}
+}
+
+// waitForRoom takes room for an event. It is false only when a shutdown did not leave the time.
+func (in *intake) waitForRoom(size int) bool {
+	for !in.takeRoom(size) {
+		select {
+		case <-in.room:
+		case <-in.giveUp.Done():
+			return false
+		}
+	}
+	return true
+}
+
+func (in *intake) takeRoom(size int) bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	// One that is larger than all the room there is goes alone.
+	in.paused = in.events == intakeSize || in.events > 0 && in.bytes+size > intakeBytes
+	if !in.paused {
+		in.events++
+		in.bytes += size
+	}
+	return !in.paused
+}
+
+func (in *intake) giveRoom(batch []telephony.Event) {
+	in.mu.Lock()
+	in.events -= len(batch)
+	for _, e := range batch {
+		in.bytes -= sizeOf(e)
+	}
+	in.mu.Unlock()
+	select {
+	case in.room <- struct{}{}:
+	default:
+	}
+}
+
+// isPaused says whether the socket is not read, since there is no room for what it brings.
+func (in *intake) isPaused() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.paused
+}
+
+// sizeOf is about how many bytes an event takes in memory.
+func sizeOf(e telephony.Event) int {
+	const fixed, perAttr = 400, 32
+	n := fixed + len(e.Text) + len(e.RecordingURL)
+	for _, a := range e.Wire {
+		n += perAttr + len(a.Name) + len(a.Value)
+	}
+	return n
 }
 
 func (in *intake) tooOld(e telephony.Event) bool {
@@ -73,6 +133,7 @@ func (in *intake) run() {
 		if !in.append(batch) {
 			in.unkept += len(batch)
 		}
+		in.giveRoom(batch)
 	}
 }
 

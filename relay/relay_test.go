@@ -490,6 +490,54 @@ func TestPauseIsNoSilence(t *testing.T) {
 	})
 }
 
+// What waits in memory is bounded by number and by size. While it is full nothing is read, and a command, whose answer could not be heard, is refused at once.
+func TestFullIntake(t *testing.T) {
+	long := strings.Repeat("x", 100_000)
+	for name, c := range map[string]struct {
+		line     string
+		many     int
+		from, to int // events in memory
+	}{
+		"by number": {"generate transfer 7343 101 1 * 5", intakeSize + 10, intakeSize, intakeSize},
+		"by size":   {"generate transfer " + long + " 101 1 * 5", 100, 35, 42},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+				synctest.Wait()
+				call := func() error {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					defer cancel()
+					return w.session.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "101", To: "102"})
+				}
+				w.sink.set(errors.New("no space left on device"))
+				for range c.many {
+					w.generate(t, c.line)
+				}
+				synctest.Wait()
+				in := w.session.intake
+				in.mu.Lock()
+				n := in.events
+				in.mu.Unlock()
+				if n < c.from || n > c.to {
+					t.Errorf("%d events in memory", n)
+				}
+				began := time.Now()
+				if err := call(); !errors.Is(err, telephony.ErrOutboxFull) || time.Since(began) > 0 {
+					t.Errorf("a command meanwhile: %v after %s", err, time.Since(began))
+				}
+				w.sink.set(nil)
+				time.Sleep(time.Minute)
+				if err := call(); err != nil {
+					t.Errorf("a command afterwards: %v", err)
+				}
+				if n := len(w.sink.appended()); n != c.many {
+					t.Errorf("%d events were stored", n)
+				}
+			})
+		})
+	}
+}
+
 // A shutdown stores what has been read, and says so if it could not.
 func TestShutdownStoresWhatWasRead(t *testing.T) {
 	for fails, want := range map[error]int{nil: 100, errors.New("no space left on device"): 0} {

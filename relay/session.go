@@ -273,6 +273,9 @@ func (s *Session) Do(ctx context.Context, cmd telephony.Command) error {
 	if c == nil {
 		return telephony.ErrNotConnected
 	}
+	if s.intake.isPaused() {
+		return telephony.ErrOutboxFull
+	}
 	resp, err := s.request(ctx, c, wireRequest(cmd))
 	if err != nil {
 		return err

@@ -111,7 +111,7 @@ func (a *API) command(read func(fields) (telephony.Command, error), names ...str
 		err = a.opts.Exchange.Do(ctx, cmd)
 		args := []any{
 			"kind", string(cmd.Kind),
-			"by", r.Context().Value(bearer{}), "took", time.Since(began).Round(time.Microsecond).String(),
+			"by", caller(r), "took", time.Since(began).Round(time.Microsecond).String(),
 		}
 		if cmd.CallID != "" {
 			args = append(args, "call_id", cmd.CallID)
@@ -141,7 +141,7 @@ func commandProblem(err error) problem {
 	switch {
 	case errors.As(err, &refused):
 		p.Status = http.StatusBadGateway
-	case errors.Is(err, telephony.ErrNotConnected), errors.Is(err, telephony.ErrNotSent):
+	case errors.Is(err, telephony.ErrNotConnected), errors.Is(err, telephony.ErrOutboxFull), errors.Is(err, telephony.ErrNotSent):
 		p.Status = http.StatusServiceUnavailable
 		p.Detail += " Nothing was sent; try again."
 	}
@@ -161,19 +161,12 @@ func badFields(err error) *problem {
 // readFields reads the request's object, or says what is wrong with it. A field that is none of the names is refused: it is a slip of
 // the pen, and what was meant would be missing.
 func readFields(w http.ResponseWriter, r *http.Request, names []string) (fields, *problem) {
-	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return nil, &problem{Status: http.StatusUnsupportedMediaType, Detail: "Send JSON with the header \"Content-Type: application/json\"."}
-	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
-	var tooLarge *http.MaxBytesError
-	switch {
-	case errors.As(err, &tooLarge):
-		return nil, &problem{Status: http.StatusRequestEntityTooLarge, Detail: "The request is larger than 64 KiB."}
-	case err != nil:
-		return nil, &problem{Status: http.StatusBadRequest, Detail: "The request could not be read to its end."}
+	body, refusal := readBody(w, r)
+	if refusal != nil {
+		return nil, refusal
 	}
 	var members map[string]json.RawMessage
-	if err := json.Unmarshal(body, &members); err != nil || members == nil || !utf8.Valid(body) {
+	if err := json.Unmarshal(body, &members); err != nil || members == nil {
 		return nil, &problem{Status: http.StatusBadRequest, Detail: "The body must be one JSON object in UTF-8, such as {\"from\":\"101\",\"to\":\"102\"}."}
 	}
 	f := fields{}
@@ -191,6 +184,25 @@ func readFields(w http.ResponseWriter, r *http.Request, names []string) (fields,
 		f[name] = v
 	}
 	return f, nil
+}
+
+// readBody reads a request's JSON, or says what is wrong with it.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
+	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+		return nil, &problem{Status: http.StatusUnsupportedMediaType, Detail: "Send JSON with the header \"Content-Type: application/json\"."}
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return nil, &problem{Status: http.StatusRequestEntityTooLarge, Detail: "The request is larger than 64 KiB."}
+	case err != nil:
+		return nil, &problem{Status: http.StatusBadRequest, Detail: "The request could not be read to its end."}
+	}
+	if !utf8.Valid(body) {
+		return nil, &problem{Status: http.StatusBadRequest, Detail: "The body is not UTF-8."}
+	}
+	return body, nil
 }
 
 // sentence makes an error's text one: capital letter, full stop.

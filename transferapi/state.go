@@ -1,6 +1,7 @@
 package transferapi
 
 import (
+	"fmt"
 	"net/http"
 	"time"
 
@@ -37,6 +38,7 @@ func (a *API) ready(w http.ResponseWriter, _ *http.Request) {
 	answer := struct {
 		Status   string   `json:"status"`
 		Problems []string `json:"problems,omitempty"`
+		Warnings []string `json:"warnings,omitempty"` // what is wrong and no reason to do without the bridge
 	}{Status: "ready"}
 	if err := a.opts.Outbox.Writable(); err != nil {
 		answer.Problems = append(answer.Problems, "The outbox cannot be written: "+err.Error()+". Events wait in memory.")
@@ -47,6 +49,13 @@ func (a *API) ready(w http.ResponseWriter, _ *http.Request) {
 			detail += ": " + c.LastError
 		}
 		answer.Problems = append(answer.Problems, detail+".")
+	}
+	if list, err := a.opts.Outbox.Endpoints(); err == nil {
+		for _, e := range list {
+			if e.State != "ok" {
+				answer.Warnings = append(answer.Warnings, fmt.Sprintf("The endpoint %s is %s: %s. What is for it waits (%d events).", e.Name, e.State, e.LastError, e.Pending))
+			}
+		}
 	}
 	status := http.StatusOK
 	if len(answer.Problems) > 0 {

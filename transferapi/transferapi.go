@@ -9,13 +9,14 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"io"
 	"log/slog"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
 	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
 )
 
 // Exchange carries out commands. Do returns nil when the exchange has done it, else a *telephony.RefusedError or one of
@@ -25,15 +26,18 @@ type Exchange interface {
 	Connection() telephony.Connection
 }
 
-// Outbox says whether events can be stored.
+// Outbox is where events are stored, as a whole.
 type Outbox interface {
-	Writable() error // nil if they can
+	Writable() error // nil if events can be stored
+	Endpoints() ([]outbox.EndpointStatus, error)
+	Backup(begin func(size int64) io.Writer) error
 }
 
 // Options says what the API stands in front of, and who may use it.
 type Options struct {
-	Exchange Exchange
-	Outbox   Outbox
+	Exchange   Exchange
+	Outbox     Outbox
+	Deliveries Deliveries
 	// Tokens holds the bearer tokens by the names of their bearers: endpoints, and Operator.
 	Tokens         map[string]string
 	CommandTimeout time.Duration // how long the exchange may take to answer
@@ -52,8 +56,8 @@ type API struct {
 
 // New gives the API. Two bearers of one token are an error, since nobody could tell who calls.
 func New(opts Options) (*API, error) {
-	if opts.Exchange == nil || opts.Outbox == nil || opts.Logger == nil || opts.CommandTimeout <= 0 {
-		return nil, errors.New("transferapi: Options.Exchange, Outbox, Logger and CommandTimeout must be set")
+	if opts.Exchange == nil || opts.Outbox == nil || opts.Deliveries == nil || opts.Logger == nil || opts.CommandTimeout <= 0 {
+		return nil, errors.New("transferapi: Options.Exchange, Outbox, Deliveries, Logger and CommandTimeout must be set")
 	}
 	a := &API{opts: opts, tokens: map[[sha256.Size]byte]string{}, mux: http.NewServeMux()}
 	for name, token := range opts.Tokens {
@@ -65,28 +69,43 @@ func New(opts Options) (*API, error) {
 	}
 	for _, r := range a.routes() {
 		handler := r.handle
-		if !r.public {
-			handler = a.authenticated(handler)
+		if r.who != anybody {
+			handler = a.authenticated(r.who, handler)
 		}
 		a.mux.HandleFunc(r.method+" "+r.path, handler)
 	}
 	return a, nil
 }
 
+// audience says who may use a route.
+type audience int
+
+const (
+	anybody      audience = iota // without a token
+	bearers                      // endpoints and the operator
+	operatorOnly                 // the operator
+)
+
 type route struct {
 	method, path string
-	public       bool // answers without a token
+	who          audience
 	handle       http.HandlerFunc
 }
 
 func (a *API) routes() []route {
 	return []route{
-		{http.MethodPost, "/v1/calls", false, a.command(readCall, "from", "to")},
-		{http.MethodPost, "/v1/transfers", false, a.command(readTransfer, "call_id", "to")},
-		{http.MethodPost, "/v1/sms", false, a.command(readSMS, "from", "to", "text")},
-		{http.MethodGet, "/v1/connection", false, a.connection},
-		{http.MethodGet, "/healthz", true, a.alive},
-		{http.MethodGet, "/readyz", true, a.ready},
+		{http.MethodPost, "/v1/calls", bearers, a.command(readCall, "from", "to")},
+		{http.MethodPost, "/v1/transfers", bearers, a.command(readTransfer, "call_id", "to")},
+		{http.MethodPost, "/v1/sms", bearers, a.command(readSMS, "from", "to", "text")},
+		{http.MethodGet, "/v1/connection", bearers, a.connection},
+		{http.MethodGet, "/v1/deliveries", bearers, a.listDeliveries},
+		{http.MethodGet, "/v1/deliveries/{id}", bearers, a.getDelivery},
+		{http.MethodPost, "/v1/deliveries/{id}/redeliver", operatorOnly, a.redeliver},
+		{http.MethodPost, "/v1/redeliver", operatorOnly, a.redeliverAll},
+		{http.MethodGet, "/v1/endpoints", operatorOnly, a.listEndpoints},
+		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},
+		{http.MethodGet, "/healthz", anybody, a.alive},
+		{http.MethodGet, "/readyz", anybody, a.ready},
 	}
 }
 
@@ -97,16 +116,17 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var allowed []string
-	for _, route := range a.routes() {
-		if route.path == r.URL.Path {
-			allowed = append(allowed, route.method)
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut} {
+		other := r.Clone(r.Context())
+		other.Method = method
+		if _, pattern := a.mux.Handler(other); pattern != "" {
+			allowed = append(allowed, method)
 		}
 	}
 	if len(allowed) == 0 {
 		problem{Status: http.StatusNotFound, Detail: "There is nothing at this path."}.write(w)
 		return
 	}
-	slices.Sort(allowed)
 	w.Header().Set("Allow", strings.Join(allowed, ", "))
 	problem{Status: http.StatusMethodNotAllowed, Detail: "This path takes " + strings.Join(allowed, " or ") + "."}.write(w)
 }
@@ -114,7 +134,13 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // bearer is the context key of who calls.
 type bearer struct{}
 
-func (a *API) authenticated(next http.HandlerFunc) http.HandlerFunc {
+// caller is the name of who calls: an endpoint's, or Operator.
+func caller(r *http.Request) string {
+	name, _ := r.Context().Value(bearer{}).(string)
+	return name
+}
+
+func (a *API) authenticated(who audience, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 		name, known := a.tokens[sha256.Sum256([]byte(strings.TrimSpace(token)))]
@@ -124,6 +150,10 @@ func (a *API) authenticated(next http.HandlerFunc) http.HandlerFunc {
 				Status: http.StatusUnauthorized,
 				Detail: "Send the header \"Authorization: Bearer TOKEN\" with a token that the bridge is configured with (ENDPOINT_<n>_TOKEN or API_TOKEN).",
 			}.write(w)
+			return
+		}
+		if who == operatorOnly && name != Operator {
+			problem{Status: http.StatusForbidden, Detail: "This is for the operator: send the token of API_TOKEN."}.write(w)
 			return
 		}
 		next(w, r.WithContext(context.WithValue(r.Context(), bearer{}, name)))

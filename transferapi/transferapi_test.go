@@ -5,15 +5,20 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
 )
 
 const (
@@ -38,14 +43,43 @@ func (e *exchange) Do(ctx context.Context, cmd telephony.Command) error {
 
 func (e *exchange) Connection() telephony.Connection { return e.connection }
 
-type outbox struct{ err error }
+// box is a real outbox whose disk fails as it is told.
+type box struct {
+	*outbox.Outbox
+	err error
+}
 
-func (o *outbox) Writable() error { return o.err }
+func (b *box) Writable() error { return b.err }
 
-func newAPI(t *testing.T, e *exchange, o *outbox, log *bytes.Buffer) *API {
+// newBox opens an outbox for the endpoints "crm" and "other".
+func newBox(t *testing.T) *box {
+	t.Helper()
+	opts := outbox.Options{
+		Path: filepath.Join(t.TempDir(), "outbox.db"), Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30,
+		Logger: slog.New(slog.DiscardHandler),
+	}
+	for _, name := range []string{"crm", "other"} {
+		opts.Endpoints = append(opts.Endpoints, outbox.Endpoint{
+			Name: name, URL: "http://127.0.0.1:1/?token=t0psecret", Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"},
+			Timeout: time.Second, Concurrency: 1, RingingTTL: time.Second,
+		})
+	}
+	o, err := outbox.Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := o.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return &box{Outbox: o}
+}
+
+func newAPI(t *testing.T, e *exchange, o *box, log *bytes.Buffer) *API {
 	t.Helper()
 	a, err := New(Options{
-		Exchange: e, Outbox: o, Tokens: map[string]string{"crm": crmToken, Operator: operatorToken},
+		Exchange: e, Outbox: o, Deliveries: o, Tokens: map[string]string{"crm": crmToken, Operator: operatorToken},
 		CommandTimeout: time.Second, Logger: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
@@ -111,7 +145,7 @@ func TestCommands(t *testing.T) {
 		{"/v1/sms", "{\"from\":\"101\",\"to\":\"102\",\"text\":\"\xff\"}", telephony.Command{}, "-"},
 	} {
 		e := &exchange{}
-		w := post(newAPI(t, e, &outbox{}, &bytes.Buffer{}), c.path, crmToken, c.body)
+		w := post(newAPI(t, e, newBox(t), &bytes.Buffer{}), c.path, crmToken, c.body)
 		if c.field == "" {
 			if w.Code != http.StatusOK || len(e.got) != 1 || e.got[0] != c.want {
 				t.Errorf("%s %s: %d %s, the exchange got %+v", c.path, c.body, w.Code, w.Body, e.got)
@@ -132,7 +166,7 @@ func TestHowACommandCanEnd(t *testing.T) {
 		http.StatusServiceUnavailable: telephony.ErrNotConnected,
 		http.StatusGatewayTimeout:     telephony.ErrNoAnswer,
 	} {
-		w := post(newAPI(t, &exchange{err: err}, &outbox{}, &bytes.Buffer{}), "/v1/calls", crmToken, `{"from":"1","to":"2"}`)
+		w := post(newAPI(t, &exchange{err: err}, newBox(t), &bytes.Buffer{}), "/v1/calls", crmToken, `{"from":"1","to":"2"}`)
 		if w.Code != status {
 			t.Errorf("%v: %d", err, w.Code)
 		}
@@ -160,7 +194,13 @@ func TestWhoMayCall(t *testing.T) {
 		{"the operator's", "GET", "/v1/connection", http.Header{"Authorization": {"bearer " + operatorToken}}, "", 200},
 		{"health needs none", "GET", "/healthz", nil, "", 200},
 		{"readiness needs none", "GET", "/readyz", nil, "", 503},
+		{"what is the operator's", "GET", "/v1/endpoints", http.Header{"Authorization": {"Bearer " + crmToken}}, "", 403},
+		{"the same by the operator", "GET", "/v1/endpoints", http.Header{"Authorization": {"Bearer " + operatorToken}}, "", 200},
+		{"redelivering", "POST", "/v1/deliveries/x.crm/redeliver", http.Header{"Authorization": {"Bearer " + crmToken}}, "", 403},
+		{"redelivering much", "POST", "/v1/redeliver", http.Header{"Authorization": {"Bearer " + crmToken}}, "", 403},
+		{"a backup", "GET", "/v1/backup", http.Header{"Authorization": {"Bearer " + crmToken}}, "", 403},
 		{"another method", "GET", "/v1/calls", nil, "", 405},
+		{"another method of a path with a name in it", "GET", "/v1/deliveries/x.crm/redeliver", nil, "", 405},
 		{"another path", "GET", "/v1/nothing", nil, "", 404},
 		{"no JSON", "POST", "/v1/calls", http.Header{"Authorization": {"Bearer " + crmToken}, "Content-Type": {"application/x-www-form-urlencoded"}}, "from=1", 415},
 		{"too large", "POST", "/v1/calls", http.Header{"Authorization": {"Bearer " + crmToken}, "Content-Type": {"application/json"}}, strings.Repeat(" ", 64<<10+1), 413},
@@ -170,7 +210,7 @@ func TestWhoMayCall(t *testing.T) {
 			r.Header = c.header
 		}
 		w := httptest.NewRecorder()
-		newAPI(t, &exchange{}, &outbox{}, &bytes.Buffer{}).ServeHTTP(w, r)
+		newAPI(t, &exchange{}, newBox(t), &bytes.Buffer{}).ServeHTTP(w, r)
 		if w.Code != c.want {
 			t.Errorf("%s: %d %s", c.name, w.Code, w.Body)
 		}
@@ -185,7 +225,7 @@ func TestWhoMayCall(t *testing.T) {
 
 func TestTokensAreNotLogged(t *testing.T) {
 	var log bytes.Buffer
-	a := newAPI(t, &exchange{}, &outbox{}, &log)
+	a := newAPI(t, &exchange{}, newBox(t), &log)
 	post(a, "/v1/calls", crmToken, `{"from":"1","to":"2"}`)
 	post(a, "/v1/calls", "a-wrong-token-0123456789", `{"from":"1","to":"2"}`)
 	if text := log.String(); strings.Contains(text, "0123456789") || !strings.Contains(text, "by=crm") {
@@ -197,7 +237,8 @@ func TestConnectionAndReadiness(t *testing.T) {
 	e := &exchange{connection: telephony.Connection{
 		State: telephony.Disconnected, Since: time.Unix(1e9, 0), CloseCode: 4008, CloseMeaning: "the password is wrong", LastError: "closed",
 	}}
-	o := &outbox{err: errors.New("no space left on device")}
+	o := newBox(t)
+	o.err = errors.New("no space left on device")
 	a := newAPI(t, e, o, &bytes.Buffer{})
 	get := func(path string) (int, string) {
 		r := httptest.NewRequest(http.MethodGet, path, nil)
@@ -219,12 +260,160 @@ func TestConnectionAndReadiness(t *testing.T) {
 	}
 }
 
+// request sends a request with a token and decodes the answer.
+func request(t *testing.T, a *API, method, path, token, body string, into any) int {
+	t.Helper()
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	a.ServeHTTP(w, r)
+	if w.Code >= 400 {
+		asProblem(t, w)
+	} else if err := json.Unmarshal(w.Body.Bytes(), into); err != nil {
+		t.Errorf("%s %s: %v", method, path, err)
+	}
+	return w.Code
+}
+
+// What is on its way: a CRM sees its own, the operator all.
+func TestDeliveries(t *testing.T) {
+	o := newBox(t)
+	var ids []string
+	for range 3 {
+		e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: telephony.EventCompleted, Time: time.Now(), CallID: "5"}
+		ids = append(ids, e.ID)
+		if err := o.Append(t.Context(), []telephony.Event{e}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a := newAPI(t, &exchange{}, o, &bytes.Buffer{})
+	var page struct {
+		Deliveries []delivery
+		NextCursor string `json:"next_cursor"`
+	}
+	for _, c := range []struct {
+		token, query string
+		status, n    int
+	}{
+		{operatorToken, "", 200, 6},
+		{crmToken, "", 200, 3},
+		{crmToken, "?endpoint=crm&state=pending&call_id=5", 200, 3},
+		{crmToken, "?endpoint=other", 403, 0},
+		{operatorToken, "?endpoint=other", 200, 3},
+		{operatorToken, "?state=dead", 200, 0},
+		{operatorToken, "?call_id=6", 200, 0},
+		{operatorToken, "?state=lost", 400, 0},
+		{operatorToken, "?limit=0", 400, 0},
+		{operatorToken, "?limit=501", 400, 0},
+		{operatorToken, "?cursor=x", 400, 0},
+		{operatorToken, "?sate=dead", 400, 0},
+		{operatorToken, "?state=%", 400, 0},
+	} {
+		page.Deliveries = nil
+		if status := request(t, a, "GET", "/v1/deliveries"+c.query, c.token, "", &page); status != c.status || len(page.Deliveries) != c.n {
+			t.Errorf("%s: %d, %d deliveries", c.query, status, len(page.Deliveries))
+		}
+	}
+	page.Deliveries = nil
+	request(t, a, "GET", "/v1/deliveries?limit=4", operatorToken, "", &page)
+	first := page.Deliveries
+	page.Deliveries = nil
+	if request(t, a, "GET", "/v1/deliveries?limit=4&cursor="+page.NextCursor, operatorToken, "", &page); len(first) != 4 || len(page.Deliveries) != 2 {
+		t.Errorf("the second page: %+v", page)
+	}
+	if first[0].ID != ids[2]+".crm" || !first[0].Held || first[0].Sequence != 3 || first[0].NextAttemptAt != (time.Time{}) {
+		t.Errorf("the newest: %+v", first[0])
+	}
+	var one delivery
+	if status := request(t, a, "GET", "/v1/deliveries/"+ids[0]+".crm", crmToken, "", &one); status != 200 || one.Held || one.NextAttemptAt.IsZero() {
+		t.Errorf("one: %d %+v", status, one)
+	}
+	if status := request(t, a, "GET", "/v1/deliveries/"+ids[0]+".other", crmToken, "", &one); status != 404 {
+		t.Errorf("somebody else's: %d", status)
+	}
+	if status := request(t, a, "POST", "/v1/deliveries/"+ids[0]+".other/redeliver", operatorToken, "", &one); status != 202 || !one.Redelivered {
+		t.Errorf("redelivered: %d %+v", status, one)
+	}
+	if status := request(t, a, "POST", "/v1/deliveries/"+ids[0]+".nobody/redeliver", operatorToken, "", &one); status != 400 {
+		t.Errorf("redelivered to nobody: %d", status)
+	}
+	var all struct {
+		Deliveries *int
+		DryRun     bool `json:"dry_run"`
+	}
+	for body, want := range map[string]int{
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","until":"2020-01-02T00:00:00+05:00","states":["dead","expired","delivered"],"types":["call.completed"],"dry_run":true}`: 200,
+		`{"endpoint":"crm"}`:    200,
+		`{}`:                    400,
+		`{"endpoint":"nobody"}`: 400,
+		`{"endpoint":"crm","states":["pending"]}`: 400,
+		`{"endpoint":"crm","types":["call"]}`:     400,
+		`{"endpoint":"crm","since":"yesterday"}`:  400,
+		`{"endpoint":"crm","dry_run":"yes"}`:      400,
+		`{"endpoint":"crm","dryrun":true}`:        400,
+		`{"endpoint":"crm"} {}`:                   400,
+		`[]`:                                      400,
+	} {
+		all.Deliveries = nil
+		if status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &all); status != want || status == 200 && (all.Deliveries == nil || *all.Deliveries != 0) {
+			t.Errorf("%s: %d %+v", body, status, all)
+		}
+	}
+	var endpoints struct {
+		Endpoints []struct {
+			Name, State string
+			Deliveries  struct{ Pending int }
+		}
+	}
+	request(t, a, "GET", "/v1/endpoints", operatorToken, "", &endpoints)
+	if len(endpoints.Endpoints) != 2 || endpoints.Endpoints[0].Name != "crm" || endpoints.Endpoints[0].State != "ok" || endpoints.Endpoints[0].Deliveries.Pending != 3 {
+		t.Errorf("endpoints: %+v", endpoints)
+	}
+}
+
+// A backup, over a real connection, opens as an outbox.
+func TestBackup(t *testing.T) {
+	o := newBox(t)
+	if err := o.Append(t.Context(), []telephony.Event{{ID: uuid.NewString(), Type: telephony.EventCompleted, Time: time.Now(), CallID: "5"}}); err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(newAPI(t, &exchange{}, o, &bytes.Buffer{}))
+	defer server.Close()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"/v1/backup", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+operatorToken)
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	copied, err := io.ReadAll(resp.Body)
+	if err != nil || int64(len(copied)) != resp.ContentLength || !strings.Contains(resp.Header.Get("Content-Disposition"), "outbox-") {
+		t.Fatalf("%d bytes, %v, %v", len(copied), resp.Header, err)
+	}
+	path := filepath.Join(t.TempDir(), "copy.db")
+	if err := os.WriteFile(path, copied, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	restored, err := outbox.Open(outbox.Options{Path: path, Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer restored.Close()
+	if list, _, err := restored.Deliveries(outbox.DeliveryQuery{Limit: 10}); len(list) != 2 || err != nil {
+		t.Errorf("%d deliveries, %v", len(list), err)
+	}
+}
+
 func TestTwoBearersOfOneToken(t *testing.T) {
 	_, err := New(Options{
-		Exchange: &exchange{}, Outbox: &outbox{}, Tokens: map[string]string{"a": crmToken, "b": crmToken},
+		Exchange: &exchange{}, Outbox: newBox(t), Deliveries: newBox(t), Tokens: map[string]string{"a": crmToken, "b": crmToken},
 		CommandTimeout: time.Second, Logger: slog.New(slog.DiscardHandler),
 	})
-	if err == nil || strings.Contains(fmt.Sprint(err), crmToken) {
+	if err == nil || !strings.Contains(err.Error(), "same token") || strings.Contains(err.Error(), crmToken) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -38,6 +38,7 @@ func commands() []command {
 		{"demo", "show the whole thing at work, without any set-up", Program.demo},
 		{"simulate", "be a Prostie Zvonki server to try things out against", Program.simulate},
 		{"check", "check the configuration and print it with secrets hidden", Program.check},
+		{"compact", "make the outbox's file small again, while the bridge is stopped", Program.compact},
 		{"secret", "print a fresh secret for an endpoint", Program.secret},
 		{"healthcheck", "ask the running bridge whether it is alive; for Docker", Program.healthcheck},
 		{"version", "print the version", Program.version},

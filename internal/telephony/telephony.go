@@ -102,6 +102,8 @@ type Command struct {
 var (
 	// ErrNotConnected means that there is no connection to the exchange; nothing was sent.
 	ErrNotConnected = errors.New("not connected to the Prostie Zvonki server")
+	// ErrOutboxFull means that events cannot be stored and the exchange is not listened to: its answer would not be heard. Nothing was sent.
+	ErrOutboxFull = errors.New("the outbox is full or cannot be written, so the Prostie Zvonki server is not listened to")
 	// ErrNotSent means that the command could not be written to the socket in time; the exchange did not get it.
 	ErrNotSent = errors.New("the command could not be written to the Prostie Zvonki server in time")
 	// ErrNoAnswer means that the command was written and no answer came in time: it may have been carried out.

@@ -1,0 +1,27 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/dustin/go-humanize"
+
+	"pzbridge/outbox"
+)
+
+func (p Program) compact(_ context.Context, args []string) error {
+	fs := p.flags("compact", "Rewrite the outbox (OUTBOX_PATH) without the room in it that is free. The bridge must be stopped meanwhile; for a moment\nthe disk holds both files.")
+	if err := parse(fs, args); err != nil {
+		return err
+	}
+	cfg, err := load()
+	if err != nil {
+		return err
+	}
+	before, after, err := outbox.Compact(cfg.OutboxPath)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(p.Out, "%s: %s before, %s now.\n", cfg.OutboxPath, humanize.IBytes(uint64(before)), humanize.IBytes(uint64(after)))
+	return nil
+}

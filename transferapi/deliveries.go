@@ -1,0 +1,314 @@
+package transferapi
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
+)
+
+// Deliveries lists how events' ways to the endpoints stand, and sends them again.
+type Deliveries interface {
+	Deliveries(q outbox.DeliveryQuery) (list []outbox.Delivery, cursor string, err error)
+	Delivery(id string) (outbox.Delivery, []outbox.Attempt, error)
+	Redeliver(id string) (outbox.Delivery, error)
+	RedeliverAll(ctx context.Context, r outbox.Redelivery) (int, error)
+}
+
+const (
+	defaultLimit = 50
+	mostAtOnce   = 500 // items of a list
+)
+
+// delivery is a delivery as the API shows it. What is absent has no value.
+type delivery struct {
+	ID            string              `json:"id"`
+	EventID       string              `json:"event_id"`
+	Endpoint      string              `json:"endpoint"`
+	Type          telephony.EventType `json:"type"`
+	CallID        string              `json:"call_id,omitempty"`
+	Sequence      uint64              `json:"sequence,omitempty"`
+	Timestamp     time.Time           `json:"timestamp"`
+	State         string              `json:"state"`
+	Held          bool                `json:"held,omitempty"` // it waits for an earlier event of its call
+	Attempts      int                 `json:"attempts"`
+	LastStatus    int                 `json:"last_status,omitempty"`
+	LastError     string              `json:"last_error,omitempty"`
+	NextAttemptAt time.Time           `json:"next_attempt_at,omitzero"`
+	EndedAt       time.Time           `json:"ended_at,omitzero"`
+	Redelivered   bool                `json:"redelivered,omitempty"`
+	LastAttempts  []attempt           `json:"last_attempts,omitempty"`
+}
+
+type attempt struct {
+	At       time.Time `json:"at"`
+	Duration float64   `json:"duration_ms"`
+	Status   int       `json:"status,omitempty"`
+	Response string    `json:"response,omitempty"`
+	Error    string    `json:"error,omitempty"`
+}
+
+func showDelivery(d outbox.Delivery, attempts []outbox.Attempt) delivery {
+	out := delivery{
+		ID: d.ID, EventID: d.EventID, Endpoint: d.Endpoint, Type: d.Type, CallID: d.CallID, Sequence: d.Sequence, Timestamp: d.EventTime,
+		State: d.State, Held: d.State == "pending" && d.NextAttempt.IsZero(), Attempts: d.Attempts, LastStatus: d.LastStatus, LastError: d.LastError,
+		NextAttemptAt: d.NextAttempt, EndedAt: d.Ended, Redelivered: d.Redelivered,
+	}
+	for _, a := range attempts {
+		out.LastAttempts = append(out.LastAttempts, attempt{
+			At: a.At, Duration: float64(a.Took.Microseconds()) / 1000, Status: a.Status,
+			Response: strings.ToValidUTF8(a.Response, "\uFFFD"), Error: a.Error,
+		})
+	}
+	return out
+}
+
+// listDeliveries lists them, those of the newest event first. An endpoint's token sees its own.
+func (a *API) listDeliveries(w http.ResponseWriter, r *http.Request) {
+	query, refusal := readDeliveryQuery(r)
+	if refusal != nil {
+		refusal.write(w)
+		return
+	}
+	if by := caller(r); by != Operator {
+		if query.Endpoint != "" && query.Endpoint != by {
+			problem{Status: http.StatusForbidden, Detail: fmt.Sprintf("This token may see the deliveries of %q only.", by)}.write(w)
+			return
+		}
+		query.Endpoint = by
+	}
+	list, cursor, err := a.opts.Deliveries.Deliveries(query)
+	if err != nil {
+		deliveryProblem(err).write(w)
+		return
+	}
+	answer := struct {
+		Deliveries []delivery `json:"deliveries"`
+		NextCursor string     `json:"next_cursor,omitempty"`
+	}{Deliveries: []delivery{}, NextCursor: cursor}
+	for _, d := range list {
+		answer.Deliveries = append(answer.Deliveries, showDelivery(d, nil))
+	}
+	writeJSON(w, http.StatusOK, answer)
+}
+
+// readDeliveryQuery reads the query's parameters. One that is none of them is refused, as a field is.
+func readDeliveryQuery(r *http.Request) (outbox.DeliveryQuery, *problem) {
+	q := outbox.DeliveryQuery{Limit: defaultLimit}
+	values, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return q, &problem{Status: http.StatusBadRequest, Detail: "The query of the address cannot be read."}
+	}
+	into := map[string]*string{"state": &q.State, "endpoint": &q.Endpoint, "call_id": &q.CallID, "cursor": &q.Cursor}
+	for name, list := range values {
+		switch target, known := into[name]; {
+		case name == "limit":
+			q.Limit, err = strconv.Atoi(list[0])
+			if err != nil || q.Limit < 1 || q.Limit > mostAtOnce {
+				return q, badFields(&fieldError{"limit", fmt.Sprintf("must be a number from 1 to %d", mostAtOnce)})
+			}
+		case known:
+			*target = list[0]
+		default:
+			return q, badFields(&fieldError{name, "is no parameter of this list; it takes state, endpoint, call_id, limit and cursor"})
+		}
+	}
+	return q, nil
+}
+
+// getDelivery tells of one and its last attempts.
+func (a *API) getDelivery(w http.ResponseWriter, r *http.Request) {
+	d, attempts, err := a.opts.Deliveries.Delivery(r.PathValue("id"))
+	if by := caller(r); err == nil && by != Operator && by != d.Endpoint {
+		err = outbox.ErrNotFound
+	}
+	if err != nil {
+		deliveryProblem(err).write(w)
+		return
+	}
+	writeJSON(w, http.StatusOK, showDelivery(d, attempts))
+}
+
+func (a *API) redeliver(w http.ResponseWriter, r *http.Request) {
+	d, err := a.opts.Deliveries.Redeliver(r.PathValue("id"))
+	if err != nil {
+		deliveryProblem(err).write(w)
+		return
+	}
+	a.opts.Logger.Info("delivery is made again", "event_id", d.EventID, "endpoint", d.Endpoint, "call_id", d.CallID)
+	writeJSON(w, http.StatusAccepted, showDelivery(d, nil))
+}
+
+// redeliverAll makes many deliveries again.
+func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
+	var request struct {
+		Endpoint string                `json:"endpoint"`
+		Since    string                `json:"since"`
+		Until    string                `json:"until"`
+		States   []string              `json:"states"`
+		Types    []telephony.EventType `json:"types"`
+		DryRun   bool                  `json:"dry_run"`
+	}
+	if refusal := readJSON(w, r, &request); refusal != nil {
+		refusal.write(w)
+		return
+	}
+	what := outbox.Redelivery{Endpoint: request.Endpoint, States: request.States, Types: request.Types, DryRun: request.DryRun}
+	var errSince, errUntil, errEndpoint, errTypes error
+	what.Since, errSince = readTime("since", request.Since)
+	what.Until, errUntil = readTime("until", request.Until)
+	if request.Endpoint == "" {
+		errEndpoint = &fieldError{"endpoint", "is missing: name the endpoint that is to get its events again"}
+	}
+	for _, kind := range request.Types {
+		if !slices.Contains(telephony.EventTypes, kind) {
+			errTypes = &fieldError{"types", fmt.Sprintf("holds %q, which is no type of event", kind)}
+		}
+	}
+	if err := errors.Join(errEndpoint, errSince, errUntil, errTypes); err != nil {
+		badFields(err).write(w)
+		return
+	}
+	n, err := a.opts.Deliveries.RedeliverAll(r.Context(), what)
+	if err != nil {
+		p := deliveryProblem(err)
+		if n > 0 {
+			p.Detail += fmt.Sprintf(" Until then it was done for %d deliveries.", n)
+		}
+		p.write(w)
+		return
+	}
+	if !what.DryRun {
+		a.opts.Logger.Info("deliveries are made again", "endpoint", what.Endpoint, "deliveries", n)
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Deliveries int  `json:"deliveries"`
+		DryRun     bool `json:"dry_run"`
+	}{n, what.DryRun})
+}
+
+func readTime(field, s string) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	t, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return time.Time{}, &fieldError{field, "must be a time such as 2026-11-23T06:25:53Z"}
+	}
+	return t, nil
+}
+
+func deliveryProblem(err error) problem {
+	p := problem{Status: http.StatusInternalServerError, Detail: sentence(err)}
+	switch {
+	case errors.Is(err, outbox.ErrNotFound):
+		p.Status = http.StatusNotFound
+	case errors.Is(err, outbox.ErrNoEndpoint):
+		p.Status, p.Field = http.StatusBadRequest, "endpoint"
+	case errors.Is(err, outbox.ErrBadState):
+		p.Status, p.Field = http.StatusBadRequest, "state"
+	case errors.Is(err, outbox.ErrBadCursor):
+		p.Status, p.Field = http.StatusBadRequest, "cursor"
+	}
+	return p
+}
+
+// listEndpoints says how each endpoint stands.
+func (a *API) listEndpoints(w http.ResponseWriter, _ *http.Request) {
+	type counts struct {
+		Pending   uint64 `json:"pending"`
+		Delivered uint64 `json:"delivered"`
+		Expired   uint64 `json:"expired"`
+		Dead      uint64 `json:"dead"`
+	}
+	type endpoint struct {
+		Name          string    `json:"name"`
+		State         string    `json:"state"`
+		Since         time.Time `json:"since,omitzero"`
+		NextAttemptAt time.Time `json:"next_attempt_at,omitzero"`
+		LastError     string    `json:"last_error,omitempty"`
+		Deliveries    counts    `json:"deliveries"`
+	}
+	list, err := a.opts.Outbox.Endpoints()
+	if err != nil {
+		deliveryProblem(err).write(w)
+		return
+	}
+	answer := struct {
+		Endpoints []endpoint `json:"endpoints"`
+	}{[]endpoint{}}
+	for _, e := range list {
+		answer.Endpoints = append(answer.Endpoints, endpoint{
+			e.Name, e.State, e.Since.UTC(), e.NextAttempt.UTC(), e.LastError, counts{e.Pending, e.Delivered, e.Expired, e.Dead},
+		})
+	}
+	writeJSON(w, http.StatusOK, answer)
+}
+
+// stalled is how long a backup waits for whoever takes it; while it waits, pages of the file that are free cannot be used again.
+const stalled = 30 * time.Second
+
+// backup sends a copy of the outbox's file.
+func (a *API) backup(w http.ResponseWriter, _ *http.Request) {
+	began := time.Now()
+	begun := false
+	err := a.opts.Outbox.Backup(func(size int64) io.Writer {
+		begun = true
+		w.Header().Set("Content-Type", "application/octet-stream")
+		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
+		w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="outbox-%s.db"`, began.UTC().Format("20060102-150405")))
+		w.Header().Set("Cache-Control", "no-store")
+		return patient{w, http.NewResponseController(w)}
+	})
+	switch {
+	case err != nil && !begun:
+		deliveryProblem(err).write(w)
+	case err != nil:
+		a.opts.Logger.Warn("backup was broken off", "err", err.Error())
+		panic(http.ErrAbortHandler) // or it would look whole
+	default:
+		a.opts.Logger.Info("backup sent", "took", time.Since(began).Round(time.Millisecond).String())
+	}
+}
+
+// patient gives each write its own time, and not the whole.
+type patient struct {
+	w          http.ResponseWriter
+	controller *http.ResponseController
+}
+
+func (p patient) Write(b []byte) (int, error) {
+	_ = p.controller.SetWriteDeadline(time.Now().Add(stalled)) // a recorder in a test has none
+	return p.w.Write(b)
+}
+
+// readJSON reads the request's object into a struct, or says what is wrong with it.
+func readJSON(w http.ResponseWriter, r *http.Request, into any) *problem {
+	body, refusal := readBody(w, r)
+	if refusal != nil {
+		return refusal
+	}
+	d := json.NewDecoder(strings.NewReader(string(body)))
+	d.DisallowUnknownFields()
+	err := d.Decode(into)
+	var wrongType *json.UnmarshalTypeError
+	switch field, unknown := strings.CutPrefix(fmt.Sprint(err), "json: unknown field "); {
+	case errors.As(err, &wrongType):
+		return badFields(&fieldError{wrongType.Field, "is of the wrong type: it is a " + wrongType.Value})
+	case unknown:
+		return badFields(&fieldError{strings.Trim(field, `"`), "is not a field of this request"})
+	case err != nil || d.More():
+		return &problem{Status: http.StatusBadRequest, Detail: "The body must be one JSON object in UTF-8."}
+	}
+	return nil
+}
