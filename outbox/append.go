@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/dustin/go-humanize"
+	"github.com/google/uuid"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -21,7 +22,10 @@ const dropAt = 0.9
 func (s *store) append(records []record) (crowded bool, err error) {
 	err = s.commit(func(tx *txn) error {
 		// Only here: outcomes, pruning and routing always have room.
-		used := s.inUse(tx.Tx)
+		if tx.inUse == 0 {
+			tx.inUse = s.inUse(tx.Tx)
+		}
+		used := tx.inUse
 		crowded = float64(used) >= dropAt*float64(s.maxBytes)
 		if used >= s.maxBytes {
 			return fmt.Errorf("%w: %s of it are in use, %s are allowed (OUTBOX_MAX_BYTES); it holds events that a CRM has not taken yet",
@@ -43,7 +47,7 @@ func (s *store) append(records []record) (crowded bool, err error) {
 // inUse is how many bytes of the file hold something: its size but for the pages that are free.
 func (s *store) inUse(tx *bolt.Tx) int64 {
 	free := s.db.Stats()
-	return tx.Size() - int64(free.FreePageN+free.PendingPageN)*int64(s.db.Info().PageSize)
+	return tx.Size() - int64(free.FreePageN+free.PendingPageN)*s.pageSize
 }
 
 // nearlyFull says whether it is time to drop what is finished before its time.
@@ -57,21 +61,25 @@ func (s *store) nearlyFull() (nearly bool) {
 
 // appendOne stores one event, unless it is known.
 func (s *store) appendOne(tx *txn, r *record) error {
-	if tx.ids.Get(r.id[:]) != nil || r.replayed && tx.told(r) {
+	if tx.knows(r.id) || r.replayed && tx.told(r) {
 		return nil
 	}
 	n, err := tx.events.NextSequence()
 	if err != nil {
 		return err
 	}
-	key, place := number(n), callKey(r.call)
+	// The number and what the call keeps of the event are the same bytes.
+	kept := append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(r.fingerprint)), n), r.fingerprint[:]...)
+	key, place := kept[:8], callKey(r.call)
 	sequence, last := tx.lastOf(place)
 	sequence++
-	if err := errors.Join(
-		tx.events.Put(key, encodeEvent(*r, sequence)),
-		tx.ids.Put(r.id[:], key),
-		tx.calls.Put(binary.BigEndian.AppendUint64(place, sequence), append(number(n), r.fingerprint[:]...)),
-	); err != nil {
+	if err := tx.events.Put(key, encodeEvent(r, sequence)); err != nil {
+		return err
+	}
+	if err := tx.ids.Put(r.id[:], key); err != nil {
+		return err
+	}
+	if err := tx.calls.Put(binary.BigEndian.AppendUint64(place, sequence), kept); err != nil {
 		return err
 	}
 	if prints, read := tx.prints[r.call]; read {
@@ -87,6 +95,21 @@ func (s *store) appendOne(tx *txn, r *record) error {
 		}
 	}
 	return nil
+}
+
+// knows says whether an event with this ID is stored. IDs hold their time, so most are larger than all that are, which is known without looking.
+func (tx *txn) knows(id uuid.UUID) bool {
+	if tx.newest == nil {
+		tx.newest = []byte{}
+		if k, _ := tx.ids.Cursor().Last(); k != nil {
+			tx.newest = bytes.Clone(k)
+		}
+	}
+	if bytes.Compare(id[:], tx.newest) > 0 {
+		tx.newest = append(tx.newest[:0], id[:]...)
+		return false
+	}
+	return tx.ids.Get(id[:]) != nil
 }
 
 // appendDelivery stores the duty to deliver event n, the one with the sequence in its call; last is the number of the event before it, 0 if there is none.
@@ -110,9 +133,13 @@ func (s *store) appendDelivery(q *queue, tx *txn, n uint64, call string, sequenc
 
 // lastOf gives the sequence and the number of a call's latest event, 0 if it has none.
 func (tx *txn) lastOf(place []byte) (sequence, n uint64) {
-	c := tx.calls.Cursor()
+	if tx.cursor == nil {
+		tx.cursor = tx.calls.Cursor() // to be used again: each one allocates
+	}
+	c := tx.cursor
+	k, _ := c.Seek(append(place, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)) // in the room that the sequence will take
 	step := c.Prev
-	if k, _ := c.Seek(append(place[:len(place):len(place)], 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)); k == nil {
+	if k == nil {
 		step = c.Last
 	}
 	k, v := step()

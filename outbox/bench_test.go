@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -19,19 +20,8 @@ import (
 func BenchmarkAppend(b *testing.B) {
 	for _, waiting := range []int{1, 64, 256} {
 		b.Run(fmt.Sprintf("waiting=%d", waiting), func(b *testing.B) {
-			o, err := Open(Options{
-				Path: filepath.Join(b.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm")}, Retention: time.Hour,
-				RoutingTimeout: time.Second, MaxBytes: 1 << 40, Logger: slog.New(slog.DiscardHandler),
-			})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer o.Close()
-			bare, err := openStore(Options{Path: filepath.Join(b.TempDir(), "bare.db"), Endpoints: []Endpoint{endpoint("crm")}})
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer bare.db.Close()
+			o := benchOutbox(b)
+			bare := benchOutbox(b).store
 			b.ReportAllocs()
 			var ours, theirs time.Duration
 			// In turns, so that both meet the same weather.
@@ -57,6 +47,90 @@ func BenchmarkAppend(b *testing.B) {
 			b.ReportMetric(theirs.Seconds()/ours.Seconds(), "of-bare")
 		})
 	}
+}
+
+// BenchmarkRecordOutcomes records, 256 together, that deliveries were made, and beside it writes the same bytes to a bare bbolt file.
+func BenchmarkRecordOutcomes(b *testing.B) {
+	const together = 256
+	b.Run(fmt.Sprint(together), func(b *testing.B) {
+		o := benchOutbox(b)
+		other := benchOutbox(b)
+		bare := other.store
+		made := &Attempt{At: time.Now(), Took: 20 * time.Millisecond, Status: 200, Response: `{"status":"ok"}`}
+		b.ReportAllocs()
+		var ours, theirs time.Duration
+		for done := 0; done < b.N; done += together {
+			n := min(together, b.N-done)
+			b.StopTimer()
+			events := make([]telephony.Event, n)
+			for i := range events {
+				events[i] = event("call.incoming", fmt.Sprint(done+i))
+			}
+			for _, s := range []*Outbox{o, other} {
+				if err := s.Append(b.Context(), events); err != nil {
+					b.Fatal(err)
+				}
+			}
+			f, err := o.store.due("crm", n, nil, time.Hour)
+			if err != nil || len(f.jobs) != n {
+				b.Fatal(len(f.jobs), err)
+			}
+			results := make([]result, n)
+			writes := make([]struct{ key, due, value []byte }, n)
+			for i, j := range f.jobs {
+				results[i] = result{job: j, now: j.delivery.tried(outcome{status: 200}, nil, time.Now(), 0), attempt: made}
+				writes[i].key, writes[i].due = number(j.number), dueKey(0, j.number)
+				writes[i].value = append(encodeDelivery(results[i].now), addAttempt(nil, *made)...)
+			}
+			writeBare := func() error {
+				return bare.commit(func(tx *txn) error {
+					crm := tx.Bucket(bucketEndpoints).Bucket([]byte("crm"))
+					deliveries, due := crm.Bucket(bucketDeliveries), crm.Bucket(bucketDue)
+					for _, w := range writes {
+						if err := errors.Join(due.Delete(w.due), deliveries.Put(w.key, w.value)); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			}
+			if done/together%2 == 0 { // whoever is first meets the colder cache
+				theirs += took(b, writeBare)
+			}
+			b.StartTimer()
+			ours += took(b, func() error { return o.store.record("crm", results) })
+			b.StopTimer()
+			if done/together%2 == 1 {
+				theirs += took(b, writeBare)
+			}
+			b.StartTimer()
+		}
+		b.ReportMetric(float64(b.N)/ours.Seconds(), "outcomes/s")
+		b.ReportMetric(float64(b.N)/theirs.Seconds(), "bare/s")
+		b.ReportMetric(theirs.Seconds()/ours.Seconds(), "of-bare")
+	})
+}
+
+func took(b *testing.B, do func() error) time.Duration {
+	b.Helper()
+	began := time.Now()
+	if err := do(); err != nil {
+		b.Fatal(err)
+	}
+	return time.Since(began)
+}
+
+func benchOutbox(b *testing.B) *Outbox {
+	b.Helper()
+	o, err := Open(Options{
+		Path: filepath.Join(b.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm")}, Retention: time.Hour,
+		RoutingTimeout: time.Second, MaxBytes: 1 << 40, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = o.Close() })
+	return o
 }
 
 // inParallel does n things from so many goroutines.
@@ -85,7 +159,7 @@ func bareAppend(b *testing.B, e telephony.Event, i uint64) func(*txn) error {
 		b.Fatal(err)
 	}
 	n := number(i)
-	value, call := encodeEvent(r, 1), append(callKey(r.call), number(1)...)
+	value, call := encodeEvent(&r, 1), append(callKey(r.call), number(1)...)
 	place, pendingDelivery, due := append(n[:8:8], r.fingerprint[:]...), encodeDelivery(delivery{}), dueKey(0, i)
 	return func(tx *txn) error {
 		crm := tx.Bucket(bucketEndpoints).Bucket([]byte("crm"))

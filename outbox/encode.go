@@ -143,7 +143,7 @@ func decodeAttempts(history []byte) []Attempt {
 }
 
 // encodeEvent: ID (16 bytes), sequence (8), time in unix milliseconds (8), type and call (each: length as 4 bytes, text), body.
-func encodeEvent(r record, sequence uint64) []byte {
+func encodeEvent(r *record, sequence uint64) []byte {
 	v := make([]byte, 0, 40+len(r.kind)+len(r.call)+len(r.body)+20)
 	v = append(v, r.id[:]...)
 	v = binary.BigEndian.AppendUint64(v, sequence)

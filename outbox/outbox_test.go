@@ -329,7 +329,7 @@ func TestBody(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e, err := decodeEvent(encodeEvent(r, 7))
+		e, err := decodeEvent(encodeEvent(&r, 7))
 		if err != nil {
 			t.Fatal(err)
 		}

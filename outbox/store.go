@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -51,6 +52,7 @@ type store struct {
 	endpoints []Endpoint
 	hold      time.Duration // Options.OrderHold
 	maxBytes  int64         // Options.MaxBytes
+	pageSize  int64
 
 	mu         sync.Mutex
 	waiting    []*change // for the next commit
@@ -64,7 +66,7 @@ func openStore(opts Options) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &store{db: db, endpoints: opts.Endpoints, hold: opts.OrderHold, maxBytes: opts.MaxBytes}
+	s := &store{db: db, endpoints: opts.Endpoints, hold: opts.OrderHold, maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize)}
 	if err := s.db.Update(s.prepare); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -174,13 +176,6 @@ func (s *store) commit(apply func(*txn) error) error {
 	s.mu.Unlock()
 
 	results := s.commitGroup(group)
-
-	s.mu.Lock()
-	s.committing = len(s.waiting) > 0
-	if s.committing {
-		s.waiting[0].turn <- turn{lead: true}
-	}
-	s.mu.Unlock()
 	var mine error
 	for i, other := range group {
 		if other == c {
@@ -189,6 +184,14 @@ func (s *store) commit(apply func(*txn) error) error {
 			other.turn <- turn{err: results[i]}
 		}
 	}
+	// Those that have just been told run first and may bring their next change: else one half of a crowd would wait for the commit of the other.
+	runtime.Gosched()
+	s.mu.Lock()
+	s.committing = len(s.waiting) > 0
+	if s.committing {
+		s.waiting[0].turn <- turn{lead: true}
+	}
+	s.mu.Unlock()
 	return mine
 }
 
@@ -264,13 +267,26 @@ type txn struct {
 	meta, events, ids, calls, endpoints *bolt.Bucket
 
 	queues map[string]*queue
+	cursor *bolt.Cursor                 // of calls: see lastOf
+	inUse  int64                        // bytes of the file, as the transaction began; 0 until it was asked for
 	prints map[string]map[[16]byte]bool // what has been told of a call: see told
+	newest []byte                       // the largest ID that is stored, nil until it was looked for: see knows
 }
 
 func newTxn(tx *bolt.Tx) *txn {
-	return &txn{
+	t := &txn{
 		Tx: tx, meta: tx.Bucket(bucketMeta), events: tx.Bucket(bucketEvents), ids: tx.Bucket(bucketIDs), calls: tx.Bucket(bucketCalls),
 		endpoints: tx.Bucket(bucketEndpoints), queues: map[string]*queue{}, prints: map[string]map[[16]byte]bool{},
+	}
+	fill(t.events)
+	fill(t.ids)
+	return t
+}
+
+// fill is for buckets whose keys grow: a page that has been left behind gets nothing any more, so half-full pages, bbolt's default, would stay so.
+func fill(b *bolt.Bucket) {
+	if b != nil {
+		b.FillPercent = 0.9
 	}
 }
 
@@ -280,6 +296,7 @@ func (tx *txn) queue(endpoint string) *queue {
 	if !ok {
 		if b := tx.endpoints.Bucket([]byte(endpoint)); b != nil {
 			q = &queue{root: b, deliveries: b.Bucket(bucketDeliveries), due: b.Bucket(bucketDue), counts: decodeCounts(b.Get(keyCounts))}
+			fill(q.deliveries)
 		}
 		tx.queues[endpoint] = q
 	}
