@@ -102,10 +102,10 @@ func (l *lane) run(ctx, work context.Context) {
 	defer l.sender.client.HTTPClient.CloseIdleConnections()
 	alarm := time.NewTimer(lookAgain)
 	defer alarm.Stop()
-	done := ctx.Done()
-	for done != nil || l.busy() {
+	stopping, done := false, ctx.Done() // a context that never ends has no Done
+	for !stopping || l.busy() {
 		var at time.Time // when to look again even if nothing happens; zero: never
-		if done != nil {
+		if !stopping {
 			at = l.dispatch(work)
 		}
 		at = sooner(at, l.flush(work))
@@ -116,7 +116,7 @@ func (l *lane) run(ctx, work context.Context) {
 		}
 		select {
 		case <-done:
-			done = nil
+			stopping, done = true, nil
 			l.drop()
 		case e := <-l.ended:
 			l.attemptEnded(e)
