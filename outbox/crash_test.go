@@ -25,8 +25,12 @@ var crashRounds = flag.Int("crash.rounds", 25, "how often TestCrash kills its ch
 
 const crashConcurrency = 8
 
-// TestMain makes of the test's binary the child of TestCrash.
+// TestMain makes of the test's binary the child of TestCrash, or the receiver of BenchmarkBridge.
 func TestMain(m *testing.M) {
+	if os.Getenv("RECEIVE") != "" {
+		fmt.Fprintln(os.Stderr, receive())
+		os.Exit(1)
+	}
 	if os.Getenv("CRASH_URL") != "" {
 		fmt.Fprintln(os.Stderr, crashChild(os.Getenv("CRASH_PATH"), os.Getenv("CRASH_URL"), os.Getenv("CRASH_ROUND")))
 		os.Exit(1)
