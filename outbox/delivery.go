@@ -81,9 +81,9 @@ func (d delivery) inLine(before *delivery) delivery {
 }
 
 // again is a delivery that somebody asked for again: from the beginning of the schedule, behind the one before it in its call.
-func (d delivery) again(before *delivery) delivery {
-	d = d.inLine(before)
-	d.state, d.step, d.redelivered = pending, 0, true
+func (d delivery) again(before *delivery, hold time.Duration) delivery {
+	d.state, d.step, d.failedAt, d.redelivered = pending, 0, 0, true
+	d.due = behind(before, hold).due
 	return d
 }
 

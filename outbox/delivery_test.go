@@ -84,6 +84,9 @@ func TestOrder(t *testing.T) {
 		if got := behind(c.before, hold); got != (delivery{due: c.fresh}) {
 			t.Errorf("%s: appended, it is %+v", c.name, got)
 		}
+		if got := (delivery{state: dead, attempts: 7, step: 6, failedAt: 5}).again(c.before, hold); got != (delivery{attempts: 7, due: c.fresh, redelivered: true}) {
+			t.Errorf("%s: asked for again, it is %+v", c.name, got)
+		}
 		if c.before == nil {
 			continue
 		}

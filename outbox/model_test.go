@@ -66,7 +66,7 @@ func (m *model) lineUp() {
 }
 
 func (m *model) redeliver(i int) {
-	m.list[i].delivery = m.list[i].again(m.before(i))
+	m.list[i].delivery = m.list[i].again(m.before(i), m.hold)
 	m.settle(i, 0)
 }
 
@@ -82,8 +82,8 @@ func (m *model) due(now time.Time, horizon time.Duration) (list []uint64) {
 
 // Whatever happens in whatever order, clocks that jump either way and restarts among it, the file holds what the model says.
 func TestModel(t *testing.T) {
-	for range 10 {
-		seed := rand.Uint64()
+	const once = 17055720127494412875 // a delivery asked for again was held by one that had failed
+	for _, seed := range []uint64{once, rand.Uint64(), rand.Uint64(), rand.Uint64(), rand.Uint64(), rand.Uint64()} {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { follow(t, rand.New(rand.NewPCG(seed, 0))) })
 		})

@@ -51,7 +51,7 @@ func (o *Outbox) Redeliver(id string) (Delivery, error) {
 		if missing = !known; missing {
 			return nil
 		}
-		return tx.redeliver(tx.queue(endpoint), n)
+		return tx.redeliver(tx.queue(endpoint), n, o.opts.OrderHold)
 	})
 	if err != nil {
 		return Delivery{}, err
@@ -95,7 +95,7 @@ func (o *Outbox) RedeliverAll(ctx context.Context, r Redelivery) (count int, err
 		if !r.DryRun && len(list) > 0 {
 			err = o.store.commit(func(tx *txn) error {
 				for _, n := range list {
-					if err := tx.redeliver(tx.queue(r.Endpoint), n); err != nil {
+					if err := tx.redeliver(tx.queue(r.Endpoint), n, o.opts.OrderHold); err != nil {
 						return err
 					}
 				}
@@ -172,7 +172,7 @@ func (r Redelivery) wants(q *queue, n uint64, subscribed bool) bool {
 }
 
 // redeliver makes a delivery pending again, or for the first time, and holds what comes after it in its call and has not been tried yet.
-func (tx *txn) redeliver(q *queue, n uint64) error {
+func (tx *txn) redeliver(q *queue, n uint64, hold time.Duration) error {
 	e, _, err := decodeEventHead(tx.events.Get(number(n)))
 	if err != nil {
 		return nil // it cannot be delivered, and nobody can be told but the one who looks at it
@@ -183,12 +183,12 @@ func (tx *txn) redeliver(q *queue, n uint64) error {
 	if old != nil {
 		d = *old
 	}
-	d = d.again(before)
+	d = d.again(before, hold)
 	d.next, _, _ = tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Next)
 	if err := q.put(n, old, d, history); err != nil {
 		return err
 	}
-	if d.due == held {
+	if before != nil && before.state == pending {
 		linked := *before
 		linked.next = n
 		if err := q.put(at, before, linked, beforeHistory); err != nil {
