@@ -121,12 +121,8 @@ func (s *store) appendDelivery(q *queue, tx *txn, n uint64, call string, sequenc
 			last, before, history = tx.neighbour(q, call, sequence, (*bolt.Cursor).Prev)
 		}
 	}
-	if before != nil && before.state == pending {
-		waitedFor := *before
-		waitedFor.next = n
-		if err := q.put(last, before, waitedFor, history); err != nil {
-			return err
-		}
+	if err := q.follow(last, before, history, n); err != nil {
+		return err
 	}
 	return q.put(n, nil, behind(before, s.hold), nil)
 }

@@ -153,13 +153,10 @@ func (d delivery) tried(o outcome, schedule []time.Duration, now time.Time, rand
 // probed gives the delivery as it is after an attempt with which a failing endpoint was probed. That it has failed says nothing about this
 // event, so it costs nothing of the schedule.
 func (d delivery) probed(o outcome, now time.Time) delivery {
-	d.attempts++
-	switch classify(o.status) {
-	case success:
-		return d.ended(delivered, now)
-	case hopeless:
-		return d.ended(dead, now)
+	if classify(o.status) != retry {
+		return d.tried(o, nil, now, 0)
 	}
+	d.attempts++
 	return d
 }
 

@@ -125,12 +125,8 @@ func (tx *txn) lineUp(q *queue, n uint64) error {
 	if err := q.put(n, d, inLine, history); err != nil {
 		return err
 	}
-	if inLine.due == held && before.next != n {
-		linked := *before
-		linked.next = n
-		if err := q.put(at, before, linked, beforeHistory); err != nil {
-			return err
-		}
+	if err := q.follow(at, before, beforeHistory, n); err != nil {
+		return err
 	}
 	return q.release(inLine, 0)
 }

@@ -80,10 +80,5 @@ func (tx *txn) link(q *queue, n uint64, d delivery) error {
 		return nil
 	}
 	at, before, history := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev)
-	if before == nil || before.state != pending {
-		return nil
-	}
-	linked := *before
-	linked.next = n
-	return q.put(at, before, linked, history)
+	return q.follow(at, before, history, n)
 }

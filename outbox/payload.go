@@ -80,7 +80,7 @@ func bodySize(e *telephony.Event) int {
 	return n
 }
 
-// body is JSON that is being written. Encoding a struct by reflection took a third of the time in which an event is stored.
+// body is JSON that is being written. In the profile, encoding a struct by reflection stood before everything else that storing an event takes.
 type body struct{ buf []byte }
 
 func (b *body) open() { b.buf = append(b.buf, '{') }

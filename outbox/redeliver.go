@@ -188,12 +188,8 @@ func (tx *txn) redeliver(q *queue, n uint64, hold time.Duration) error {
 	if err := q.put(n, old, d, history); err != nil {
 		return err
 	}
-	if before != nil && before.state == pending {
-		linked := *before
-		linked.next = n
-		if err := q.put(at, before, linked, beforeHistory); err != nil {
-			return err
-		}
+	if err := q.follow(at, before, beforeHistory, n); err != nil {
+		return err
 	}
 	return q.release(d, 0)
 }

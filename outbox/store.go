@@ -387,6 +387,16 @@ func (q *queue) release(d delivery, hold time.Duration) error {
 	return q.put(d.next, next, next.after(d, hold), history)
 }
 
+// follow tells a delivery, if it is pending, that n comes after it in its call. At, before and history are how it is stored.
+func (q *queue) follow(at uint64, before *delivery, history []byte, n uint64) error {
+	if before == nil || before.state != pending || before.next == n {
+		return nil
+	}
+	linked := *before
+	linked.next = n
+	return q.put(at, before, linked, history)
+}
+
 // counts says how many deliveries of an endpoint are in each state. The array's index is the state.
 type counts [dead + 1]uint64
 
