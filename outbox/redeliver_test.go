@@ -178,6 +178,31 @@ func TestRedeliver(t *testing.T) {
 	})
 }
 
+// What is asked for again while an attempt at it is under way is made again at once if that fails, from the beginning of the schedule.
+func TestRedeliverWhileUnderWay(t *testing.T) {
+	c := &crm{answer: func(n int, _ received, w http.ResponseWriter) {
+		if n == 1 {
+			time.Sleep(10 * time.Second)
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial, RetrySchedule: []time.Duration{24 * time.Hour}})
+		stop := run(t, o)
+		e := event("call.completed", "5")
+		mustAppend(t, o, e)
+		time.Sleep(time.Second)
+		if _, err := o.Redeliver(e.ID + ".crm"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		stop()
+		if d, attempts, err := o.Delivery(e.ID + ".crm"); err != nil || d.State != "delivered" || !d.Redelivered || len(attempts) != 2 {
+			t.Errorf("%+v, %d attempts, %v", d, len(attempts), err)
+		}
+	})
+}
+
 // Many at once: by state, type and time, only counted or for real; also for an endpoint that was not there when the events came.
 func TestRedeliverAll(t *testing.T) {
 	c := &crm{}
