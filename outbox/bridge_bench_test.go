@@ -8,10 +8,15 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,6 +26,7 @@ import (
 
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
+	"pzbridge/internal/telephony"
 	"pzbridge/relay"
 )
 
@@ -53,6 +59,79 @@ func startReceiver(b *testing.B) (url string) {
 	return "http://" + address[:len(address)-1]
 }
 
+// benchBridge is a bridge between a simulated server and one endpoint, "crm", as main wires it.
+type benchBridge struct {
+	*Outbox
+	b      *testing.B
+	server *pztest.Server
+}
+
+// startBridge starts one that is connected and has delivered a first event. It ends with the benchmark.
+func startBridge(b *testing.B, opts Options) *benchBridge {
+	b.Helper()
+	o, err := Open(opts)
+	if err != nil {
+		b.Fatal(err)
+	}
+	bridge := &benchBridge{Outbox: o, b: b, server: pztest.NewServer(pztest.Options{})}
+	address, err := url.Parse(bridge.server.URL)
+	if err != nil {
+		b.Fatal(err)
+	}
+	session, err := relay.New(relay.Options{
+		URL: address, Identity: pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2}, Grace: time.Second, Sink: o, Logger: opts.Logger,
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = session.Run(ctx) })
+	running.Go(func() { _ = o.Run(ctx) })
+	b.Cleanup(func() {
+		stop()
+		running.Wait()
+		bridge.server.Close()
+		_ = o.Close()
+	})
+	for from, n := bridge.delivered(), 0; bridge.delivered() == from; n++ {
+		bridge.emit(n)
+		<-time.After(10 * time.Millisecond)
+	}
+	return bridge
+}
+
+// emit sends the event of a call from the server.
+func (bridge *benchBridge) emit(call int) {
+	fields := pz.Attrs{{Name: "Event", Value: "2"}, {Name: "CallID", Value: fmt.Sprint(call)}, {Name: "From", Value: "73430112233"}, {Name: "To", Value: "101"}}
+	if err := bridge.server.Generate(fields); err != nil {
+		bridge.b.Fatal(err)
+	}
+}
+
+// delivered is how many deliveries are recorded as made.
+func (bridge *benchBridge) delivered() uint64 {
+	list, err := bridge.Endpoints()
+	if err != nil {
+		bridge.b.Fatal(err)
+	}
+	return list[0].Delivered
+}
+
+func benchOptions(b *testing.B, e Endpoint) Options {
+	b.Helper()
+	nowhere, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = nowhere.Close() })
+	return Options{
+		Path: filepath.Join(b.TempDir(), "outbox.db"), Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{time.Second}, Retention: time.Hour,
+		RoutingTimeout: time.Hour, MaxBytes: 1 << 40, Grace: time.Second,
+		Logger: slog.New(slog.NewJSONHandler(nowhere, nil)), // lines are made and written, as they are by default
+	}
+}
+
 // BenchmarkBridge takes events from a simulated server's socket through the outbox to a receiver in another process, 32 at once, until each is
 // recorded. Beside it the same bodies go straight to that receiver, with the same client, nothing stored; and some of them the naive way: one
 // transaction, one POST, one transaction.
@@ -60,62 +139,14 @@ func BenchmarkBridge(b *testing.B) {
 	const concurrency, turn = 32, 4096
 	e := endpoint("crm")
 	e.URL, e.Concurrency = startReceiver(b), concurrency
-	nowhere, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer nowhere.Close()
-	logger := slog.New(slog.NewJSONHandler(nowhere, nil)) // lines are made and written, as they are by default
-	opts := Options{
-		Path: filepath.Join(b.TempDir(), "outbox.db"), Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{time.Second}, Retention: time.Hour,
-		RoutingTimeout: time.Hour, MaxBytes: 1 << 40, Grace: time.Second, Logger: logger,
-	}
-	o, err := Open(opts)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer o.Close()
-	server := pztest.NewServer(pztest.Options{})
-	defer server.Close()
-	address, err := url.Parse(server.URL)
-	if err != nil {
-		b.Fatal(err)
-	}
-	session, err := relay.New(relay.Options{
-		URL: address, Identity: pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2}, Grace: time.Second, Sink: o, Logger: logger,
-	})
-	if err != nil {
-		b.Fatal(err)
-	}
-	ctx, stop := context.WithCancel(b.Context())
-	var running sync.WaitGroup
-	running.Go(func() { _ = session.Run(ctx) })
-	running.Go(func() { _ = o.Run(ctx) })
-	defer running.Wait()
-	defer stop()
-	delivered := func() uint64 {
-		list, err := o.Endpoints()
-		if err != nil {
-			b.Fatal(err)
-		}
-		return list[0].Delivered
-	}
-	emit := func(call int) {
-		fields := pz.Attrs{{Name: "Event", Value: "2"}, {Name: "CallID", Value: fmt.Sprint(call)}, {Name: "From", Value: "73430112233"}, {Name: "To", Value: "101"}}
-		if err := server.Generate(fields); err != nil {
-			b.Fatal(err)
-		}
-	}
-	for n := 0; delivered() == 0; n++ { // until it is connected
-		emit(n)
-		<-time.After(10 * time.Millisecond)
-	}
-	d, _, err := o.Deliveries(DeliveryQuery{Limit: 1})
+	opts := benchOptions(b, e)
+	bridge := startBridge(b, opts)
+	d, _, err := bridge.Deliveries(DeliveryQuery{Limit: 1})
 	if err != nil {
 		b.Fatal(err)
 	}
 	var body []byte
-	err = o.store.view(func(tx *txn) error {
+	err = bridge.store.view(func(tx *txn) error {
 		n, _ := tx.numberOf(d[0].EventID)
 		e, err := decodeEvent(tx.events.Get(number(n)))
 		body = e.body
@@ -126,15 +157,16 @@ func BenchmarkBridge(b *testing.B) {
 	}
 	direct := newSender(e, opts)
 	b.ReportAllocs()
+	b.ResetTimer()
 	var ours, theirs time.Duration
 	for done := 0; done < b.N; done += turn {
 		n := min(turn, b.N-done)
-		from := delivered()
+		from := bridge.delivered()
 		began := time.Now()
 		for i := range n {
-			emit(1_000_000 + done + i)
+			bridge.emit(1_000_000 + done + i)
 		}
-		for delivered() < from+uint64(n) {
+		for bridge.delivered() < from+uint64(n) {
 			<-time.After(time.Millisecond)
 		}
 		ours += time.Since(began)
@@ -154,6 +186,160 @@ func BenchmarkBridge(b *testing.B) {
 	b.ReportMetric(float64(b.N)/theirs.Seconds(), "direct/s")
 	b.ReportMetric(theirs.Seconds()/ours.Seconds(), "of-direct")
 	b.ReportMetric(naive.Seconds()*float64(b.N)/ours.Seconds(), "times-naive")
+	b.ReportMetric(rssAnon(b), "RssAnon-MiB")
+}
+
+// rssAnon is how much memory of its own the process has, in MiB: the mapped file is not in it.
+func rssAnon(b *testing.B) float64 {
+	b.Helper()
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		b.Skip("only Linux says how much memory is a process's own: ", err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if value, found := strings.CutPrefix(line, "RssAnon:"); found {
+			kib, err := strconv.Atoi(strings.Fields(value)[0])
+			if err != nil {
+				b.Fatal(err)
+			}
+			return float64(kib) / 1024
+		}
+	}
+	b.Fatal("no RssAnon in ", string(status))
+	return 0
+}
+
+// BenchmarkLatency emits 50 events a second and takes the time from the server's socket to the first byte of the POST: to an endpoint that is alone,
+// and to one beside which another never answers and a third refuses connections. In each gap one event is committed to a bare file: the unit in which
+// the time is told.
+func BenchmarkLatency(b *testing.B) {
+	b.Run("alone", func(b *testing.B) { benchLatency(b) })
+	b.Run("beside-failing", func(b *testing.B) {
+		silent := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			<-r.Context().Done()
+		}))
+		defer silent.Close()
+		gone := httptest.NewServer(http.NotFoundHandler())
+		gone.Close()
+		hangs, refuses := endpoint("hangs"), endpoint("refuses")
+		hangs.URL, hangs.Timeout, refuses.URL = silent.URL, time.Second, gone.URL
+		benchLatency(b, hangs, refuses)
+	})
+}
+
+func benchLatency(b *testing.B, others ...Endpoint) {
+	b.Helper()
+	const gap, most = 20 * time.Millisecond, 1000
+	arrived := make(chan time.Time, most)
+	receiver := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		arrived <- time.Now()
+		_, _ = io.Copy(io.Discard, r.Body)
+	}))
+	defer receiver.Close()
+	e := endpoint("crm")
+	e.URL = receiver.URL
+	opts := benchOptions(b, e)
+	opts.Endpoints = append(opts.Endpoints, others...)
+	bridge := startBridge(b, opts)
+	<-time.After(time.Second)
+	for len(arrived) > 0 { // the events with which startBridge found out that it is connected
+		<-arrived
+	}
+	bare := benchOutbox(b).store
+	ticks := time.NewTicker(gap)
+	defer ticks.Stop()
+	var ours, theirs []time.Duration
+	b.ResetTimer()
+	for i := range b.N {
+		<-ticks.C
+		began := time.Now()
+		bridge.emit(1_000_000 + i)
+		ours = append(ours, (<-arrived).Sub(began))
+		<-time.After(gap / 2) // its outcome is recorded by now
+		change := bareAppend(b, event("call.incoming", fmt.Sprint(i)), uint64(i)+1)
+		theirs = append(theirs, took(b, func() error { return bare.commit(change) }))
+	}
+	slices.Sort(ours)
+	slices.Sort(theirs)
+	p50, p99, commit := ours[b.N/2], ours[b.N*99/100], theirs[b.N/2]
+	b.ReportMetric(float64(commit.Microseconds()), "commit-µs")
+	b.ReportMetric(p50.Seconds()/commit.Seconds(), "p50-commits")
+	b.ReportMetric(p99.Seconds()/commit.Seconds(), "p99-commits")
+}
+
+// BenchmarkBacklog starts with so many pending deliveries as its name says, takes the time from Open to the first POST, and delivers b.N of them.
+// Beside it b.N are delivered from an outbox that holds nothing else.
+func BenchmarkBacklog(b *testing.B) {
+	const pending = 1_000_000
+	e := endpoint("crm")
+	e.URL, e.Concurrency = startReceiver(b), 32
+	e.RingingTTL = 24 * time.Hour
+	b.Run(fmt.Sprintf("pending=%d", pending), func(b *testing.B) {
+		if b.N > pending {
+			b.Skip("there are only so many")
+		}
+		full, empty := benchOptions(b, e), benchOptions(b, e)
+		fillOutbox(b, full, pending)
+		fillOutbox(b, empty, b.N)
+		debug.FreeOSMemory() // what filling has left
+		b.ResetTimer()
+		theirs, _ := drain(b, empty, b.N)
+		ours, first := drain(b, full, b.N)
+		b.ReportMetric(float64(b.N)/ours.Seconds(), "events/s")
+		b.ReportMetric(theirs.Seconds()/ours.Seconds(), "of-empty")
+		b.ReportMetric(first.Seconds()*1000, "first-ms")
+		b.ReportMetric(rssAnon(b), "RssAnon-MiB")
+	})
+}
+
+// fillOutbox appends n events, five to a call.
+func fillOutbox(b *testing.B, opts Options, n int) {
+	b.Helper()
+	o, err := Open(opts)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer o.Close()
+	const together = 4096
+	for done := 0; done < n; done += together {
+		events := make([]telephony.Event, min(together, n-done))
+		for i := range events {
+			events[i] = event("call.incoming", fmt.Sprint((done+i)/5))
+			events[i].From, events[i].To = "73430112233", "101"
+		}
+		if err := o.Append(b.Context(), events); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// drain opens an outbox and is done when n are delivered. First is when the first POST's outcome was recorded.
+func drain(b *testing.B, opts Options, n int) (all, first time.Duration) {
+	b.Helper()
+	began := time.Now()
+	o, err := Open(opts)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer o.Close()
+	ctx, stop := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = o.Run(ctx) })
+	defer running.Wait()
+	defer stop()
+	for delivered := 0; delivered < n; {
+		<-time.After(time.Millisecond)
+		list, err := o.Endpoints()
+		if err != nil {
+			b.Fatal(err)
+		}
+		delivered = int(list[0].Delivered)
+		if first == 0 && delivered > 0 {
+			first = time.Since(began)
+		}
+	}
+	return time.Since(began) - first, first
 }
 
 // naiveLoop is how long one event takes that is stored, sent and recorded one after the other.
