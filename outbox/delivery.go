@@ -201,6 +201,9 @@ func longestWait(schedule []time.Duration, hold time.Duration) time.Duration {
 
 // parseRetryAfter reads the header: seconds, or a date (RFC 9110, 10.2.3). It is 0 for none, and for what cannot be read.
 func parseRetryAfter(header string, now time.Time) time.Duration {
+	if header == "" {
+		return 0
+	}
 	seconds, err := strconv.ParseUint(header, 10, 32)
 	switch {
 	case errors.Is(err, strconv.ErrRange):

@@ -184,8 +184,7 @@ func (s *store) commit(apply func(*txn) error) error {
 			other.turn <- turn{err: results[i]}
 		}
 	}
-	// Those that have just been told run first and may bring their next change: else one half of a crowd would wait for the commit of the other.
-	runtime.Gosched()
+	s.gather()
 	s.mu.Lock()
 	s.committing = len(s.waiting) > 0
 	if s.committing {
@@ -193,6 +192,23 @@ func (s *store) commit(apply func(*txn) error) error {
 	}
 	s.mu.Unlock()
 	return mine
+}
+
+// gather lets those run that have just been told how their change ended, and may bring the next one: else one half of a crowd would wait for the commit
+// of the other. It is over as soon as nothing new has come.
+func (s *store) gather() {
+	const most = 16 // times
+	waiting := -1
+	for range most {
+		s.mu.Lock()
+		n := len(s.waiting)
+		s.mu.Unlock()
+		if n == waiting {
+			return
+		}
+		waiting = n
+		runtime.Gosched()
+	}
 }
 
 // commitGroup commits changes together and says how each ended.
