@@ -25,8 +25,8 @@ import (
 
 const version = "0.1.0"
 
-// gcPercent lets the heap grow to five times what lives in it, which is a few MiB: at Go's 100 the collector runs so often that it costs a seventh of the
-// events a second.
+// gcPercent lets the heap grow to five times what lives in it, which is a few MiB: at Go's 100 the collector runs so often that it costs a seventh of
+// BenchmarkBridge's events a second.
 const gcPercent = 400
 
 func main() {

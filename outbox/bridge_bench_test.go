@@ -209,8 +209,8 @@ func rssAnon(b *testing.B) float64 {
 	return 0
 }
 
-// BenchmarkLatency emits 50 events a second and takes the time from the server's socket to the first byte of the POST: to an endpoint that is alone,
-// and to one beside which another never answers and a third refuses connections. In each gap one event is committed to a bare file: the unit in which
+// BenchmarkLatency emits 50 events a second and takes the time from the server's socket to where the receiver has the head of the POST: at an endpoint that is alone,
+// and at one beside which another never answers and a third refuses connections. In each gap one event is committed to a bare file: the unit in which
 // the time is told.
 func BenchmarkLatency(b *testing.B) {
 	b.Run("alone", func(b *testing.B) { benchLatency(b) })
@@ -268,7 +268,8 @@ func benchLatency(b *testing.B, others ...Endpoint) {
 	b.ReportMetric(p99.Seconds()/commit.Seconds(), "p99-commits")
 }
 
-// BenchmarkBacklog starts with so many pending deliveries as its name says, takes the time from Open to the first POST, and delivers b.N of them.
+// BenchmarkBacklog starts with so many pending deliveries as its name says, takes the time from Open to the first that is recorded as
+// delivered, and delivers b.N of them.
 // Beside it b.N are delivered from an outbox that holds nothing else.
 func BenchmarkBacklog(b *testing.B) {
 	const pending = 1_000_000
