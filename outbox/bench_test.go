@@ -3,8 +3,6 @@ package outbox
 import (
 	"errors"
 	"fmt"
-	"log/slog"
-	"path/filepath"
 	"sync"
 	"testing"
 	"time"
@@ -122,10 +120,7 @@ func took(b *testing.B, do func() error) time.Duration {
 
 func benchOutbox(b *testing.B) *Outbox {
 	b.Helper()
-	o, err := Open(Options{
-		Path: filepath.Join(b.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm")}, Retention: time.Hour,
-		RoutingTimeout: time.Second, MaxBytes: 1 << 40, Logger: slog.New(slog.DiscardHandler),
-	})
+	o, err := Open(benchOptions(b, endpoint("crm")))
 	if err != nil {
 		b.Fatal(err)
 	}
