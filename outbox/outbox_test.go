@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -13,7 +14,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -44,8 +45,8 @@ func endpoint(name string) Endpoint {
 	return Endpoint{Name: name, URL: "http://crm.example/hook?token=t0psecret", Secrets: [][]byte{secretA}, Events: all, Timeout: 15 * time.Second, Concurrency: 16, RingingTTL: 1000 * time.Hour}
 }
 
-// openOutbox opens an outbox and, when the test ends, closes it and checks its file.
-func openOutbox(t *testing.T, opts Options) *Outbox {
+// withDefaults fills in what a test does not care about.
+func withDefaults(t *testing.T, opts Options) Options {
 	t.Helper()
 	if opts.Path == "" {
 		opts.Path = filepath.Join(t.TempDir(), "outbox.db")
@@ -53,26 +54,25 @@ func openOutbox(t *testing.T, opts Options) *Outbox {
 	if opts.Endpoints == nil {
 		opts.Endpoints = []Endpoint{endpoint("crm")}
 	}
-	if opts.RetrySchedule == nil {
-		opts.RetrySchedule = []time.Duration{5 * time.Second, 5 * time.Minute}
-	}
 	if opts.Logger == nil {
 		opts.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
-	if opts.OrderHold == 0 {
-		opts.OrderHold = time.Minute
+	if opts.RetrySchedule == nil {
+		opts.RetrySchedule = []time.Duration{5 * time.Second, 5 * time.Minute}
 	}
-	if opts.Retention == 0 {
-		opts.Retention = 168 * time.Hour
-	}
-	if opts.RoutingTimeout == 0 {
-		opts.RoutingTimeout = 10 * time.Second
-	}
-	if opts.MaxBytes == 0 {
-		opts.MaxBytes = 1 << 30
-	}
-	opts.Grace, opts.UserAgent = 5*time.Second, "pzbridge/test"
-	o, err := Open(opts)
+	opts.OrderHold = cmp.Or(opts.OrderHold, time.Minute)
+	opts.Retention = cmp.Or(opts.Retention, 168*time.Hour)
+	opts.RoutingTimeout = cmp.Or(opts.RoutingTimeout, 10*time.Second)
+	opts.MaxBytes = cmp.Or(opts.MaxBytes, 1<<30)
+	opts.Grace = cmp.Or(opts.Grace, 5*time.Second)
+	opts.UserAgent = "pzbridge/test"
+	return opts
+}
+
+// openOutbox opens an outbox and, when the test ends, closes it and checks its file.
+func openOutbox(t *testing.T, opts Options) *Outbox {
+	t.Helper()
+	o, err := Open(withDefaults(t, opts))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,28 +155,23 @@ func checkLinks(t *testing.T, tx *txn, endpoint string, k []byte, d delivery) {
 	}
 }
 
-func mustAppend(t *testing.T, o *Outbox, events ...telephony.Event) {
+func mustAppend(t *testing.T, o engine, events ...telephony.Event) {
 	t.Helper()
 	if err := o.Append(t.Context(), events); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// states counts the deliveries of an endpoint by state.
-func states(t *testing.T, o *Outbox, name string) map[state]int {
+// states counts the deliveries of a configured endpoint by state.
+func states(t *testing.T, o engine, name string) map[state]int {
 	t.Helper()
-	counts := map[state]int{}
-	err := o.store.db.View(func(tx *bolt.Tx) error {
-		return tx.Bucket(bucketEndpoints).Bucket([]byte(name)).Bucket(bucketDeliveries).ForEach(func(_, v []byte) error {
-			d, err := decodeDelivery(v)
-			counts[d.state]++
-			return err
-		})
-	})
+	list, err := o.Endpoints()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return counts
+	i := slices.IndexFunc(list, func(s EndpointStatus) bool { return s.Name == name })
+	s := list[i]
+	return map[state]int{pending: int(s.Pending), delivered: int(s.Delivered), expired: int(s.Expired), dead: int(s.Dead)}
 }
 
 // received is a webhook as a CRM got it.
@@ -244,7 +239,7 @@ func bubble(t *testing.T, c *crm, f func(t *testing.T)) {
 }
 
 // run delivers until the function that it returns is called.
-func run(t *testing.T, o *Outbox) (stop func()) {
+func run(t *testing.T, o engine) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
@@ -353,91 +348,6 @@ func decode(t *testing.T, r received) (id string, sequence int) {
 	return body.ID, body.Data.Sequence
 }
 
-// A CRM that fails is tried again after the schedule's waits, with the same bytes and a fresh signature; then the delivery is dead.
-func TestRetriesBySchedule(t *testing.T) {
-	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(http.StatusServiceUnavailable) }}
-	bubble(t, c, func(t *testing.T) {
-		o := openOutbox(t, Options{DialContext: c.net.Dial})
-		defer run(t, o)()
-		mustAppend(t, o, event("call.incoming", "5"))
-		time.Sleep(24 * time.Hour)
-		synctest.Wait()
-		hooks := c.received()
-		if len(hooks) != 3 {
-			t.Fatalf("%d attempts", len(hooks))
-		}
-		for i, wait := range []time.Duration{5 * time.Second, 5 * time.Minute} {
-			took := hooks[i+1].at.Sub(hooks[i].at)
-			if took < wait*8/10 || took > wait*12/10 {
-				t.Errorf("wait %d: %s, not %s ±20 %%", i, took, wait)
-			}
-			if !bytes.Equal(hooks[i].body, hooks[i+1].body) || hooks[i].header.Get("webhook-id") != hooks[i+1].header.Get("webhook-id") {
-				t.Error("another attempt sent something else")
-			}
-			if hooks[i].header.Get("webhook-timestamp") == hooks[i+1].header.Get("webhook-timestamp") {
-				t.Error("another attempt has the timestamp of the first")
-			}
-		}
-		if got := states(t, o, "crm"); got[dead] != 1 {
-			t.Errorf("states: %v", got)
-		}
-	})
-}
-
-// 2xx, 410, a redirect, a timeout and a broken connection, each from the first attempt to the end.
-func TestAnswers(t *testing.T) {
-	for name, c := range map[string]struct {
-		answer   func(n int, r received, w http.ResponseWriter)
-		attempts int // requests that arrive
-		state    state
-	}{
-		"204": {func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(204) }, 1, delivered},
-		"410": {func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(410) }, 1, dead},
-		"404, 200": {func(n int, _ received, w http.ResponseWriter) {
-			w.WriteHeader(map[int]int{1: 404}[n] + map[int]int{2: 200}[n])
-		}, 2, delivered},
-		"a redirect": {func(_ int, _ received, w http.ResponseWriter) {
-			w.Header().Set("Location", "/other")
-			w.WriteHeader(302)
-		}, 3, dead},
-		"a timeout": {func(n int, _ received, _ http.ResponseWriter) { time.Sleep(time.Duration(2-min(n, 2)) * time.Hour) }, 2, delivered},
-		"three resets are one attempt": {func(n int, _ received, _ http.ResponseWriter) {
-			if n <= 3 {
-				panic(http.ErrAbortHandler)
-			}
-		}, 4, delivered},
-		"a Retry-After of a year": {func(n int, _ received, w http.ResponseWriter) {
-			if n == 1 {
-				w.Header().Set("Retry-After", "31536000")
-				w.WriteHeader(503)
-			}
-		}, 2, delivered},
-	} {
-		t.Run(name, func(t *testing.T) {
-			c2 := &crm{answer: c.answer}
-			bubble(t, c2, func(t *testing.T) {
-				o := openOutbox(t, Options{DialContext: c2.net.Dial})
-				stop := run(t, o)
-				mustAppend(t, o, event("call.incoming", "5"))
-				time.Sleep(2 * time.Hour)
-				synctest.Wait()
-				stop()
-				for _, h := range c2.received() {
-					if h.path != "/hook?token=t0psecret" {
-						t.Errorf("a redirect was followed to %s", h.path)
-					}
-				}
-				if n := len(c2.received()); n != c.attempts {
-					t.Errorf("%d requests, want %d", n, c.attempts)
-				}
-				if got := states(t, o, "crm"); got[c.state] != 1 {
-					t.Errorf("states: %v", got)
-				}
-			})
-		})
-	}
-}
-
 // No line of the log and no error tells what stands in an endpoint's address.
 func TestNoSecretInTheLog(t *testing.T) {
 	for name, dial := range map[string]func(context.Context, string, string) (net.Conn, error){
@@ -486,68 +396,6 @@ func brokenReply() (net.Conn, error) {
 		_ = server.Close()
 	}()
 	return client, nil
-}
-
-func TestSequenceAndFilter(t *testing.T) {
-	c := &crm{}
-	bubble(t, c, func(t *testing.T) {
-		e := endpoint("crm")
-		e.Events = Filter{"call.completed"}
-		path := filepath.Join(t.TempDir(), "outbox.db")
-		for range 2 { // the count goes on after a restart
-			o, err := Open(Options{Path: path, Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{time.Second}, Grace: time.Second, Retention: time.Hour, RoutingTimeout: time.Hour, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler), DialContext: c.net.Dial})
-			if err != nil {
-				t.Fatal(err)
-			}
-			stop := run(t, o)
-			mustAppend(t, o, event("call.incoming", "5"), event("call.completed", "5"), event("call.completed", "55"), event("call.incoming", ""))
-			synctest.Wait()
-			stop()
-			checkFile(t, o)
-			if err := o.Close(); err != nil {
-				t.Fatal(err)
-			}
-		}
-		var sequences []int
-		for _, h := range c.received() {
-			_, n := decode(t, h)
-			sequences = append(sequences, n)
-		}
-		// In which order two calls go out is nobody's promise.
-		counts := map[int]int{}
-		for _, n := range sequences {
-			counts[n]++
-		}
-		if !reflect.DeepEqual(counts, map[int]int{1: 1, 2: 2, 4: 1}) {
-			t.Errorf("sequences: %v", sequences)
-		}
-	})
-}
-
-func TestAppendOfAKnownIDIsANoOp(t *testing.T) {
-	o := openOutbox(t, Options{})
-	e := event("call.incoming", "5")
-	mustAppend(t, o, e)
-	mustAppend(t, o, e, event("call.completed", "5"))
-	if got := states(t, o, "crm"); got[pending] != 2 {
-		t.Errorf("states: %v", got)
-	}
-}
-
-func TestAReplayOfWhatIsKnownIsNotSentAgain(t *testing.T) {
-	o := openOutbox(t, Options{})
-	make := func(print byte, replayed bool) telephony.Event {
-		e := event("call.completed", "5")
-		e.Fingerprint[0], e.Replayed = print, replayed
-		return e
-	}
-	mustAppend(t, o, make(1, false))
-	mustAppend(t, o, make(1, false)) // the same thing said twice live is two things
-	mustAppend(t, o, make(1, true), make(2, true), make(2, true))
-	mustAppend(t, o, make(2, true))
-	if got := states(t, o, "crm"); got[pending] != 3 {
-		t.Errorf("states: %v", got)
-	}
 }
 
 // Deliveries that wait for their time do not wait longer because the clock is set back.
@@ -702,35 +550,6 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	opts.Path = filepath.Join(path, "outbox.db") // its folder is a file
 	if _, err := Open(opts); err == nil || strings.Count(err.Error(), path) != 1 {
 		t.Errorf("a folder that cannot be made: %v", err)
-	}
-}
-
-// A shutdown lets an attempt in flight end and records it; one that takes longer than the grace is cut off and made again later.
-func TestShutdownDuringAnAttempt(t *testing.T) {
-	for name, c := range map[string]struct {
-		takes time.Duration
-		state state
-	}{"within the grace": {2 * time.Second, delivered}, "longer": {time.Minute, pending}} {
-		t.Run(name, func(t *testing.T) {
-			receiver := &crm{answer: func(int, received, http.ResponseWriter) { time.Sleep(c.takes) }}
-			bubble(t, receiver, func(t *testing.T) {
-				o := openOutbox(t, Options{DialContext: receiver.net.Dial, Endpoints: []Endpoint{{
-					Name: "crm", URL: "http://crm.example", Secrets: [][]byte{secretA}, Events: all, Timeout: time.Hour, Concurrency: 16, RingingTTL: time.Hour,
-				}}})
-				stop := run(t, o)
-				mustAppend(t, o, event("call.incoming", "5"))
-				synctest.Wait()
-				began := time.Now()
-				stop()
-				if took := time.Since(began); took > o.opts.Grace {
-					t.Errorf("the shutdown took %s", took)
-				}
-				if got := states(t, o, "crm"); got[c.state] != 1 {
-					t.Errorf("states: %v", got)
-				}
-				time.Sleep(time.Hour) // lets the receiver's handler end
-			})
-		})
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,7 +18,7 @@ import (
 )
 
 // list gives the deliveries that a query is for, page by page.
-func list(t *testing.T, o *Outbox, q DeliveryQuery) (all []Delivery) {
+func list(t *testing.T, o engine, q DeliveryQuery) (all []Delivery) {
 	t.Helper()
 	for {
 		page, cursor, err := o.Deliveries(q)
@@ -127,78 +126,6 @@ func TestLastAttempts(t *testing.T) {
 			if n := 6 + i; a.Status != 500+n || a.Response != fmt.Sprintf("answer %d", n) || a.Took != 20*time.Millisecond || a.Error != "" {
 				t.Errorf("attempt %d: %+v", n, a)
 			}
-		}
-	})
-}
-
-// What is delivered again keeps its ID and its bytes, goes in order within each call, and does not expire.
-func TestRedeliver(t *testing.T) {
-	var refuses atomic.Bool
-	c := &crm{}
-	c.answer = func(_ int, r received, w http.ResponseWriter) {
-		time.Sleep(time.Second)
-		if _, n := callOf(t, r); refuses.Load() && n == 1 {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-	}
-	bubble(t, c, func(t *testing.T) {
-		e := endpoint("crm")
-		e.RingingTTL = time.Minute
-		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: slices.Repeat([]time.Duration{10 * time.Minute}, 5), OrderHold: time.Hour})
-		stop := run(t, o)
-		first, second := event("call.incoming", "5"), event("call.completed", "5")
-		mustAppend(t, o, first, second)
-		time.Sleep(24 * time.Hour)
-		refuses.Store(true)
-		from := len(c.received())
-		for _, id := range []string{first.ID, second.ID} { // the first, which is refused for a while, holds the second
-			d, err := o.Redeliver(id + ".crm")
-			if err != nil || d.State != "pending" || !d.Redelivered {
-				t.Fatalf("%+v, %v", d, err)
-			}
-		}
-		time.Sleep(5 * time.Minute)
-		refuses.Store(false)
-		time.Sleep(30 * time.Minute)
-		stop()
-		var sequences []int
-		for _, h := range c.received()[from:] {
-			_, n := callOf(t, h)
-			sequences = append(sequences, n)
-			if id, _ := decode(t, h); id != map[int]string{1: first.ID, 2: second.ID}[n] {
-				t.Errorf("event %d has the ID %s", n, id)
-			}
-		}
-		if !slices.Equal(sequences, []int{1, 1, 2}) {
-			t.Errorf("delivered again: %v", sequences)
-		}
-		if got := states(t, o, "crm"); got[delivered] != 2 {
-			t.Errorf("states: %v", got)
-		}
-	})
-}
-
-// What is asked for again while an attempt at it is under way is made again at once if that fails, from the beginning of the schedule.
-func TestRedeliverWhileUnderWay(t *testing.T) {
-	c := &crm{answer: func(n int, _ received, w http.ResponseWriter) {
-		if n == 1 {
-			time.Sleep(10 * time.Second)
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-	}}
-	bubble(t, c, func(t *testing.T) {
-		o := openOutbox(t, Options{DialContext: c.net.Dial, RetrySchedule: []time.Duration{24 * time.Hour}})
-		stop := run(t, o)
-		e := event("call.completed", "5")
-		mustAppend(t, o, e)
-		time.Sleep(time.Second)
-		if _, err := o.Redeliver(e.ID + ".crm"); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Minute)
-		stop()
-		if d, attempts, err := o.Delivery(e.ID + ".crm"); err != nil || d.State != "delivered" || !d.Redelivered || len(attempts) != 2 {
-			t.Errorf("%+v, %d attempts, %v", d, len(attempts), err)
 		}
 	})
 }
