@@ -62,8 +62,14 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
+	router, err := relay.NewRouter(relay.RouterOptions{
+		Exchange: session, Ledger: box, DeclineOnSilence: cfg.DeclineOnSilence, Timeout: cfg.CommandTimeout, Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
 	api, err := transferapi.New(transferapi.Options{
-		Exchange: session, Outbox: box, Deliveries: box, Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Logger: logger,
+		Exchange: session, Router: router, Outbox: box, Deliveries: box, Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Logger: logger,
 	})
 	if err != nil {
 		return err
@@ -83,7 +89,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		ctx,
 		serve(listener, api, cfg.ShutdownGrace/4, logger),
 		session.Run,
-		box.Run,
+		func(ctx context.Context) error { return box.Run(ctx, router) },
 	)
 	logger.Info("pzbridge stopped")
 	return err
@@ -92,13 +98,14 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
 	opts := outbox.Options{
 		Path: cfg.OutboxPath, RetrySchedule: cfg.RetrySchedule, OrderHold: cfg.OrderHold, RoutingTimeout: cfg.RoutingTimeout,
-		Retention: cfg.OutboxRetention, MaxBytes: cfg.OutboxMaxBytes, Grace: cfg.ShutdownGrace / 2,
+		RingingOnlyToWinner: cfg.RingingOnlyToWinner,
+		Retention:           cfg.OutboxRetention, MaxBytes: cfg.OutboxMaxBytes, Grace: cfg.ShutdownGrace / 2,
 		UserAgent: "pzbridge/" + version, Logger: logger,
 	}
 	for _, e := range cfg.Endpoints {
 		opts.Endpoints = append(opts.Endpoints, outbox.Endpoint{
 			Name: e.Name, URL: e.URL, Secrets: e.Secrets, Events: e.Events, Headers: e.Headers, Timeout: e.Timeout,
-			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL,
+			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL, AnswersLater: e.Token != "",
 		})
 	}
 	return opts

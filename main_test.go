@@ -399,6 +399,10 @@ func TestServerAwayForAMinute(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		router, err := relay.NewRouter(relay.RouterOptions{Exchange: session, Ledger: box, Timeout: time.Second, Logger: logger})
+		if err != nil {
+			t.Fatal(err)
+		}
 		finish := func(call string) {
 			fields, err := pz.ParseGenerate(strings.Fields("generate history 1 2 1385035625 1385035685 60 in http://x/1.mp3 2 " + call))
 			if err != nil {
@@ -412,7 +416,7 @@ func TestServerAwayForAMinute(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var parts sync.WaitGroup
 		parts.Go(func() {
-			if err := runAll(ctx, session.Run, box.Run); err != nil {
+			if err := runAll(ctx, session.Run, func(ctx context.Context) error { return box.Run(ctx, router) }); err != nil {
 				t.Error(err)
 			}
 		})

@@ -18,9 +18,11 @@ var ErrFull = errors.New("the outbox is full")
 // dropAt is the part of Options.MaxBytes from which on the oldest finished events go before their time.
 const dropAt = 0.9
 
-// append stores events and the duty to deliver each. It says whether the file is nearly full, or full.
-func (s *store) append(records []record) (crowded bool, err error) {
+// append stores events and the duty to deliver each. It gives the numbers of those that ask where a call should go, and says whether the file is
+// nearly full, or full.
+func (s *store) append(records []record) (asking []uint64, crowded bool, err error) {
 	err = s.commit(func(tx *txn) error {
+		asking = nil
 		// Only here: outcomes, pruning and routing always have room.
 		if tx.inUse == 0 {
 			tx.inUse = s.inUse(tx.Tx)
@@ -32,8 +34,12 @@ func (s *store) append(records []record) (crowded bool, err error) {
 				ErrFull, humanize.IBytes(uint64(used)), humanize.IBytes(uint64(s.maxBytes)))
 		}
 		for i := range records {
-			if err := s.appendOne(tx, &records[i]); err != nil {
+			n, asks, err := s.appendOne(tx, &records[i])
+			if err != nil {
 				return err
+			}
+			if asks {
+				asking = append(asking, n)
 			}
 		}
 		return nil
@@ -41,7 +47,7 @@ func (s *store) append(records []record) (crowded bool, err error) {
 	s.mu.Lock()
 	s.full = err
 	s.mu.Unlock()
-	return crowded, err
+	return asking, crowded, err
 }
 
 // inUse is how many bytes of the file hold something: its size but for the pages that are free.
@@ -59,14 +65,14 @@ func (s *store) nearlyFull() (nearly bool) {
 	return nearly
 }
 
-// appendOne stores one event, unless it is known.
-func (s *store) appendOne(tx *txn, r *record) error {
+// appendOne stores one event, unless it is known, gives its number, and says whether endpoints are to be asked about it.
+func (s *store) appendOne(tx *txn, r *record) (n uint64, asks bool, err error) {
 	if tx.knows(r.id) || r.replayed && tx.told(r) {
-		return nil
+		return 0, false, nil
 	}
-	n, err := tx.events.NextSequence()
+	n, err = tx.events.NextSequence()
 	if err != nil {
-		return err
+		return 0, false, err
 	}
 	// The number and what the call keeps of the event are the same bytes.
 	kept := append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(r.fingerprint)), n), r.fingerprint[:]...)
@@ -74,27 +80,42 @@ func (s *store) appendOne(tx *txn, r *record) error {
 	sequence, last := tx.lastOf(place)
 	sequence++
 	if err := tx.events.Put(key, encodeEvent(r, sequence)); err != nil {
-		return err
+		return 0, false, err
 	}
 	if err := tx.ids.Put(r.id[:], key); err != nil {
-		return err
+		return 0, false, err
 	}
 	if err := tx.calls.Put(binary.BigEndian.AppendUint64(place, sequence), kept); err != nil {
-		return err
+		return 0, false, err
 	}
 	if prints, read := tx.prints[r.call]; read {
 		prints[r.fingerprint] = true
 	}
-	for i := range s.endpoints {
-		e := &s.endpoints[i]
-		if !e.Events.Match(r.kind) {
-			continue
-		}
-		if err := s.appendDelivery(tx.queue(e.Name), tx, n, r.call, sequence, last); err != nil {
-			return err
+	on, err := s.receive(tx, r)
+	if err != nil {
+		return 0, false, err
+	}
+	if on.asking {
+		if err := tx.questions.Put(key, nil); err != nil {
+			return 0, false, err
 		}
 	}
-	return nil
+	for i := range s.endpoints {
+		e := &s.endpoints[i]
+		if !e.Events.Match(r.kind) || !goesTo(r.kind, e.Name, on.route, s.endpoints, s.ringAll, r.at) {
+			continue
+		}
+		q := tx.queue(e.Name)
+		if e.URL == "" { // it is there to be read: see Events
+			err = q.put(n, nil, delivery{}.ended(delivered, r.at), nil)
+		} else {
+			err = s.appendDelivery(q, tx, n, r.call, sequence, last, on.asking)
+		}
+		if err != nil {
+			return 0, false, err
+		}
+	}
+	return n, on.asking, nil
 }
 
 // knows says whether an event with this ID is stored. IDs hold their time, so most are larger than all that are, which is known without looking.
@@ -113,7 +134,8 @@ func (tx *txn) knows(id uuid.UUID) bool {
 }
 
 // appendDelivery stores the duty to deliver event n, the one with the sequence in its call; last is the number of the event before it, 0 if there is none.
-func (s *store) appendDelivery(q *queue, tx *txn, n uint64, call string, sequence, last uint64) error {
+// A question waits for nothing: the asker has it.
+func (s *store) appendDelivery(q *queue, tx *txn, n uint64, call string, sequence, last uint64, question bool) error {
 	var before *delivery
 	var history []byte
 	if last != 0 && call != "" {
@@ -124,7 +146,11 @@ func (s *store) appendDelivery(q *queue, tx *txn, n uint64, call string, sequenc
 	if err := q.follow(last, before, history, n); err != nil {
 		return err
 	}
-	return q.put(n, nil, behind(before, s.hold), nil)
+	d := behind(before, s.hold)
+	if question {
+		d = delivery{due: asking}
+	}
+	return q.put(n, nil, d, nil)
 }
 
 // lastOf gives the sequence and the number of a call's latest event, 0 if it has none.

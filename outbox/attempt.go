@@ -22,7 +22,7 @@ const (
 	redials    = 2
 	redialWait = 200 * time.Millisecond
 
-	// maxResponse is how much of an answer is read, in bytes, so that its connection can be used again.
+	// maxResponse is how much of an answer is read, in bytes: so that its connection can be used again, and for what it says about a call.
 	maxResponse = 64 << 10
 	// lookedResponse is how much of it is looked through for what is secret, so that nothing is cut in the middle.
 	lookedResponse = 4 * keptResponse
@@ -36,10 +36,11 @@ type sender struct {
 	hide      *strings.Replacer // takes what is secret out of an answer
 }
 
-func newSender(e Endpoint, opts Options) *sender {
+// newSender makes a sender that has up to so many connections, any number if it is 0.
+func newSender(e Endpoint, connections int, opts Options) *sender {
 	transport := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: opts.DialContext, ForceAttemptHTTP2: true,
-		MaxIdleConnsPerHost: e.Concurrency, MaxConnsPerHost: e.Concurrency,
+		MaxIdleConnsPerHost: e.Concurrency, MaxConnsPerHost: connections,
 		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
 	}
 	s := &sender{endpoint: e, userAgent: opts.UserAgent, hide: hider(e)}
@@ -110,11 +111,10 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 		return outcome{err: withoutURL(err)}, nil
 	}
 	// The status has said how it went; the rest is for people, and read so that the connection can be used again.
-	begin, _ := io.ReadAll(io.LimitReader(resp.Body, lookedResponse))
-	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxResponse))
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxResponse))
 	_ = resp.Body.Close()
 	return outcome{
-		status: resp.StatusCode, response: cut(s.hide.Replace(string(begin)), keptResponse),
+		status: resp.StatusCode, body: body, response: cut(s.hide.Replace(cut(string(body), lookedResponse)), keptResponse),
 		retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()),
 	}, nil
 }

@@ -149,7 +149,7 @@ func inParallel(b *testing.B, goroutines, n int, do func(i int) error) time.Dura
 // bareAppend makes the change that writes what the outbox would write of an event: the bytes are ready, nothing is looked up, nothing decided.
 func bareAppend(b *testing.B, e telephony.Event, i uint64) func(*txn) error {
 	b.Helper()
-	r, err := newRecord(&e)
+	r, err := newRecord(&e, time.Second)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -87,7 +87,7 @@ func startBridge(b *testing.B, opts Options) *benchBridge {
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { _ = session.Run(ctx) })
-	running.Go(func() { _ = o.Run(ctx) })
+	running.Go(func() { _ = o.Run(ctx, nobody{}) })
 	b.Cleanup(func() {
 		stop()
 		running.Wait()
@@ -156,7 +156,7 @@ func BenchmarkBridge(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	direct := newSender(e, opts)
+	direct := newSender(e, e.Concurrency, opts)
 	b.ReportAllocs()
 	b.ResetTimer()
 	var ours, theirs time.Duration
@@ -326,7 +326,7 @@ func drain(b *testing.B, opts Options, n int) (all, first time.Duration) {
 	defer o.Close()
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { _ = o.Run(ctx) })
+	running.Go(func() { _ = o.Run(ctx, nobody{}) })
 	defer running.Wait()
 	defer stop()
 	for delivered := uint64(0); delivered < uint64(n); {

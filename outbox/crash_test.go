@@ -51,9 +51,9 @@ func crashChild(path, url, round string) error {
 		return err
 	}
 	if round == "last" {
-		return o.Run(context.Background())
+		return o.Run(context.Background(), nobody{})
 	}
-	go func() { _ = o.Run(context.Background()) }()
+	go func() { _ = o.Run(context.Background(), nobody{}) }()
 	for call := 0; ; call++ {
 		// Three events of one call, each in its own batch with the first of others.
 		for range 3 {

@@ -37,10 +37,13 @@ type delivery struct {
 }
 
 // isDue says whether the delivery stands in the due index.
-func (d delivery) isDue() bool { return d.state == pending && d.due != held }
+func (d delivery) isDue() bool { return d.state == pending && d.due != held && d.due != asking }
 
 // held is the due time of a delivery that waits for an earlier event of its call, and of none that is in the due index.
 const held = -1
+
+// asking is the due time of a question while the asker has it.
+const asking = -2
 
 // behind gives a new delivery its due time. Before is the delivery of the event just before it in its call, nil if there is none: while
 // that is pending the new one is held, but once it has failed for no longer than hold.
@@ -64,7 +67,7 @@ func (d delivery) freesAt(hold time.Duration) int64 {
 // after gives a delivery that is pending its due time once the one before it in its call has become before. One that has failed follows
 // its own schedule.
 func (d delivery) after(before delivery, hold time.Duration) delivery {
-	if d.failedAt == 0 {
+	if d.failedAt == 0 && d.due != asking {
 		d.due = behind(&before, hold).due
 	}
 	return d
@@ -91,8 +94,17 @@ func (d delivery) again(before *delivery, hold time.Duration) delivery {
 type outcome struct {
 	status     int           // the HTTP status; 0 when there was no answer
 	response   string        // the beginning of its body, what is secret taken out
+	body       []byte        // all of it that was read, as it came
 	err        error         // why there was no answer; holds no secret
 	retryAfter time.Duration // what the answer asked for; 0 if nothing
+}
+
+// errText is why there was no answer, empty if there was one.
+func (o outcome) errText() string {
+	if o.err != nil {
+		return o.err.Error()
+	}
+	return ""
 }
 
 // text says how the attempt ended in a few words.

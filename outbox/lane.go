@@ -33,12 +33,14 @@ type lane struct {
 	endpoint Endpoint
 	store    *store
 	sender   *sender
-	opts     Options
-	horizon  time.Duration
-	limit    *rate.Limiter // nil: none
-	logger   *slog.Logger
-	reading  *repeat.Log // of the file
-	writing  *repeat.Log
+	// questions makes the attempts of questions, which take no place of the lane: see asker.
+	questions *sender
+	opts      Options
+	horizon   time.Duration
+	limit     *rate.Limiter // nil: none
+	logger    *slog.Logger
+	reading   *repeat.Log // of the file
+	writing   *repeat.Log
 
 	wake     chan struct{} // the file holds something new
 	ended    chan ended
@@ -55,7 +57,8 @@ type lane struct {
 	stale     bool            // the file may hold something due that is not claimed
 	readAt    time.Time       // when it was looked into last
 	nextDue   time.Time       // when the file holds something due, if nothing new comes; zero: never
-	inLine    bool            // a failing endpoint's deliveries have been lined up
+	failing   bool            // the endpoint was, when it was looked at last
+	inLine    bool            // since then its deliveries have been lined up
 	lastProbe uint64          // number of the delivery with which it was probed last
 
 	mu     sync.Mutex
@@ -77,7 +80,7 @@ type recorded struct {
 func newLane(e Endpoint, s *store, opts Options) *lane {
 	logger := opts.Logger.With("endpoint", e.Name)
 	l := &lane{
-		endpoint: e, store: s, sender: newSender(e, opts), opts: opts, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
+		endpoint: e, store: s, sender: newSender(e, e.Concurrency, opts), questions: newSender(e, 0, opts), opts: opts, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
 		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger),
 		wake: make(chan struct{}, 1), ended: make(chan ended), recorded: make(chan recorded),
 		claimed: map[uint64]bool{}, stale: true,
@@ -100,6 +103,7 @@ func (l *lane) busy() bool { return l.underWay > 0 || l.recording || len(l.resul
 // run delivers what is due until ctx ends, and returns when the last attempt is recorded. Attempts run under work.
 func (l *lane) run(ctx, work context.Context) {
 	defer l.sender.client.HTTPClient.CloseIdleConnections()
+	defer l.questions.client.HTTPClient.CloseIdleConnections()
 	alarm := time.NewTimer(lookAgain)
 	defer alarm.Stop()
 	stopping, done := false, ctx.Done() // a context that never ends has no Done
@@ -140,6 +144,10 @@ func sooner(a, b time.Time) time.Time {
 func (l *lane) dispatch(work context.Context) (at time.Time) {
 	now := time.Now()
 	h := l.currentHealth()
+	if h.failing != l.failing {
+		l.failing, l.inLine = h.failing, false
+		l.drop() // what was read before the change is not what is to be tried now
+	}
 	if h.failing && !l.inLine {
 		if l.busy() {
 			return time.Time{} // what is under way moves, and cannot be lined up
@@ -270,10 +278,7 @@ func (l *lane) attempt(work context.Context, j job, probe bool) ended {
 	if end := j.expires(l.opts.RoutingTimeout, l.endpoint.RingingTTL); !probe && !end.IsZero() && next.state == pending {
 		next.due = min(next.due, end.UnixNano()) // it expires on time, not when its next attempt would be
 	}
-	made := Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response}
-	if o.err != nil {
-		made.Error = o.err.Error()
-	}
+	made := Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()}
 	l.note(o, probe, now)
 	return ended{result: result{job: j, now: next, attempt: &made}}
 }
@@ -309,13 +314,6 @@ func (l *lane) attemptEnded(e ended) {
 		return
 	}
 	l.add(e.result)
-	failing := l.currentHealth().failing
-	if failing && !l.inLine || !failing && l.inLine {
-		l.drop() // what was read before the change is not what is to be tried now
-	}
-	if !failing {
-		l.inLine = false
-	}
 }
 
 // flush starts a commit of the results if it is time, and says when it will be.
@@ -388,7 +386,7 @@ func (l *lane) log(j job, d delivery, o outcome, took time.Duration) {
 	case dead:
 		l.logger.Error("delivery is dead: it will not be tried again", args...)
 	default:
-		if d.due != 0 {
+		if d.due > 0 {
 			args = append(args, "retry_in", time.Until(time.Unix(0, d.due)).Round(time.Millisecond).String())
 		}
 		l.logger.Warn("attempt failed", args...)

@@ -9,10 +9,10 @@ import (
 )
 
 // schema is the version of the file's layout.
-const schema = 2
+const schema = 3
 
 // migrations bring a file from the version that is their index to the next one.
-var migrations = map[uint64]func(*txn) error{1: migrate1}
+var migrations = map[uint64]func(*txn) error{1: migrate1, 2: migrate2}
 
 // migrate brings an older file to this version's layout, in the transaction that has opened it: it is migrated whole or not at all. A newer file
 // is refused.
@@ -72,6 +72,9 @@ func migrate1(tx *txn) error {
 	}
 	return tx.putCounts()
 }
+
+// migrate2: there were no routes and no questions, and a version that knows none must not have such a file: it would never deliver what is being asked.
+func migrate2(*txn) error { return nil }
 
 // link tells the delivery before a pending one in its call, if that is pending too, what comes after it.
 func (tx *txn) link(q *queue, n uint64, d delivery) error {

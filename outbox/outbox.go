@@ -42,8 +42,9 @@ var (
 
 // Endpoint is a CRM: where its events go, with which secrets they are signed, and which it wants.
 type Endpoint struct {
-	Name    string
-	URL     string // http or https; its query and path often hold a token, so it is never logged
+	Name string
+	// URL is http or https; its query and path often hold a token, so it is never logged. An endpoint without one reads its events: see Events.
+	URL     string
 	Secrets [][]byte
 	Events  Filter
 	Headers http.Header
@@ -54,6 +55,8 @@ type Endpoint struct {
 	Concurrency int
 	// Rate is how many attempts a second may begin; 0 is no limit.
 	Rate float64
+	// AnswersLater says that the endpoint has other ways to answer where a call should go than the response to its webhook.
+	AnswersLater bool
 }
 
 // Options says where the file is and whom to deliver to.
@@ -66,6 +69,9 @@ type Options struct {
 	OrderHold time.Duration
 	// RoutingTimeout is how long it is of use to ask where a call should go.
 	RoutingTimeout time.Duration
+	// RingingOnlyToWinner keeps it from all endpoints that a call rings, or was answered, if it has asked where to go and no endpoint wants it.
+	// Otherwise all are told.
+	RingingOnlyToWinner bool
 	// Retention is how long events stay after they have been delivered or given up.
 	Retention time.Duration
 	// MaxBytes is how much of the file may be in use; then Append fails with ErrFull. From nine tenths on the oldest events that are
@@ -86,8 +92,8 @@ func (o Options) validate() error {
 	}
 	names := map[string]bool{}
 	for _, e := range o.Endpoints {
-		if e.Name == "" || e.URL == "" || len(e.Secrets) == 0 || e.Timeout <= 0 || e.Concurrency <= 0 || e.RingingTTL <= 0 || e.Rate < 0 {
-			return fmt.Errorf("outbox: endpoint %q must have a name, a URL, a secret, a timeout, a concurrency and a time for ringing", e.Name)
+		if e.Name == "" || e.URL != "" && len(e.Secrets) == 0 || e.Timeout <= 0 || e.Concurrency <= 0 || e.RingingTTL <= 0 || e.Rate < 0 {
+			return fmt.Errorf("outbox: endpoint %q must have a name, a secret if it has a URL, a timeout, a concurrency and a time for ringing", e.Name)
 		}
 		if names[e.Name] {
 			return fmt.Errorf("outbox: two endpoints are named %q", e.Name)
@@ -102,6 +108,7 @@ type Outbox struct {
 	opts  Options
 	store *store
 	lanes []*lane
+	asker *asker
 
 	crowded chan struct{} // the file is nearly full
 	trouble *repeat.Log   // with removing old events
@@ -117,6 +124,7 @@ func Open(opts Options) (*Outbox, error) {
 		return nil, fmt.Errorf("open the outbox %s: %w", opts.Path, err)
 	}
 	o := &Outbox{opts: opts, store: store, crowded: make(chan struct{}, 1), trouble: repeat.New(opts.Logger)}
+	o.asker = &asker{box: o, wake: make(chan struct{}, 1)}
 	for _, e := range opts.Endpoints {
 		o.lanes = append(o.lanes, newLane(e, store, opts))
 	}
@@ -145,13 +153,13 @@ func (o *Outbox) Close() error { return o.store.db.Close() }
 func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 	records := make([]record, len(events))
 	for i := range events {
-		r, err := newRecord(&events[i])
+		r, err := newRecord(&events[i], o.opts.RoutingTimeout)
 		if err != nil {
 			return fmt.Errorf("event %s: %w", events[i].ID, err)
 		}
 		records[i] = r
 	}
-	crowded, err := o.store.append(records)
+	questions, crowded, err := o.store.append(records)
 	if crowded {
 		select {
 		case o.crowded <- struct{}{}:
@@ -161,6 +169,7 @@ func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 	if err != nil {
 		return err
 	}
+	o.asker.put(questions)
 	o.wakeUp()
 	return nil
 }
@@ -178,8 +187,9 @@ func (o *Outbox) ClientGUID() (string, error) { return o.store.clientGUID() }
 // Writable says why events cannot be stored, nil if they can: the last Append and the last commit went well, or a commit does now.
 func (o *Outbox) Writable() error { return o.store.writable() }
 
-// Run delivers until ctx ends; attempts in flight may then go on for Options.Grace, and how they ended is recorded.
-func (o *Outbox) Run(ctx context.Context) error {
+// Run delivers until ctx ends; attempts in flight may then go on for Options.Grace, and how they ended is recorded. Router is told of what the endpoints
+// say to a question where a call should go.
+func (o *Outbox) Run(ctx context.Context, router Router) error {
 	// Attempts outlive ctx: a webhook that is under way when a shutdown begins is better finished than sent twice.
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -188,6 +198,7 @@ func (o *Outbox) Run(ctx context.Context) error {
 	for _, l := range o.lanes {
 		parts.Go(func() { l.run(ctx, work) })
 	}
+	parts.Go(func() { o.asker.run(ctx, work, router) })
 	parts.Go(func() { o.prune(ctx) })
 	parts.Wait()
 	return nil

@@ -113,7 +113,10 @@ func checkFile(t *testing.T, o *Outbox) {
 				if d.state == pending {
 					checkLinks(t, newTxn(tx), string(name), k, d)
 				}
-				if d.state == pending && d.due != held {
+				if d.state == pending && d.due == asking && tx.Bucket(bucketQuestions).Get(k) == nil {
+					t.Errorf("delivery %d of %s is being asked about, and no question", binary.BigEndian.Uint64(k), name)
+				}
+				if d.isDue() {
 					waiting++
 					if due.Get(dueKey(d.due, binary.BigEndian.Uint64(k))) == nil {
 						t.Errorf("pending delivery %d of %s is not in the due index", binary.BigEndian.Uint64(k), name)
@@ -238,13 +241,20 @@ func bubble(t *testing.T, c *crm, f func(t *testing.T)) {
 	})
 }
 
+// nobody is a router to which no question matters.
+type nobody struct{}
+
+func (nobody) Settle(context.Context, string, bool)                 {}
+func (nobody) Answer(context.Context, string, string, string) error { return nil }
+func (nobody) Out(context.Context, string, string, string)          {}
+
 // run delivers until the function that it returns is called.
 func run(t *testing.T, o engine) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := o.Run(ctx); err != nil {
+		if err := o.Run(ctx, nobody{}); err != nil {
 			t.Error(err)
 		}
 	})
@@ -320,7 +330,7 @@ func TestBody(t *testing.T) {
 				`"call_id":"7","sequence":7,"text":"</script>\"\n","status":"failed","replayed":false,"pz":{}}}`,
 		},
 	} {
-		r, err := newRecord(&c.event)
+		r, err := newRecord(&c.event, 10*time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -573,7 +583,7 @@ func TestQuickRedials(t *testing.T) {
 				dials := 0
 				e := endpoint("crm")
 				e.URL = c.scheme + "://crm.example"
-				s := newSender(e, Options{DialContext: func(context.Context, string, string) (net.Conn, error) {
+				s := newSender(e, 1, Options{DialContext: func(context.Context, string, string) (net.Conn, error) {
 					dials++
 					return c.dial()
 				}})

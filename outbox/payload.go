@@ -26,7 +26,8 @@ type record struct {
 }
 
 // newRecord writes the body member by member: it is the one thing done for every event that is worth writing out.
-func newRecord(e *telephony.Event) (record, error) {
+// A question says until when an answer is of use: routing after it came.
+func newRecord(e *telephony.Event, routing time.Duration) (record, error) {
 	id, err := uuid.Parse(e.ID)
 	if err != nil {
 		return record{}, fmt.Errorf("its ID is no UUID: %w", err)
@@ -49,6 +50,9 @@ func newRecord(e *telephony.Event) (record, error) {
 	b.optional("to", e.To)
 	b.optional("line", e.Line)
 	b.optional("direction", string(e.Direction))
+	if r.asks() {
+		b.timestamp("answer_by", e.Time.Add(routing))
+	}
 	b.time("started_at", e.StartedAt)
 	b.time("ended_at", e.EndedAt)
 	if e.Duration != nil {

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"math"
 	"time"
+
+	"pzbridge/internal/telephony"
 )
 
 const (
@@ -153,6 +155,11 @@ func (p *pruning) oldEvents(from uint64) (old [][]byte, next uint64, err error) 
 // waitedFor says whether an endpoint of the configuration still waits for an event. What waits for an endpoint that is configured no longer
 // has waited long enough.
 func (p *pruning) waitedFor(tx *txn, n uint64, e stored) bool {
+	if e.kind == telephony.EventTransferRequested {
+		if r, err := tx.route(e.call); err == nil && r != nil && r.EventID == e.id.String() && r.Live(time.Now()) {
+			return true // who has won it must be known until the call is over
+		}
+	}
 	for i := range p.store.endpoints {
 		name := p.store.endpoints[i].Name
 		d, _ := tx.queue(name).get(n)
@@ -189,8 +196,20 @@ func (p *pruning) prune(tx *txn, k []byte, given *int) (bool, error) {
 		}
 	}
 	return true, errors.Join(
+		tx.forgetRoute(e),
 		tx.calls.Delete(binary.BigEndian.AppendUint64(callKey(e.call), e.sequence)),
 		tx.ids.Delete(e.id[:]),
 		tx.events.Delete(k),
 	)
+}
+
+// forgetRoute removes what is kept of a call's question with the event that has asked it.
+func (tx *txn) forgetRoute(e stored) error {
+	if e.kind != telephony.EventTransferRequested {
+		return nil
+	}
+	if r, err := tx.route(e.call); err == nil && (r == nil || r.EventID != e.id.String()) {
+		return nil
+	}
+	return tx.routes.Delete(callKey(e.call))
 }

@@ -24,9 +24,11 @@ import (
 //	events                     number              -> an event: see encodeEvent
 //	ids                        event ID            -> number
 //	calls                      call key, sequence  -> number, fingerprint
+//	routes                     call key            -> a telephony.Route as JSON
+//	questions                  number              -> nothing; one for each event that endpoints are being asked about
 //	endpoints/NAME             "counts"            -> how many deliveries are in each state: see counts
 //	endpoints/NAME/deliveries  number              -> a delivery and its last attempts: see encodeDelivery
-//	endpoints/NAME/due         time, number        -> nothing; one for each pending delivery that is not held
+//	endpoints/NAME/due         time, number        -> nothing; one for each pending delivery that is not held, nor of a question
 //
 // An event's number says when it was appended: 1, 2, 3 … A record and its index change in one transaction.
 var (
@@ -34,6 +36,8 @@ var (
 	bucketEvents     = []byte("events")
 	bucketIDs        = []byte("ids")
 	bucketCalls      = []byte("calls")
+	bucketRoutes     = []byte("routes")
+	bucketQuestions  = []byte("questions")
 	bucketEndpoints  = []byte("endpoints")
 	bucketDeliveries = []byte("deliveries")
 	bucketDue        = []byte("due")
@@ -51,6 +55,8 @@ type store struct {
 	db        *bolt.DB
 	endpoints []Endpoint
 	hold      time.Duration // Options.OrderHold
+	routing   time.Duration // Options.RoutingTimeout
+	ringAll   bool          // not Options.RingingOnlyToWinner
 	maxBytes  int64         // Options.MaxBytes
 	pageSize  int64
 
@@ -66,7 +72,10 @@ func openStore(opts Options) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &store{db: db, endpoints: opts.Endpoints, hold: opts.OrderHold, maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize)}
+	s := &store{
+		db: db, endpoints: opts.Endpoints, hold: opts.OrderHold, routing: opts.RoutingTimeout, ringAll: !opts.RingingOnlyToWinner,
+		maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize),
+	}
 	if err := s.db.Update(s.prepare); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -125,7 +134,7 @@ func plain(err error) error {
 
 // prepare makes the buckets that are missing and brings an older file to this version's layout.
 func (s *store) prepare(tx *bolt.Tx) error {
-	for _, name := range [][]byte{bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketEndpoints} {
+	for _, name := range [][]byte{bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketRoutes, bucketQuestions, bucketEndpoints} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -280,7 +289,7 @@ func (s *store) clientGUID() (string, error) {
 // txn is a transaction with its buckets, each looked up once.
 type txn struct {
 	*bolt.Tx
-	meta, events, ids, calls, endpoints *bolt.Bucket
+	meta, events, ids, calls, routes, questions, endpoints *bolt.Bucket
 
 	queues map[string]*queue
 	cursor *bolt.Cursor                 // of calls: see lastOf
@@ -292,7 +301,8 @@ type txn struct {
 func newTxn(tx *bolt.Tx) *txn {
 	t := &txn{
 		Tx: tx, meta: tx.Bucket(bucketMeta), events: tx.Bucket(bucketEvents), ids: tx.Bucket(bucketIDs), calls: tx.Bucket(bucketCalls),
-		endpoints: tx.Bucket(bucketEndpoints), queues: map[string]*queue{}, prints: map[string]map[[16]byte]bool{},
+		routes: tx.Bucket(bucketRoutes), questions: tx.Bucket(bucketQuestions), endpoints: tx.Bucket(bucketEndpoints),
+		queues: map[string]*queue{}, prints: map[string]map[[16]byte]bool{},
 	}
 	fill(t.events)
 	fill(t.ids)

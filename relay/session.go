@@ -42,8 +42,11 @@ type Session struct {
 
 	mu     sync.Mutex
 	status telephony.Connection
-	live   *conn // nil while there is no connection that the server has accepted
+	live   *conn         // nil while there is no connection that the server has accepted
+	up     chan struct{} // closed while live is set
 	lastID uint32
+
+	ended chan struct{} // closed when Run has ended
 }
 
 // New checks the options and gives a session that is not connected yet.
@@ -57,6 +60,7 @@ func New(opts Options) (*Session, error) {
 		status:  telephony.Connection{State: telephony.Disconnected, Since: time.Now()},
 		// A server answers what it cannot parse with some ID; to start somewhere keeps such noise away from our own.
 		lastID: rand.Uint32N(1 << 30),
+		up:     make(chan struct{}), ended: make(chan struct{}),
 	}
 	if opts.URL.Scheme == "wss" {
 		s.codec = pz.Plain
@@ -67,6 +71,7 @@ func New(opts Options) (*Session, error) {
 // Run connects, and connects again, until ctx ends. It returns once every event that was read has been appended, or could not be
 // within Options.Grace.
 func (s *Session) Run(ctx context.Context) error {
+	defer close(s.ended)
 	var appender sync.WaitGroup
 	defer appender.Wait()
 	appender.Go(s.intake.run)
@@ -128,7 +133,9 @@ func (s *Session) connectOnce(ctx context.Context) error {
 	c.end()
 	helpers.Wait()
 	s.mu.Lock()
-	s.live = nil
+	if s.live != nil {
+		s.live, s.up = nil, make(chan struct{})
+	}
 	s.mu.Unlock()
 	return err
 }
@@ -191,6 +198,7 @@ func (s *Session) identify(c *conn) {
 func (s *Session) connected(c *conn, version string) {
 	s.mu.Lock()
 	s.live = c
+	close(s.up)
 	s.status = telephony.Connection{
 		State: telephony.Connected, Since: time.Now(), ServerVersion: version,
 		CloseCode: s.status.CloseCode, CloseMeaning: s.status.CloseMeaning,
@@ -224,6 +232,21 @@ func (s *Session) Connection() telephony.Connection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.status
+}
+
+// WaitConnected waits until there is a connection. It fails with ctx's error, or with telephony.ErrNotConnected once Run has ended.
+func (s *Session) WaitConnected(ctx context.Context) error {
+	s.mu.Lock()
+	up := s.up
+	s.mu.Unlock()
+	select {
+	case <-up:
+		return nil
+	case <-s.ended:
+		return telephony.ErrNotConnected
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // receive takes one message apart: responses go to whoever waits for them, events into the intake.

@@ -21,8 +21,7 @@ import (
 )
 
 const (
-	maxBody   = 64 << 10 // bytes of a request
-	maxNumber = 64       // characters of a phone number
+	maxBody = 64 << 10 // bytes of a request
 
 	// leastRetryAfter is what a caller is told to wait, in seconds, when the bridge dials again any moment.
 	leastRetryAfter = 1
@@ -65,18 +64,11 @@ func readSMS(f fields) (telephony.Command, error) {
 // number gives a phone number exactly as it was sent.
 func (f fields) number(name string) (string, error) {
 	v, ok := f[name]
-	switch {
-	case !ok:
+	if !ok {
 		return "", &fieldError{name, "is missing"}
-	case strings.TrimSpace(v) == "":
-		return "", &fieldError{name, "is empty; it must be a phone number"}
-	case utf8.RuneCountInString(v) > maxNumber:
-		return "", &fieldError{name, fmt.Sprintf("is longer than %d characters", maxNumber)}
 	}
-	for _, r := range v {
-		if !unicode.IsLetter(r) && !strings.ContainsRune("0123456789+-() *#", r) {
-			return "", &fieldError{name, "may hold digits, letters, spaces and + - ( ) * # only"}
-		}
+	if err := telephony.CheckNumber(v); err != nil {
+		return "", &fieldError{name, err.Error()}
 	}
 	return v, nil
 }
@@ -108,7 +100,7 @@ func (a *API) command(read func(fields) (telephony.Command, error), names ...str
 		began := time.Now()
 		ctx, cancel := context.WithTimeout(r.Context(), a.opts.CommandTimeout)
 		defer cancel()
-		err = a.opts.Exchange.Do(ctx, cmd)
+		err = a.do(ctx, caller(r), cmd)
 		args := []any{
 			"kind", string(cmd.Kind),
 			"by", caller(r), "took", time.Since(began).Round(time.Microsecond).String(),
@@ -135,13 +127,32 @@ func (a *API) command(read func(fields) (telephony.Command, error), names ...str
 	}
 }
 
+// do carries out a command. A transfer is an answer to the question where a call should go, and the first answer wins.
+func (a *API) do(ctx context.Context, by string, cmd telephony.Command) error {
+	if cmd.Kind != telephony.CommandTransfer {
+		return a.opts.Exchange.Do(ctx, cmd)
+	}
+	if cmd.To != "" && a.opts.Exchange.Connection().State != telephony.Connected {
+		return telephony.ErrNotConnected // it is not decided what could not be done
+	}
+	return a.opts.Router.Answer(ctx, cmd.CallID, by, cmd.To)
+}
+
 func commandProblem(err error) problem {
 	p := problem{Status: http.StatusGatewayTimeout, Detail: sentence(err)}
 	var refused *telephony.RefusedError
+	var decided *telephony.DecidedError
 	switch {
+	case errors.Is(err, telephony.ErrNeverAsked):
+		p.Status = http.StatusNotFound
+	case errors.As(err, &decided):
+		p.Status, p.Winner = http.StatusConflict, decided.Winner
+	case errors.Is(err, telephony.ErrRouteClosed), errors.Is(err, telephony.ErrCallOver):
+		p.Status = http.StatusGone
 	case errors.As(err, &refused):
 		p.Status = http.StatusBadGateway
-	case errors.Is(err, telephony.ErrNotConnected), errors.Is(err, telephony.ErrOutboxFull), errors.Is(err, telephony.ErrNotSent):
+	case errors.Is(err, telephony.ErrNotConnected), errors.Is(err, telephony.ErrOutboxFull), errors.Is(err, telephony.ErrNotSent),
+		errors.Is(err, telephony.ErrNotKept):
 		p.Status = http.StatusServiceUnavailable
 		p.Detail += " Nothing was sent; try again."
 	}

@@ -26,6 +26,13 @@ type Exchange interface {
 	Connection() telephony.Connection
 }
 
+// Router takes the answers to the question where a call should go. An empty number declines. Nil means that the number has won and the exchange has done
+// the transfer, or that the decline is noted; else it is telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, a *telephony.DecidedError, or what an
+// Exchange fails with.
+type Router interface {
+	Answer(ctx context.Context, callID, by, to string) error
+}
+
 // Outbox is where events are stored, as a whole.
 type Outbox interface {
 	Writable() error // nil if events can be stored
@@ -36,6 +43,7 @@ type Outbox interface {
 // Options says what the API stands in front of, and who may use it.
 type Options struct {
 	Exchange   Exchange
+	Router     Router
 	Outbox     Outbox
 	Deliveries Deliveries
 	// Tokens holds the bearer tokens by the names of their bearers: endpoints, and Operator.
@@ -56,8 +64,8 @@ type API struct {
 
 // New gives the API. Two bearers of one token are an error, since nobody could tell who calls.
 func New(opts Options) (*API, error) {
-	if opts.Exchange == nil || opts.Outbox == nil || opts.Deliveries == nil || opts.Logger == nil || opts.CommandTimeout <= 0 {
-		return nil, errors.New("transferapi: Options.Exchange, Outbox, Deliveries, Logger and CommandTimeout must be set")
+	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Deliveries == nil || opts.Logger == nil || opts.CommandTimeout <= 0 {
+		return nil, errors.New("transferapi: Options.Exchange, Router, Outbox, Deliveries, Logger and CommandTimeout must be set")
 	}
 	a := &API{opts: opts, tokens: map[[sha256.Size]byte]string{}, mux: http.NewServeMux()}
 	for name, token := range opts.Tokens {
@@ -165,7 +173,8 @@ type problem struct {
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail"`
-	Field  string `json:"field,omitempty"` // which field of the request is wrong
+	Field  string `json:"field,omitempty"`  // which field of the request is wrong
+	Winner string `json:"winner,omitempty"` // who has answered before
 }
 
 func (p problem) write(w http.ResponseWriter) {

@@ -41,6 +41,11 @@ func (e *exchange) Do(ctx context.Context, cmd telephony.Command) error {
 	return e.err
 }
 
+// Answer takes an answer as if every call had asked and nobody had answered yet.
+func (e *exchange) Answer(ctx context.Context, callID, _, to string) error {
+	return e.Do(ctx, telephony.Command{Kind: telephony.CommandTransfer, CallID: callID, To: to})
+}
+
 func (e *exchange) Connection() telephony.Connection { return e.connection }
 
 // box is a real outbox whose disk fails as it is told.
@@ -79,7 +84,7 @@ func newBox(t *testing.T) *box {
 func newAPI(t *testing.T, e *exchange, o *box, log *bytes.Buffer) *API {
 	t.Helper()
 	a, err := New(Options{
-		Exchange: e, Outbox: o, Deliveries: o, Tokens: map[string]string{"crm": crmToken, Operator: operatorToken},
+		Exchange: e, Router: e, Outbox: o, Deliveries: o, Tokens: map[string]string{"crm": crmToken, Operator: operatorToken},
 		CommandTimeout: time.Second, Logger: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
@@ -144,7 +149,7 @@ func TestCommands(t *testing.T) {
 		{"/v1/sms", `{"from":"101","to":"102"}`, telephony.Command{}, "text"},
 		{"/v1/sms", "{\"from\":\"101\",\"to\":\"102\",\"text\":\"\xff\"}", telephony.Command{}, "-"},
 	} {
-		e := &exchange{}
+		e := &exchange{connection: telephony.Connection{State: telephony.Connected}}
 		w := post(newAPI(t, e, newBox(t), &bytes.Buffer{}), c.path, crmToken, c.body)
 		if c.field == "" {
 			if w.Code != http.StatusOK || len(e.got) != 1 || e.got[0] != c.want {

@@ -49,6 +49,8 @@ type text struct {
 	OutboxRetention string `env:"OUTBOX_RETENTION" envDefault:"168h"`
 	OutboxMaxBytes  string `env:"OUTBOX_MAX_BYTES" envDefault:"1GiB"`
 	RoutingTimeout  string `env:"ROUTING_TIMEOUT" envDefault:"10s"`
+	OnSilence       string `env:"ROUTING_ON_SILENCE" envDefault:"decline"`
+	WithoutWinner   string `env:"RINGING_WITHOUT_WINNER" envDefault:"all"`
 	ListenAddr      string `env:"LISTEN_ADDR" envDefault:":8080"`
 	APIToken        string `env:"API_TOKEN"`
 	CommandTimeout  string `env:"COMMAND_TIMEOUT" envDefault:"10s"`
@@ -86,12 +88,16 @@ type Config struct {
 	OutboxRetention time.Duration
 	OutboxMaxBytes  int64
 	RoutingTimeout  time.Duration
-	ListenAddr      string
-	APIToken        string // empty: no operator
-	CommandTimeout  time.Duration
-	ShutdownGrace   time.Duration
-	LogLevel        slog.Level
-	LogFormat       string // "json" or "text"
+	// DeclineOnSilence is whether the server is told when no CRM wants a call.
+	DeclineOnSilence bool
+	// RingingOnlyToWinner is whether no CRM is told of the ringing of a call that none of them wanted.
+	RingingOnlyToWinner bool
+	ListenAddr          string
+	APIToken            string // empty: no operator
+	CommandTimeout      time.Duration
+	ShutdownGrace       time.Duration
+	LogLevel            slog.Level
+	LogFormat           string // "json" or "text"
 
 	settings []setting
 }

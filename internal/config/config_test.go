@@ -124,6 +124,8 @@ func TestMistakes(t *testing.T) {
 		{"RETRY_SCHEDULE=0s", "RETRY_SCHEDULE", "at least"},
 		{"OUTBOX_RETENTION=1s", "OUTBOX_RETENTION", "at least 1m"},
 		{"ROUTING_TIMEOUT=0", "ROUTING_TIMEOUT", "at least"},
+		{"ROUTING_ON_SILENCE=hangup", "ROUTING_ON_SILENCE", "must be decline or nothing"},
+		{"RINGING_WITHOUT_WINNER=some", "RINGING_WITHOUT_WINNER", "must be none or all"},
 		{"ENDPOINT_0_RINGING_TTL=x", "ENDPOINT_0_RINGING_TTL", "no duration"},
 		{"ORDER_HOLD=-1s", "ORDER_HOLD", "negative"},
 		{"ENDPOINT_0_CONCURRENCY=0", "ENDPOINT_0_CONCURRENCY", "1 to 1000"},

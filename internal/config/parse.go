@@ -50,6 +50,8 @@ func (t text) parse(p *problems) Config {
 		CommandTimeout: duration("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, p),
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
 	}
+	c.DeclineOnSilence = choice("ROUTING_ON_SILENCE", t.OnSilence, "decline", "nothing", p)
+	c.RingingOnlyToWinner = choice("RINGING_WITHOUT_WINNER", t.WithoutWinner, "none", "all", p)
 	if utf8.RuneCountInString(t.Password) > pz.MaxPassword {
 		p.add("PZ_PASSWORD", "is longer than %d characters: no Prostie Zvonki server has such a password", pz.MaxPassword)
 	}
@@ -154,6 +156,14 @@ func duration(variable, s string, least time.Duration, p *problems) time.Duratio
 		p.add(variable, "must be at least %s; it is %s", least, s)
 	}
 	return d
+}
+
+// choice says whether a value is yes; it must be that or no.
+func choice(variable, s, yes, no string, p *problems) bool {
+	if s != yes && s != no {
+		p.add(variable, "must be %s or %s; it is %q", yes, no, s)
+	}
+	return s == yes
 }
 
 // parseBytes reads a size, such as 1GiB, 500MB or a plain number of bytes.

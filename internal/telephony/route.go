@@ -1,0 +1,114 @@
+package telephony
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Route is the question where a call should go, and what has become of it. There is one for each call that has asked.
+type Route struct {
+	CallID  string
+	EventID string // of the event that has asked
+	AskedAt time.Time
+	// AnswerBy is until when an answer is of use.
+	AnswerBy time.Time
+	Asked    []string // endpoints
+	Replies  []Reply  // in the order in which they came
+	Outcome  RouteOutcome
+	Winner   string // who answered with a number first: an endpoint or the operator
+	To       string // that number
+	// DecidedAt is when the question was closed; zero while it is open.
+	DecidedAt time.Time
+	OverAt    time.Time // when the call was over; zero before
+	Transfer  TransferState
+	// TransferAt is when the exchange answered, or when it was clear that it would not; TransferError is why it was not done.
+	TransferAt    time.Time
+	TransferError string
+}
+
+// routeLife is how long a decision holds for a call that is never reported to be over.
+const routeLife = 24 * time.Hour
+
+// Live says whether the route still says something about a call that goes on.
+func (r Route) Live(now time.Time) bool { return r.OverAt.IsZero() && now.Sub(r.AskedAt) < routeLife }
+
+// RouteOutcome is where the question stands.
+type RouteOutcome string
+
+// The outcomes.
+const (
+	RouteOpen   RouteOutcome = "open"
+	RouteWon    RouteOutcome = "won"    // Winner wants the call at To
+	RouteClosed RouteOutcome = "closed" // nobody wants it, or nobody said so in time
+	RouteOver   RouteOutcome = "over"   // the call was over before anybody answered
+)
+
+// TransferState is what became of the Transfer that a decision leads to. It goes to the exchange once at most.
+type TransferState string
+
+// The states of a Transfer; empty when there is nothing to write.
+const (
+	TransferWriting TransferState = "writing" // also after a crash at that moment: it may have been written
+	TransferDone    TransferState = "done"
+	TransferNotSent TransferState = "not_sent" // it surely was not written
+	TransferFailed  TransferState = "failed"   // refused, or written and not answered
+)
+
+// Reply is what came of asking one bearer of a token or one endpoint.
+type Reply struct {
+	By   string
+	At   time.Time
+	Kind ReplyKind
+	To   string // of a ReplyNumber
+	Why  string // of a ReplyOut
+}
+
+// ReplyKind says what a Reply is.
+type ReplyKind string
+
+// The kinds of replies.
+const (
+	ReplyNumber   ReplyKind = "number"   // send the call to To
+	ReplyDeclined ReplyKind = "declined" // it does not want the call
+	ReplyOut      ReplyKind = "out"      // nothing is to be expected of it any more
+)
+
+// How an answer to the question where a call should go can be too late, or out of place. See DecidedError too.
+var (
+	// ErrNeverAsked means that the call has not asked where to go, or so long ago that nothing is known of it.
+	ErrNeverAsked = errors.New("this call has not asked where to go")
+	// ErrRouteClosed means that the question was closed without a winner.
+	ErrRouteClosed = errors.New("the question where this call goes is closed: nobody had answered with a number in time")
+	// ErrNotKept means that a decision could not be stored; nothing was sent.
+	ErrNotKept = errors.New("the answer could not be stored in the outbox, so the call was not transferred")
+	// ErrCallOver means that there is no call any more.
+	ErrCallOver = errors.New("the call is over")
+)
+
+// DecidedError says that a call goes somewhere else already.
+type DecidedError struct{ Winner, To string }
+
+func (e *DecidedError) Error() string {
+	return fmt.Sprintf("the call goes to %s: %s answered first", e.To, e.Winner)
+}
+
+// maxNumber is how long a phone number may be, in characters.
+const maxNumber = 64
+
+// CheckNumber says what is wrong with a phone number, in words that go on from its name. Numbers are sent exactly as they come.
+func CheckNumber(s string) error {
+	switch {
+	case strings.TrimSpace(s) == "":
+		return errors.New("is empty; it must be a phone number")
+	case utf8.RuneCountInString(s) > maxNumber:
+		return fmt.Errorf("is longer than %d characters", maxNumber)
+	case strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsLetter(r) && !slices.Contains([]rune("0123456789+-() *#"), r) }):
+		return errors.New("may hold digits, letters, spaces and + - ( ) * # only")
+	}
+	return nil
+}

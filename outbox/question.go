@@ -1,0 +1,318 @@
+package outbox
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"pzbridge/internal/telephony"
+)
+
+// Router decides where a call goes, by what the endpoints answer. Its methods return when what follows from what they were told is done; a caller
+// waits on the line.
+type Router interface {
+	// Settle says that the endpoints which the call's route names are being asked, or that its time is up.
+	Settle(ctx context.Context, callID string, timeUp bool)
+	// Answer takes an endpoint's answer; an empty number declines. An error says why the answer does not count.
+	Answer(ctx context.Context, callID, endpoint, to string) error
+	// Out says that no answer is to be expected of an endpoint any more.
+	Out(ctx context.Context, callID, endpoint, why string)
+}
+
+// askAgain are the waits after the first, second and third attempt to ask that failed. After the next one the question is dead at that endpoint.
+var askAgain = []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second}
+
+// asker asks the endpoints where a call should go. A question goes ahead of everything: it is in no lane, so it waits for no place, rate, pause, probe
+// or earlier event. While it is being asked its deliveries are out of the due index, and its number is in the bucket of questions.
+type asker struct {
+	box *Outbox
+
+	mu    sync.Mutex
+	fresh []uint64      // numbers of events that ask, stored since the asker has looked
+	wake  chan struct{} // there are some
+}
+
+// put tells the asker of events that were just stored.
+func (a *asker) put(numbers []uint64) {
+	if len(numbers) == 0 {
+		return
+	}
+	a.mu.Lock()
+	a.fresh = append(a.fresh, numbers...)
+	a.mu.Unlock()
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (a *asker) take() []uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	list := a.fresh
+	a.fresh = nil
+	return list
+}
+
+// run asks until ctx ends, and returns when the last attempt is recorded. Attempts run under work. What the file holds from before comes first.
+func (a *asker) run(ctx, work context.Context, router Router) {
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	old, last, err := a.box.store.questions()
+	if err != nil {
+		a.box.opts.Logger.Error("the questions of before the start cannot be read", "err", err.Error())
+	}
+	for _, n := range old {
+		asking.Go(func() { a.ask(ctx, work, router, n) })
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.wake:
+		}
+		for _, n := range a.take() {
+			if n > last { // else it is among the old ones
+				asking.Go(func() { a.ask(ctx, work, router, n) })
+			}
+		}
+	}
+}
+
+// ask sees a question to its end.
+func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
+	q, err := a.box.store.question(n)
+	if err != nil {
+		a.box.opts.Logger.Error("a question where a call should go cannot be read", "err", err.Error())
+		return
+	}
+	q.answerBy = q.event.at.Add(a.box.opts.RoutingTimeout)
+	router.Settle(work, q.event.call, !time.Now().Before(q.answerBy))
+	var attempts sync.WaitGroup
+	for _, l := range a.box.lanes {
+		if d, ok := q.asked[l.endpoint.Name]; ok {
+			i := inquiry{
+				question: q, box: a.box, router: router, lane: l,
+				job: job{number: n, delivery: d, stored: q.event, eventID: q.event.id.String()},
+			}
+			attempts.Go(func() { i.run(ctx, work) })
+		}
+	}
+	attempts.Wait()
+	if a.box.store.isOpen(q.event.call) {
+		if !sleepUntil(ctx, q.answerBy) {
+			return // the next start goes on with it
+		}
+		router.Settle(work, q.event.call, true)
+	}
+	if err := a.box.store.endQuestion(n, a.box.opts.OrderHold); err != nil {
+		a.box.opts.Logger.Error("the end of a question cannot be recorded", "event_id", q.event.id.String(), "err", err.Error())
+	}
+	a.box.wakeUp()
+}
+
+// sleepUntil is false if ctx ended before.
+func sleepUntil(ctx context.Context, at time.Time) bool {
+	alarm := time.NewTimer(time.Until(at))
+	defer alarm.Stop()
+	select {
+	case <-alarm.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// inquiry is a question at one endpoint.
+type inquiry struct {
+	question
+	box    *Outbox
+	router Router
+	lane   *lane
+	job    job
+}
+
+// run asks until the endpoint has taken the question, or it is of no use any more.
+func (i *inquiry) run(ctx, work context.Context) {
+	for try := 0; i.box.store.isOpen(i.job.call) && time.Now().Before(i.answerBy); try++ {
+		began := time.Now()
+		o, cutOff := i.attempt(work)
+		if cutOff {
+			return // it stays as it is in the file
+		}
+		if classify(o.status) == success {
+			i.heard(work, o)
+		}
+		now := time.Now()
+		i.job.delivery = i.job.delivery.asked(o, try == len(askAgain), now)
+		i.lane.log(i.job, i.job.delivery, o, now.Sub(began))
+		i.lane.note(o, false, now)
+		i.record(&Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()})
+		switch i.job.delivery.state {
+		case pending:
+		case dead:
+			i.out(work, o.text())
+			return
+		default:
+			return
+		}
+		if !sleepUntil(ctx, sooner(now.Add(askAgain[try]), i.answerBy)) {
+			return
+		}
+	}
+	i.job.delivery = i.job.delivery.ended(expired, time.Now())
+	i.record(nil)
+}
+
+// attempt asks once, for no longer than an answer is of use.
+func (i *inquiry) attempt(work context.Context) (o outcome, cutOff bool) {
+	limited, cancel := context.WithDeadline(work, i.answerBy)
+	defer cancel()
+	o, err := i.lane.questions.attempt(limited, i.job)
+	switch {
+	case work.Err() != nil:
+		i.lane.logger.Warn("question cut off by the shutdown", "event_id", i.job.eventID, "call_id", i.job.call)
+		return outcome{}, true
+	case err != nil:
+		return outcome{err: fmt.Errorf("no answer within ROUTING_TIMEOUT (%s)", i.box.opts.RoutingTimeout)}, false
+	}
+	return o, false
+}
+
+// record keeps how the delivery stands, and lets the lane go on with what waits behind it.
+func (i *inquiry) record(made *Attempt) {
+	if err := i.box.store.record(i.lane.endpoint.Name, []result{{job: i.job, now: i.job.delivery, attempt: made}}); err != nil {
+		i.lane.logger.Error("the outcome of a question cannot be recorded", "event_id", i.job.eventID, "err", err.Error())
+	}
+	i.lane.wakeUp()
+}
+
+// heard draws from a webhook's answer what it says about the call. An endpoint without a token cannot answer later, so a call does not wait for it.
+func (i *inquiry) heard(work context.Context, o outcome) {
+	to, said, err := readAnswer(o.body)
+	if err != nil {
+		i.lane.logger.Warn("an answer to the question where a call goes does not count",
+			"event_id", i.job.eventID, "call_id", i.job.call, "err", err.Error())
+	}
+	if !said {
+		if !i.lane.endpoint.AnswersLater {
+			i.out(work, "it took the question without an answer, and has no token to answer later")
+		}
+		return
+	}
+	if err := i.router.Answer(work, i.job.call, i.lane.endpoint.Name, to); err != nil {
+		i.lane.logger.Info("an endpoint answered where a call goes, to no effect", "event_id", i.job.eventID, "call_id", i.job.call, "err", err.Error())
+	}
+}
+
+func (i *inquiry) out(work context.Context, why string) {
+	if !i.again { // it may answer the first one still
+		i.router.Out(work, i.job.call, i.lane.endpoint.Name, why)
+	}
+}
+
+// readAnswer reads {"transfer_to":"101"} of a webhook's response. What is no JSON object, or has no such member, says nothing.
+func readAnswer(body []byte) (to string, said bool, err error) {
+	var answer struct {
+		TransferTo json.RawMessage `json:"transfer_to"`
+	}
+	if json.Unmarshal(body, &answer) != nil || answer.TransferTo == nil || string(answer.TransferTo) == "null" {
+		return "", false, nil
+	}
+	if json.Unmarshal(answer.TransferTo, &to) != nil {
+		return "", false, errors.New("transfer_to must be a string")
+	}
+	if to != "" {
+		if err := telephony.CheckNumber(to); err != nil {
+			return "", false, fmt.Errorf("transfer_to %w", err)
+		}
+	}
+	return to, true, nil
+}
+
+// asked gives the delivery of a question after an attempt; last says that there will be no other.
+func (d delivery) asked(o outcome, last bool, now time.Time) delivery {
+	d.attempts++
+	switch v := classify(o.status); {
+	case v == success:
+		return d.ended(delivered, now)
+	case v == hopeless, last:
+		return d.ended(dead, now)
+	}
+	if d.failedAt == 0 {
+		d.failedAt = now.UnixNano()
+	}
+	return d
+}
+
+// question is an event that asks where a call should go.
+type question struct {
+	event    stored
+	answerBy time.Time
+	again    bool                // the call had asked before
+	asked    map[string]delivery // of the endpoints that are being asked
+}
+
+func (s *store) question(n uint64) (q question, err error) {
+	err = s.view(func(tx *txn) error {
+		if q.event, err = decodeEvent(tx.events.Get(number(n))); err != nil {
+			return err
+		}
+		if r, err := tx.route(q.event.call); err == nil && r != nil {
+			q.again = r.EventID != q.event.id.String()
+		}
+		q.asked = map[string]delivery{}
+		for i := range s.endpoints {
+			name := s.endpoints[i].Name
+			if d, _ := tx.queue(name).get(n); d != nil && d.state == pending && d.due == asking {
+				q.asked[name] = *d
+			}
+		}
+		return nil
+	})
+	return q, err
+}
+
+// questions gives the numbers of the events that are being asked about, and the number of the last event there is.
+func (s *store) questions() (list []uint64, last uint64, err error) {
+	err = s.view(func(tx *txn) error {
+		last = tx.events.Sequence()
+		return tx.questions.ForEach(func(k, _ []byte) error {
+			list = append(list, binary.BigEndian.Uint64(k))
+			return nil
+		})
+	})
+	return list, last, err
+}
+
+// isOpen says whether the question where a call goes is open.
+func (s *store) isOpen(call string) (open bool) {
+	_ = s.view(func(tx *txn) error {
+		r, err := tx.route(call)
+		open = err == nil && r != nil && r.Outcome == telephony.RouteOpen
+		return nil
+	})
+	return open
+}
+
+// endQuestion takes an event from the questions. Where it has not been taken it is too late.
+func (s *store) endQuestion(n uint64, hold time.Duration) error {
+	return s.commit(func(tx *txn) error {
+		for _, name := range tx.names() {
+			q := tx.queue(name)
+			d, history := q.get(n)
+			if d == nil || d.state != pending || d.due != asking {
+				continue
+			}
+			now := d.ended(expired, time.Now())
+			if err := errors.Join(q.put(n, d, now, history), q.release(now, hold)); err != nil {
+				return err
+			}
+		}
+		return tx.questions.Delete(number(n))
+	})
+}

@@ -1,0 +1,59 @@
+package relay
+
+import (
+	"testing"
+	"time"
+
+	"pzbridge/internal/telephony"
+)
+
+// Every way in which the question where a call goes can stand.
+func TestVerdict(t *testing.T) {
+	asked := time.Date(2026, 11, 24, 9, 0, 0, 0, time.UTC)
+	by := asked.Add(10 * time.Second)
+	number := func(who, to string, after time.Duration) telephony.Reply {
+		return telephony.Reply{By: who, To: to, Kind: telephony.ReplyNumber, At: asked.Add(after)}
+	}
+	declined := func(who string, after time.Duration) telephony.Reply {
+		return telephony.Reply{By: who, Kind: telephony.ReplyDeclined, At: asked.Add(after)}
+	}
+	out := func(who string) telephony.Reply {
+		return telephony.Reply{By: who, Kind: telephony.ReplyOut, At: asked}
+	}
+	for name, c := range map[string]struct {
+		asked   []string
+		replies []telephony.Reply
+		after   time.Duration
+		stands  telephony.RouteOutcome // empty: open
+		want    telephony.RouteOutcome
+		winner  string
+	}{
+		"nobody is asked":                     {nil, nil, 0, "", telephony.RouteClosed, ""},
+		"nobody has answered yet":             {[]string{"a", "b"}, nil, 9 * time.Second, "", telephony.RouteOpen, ""},
+		"the time is up":                      {[]string{"a", "b"}, nil, 10 * time.Second, "", telephony.RouteClosed, ""},
+		"one of two declines":                 {[]string{"a", "b"}, []telephony.Reply{declined("a", 1)}, time.Second, "", telephony.RouteOpen, ""},
+		"one declines twice":                  {[]string{"a", "b"}, []telephony.Reply{declined("a", 1), declined("a", 2)}, time.Second, "", telephony.RouteOpen, ""},
+		"both decline":                        {[]string{"a", "b"}, []telephony.Reply{declined("a", 1), declined("b", 1)}, time.Second, "", telephony.RouteClosed, ""},
+		"one declines, one is out":            {[]string{"a", "b"}, []telephony.Reply{out("b"), declined("a", 1)}, time.Second, "", telephony.RouteClosed, ""},
+		"somebody who was not asked declines": {[]string{"a"}, []telephony.Reply{declined("operator", 1)}, time.Second, "", telephony.RouteOpen, ""},
+		"one answers":                         {[]string{"a", "b"}, []telephony.Reply{number("b", "1", 1)}, time.Second, "", telephony.RouteWon, "b"},
+		"two answer":                          {[]string{"a", "b"}, []telephony.Reply{number("b", "1", 1), number("a", "2", 1)}, time.Second, "", telephony.RouteWon, "b"},
+		"one answers after it declined":       {[]string{"a", "b"}, []telephony.Reply{declined("a", 1), number("a", "1", 2)}, time.Second, "", telephony.RouteWon, "a"},
+		"one answers after it was out":        {[]string{"a", "b"}, []telephony.Reply{out("a"), number("a", "1", 2)}, time.Second, "", telephony.RouteWon, "a"},
+		"one answers, not asked":              {[]string{"a"}, []telephony.Reply{number("operator", "1", 1)}, time.Second, "", telephony.RouteWon, "operator"},
+		"an answer at the last moment":        {[]string{"a"}, []telephony.Reply{number("a", "1", 10*time.Second-1)}, 11 * time.Second, "", telephony.RouteWon, "a"},
+		"an answer just too late":             {[]string{"a"}, []telephony.Reply{number("a", "1", 10*time.Second)}, 11 * time.Second, "", telephony.RouteClosed, ""},
+		"an answer after it was won":          {[]string{"a"}, []telephony.Reply{number("a", "1", 1)}, time.Second, telephony.RouteWon, telephony.RouteWon, ""},
+		"an answer after it was closed":       {[]string{"a"}, []telephony.Reply{number("a", "1", 1)}, time.Second, telephony.RouteClosed, telephony.RouteClosed, ""},
+		"an answer after the call was over":   {[]string{"a"}, []telephony.Reply{number("a", "1", 1)}, time.Second, telephony.RouteOver, telephony.RouteOver, ""},
+	} {
+		route := telephony.Route{AskedAt: asked, AnswerBy: by, Asked: c.asked, Replies: c.replies, Outcome: telephony.RouteOpen}
+		if c.stands != "" {
+			route.Outcome = c.stands
+		}
+		got, reply := verdict(route, asked.Add(c.after))
+		if got != c.want || reply.By != c.winner {
+			t.Errorf("%s: %s by %q, want %s by %q", name, got, reply.By, c.want, c.winner)
+		}
+	}
+}

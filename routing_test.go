@@ -1,0 +1,492 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pzbridge/internal/demo"
+	"pzbridge/internal/pipenet"
+	"pzbridge/internal/pz"
+	"pzbridge/internal/pztest"
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
+	"pzbridge/relay"
+)
+
+// office is a bridge between a simulated server and three CRMs, in fake time: the real session, outbox and router.
+type office struct {
+	t      *testing.T
+	server *pztest.Server
+	box    *outbox.Outbox
+	router *relay.Router
+	stop   func()
+
+	outbox  outbox.Options
+	decline bool
+	pbx     *pipenet.Listener
+
+	mu    sync.Mutex
+	hooks map[string][]demo.Webhook // by CRM
+	// answers says what a CRM answers to the question where a call goes; without one it says 204, without a body.
+	answers map[string]func(w http.ResponseWriter, hook demo.Webhook)
+	// takes says what it answers to everything else.
+	takes map[string]func(w http.ResponseWriter)
+}
+
+var crms = []string{"a", "b", "c"}
+
+// inOffice runs f in a bubble. Of the CRMs "c" has no token.
+func inOffice(t *testing.T, change func(*office), f func(o *office)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		o := &office{
+			t: t, server: pztest.New(pztest.Options{}), pbx: pipenet.Listen(), decline: true,
+			hooks: map[string][]demo.Webhook{}, answers: map[string]func(http.ResponseWriter, demo.Webhook){}, takes: map[string]func(http.ResponseWriter){},
+		}
+		crmNet := pipenet.Listen()
+		crm := &http.Server{Handler: o}
+		var serving sync.WaitGroup
+		serving.Go(func() { _ = crm.Serve(crmNet) })
+		o.server.Start(o.pbx)
+		o.outbox = outbox.Options{
+			Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Second, time.Minute}, OrderHold: time.Minute, Grace: time.Second,
+			MaxBytes: 1 << 30, Retention: 168 * time.Hour, RoutingTimeout: 10 * time.Second, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+			DialContext: crmNet.Dial,
+		}
+		for _, name := range crms {
+			o.outbox.Endpoints = append(o.outbox.Endpoints, outbox.Endpoint{
+				Name: name, URL: "http://" + name, Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: 15 * time.Second,
+				Concurrency: 1, RingingTTL: 5 * time.Minute, AnswersLater: name != "c",
+			})
+		}
+		if change != nil {
+			change(o)
+		}
+		o.start()
+		f(o)
+		o.stop()
+		o.server.Close()
+		_ = crm.Close()
+		serving.Wait()
+		time.Sleep(time.Hour) // what a CRM was still busy with ends
+	})
+}
+
+// start starts the bridge on its file.
+func (o *office) start() {
+	o.t.Helper()
+	box, err := outbox.Open(o.outbox)
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	session, err := relay.New(relay.Options{
+		URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2},
+		Grace: time.Second, Sink: box, Logger: o.outbox.Logger, DialContext: func(ctx context.Context, n, a string) (net.Conn, error) { return o.pbx.Dial(ctx, n, a) },
+	})
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	router, err := relay.NewRouter(relay.RouterOptions{
+		Exchange: session, Ledger: box, DeclineOnSilence: o.decline, Timeout: 10 * time.Second, Logger: o.outbox.Logger,
+	})
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(o.t.Context())
+	var parts sync.WaitGroup
+	parts.Go(func() {
+		if err := runAll(ctx, session.Run, func(ctx context.Context) error { return box.Run(ctx, router) }); err != nil {
+			o.t.Error(err)
+		}
+	})
+	synctest.Wait()
+	o.box, o.router = box, router
+	o.stop = func() {
+		cancel()
+		parts.Wait()
+		if err := box.Close(); err != nil {
+			o.t.Error(err)
+		}
+	}
+}
+
+// ServeHTTP is the three CRMs.
+func (o *office) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, _ := io.ReadAll(r.Body)
+	var hook demo.Webhook
+	if err := json.Unmarshal(body, &hook); err != nil {
+		o.t.Error(err)
+	}
+	o.mu.Lock()
+	o.hooks[r.Host] = append(o.hooks[r.Host], hook)
+	answer, takes := o.answers[r.Host], o.takes[r.Host]
+	o.mu.Unlock()
+	switch {
+	case hook.Type == "call.transfer_requested" && answer != nil:
+		answer(w, hook)
+	case hook.Type != "call.transfer_requested" && takes != nil:
+		takes(w)
+	default:
+		w.WriteHeader(http.StatusNoContent)
+	}
+}
+
+// says makes a CRM answer after a while.
+func (o *office) says(crm string, after time.Duration, status int, body string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.answers[crm] = func(w http.ResponseWriter, _ demo.Webhook) {
+		time.Sleep(after)
+		w.WriteHeader(status)
+		_, _ = io.WriteString(w, body)
+	}
+}
+
+// happens makes the server tell of something: a line of the vendor's Diagnostic after "generate".
+func (o *office) happens(line string, args ...any) {
+	o.t.Helper()
+	fields, err := pz.ParseGenerate(strings.Fields("generate " + fmt.Sprintf(line, args...)))
+	if err == nil {
+		err = o.server.Generate(fields)
+	}
+	if err != nil {
+		o.t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+// asks makes a call come in that asks where to go.
+func (o *office) asks(call string) {
+	o.t.Helper()
+	if err := o.server.Generate(pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: call}, {Name: "From", Value: "73430112233"}}); err != nil {
+		o.t.Fatal(err)
+	}
+	synctest.Wait()
+}
+
+// transfers lists what the server was asked to transfer, as call=number.
+func (o *office) transfers() (list []string) {
+	for _, r := range o.server.Requests() {
+		if r.Method == pz.MethodTransfer {
+			list = append(list, r.Data.Get("CallID")+"="+r.Data.Get("To"))
+		}
+	}
+	return list
+}
+
+// wants holds that exactly these transfers were asked for so far.
+func (o *office) wants(list ...string) {
+	o.t.Helper()
+	synctest.Wait()
+	if got := o.transfers(); !slices.Equal(got, list) {
+		o.t.Errorf("transfers: %q, want %q", got, list)
+	}
+}
+
+// told counts the events of a type that a CRM has got.
+func (o *office) told(crm, kind string) (n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, h := range o.hooks[crm] {
+		if h.Type == kind {
+			n++
+		}
+	}
+	return n
+}
+
+// answers by token, and how that ends.
+func (o *office) post(call, by, to string) error {
+	return o.router.Answer(o.t.Context(), call, by, to)
+}
+
+// rings lets a call ring, be answered and end, and holds who is told of the ringing.
+func (o *office) rings(call string, told ...string) {
+	o.t.Helper()
+	before := map[string]int{}
+	for _, name := range crms {
+		before[name] = o.told(name, "call.incoming") + o.told(name, "call.incoming_answered")
+	}
+	o.happens("transfer 7343 101 1 * %s", call)
+	o.happens("transans 7343 101 1 * %s", call)
+	time.Sleep(time.Second)
+	synctest.Wait()
+	for _, name := range crms {
+		n := o.told(name, "call.incoming") + o.told(name, "call.incoming_answered") - before[name]
+		if want := map[bool]int{true: 2}[slices.Contains(told, name)]; n != want {
+			o.t.Errorf("%s was told %d times that call %s rings, want %d", name, n, call, want)
+		}
+	}
+}
+
+func (o *office) isOver(call string) {
+	o.t.Helper()
+	o.happens("history 7343 101 1385035625 1385035685 60 in http://x/1.mp3 1 %s", call)
+}
+
+// The first number wins; the others are told so, and only the winner hears that the call rings.
+func TestFirstAnswerWins(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.says("a", 2*time.Second, 200, `{"transfer_to":"101"}`)
+		o.says("b", time.Second, 200, `{"transfer_to":"102","more":[1]}`)
+		o.says("c", 0, 200, `{"transfer_to":""}`)
+		o.asks("5")
+		o.wants()
+		time.Sleep(time.Second)
+		o.wants("5=102")
+		var decided *telephony.DecidedError
+		if err := o.post("5", "a", "101"); !errors.As(err, &decided) || decided.Winner != "b" || decided.To != "102" {
+			t.Errorf("another answers: %v", err)
+		}
+		if err := o.post("5", "a", ""); !errors.As(err, &decided) {
+			t.Errorf("another declines: %v", err)
+		}
+		if err := o.post("5", "b", "102"); err != nil {
+			t.Errorf("the winner says it again: %v", err)
+		}
+		if err := o.post("5", "b", "103"); !errors.As(err, &decided) {
+			t.Errorf("the winner says something else: %v", err)
+		}
+		if err := o.post("6", "b", "103"); !errors.Is(err, telephony.ErrNeverAsked) {
+			t.Errorf("of a call that never asked: %v", err)
+		}
+		time.Sleep(time.Minute)
+		o.wants("5=102")
+		o.rings("5", "b")
+		o.rings("6", "a", "b", "c") // it never asked
+		o.isOver("5")
+		if err := o.post("5", "b", "102"); !errors.Is(err, telephony.ErrCallOver) {
+			t.Errorf("after the end: %v", err)
+		}
+		o.rings("5", "a", "b", "c") // nothing holds any more
+		for _, name := range crms {
+			if n := o.told(name, "call.completed"); n != 1 {
+				t.Errorf("%s was told %d times that it is over", name, n)
+			}
+		}
+		o.wants("5=102")
+	})
+}
+
+// Two answers at the same moment make one transfer.
+func TestSimultaneousAnswers(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		for i, name := range crms {
+			o.says(name, time.Second, 200, fmt.Sprintf(`{"transfer_to":"10%d"}`, i))
+		}
+		o.asks("5")
+		time.Sleep(time.Second)
+		var posts sync.WaitGroup
+		for range 5 {
+			posts.Go(func() { _ = o.post("5", "operator", "200") })
+		}
+		posts.Wait()
+		synctest.Wait()
+		if got := o.transfers(); len(got) != 1 {
+			t.Errorf("transfers: %q", got)
+		}
+	})
+}
+
+// The call goes on at once when nobody can want it any more, whatever each of them has done.
+func TestNobodyWantsIt(t *testing.T) {
+	for name, c := range map[string]struct {
+		set  func(o *office)
+		when time.Duration
+	}{
+		"all decline": {func(o *office) {
+			o.says("a", time.Second, 200, `{"transfer_to":""}`)
+			o.says("b", 0, 200, `{"transfer_to":""}`)
+			o.says("c", 0, 200, `{"transfer_to":""}`)
+		}, time.Second},
+		"the one without a token has no answer": {func(o *office) {
+			o.says("a", 0, 200, `{"transfer_to":""}`)
+			o.says("b", 0, 200, `{"transfer_to":""}`)
+			o.says("c", 2*time.Second, 200, `thanks`)
+		}, 2 * time.Second},
+		"one is gone, one fails four times": {func(o *office) {
+			o.says("a", 0, 410, "")
+			o.says("b", 0, 500, "")
+			o.says("c", 0, 200, `{"transfer_to":null}`)
+		}, 3500 * time.Millisecond},
+		"all are silent": {func(*office) {}, 10 * time.Second},
+		"all hang": {func(o *office) {
+			for _, name := range crms {
+				o.says(name, 20*time.Second, 200, `{"transfer_to":"101"}`)
+			}
+		}, 10 * time.Second},
+		"what they say is no number": {func(o *office) {
+			o.says("a", 0, 200, `{"transfer_to":101}`)
+			o.says("b", 0, 200, `{"transfer_to":"1<2"}`)
+			o.says("c", 0, 200, `{"transfer_to":"`+strings.Repeat("1", 65)+`"}`)
+		}, 10 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inOffice(t, nil, func(o *office) {
+				c.set(o)
+				o.asks("5")
+				time.Sleep(c.when - time.Millisecond)
+				o.wants()
+				time.Sleep(2 * time.Millisecond)
+				o.wants("5=")
+				if err := o.post("5", "a", "101"); !errors.Is(err, telephony.ErrRouteClosed) {
+					t.Errorf("too late: %v", err)
+				}
+				o.rings("5", "a", "b", "c")
+				time.Sleep(time.Minute)
+				o.wants("5=")
+			})
+		})
+	}
+}
+
+func TestNobodyIsSubscribed(t *testing.T) {
+	inOffice(t, func(o *office) {
+		for i := range o.outbox.Endpoints {
+			o.outbox.Endpoints[i].Events = outbox.Filter{"call.completed"}
+		}
+	}, func(o *office) {
+		o.asks("5")
+		o.wants("5=")
+	})
+}
+
+func TestSilenceCanBeSilent(t *testing.T) {
+	inOffice(t, func(o *office) { o.decline, o.outbox.RingingOnlyToWinner = false, true }, func(o *office) {
+		o.asks("5")
+		time.Sleep(time.Minute)
+		o.wants()
+		o.rings("5") // to nobody, since nobody wanted it
+		o.rings("6", "a", "b", "c")
+	})
+}
+
+// While the question is open the ringing goes to all; a decline by token counts, and so does a later number of the same CRM.
+func TestOpenQuestion(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.asks("5")
+		o.rings("5", "a", "b", "c")
+		if err := o.post("5", "a", ""); err != nil {
+			t.Errorf("a decline: %v", err)
+		}
+		if err := o.post("5", "a", "101"); err != nil {
+			t.Errorf("it has thought again: %v", err)
+		}
+		o.wants("5=101")
+	})
+}
+
+// The winner's webhook may be down: it has answered by its token, and what it is to hear waits for it alone.
+func TestWinnerIsDown(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.says("a", 0, 503, "")
+		o.asks("5")
+		time.Sleep(time.Second)
+		if err := o.post("5", "a", "101"); err != nil {
+			t.Error(err)
+		}
+		o.wants("5=101")
+		time.Sleep(time.Minute)
+		o.rings("5", "a")
+		if n := o.told("a", "call.transfer_requested"); n != 2 {
+			t.Errorf("it was asked %d times: after the decision there is nothing to ask", n)
+		}
+	})
+}
+
+// After a restart the question goes on where it is open, the winner is still the winner, and what was transferred is not transferred again.
+func TestRestartInBetween(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.says("a", 20*time.Second, 200, "")
+		o.asks("5")
+		o.asks("6")
+		if err := o.post("6", "b", "102"); err != nil {
+			t.Error(err)
+		}
+		o.stop()
+		o.says("a", 0, 200, `{"transfer_to":"101"}`)
+		time.Sleep(2 * time.Second)
+		o.start()
+		time.Sleep(5 * time.Second)
+		o.wants("6=102", "5=101")
+		var decided *telephony.DecidedError
+		if err := o.post("6", "a", "103"); !errors.As(err, &decided) || decided.Winner != "b" {
+			t.Errorf("after the restart: %v", err)
+		}
+		o.rings("6", "b")
+		o.rings("5", "a")
+		o.says("a", 20*time.Second, 200, "")
+		o.asks("7")
+		o.stop()
+		time.Sleep(time.Minute)
+		o.start()
+		time.Sleep(time.Minute)
+		if err := o.post("7", "b", "102"); !errors.Is(err, telephony.ErrRouteClosed) {
+			t.Errorf("long after its time: %v", err)
+		}
+		o.wants("6=102", "5=101", "7=") // the server is told as soon as it can be, if not in time
+	})
+}
+
+// Calls do not mix, and one that asks twice is transferred once.
+func TestTwoCallsAndOneTwice(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.says("a", time.Second, 200, `{"transfer_to":"101"}`)
+		o.asks("5")
+		o.asks("6")
+		if err := o.post("6", "b", "102"); err != nil {
+			t.Error(err)
+		}
+		o.asks("5")
+		time.Sleep(2 * time.Second)
+		o.asks("5")
+		time.Sleep(time.Minute)
+		o.wants("6=102", "5=101")
+		if n := o.told("b", "call.transfer_requested"); n != 4 {
+			t.Errorf("b was told of %d of the 4 events", n)
+		}
+	})
+}
+
+// A question goes ahead of whatever waits for its endpoint: a place, the rate, a pause, a probe, earlier events of its call.
+func TestAQuestionWaitsForNothing(t *testing.T) {
+	for name, takes := range map[string]func(http.ResponseWriter){
+		"all its places are taken": func(http.ResponseWriter) { time.Sleep(10 * time.Second) },
+		"it asked for a pause": func(w http.ResponseWriter) {
+			w.Header().Set("Retry-After", "3000")
+			w.WriteHeader(http.StatusTooManyRequests)
+		},
+		"it is failing": func(w http.ResponseWriter) { w.WriteHeader(http.StatusInternalServerError) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			inOffice(t, func(o *office) { o.outbox.Endpoints[0].Rate = 1 }, func(o *office) {
+				o.says("a", 0, 200, `{"transfer_to":"101"}`)
+				o.takes["a"] = takes
+				for i := range 30 {
+					o.happens("transfer 7343 101 1 * %d", i)
+				}
+				o.happens("transfer 7343 101 1 * 99")
+				time.Sleep(40 * time.Second)
+				asked := time.Now()
+				o.asks("99")
+				if o.wants("99=101"); time.Since(asked) > 0 {
+					t.Errorf("it took %s", time.Since(asked))
+				}
+			})
+		})
+	}
+}
