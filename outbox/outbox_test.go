@@ -324,6 +324,16 @@ func TestBody(t *testing.T) {
 			telephony.Event{ID: "019376aa-0000-7000-8000-000000000001", Type: "pz.event", Time: at},
 			`{"id":"019376aa-0000-7000-8000-000000000001","type":"pz.event","timestamp":"2026-11-23T06:25:53.718Z","data":{"replayed":false,"pz":{}}}`,
 		},
+		"a question": {
+			telephony.Event{ID: "019376aa-0000-7000-8000-000000000001", Type: "call.transfer_requested", Time: at, CallID: "7", From: "1"},
+			`{"id":"019376aa-0000-7000-8000-000000000001","type":"call.transfer_requested","timestamp":"2026-11-23T06:25:53.718Z","data":{` +
+				`"call_id":"7","sequence":7,"from":"1","answer_by":"2026-11-23T06:26:03.718Z","replayed":false,"pz":{}}}`,
+		},
+		"a question of long ago": {
+			telephony.Event{ID: "019376aa-0000-7000-8000-000000000001", Type: "call.transfer_requested", Time: at, CallID: "7", Replayed: true},
+			`{"id":"019376aa-0000-7000-8000-000000000001","type":"call.transfer_requested","timestamp":"2026-11-23T06:25:53.718Z","data":{` +
+				`"call_id":"7","sequence":7,"replayed":true,"pz":{}}}`,
+		},
 		"an SMS of a hostile sender": {
 			telephony.Event{ID: "019376aa-0000-7000-8000-000000000001", Type: "sms.status", Time: at, CallID: "7", Text: "</script>\"\n", Status: "failed"},
 			`{"id":"019376aa-0000-7000-8000-000000000001","type":"sms.status","timestamp":"2026-11-23T06:25:53.718Z","data":{` +

@@ -415,7 +415,7 @@ func TestBackup(t *testing.T) {
 
 func TestTwoBearersOfOneToken(t *testing.T) {
 	_, err := New(Options{
-		Exchange: &exchange{}, Outbox: newBox(t), Deliveries: newBox(t), Tokens: map[string]string{"a": crmToken, "b": crmToken},
+		Exchange: &exchange{}, Router: &exchange{}, Outbox: newBox(t), Deliveries: newBox(t), Tokens: map[string]string{"a": crmToken, "b": crmToken},
 		CommandTimeout: time.Second, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err == nil || !strings.Contains(err.Error(), "same token") || strings.Contains(err.Error(), crmToken) {
