@@ -55,8 +55,12 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 			return err
 		}
 	}
+	enabled, err := box.IsToConnect()
+	if err != nil {
+		return err
+	}
 	session, err := relay.New(relay.Options{
-		URL: cfg.URL, TLS: relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy), Identity: cfg.Identity,
+		URL: cfg.URL, TLS: relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy), Identity: cfg.Identity, Disabled: !enabled,
 		ReplayMaxAge: cfg.ReplayMaxAge, Grace: cfg.ShutdownGrace / 4, Sink: box, Logger: logger,
 	})
 	if err != nil {
@@ -69,7 +73,8 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 	api, err := transferapi.New(transferapi.Options{
-		Exchange: session, Router: router, Outbox: box, Deliveries: box, Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Logger: logger,
+		Exchange: session, Router: router, Outbox: box, Deliveries: box, Events: box, Keys: box,
+		Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Rate: cfg.APIRate, Logger: logger,
 	})
 	if err != nil {
 		return err
@@ -105,7 +110,7 @@ func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
 	for _, e := range cfg.Endpoints {
 		opts.Endpoints = append(opts.Endpoints, outbox.Endpoint{
 			Name: e.Name, URL: e.URL, Secrets: e.Secrets, Events: e.Events, Headers: e.Headers, Timeout: e.Timeout,
-			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL, AnswersLater: e.Token != "",
+			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL, AnswersLater: e.Token != "", Format: e.Format,
 		})
 	}
 	return opts
@@ -150,12 +155,13 @@ func runAll(ctx context.Context, parts ...func(context.Context) error) error {
 }
 
 // serve makes a part of an HTTP server: when its context ends, requests under way have grace to end.
-func serve(l net.Listener, h http.Handler, grace time.Duration, logger *slog.Logger) func(context.Context) error {
+func serve(l net.Listener, api *transferapi.API, grace time.Duration, logger *slog.Logger) func(context.Context) error {
 	return func(ctx context.Context) error {
 		server := &http.Server{
-			Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+			Handler: api, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 			MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 		}
+		server.RegisterOnShutdown(api.Drain)
 		stopped := make(chan struct{})
 		defer context.AfterFunc(ctx, func() {
 			defer close(stopped)

@@ -87,16 +87,17 @@ func redialable(ctx context.Context, _ *http.Response, err error) (bool, error) 
 func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 	limited, cancel := context.WithTimeout(ctx, s.endpoint.Timeout)
 	defer cancel()
-	req, err := retryablehttp.NewRequestWithContext(limited, http.MethodPost, s.endpoint.URL, j.body)
+	body := s.endpoint.Format.render(j.body)
+	req, err := retryablehttp.NewRequestWithContext(limited, http.MethodPost, s.endpoint.URL, body)
 	if err != nil {
 		return outcome{err: withoutURL(err)}, nil
 	}
 	for name, values := range s.endpoint.Headers {
 		req.Header[name] = values
 	}
-	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Content-Type", s.endpoint.Format.contentType())
 	req.Header.Set("User-Agent", s.userAgent)
-	sign(req.Header, j.eventID, time.Now(), j.body, s.endpoint.Secrets)
+	sign(req.Header, j.eventID, time.Now(), body, s.endpoint.Secrets)
 
 	resp, err := s.client.Do(req)
 	switch {
@@ -111,10 +112,10 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 		return outcome{err: withoutURL(err)}, nil
 	}
 	// The status has said how it went; the rest is for people, and read so that the connection can be used again.
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxResponse))
+	answer, _ := io.ReadAll(io.LimitReader(resp.Body, maxResponse))
 	_ = resp.Body.Close()
 	return outcome{
-		status: resp.StatusCode, body: body, response: cut(s.hide.Replace(cut(string(body), lookedResponse)), keptResponse),
+		status: resp.StatusCode, body: answer, response: cut(s.hide.Replace(cut(string(answer), lookedResponse)), keptResponse),
 		retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()),
 	}, nil
 }

@@ -18,6 +18,14 @@ var errDamaged = errors.New("its record in the outbox is damaged")
 
 func number(n uint64) []byte { return binary.BigEndian.AppendUint64(make([]byte, 0, 8), n) }
 
+// decodeNumber is 0 for what is no number.
+func decodeNumber(v []byte) uint64 {
+	if len(v) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(v)
+}
+
 func dueKey(due int64, n uint64) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(make([]byte, 0, 16), uint64(due)), n)
 }

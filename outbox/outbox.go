@@ -48,6 +48,7 @@ type Endpoint struct {
 	Secrets [][]byte
 	Events  Filter
 	Headers http.Header
+	Format  Format        // empty is FormatStandard
 	Timeout time.Duration // of a whole attempt
 	// RingingTTL is how long it is of use to tell it that a call rings or was answered.
 	RingingTTL time.Duration
@@ -110,6 +111,9 @@ type Outbox struct {
 	lanes []*lane
 	asker *asker
 
+	mu      sync.Mutex
+	changed chan struct{} // closed when events have been appended; nil while nobody waits for it
+
 	crowded chan struct{} // the file is nearly full
 	trouble *repeat.Log   // with removing old events
 }
@@ -171,6 +175,7 @@ func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 	}
 	o.asker.put(questions)
 	o.wakeUp()
+	o.tell()
 	return nil
 }
 
@@ -183,6 +188,12 @@ func (o *Outbox) wakeUp() {
 
 // ClientGUID is the identity under which the exchange remembers what the bridge has missed: made once, kept in the file.
 func (o *Outbox) ClientGUID() (string, error) { return o.store.clientGUID() }
+
+// Connect keeps, through restarts, whether the bridge is to be connected to the exchange.
+func (o *Outbox) Connect(enabled bool) error { return o.store.connect(enabled) }
+
+// IsToConnect says what Connect has kept last; true if it has never been called.
+func (o *Outbox) IsToConnect() (bool, error) { return o.store.isToConnect() }
 
 // Writable says why events cannot be stored, nil if they can: the last Append and the last commit went well, or a commit does now.
 func (o *Outbox) Writable() error { return o.store.writable() }

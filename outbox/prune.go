@@ -45,6 +45,9 @@ func (o *Outbox) prune(ctx context.Context) {
 				fruitless = time.Now()
 			}
 		}
+		if err == nil {
+			err = o.store.pruneKeys(time.Now())
+		}
 		if err != nil {
 			o.trouble.Failed("old events cannot be removed from the outbox", err)
 			continue
@@ -192,6 +195,11 @@ func (p *pruning) prune(tx *txn, k []byte, given *int) (bool, error) {
 			}
 		}
 		if err := q.remove(n); err != nil {
+			return false, err
+		}
+	}
+	if n > decodeNumber(tx.meta.Get(keyPruned)) {
+		if err := tx.meta.Put(keyPruned, number(n)); err != nil {
 			return false, err
 		}
 	}

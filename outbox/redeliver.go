@@ -39,11 +39,11 @@ var (
 )
 
 // Redeliver makes one delivery again, whatever became of it, and gives how it stands then. The event keeps its ID, does not expire, and goes behind what is
-// pending before it in its call. It fails with ErrNotFound or ErrNoEndpoint.
+// pending before it in its call. It fails with ErrNotFound, ErrNoEndpoint or ErrNoURL.
 func (o *Outbox) Redeliver(id string) (Delivery, error) {
 	eventID, endpoint, _ := strings.Cut(id, ".")
-	if !o.store.configured(endpoint) {
-		return Delivery{}, fmt.Errorf("%w: %q", ErrNoEndpoint, endpoint)
+	if err := o.store.takesWebhooks(endpoint); err != nil {
+		return Delivery{}, err
 	}
 	missing := false
 	err := o.store.commit(func(tx *txn) error {
@@ -68,10 +68,10 @@ func (o *Outbox) Redeliver(id string) (Delivery, error) {
 const redeliverBatch = 256
 
 // RedeliverAll makes many deliveries again, or only counts them, and says how many. Events that come in meanwhile are not among them. It fails with
-// ErrNoEndpoint or ErrBadState; if the disk fails on the way, what was done until then is done, and counted.
+// ErrNoEndpoint, ErrNoURL or ErrBadState; if the disk fails on the way, what was done until then is done, and counted.
 func (o *Outbox) RedeliverAll(ctx context.Context, r Redelivery) (count int, err error) {
-	if !o.store.configured(r.Endpoint) {
-		return 0, fmt.Errorf("%w: %q", ErrNoEndpoint, r.Endpoint)
+	if err := o.store.takesWebhooks(r.Endpoint); err != nil {
+		return 0, err
 	}
 	for _, s := range r.States {
 		if s != Missing && (!slices.Contains(stateNames[:], s) || s == pending.String()) {
@@ -108,6 +108,18 @@ func (o *Outbox) RedeliverAll(ctx context.Context, r Redelivery) (count int, err
 		count += len(list)
 	}
 	return count, nil
+}
+
+// takesWebhooks fails with ErrNoEndpoint or ErrNoURL.
+func (s *store) takesWebhooks(name string) error {
+	i := slices.IndexFunc(s.endpoints, func(e Endpoint) bool { return e.Name == name })
+	switch {
+	case i < 0:
+		return fmt.Errorf("%w: %q", ErrNoEndpoint, name)
+	case s.endpoints[i].URL == "":
+		return fmt.Errorf("%w: %q", ErrNoURL, name)
+	}
+	return nil
 }
 
 func (s *store) configured(name string) bool {

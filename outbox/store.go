@@ -20,12 +20,13 @@ import (
 
 // The file. Numbers are big-endian, so that keys sort as numbers do.
 //
-//	meta                       schema, client_guid
+//	meta                       schema, client_guid, pruned (the highest number of an event that was removed), disconnected (that it is to be so)
 //	events                     number              -> an event: see encodeEvent
 //	ids                        event ID            -> number
 //	calls                      call key, sequence  -> number, fingerprint
 //	routes                     call key            -> a telephony.Route as JSON
 //	questions                  number              -> nothing; one for each event that endpoints are being asked about
+//	keys                       hash of a key       -> an idempotency key's request and answer: see encodeClaim
 //	endpoints/NAME             "counts"            -> how many deliveries are in each state: see counts
 //	endpoints/NAME/deliveries  number              -> a delivery and its last attempts: see encodeDelivery
 //	endpoints/NAME/due         time, number        -> nothing; one for each pending delivery that is not held, nor of a question
@@ -38,13 +39,16 @@ var (
 	bucketCalls      = []byte("calls")
 	bucketRoutes     = []byte("routes")
 	bucketQuestions  = []byte("questions")
+	bucketKeys       = []byte("keys")
 	bucketEndpoints  = []byte("endpoints")
 	bucketDeliveries = []byte("deliveries")
 	bucketDue        = []byte("due")
 
-	keySchema     = []byte("schema")
-	keyClientGUID = []byte("client_guid")
-	keyCounts     = []byte("counts")
+	keySchema       = []byte("schema")
+	keyClientGUID   = []byte("client_guid")
+	keyPruned       = []byte("pruned")
+	keyDisconnected = []byte("disconnected")
+	keyCounts       = []byte("counts")
 )
 
 // lockTimeout is how long to wait for a process that is just ending. bbolt's default is for ever.
@@ -134,7 +138,7 @@ func plain(err error) error {
 
 // prepare makes the buckets that are missing and brings an older file to this version's layout.
 func (s *store) prepare(tx *bolt.Tx) error {
-	for _, name := range [][]byte{bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketRoutes, bucketQuestions, bucketEndpoints} {
+	for _, name := range [][]byte{bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketRoutes, bucketQuestions, bucketKeys, bucketEndpoints} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -286,10 +290,29 @@ func (s *store) clientGUID() (string, error) {
 	return guid, nil
 }
 
+// connect keeps whether the bridge is to be connected to the exchange.
+func (s *store) connect(enabled bool) error {
+	return s.commit(func(tx *txn) error {
+		if enabled {
+			return tx.meta.Delete(keyDisconnected)
+		}
+		return tx.meta.Put(keyDisconnected, []byte{1})
+	})
+}
+
+// isToConnect says what connect has kept last.
+func (s *store) isToConnect() (enabled bool, err error) {
+	err = s.view(func(tx *txn) error {
+		enabled = tx.meta.Get(keyDisconnected) == nil
+		return nil
+	})
+	return enabled, err
+}
+
 // txn is a transaction with its buckets, each looked up once.
 type txn struct {
 	*bolt.Tx
-	meta, events, ids, calls, routes, questions, endpoints *bolt.Bucket
+	meta, events, ids, calls, routes, questions, keys, endpoints *bolt.Bucket
 
 	queues map[string]*queue
 	cursor *bolt.Cursor                 // of calls: see lastOf
@@ -301,7 +324,7 @@ type txn struct {
 func newTxn(tx *bolt.Tx) *txn {
 	t := &txn{
 		Tx: tx, meta: tx.Bucket(bucketMeta), events: tx.Bucket(bucketEvents), ids: tx.Bucket(bucketIDs), calls: tx.Bucket(bucketCalls),
-		routes: tx.Bucket(bucketRoutes), questions: tx.Bucket(bucketQuestions), endpoints: tx.Bucket(bucketEndpoints),
+		routes: tx.Bucket(bucketRoutes), questions: tx.Bucket(bucketQuestions), keys: tx.Bucket(bucketKeys), endpoints: tx.Bucket(bucketEndpoints),
 		queues: map[string]*queue{}, prints: map[string]map[[16]byte]bool{},
 	}
 	fill(t.events)

@@ -31,6 +31,7 @@ type Options struct {
 	TLS      *tls.Config // for wss; nil trusts what the system trusts
 	Identity pz.Identity
 
+	Disabled     bool          // do not connect until Enable says so
 	ReplayMaxAge time.Duration // replayed calls that ended earlier are left out; 0 leaves out none
 	Grace        time.Duration // how long what was read may take to be stored once a shutdown has begun
 	Sink         Sink

@@ -718,3 +718,51 @@ func TestStopTakesWhatIsOnTheWay(t *testing.T) {
 		t.Errorf("%d of %d finished calls were lost", rounds*many-len(calls), rounds*many)
 	}
 }
+
+// Switched off, the session hangs up and stays so; what the server keeps meanwhile comes when it is switched on again.
+func TestEnable(t *testing.T) {
+	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+		synctest.Wait()
+		w.session.Enable(false)
+		synctest.Wait()
+		if n := w.server.Connected(); n != 0 {
+			t.Errorf("%d are connected", n)
+		}
+		time.Sleep(time.Hour)
+		w.generate(t, "generate history 7343 101 1385035625 1385035685 0 in http://x/1.mp3 2 5")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := w.session.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "1", To: "2"})
+		if c := w.session.Connection(); c.State != telephony.Disabled || !errors.Is(err, telephony.ErrNotConnected) || len(w.sink.appended()) != 0 {
+			t.Errorf("an hour later: %+v, %v", c, err)
+		}
+		waited := make(chan error, 1)
+		go func() { waited <- w.session.WaitConnected(t.Context()) }()
+		w.session.Enable(true)
+		w.session.Enable(true)
+		synctest.Wait()
+		if c := w.session.Connection(); c.State != telephony.Connected || len(w.sink.appended()) != 1 || <-waited != nil {
+			t.Errorf("switched on: %+v, %d events", c, len(w.sink.appended()))
+		}
+	})
+	inWorld(t, pztest.Options{}, func(o *Options) { o.Disabled = true }, func(t *testing.T, w *world) {
+		time.Sleep(time.Hour)
+		if c := w.session.Connection(); c.State != telephony.Disabled || w.server.Connected() != 0 {
+			t.Errorf("off from the start: %+v", c)
+		}
+	})
+	// While the server is away it is not dialled either, and switching on dials at once.
+	inWorld(t, pztest.Options{Refuse: 4008}, nil, func(t *testing.T, w *world) {
+		synctest.Wait()
+		w.session.Enable(false)
+		synctest.Wait()
+		dialled := len(w.log.lines(t, "not connected"))
+		time.Sleep(time.Hour)
+		if n := len(w.log.lines(t, "not connected")); n != dialled {
+			t.Errorf("it was dialled %d times while switched off", n-dialled)
+		}
+		if c := w.session.Connection(); c.State != telephony.Disabled {
+			t.Errorf("connection: %+v", c)
+		}
+	})
+}

@@ -45,6 +45,9 @@ type Session struct {
 	live   *conn         // nil while there is no connection that the server has accepted
 	up     chan struct{} // closed while live is set
 	lastID uint32
+	// enabled says that there is to be a connection; switched is closed when that changes.
+	enabled  bool
+	switched chan struct{}
 
 	ended chan struct{} // closed when Run has ended
 }
@@ -61,6 +64,7 @@ func New(opts Options) (*Session, error) {
 		// A server answers what it cannot parse with some ID; to start somewhere keeps such noise away from our own.
 		lastID: rand.Uint32N(1 << 30),
 		up:     make(chan struct{}), ended: make(chan struct{}),
+		enabled: !opts.Disabled, switched: make(chan struct{}),
 	}
 	if opts.URL.Scheme == "wss" {
 		s.codec = pz.Plain
@@ -77,10 +81,18 @@ func (s *Session) Run(ctx context.Context) error {
 	appender.Go(s.intake.run)
 	defer context.AfterFunc(ctx, s.intake.stopping)()
 	for attempt := 0; ctx.Err() == nil; attempt++ {
+		if !s.waitEnabled(ctx) {
+			break
+		}
 		began := time.Now()
-		err := s.connectOnce(ctx)
+		err := s.connectWhileEnabled(ctx)
 		if ctx.Err() != nil {
 			break
+		}
+		switched, enabled := s.switchedNow()
+		if !enabled {
+			attempt = -1 // it will be dialled at once when it is switched on again
+			continue
 		}
 		if time.Since(began) > redialMost {
 			attempt = 0 // it had worked for a while: this is new trouble, not the old one
@@ -90,11 +102,85 @@ func (s *Session) Run(ctx context.Context) error {
 		s.trouble.Failed("not connected to the Prostie Zvonki server", err, "retry_in", wait.Round(time.Millisecond).String())
 		select {
 		case <-ctx.Done():
+		case <-switched:
 		case <-time.After(wait):
 		}
 	}
 	s.disconnected(errors.New("the bridge is shutting down"), redialMost)
 	return s.intake.finish()
+}
+
+// Enable connects, or hangs up and stays so until it is called again. It does not wait for that.
+func (s *Session) Enable(enabled bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.enabled != enabled {
+		s.enabled = enabled
+		close(s.switched)
+		s.switched = make(chan struct{})
+	}
+	switch {
+	case !enabled:
+		s.switchedOff()
+	case s.status.State == telephony.Disabled:
+		s.status.State, s.status.Since, s.status.LastError, s.status.DialsAt = telephony.Disconnected, time.Now(), "", time.Now()
+	}
+}
+
+// switchedOff is how a connection that is not to be stands. The caller holds mu.
+func (s *Session) switchedOff() {
+	s.status = telephony.Connection{
+		State: telephony.Disabled, Since: time.Now(), LastError: "it was switched off with PUT /v1/connection",
+		CloseCode: s.status.CloseCode, CloseMeaning: s.status.CloseMeaning,
+	}
+}
+
+// switchedNow says whether there is to be a connection, and gives what is closed when that changes.
+func (s *Session) switchedNow() (switched <-chan struct{}, enabled bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.switched, s.enabled
+}
+
+// waitEnabled waits until there is to be a connection. It is false if ctx ended before.
+func (s *Session) waitEnabled(ctx context.Context) bool {
+	for {
+		switched, enabled := s.switchedNow()
+		if enabled {
+			return true
+		}
+		s.mu.Lock()
+		if s.status.State != telephony.Disabled {
+			s.switchedOff()
+		}
+		s.mu.Unlock()
+		select {
+		case <-switched:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// connectWhileEnabled serves one connection until it ends or is switched off.
+func (s *Session) connectWhileEnabled(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	switched, enabled := s.switchedNow()
+	if !enabled {
+		return errors.New("it was switched off")
+	}
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	watching.Go(func() {
+		select {
+		case <-switched:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	return s.connectOnce(ctx)
 }
 
 // redialWait is how long to wait before dialling again after a number of failures; jitter is in [0, 1).

@@ -84,6 +84,39 @@ func (f fields) callID(name string) (string, error) {
 	return v, nil
 }
 
+// answer is what a command is answered: a problem, or a status with a body.
+type answer struct {
+	problem *problem
+	status  int
+	body    []byte // JSON
+	written bool   // the exchange may have got the command
+	again   bool   // it was answered so before
+}
+
+func (d answer) code() int {
+	if d.problem != nil {
+		return d.problem.Status
+	}
+	return d.status
+}
+
+func (d answer) json() []byte {
+	if d.problem != nil {
+		return encodeJSON(d.problem.titled())
+	}
+	return d.body
+}
+
+func (d answer) write(w http.ResponseWriter) {
+	if d.code() >= http.StatusBadRequest {
+		w.Header().Set("Content-Type", problemType)
+	}
+	if d.again {
+		w.Header().Set("Idempotency-Replayed", "true")
+	}
+	writeBytes(w, d.code(), d.json())
+}
+
 // command answers a request for a command, which read makes of its fields.
 func (a *API) command(read func(fields) (telephony.Command, error), names ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -97,34 +130,40 @@ func (a *API) command(read func(fields) (telephony.Command, error), names ...str
 			badFields(err).write(w)
 			return
 		}
-		began := time.Now()
-		ctx, cancel := context.WithTimeout(r.Context(), a.opts.CommandTimeout)
-		defer cancel()
-		err = a.do(ctx, caller(r), cmd)
-		args := []any{
-			"kind", string(cmd.Kind),
-			"by", caller(r), "took", time.Since(began).Round(time.Microsecond).String(),
-		}
-		if cmd.CallID != "" {
-			args = append(args, "call_id", cmd.CallID)
-		}
-		if err != nil {
-			a.opts.Logger.Warn("command failed", append(args, "err", err.Error())...)
-			p := commandProblem(err)
-			if p.Status == http.StatusServiceUnavailable {
-				c := a.opts.Exchange.Connection()
-				if c.LastError != "" {
-					p.Detail += " The reason: " + c.LastError + "."
-				}
-				wait := math.Ceil(time.Until(c.DialsAt).Seconds())
-				w.Header().Set("Retry-After", strconv.Itoa(max(leastRetryAfter, int(wait))))
-			}
-			p.write(w)
+		carryOut := func(ctx context.Context) answer { return a.carryOut(ctx, w, caller(r), cmd) }
+		if keys, given := r.Header["Idempotency-Key"]; given {
+			a.once(r, keys[0], cmd, carryOut).write(w)
 			return
 		}
-		a.opts.Logger.Info("command done", args...)
-		writeJSON(w, http.StatusOK, map[string]string{"status": "done"})
+		carryOut(r.Context()).write(w)
 	}
+}
+
+// carryOut carries out a command and logs it.
+func (a *API) carryOut(ctx context.Context, w http.ResponseWriter, by string, cmd telephony.Command) answer {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, a.opts.CommandTimeout)
+	defer cancel()
+	err := a.do(ctx, by, cmd)
+	args := []any{"kind", string(cmd.Kind), "by", by, "took", time.Since(began).Round(time.Microsecond).String()}
+	if cmd.CallID != "" {
+		args = append(args, "call_id", cmd.CallID)
+	}
+	if err == nil {
+		a.opts.Logger.Info("command done", args...)
+		return answer{status: http.StatusOK, body: encodeJSON(map[string]string{"status": "done"}), written: true}
+	}
+	a.opts.Logger.Warn("command failed", append(args, "err", err.Error())...)
+	p := commandProblem(err)
+	if p.Status == http.StatusServiceUnavailable {
+		c := a.opts.Exchange.Connection()
+		if c.LastError != "" {
+			p.Detail += " The reason: " + c.LastError + "."
+		}
+		wait := math.Ceil(time.Until(c.DialsAt).Seconds())
+		w.Header().Set("Retry-After", strconv.Itoa(max(leastRetryAfter, int(wait))))
+	}
+	return answer{problem: &p, written: p.Status == http.StatusBadGateway || p.Status == http.StatusGatewayTimeout}
 }
 
 // do carries out a command. A transfer is an answer to the question where a call should go, and the first answer wins.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -65,12 +64,16 @@ func showDelivery(d outbox.Delivery, attempts []outbox.Attempt) delivery {
 		NextAttemptAt: d.NextAttempt, EndedAt: d.Ended, Redelivered: d.Redelivered,
 	}
 	for _, a := range attempts {
-		out.LastAttempts = append(out.LastAttempts, attempt{
-			At: a.At, Duration: float64(a.Took.Microseconds()) / 1000, Status: a.Status,
-			Response: strings.ToValidUTF8(a.Response, "\uFFFD"), Error: a.Error,
-		})
+		out.LastAttempts = append(out.LastAttempts, showAttempt(a))
 	}
 	return out
+}
+
+func showAttempt(a outbox.Attempt) attempt {
+	return attempt{
+		At: a.At.UTC(), Duration: float64(a.Took.Microseconds()) / 1000, Status: a.Status,
+		Response: strings.ToValidUTF8(a.Response, "\uFFFD"), Error: a.Error,
+	}
 }
 
 // listDeliveries lists them, those of the newest event first. An endpoint's token sees its own.
@@ -102,28 +105,15 @@ func (a *API) listDeliveries(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, answer)
 }
 
-// readDeliveryQuery reads the query's parameters. One that is none of them is refused, as a field is.
 func readDeliveryQuery(r *http.Request) (outbox.DeliveryQuery, *problem) {
-	q := outbox.DeliveryQuery{Limit: defaultLimit}
-	values, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return q, &problem{Status: http.StatusBadRequest, Detail: "The query of the address cannot be read."}
+	values, refusal := readQuery(r, "state", "endpoint", "call_id", "limit", "cursor")
+	if refusal != nil {
+		return outbox.DeliveryQuery{}, refusal
 	}
-	into := map[string]*string{"state": &q.State, "endpoint": &q.Endpoint, "call_id": &q.CallID, "cursor": &q.Cursor}
-	for name, list := range values {
-		switch target, known := into[name]; {
-		case name == "limit":
-			q.Limit, err = strconv.Atoi(list[0])
-			if err != nil || q.Limit < 1 || q.Limit > mostAtOnce {
-				return q, badFields(&fieldError{"limit", fmt.Sprintf("must be a number from 1 to %d", mostAtOnce)})
-			}
-		case known:
-			*target = list[0]
-		default:
-			return q, badFields(&fieldError{name, "is no parameter of this list; it takes state, endpoint, call_id, limit and cursor"})
-		}
-	}
-	return q, nil
+	limit, refusal := readLimit(values)
+	return outbox.DeliveryQuery{
+		State: values.Get("state"), Endpoint: values.Get("endpoint"), CallID: values.Get("call_id"), Cursor: values.Get("cursor"), Limit: limit,
+	}, refusal
 }
 
 // getDelivery tells of one and its last attempts.
@@ -213,7 +203,7 @@ func deliveryProblem(err error) problem {
 	switch {
 	case errors.Is(err, outbox.ErrNotFound):
 		p.Status = http.StatusNotFound
-	case errors.Is(err, outbox.ErrNoEndpoint):
+	case errors.Is(err, outbox.ErrNoEndpoint), errors.Is(err, outbox.ErrNoURL):
 		p.Status, p.Field = http.StatusBadRequest, "endpoint"
 	case errors.Is(err, outbox.ErrBadState):
 		p.Status, p.Field = http.StatusBadRequest, "state"

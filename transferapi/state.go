@@ -1,12 +1,57 @@
 package transferapi
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
 
 	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
 )
+
+// switchConnection hangs up, and stays so through restarts, or connects again.
+func (a *API) switchConnection(w http.ResponseWriter, r *http.Request) {
+	var request struct {
+		Enabled *bool `json:"enabled"`
+	}
+	if refusal := readJSON(w, r, &request); refusal != nil {
+		refusal.write(w)
+		return
+	}
+	if request.Enabled == nil {
+		badFields(&fieldError{"enabled", "is missing: it is true or false"}).write(w)
+		return
+	}
+	if err := a.opts.Outbox.Connect(*request.Enabled); err != nil {
+		problem{Status: http.StatusServiceUnavailable, Detail: "It could not be stored, so nothing has changed: " + err.Error() + "."}.write(w)
+		return
+	}
+	a.opts.Exchange.Enable(*request.Enabled)
+	a.opts.Logger.Info("the connection was switched", "enabled", *request.Enabled, "by", caller(r))
+	a.connection(w, r)
+}
+
+// sendTest sends an endpoint a test and tells what it said.
+func (a *API) sendTest(w http.ResponseWriter, r *http.Request) {
+	name := r.PathValue("name")
+	id, made, err := a.opts.Outbox.SendTest(r.Context(), name)
+	switch {
+	case errors.Is(err, outbox.ErrNoEndpoint):
+		problem{Status: http.StatusNotFound, Detail: sentence(err)}.write(w)
+	case errors.Is(err, outbox.ErrNoURL):
+		problem{Status: http.StatusConflict, Detail: sentence(err)}.write(w)
+	case err != nil:
+		problem{Status: http.StatusServiceUnavailable, Detail: sentence(err)}.write(w)
+	default:
+		writeJSON(w, http.StatusOK, struct {
+			EventID   string `json:"event_id"`
+			Endpoint  string `json:"endpoint"`
+			Delivered bool   `json:"delivered"` // it was answered 2xx
+			attempt
+		}{id, name, made.Status >= 200 && made.Status <= 299, showAttempt(made)})
+	}
+}
 
 // connection tells where the connection to the exchange stands.
 func (a *API) connection(w http.ResponseWriter, _ *http.Request) {
@@ -17,11 +62,12 @@ func (a *API) connection(w http.ResponseWriter, _ *http.Request) {
 	c := a.opts.Exchange.Connection()
 	answer := struct {
 		State         telephony.ConnectionState `json:"state"`
+		Enabled       bool                      `json:"enabled"`
 		Since         time.Time                 `json:"since"`
 		LastClose     *lastClose                `json:"last_close,omitempty"`
 		LastError     string                    `json:"last_error,omitempty"`
 		ServerVersion string                    `json:"server_version,omitempty"`
-	}{State: c.State, Since: c.Since.UTC(), LastError: c.LastError, ServerVersion: c.ServerVersion}
+	}{State: c.State, Enabled: c.State != telephony.Disabled, Since: c.Since.UTC(), LastError: c.LastError, ServerVersion: c.ServerVersion}
 	if c.CloseCode != 0 {
 		answer.LastClose = &lastClose{c.CloseCode, c.CloseMeaning}
 	}

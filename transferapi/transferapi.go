@@ -5,18 +5,23 @@
 package transferapi
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
+
+	"golang.org/x/time/rate"
 )
 
 // Exchange carries out commands. Do returns nil when the exchange has done it, else a *telephony.RefusedError or one of
@@ -24,6 +29,8 @@ import (
 type Exchange interface {
 	Do(ctx context.Context, cmd telephony.Command) error
 	Connection() telephony.Connection
+	// Enable connects, or hangs up until it is called again.
+	Enable(enabled bool)
 }
 
 // Router takes the answers to the question where a call should go. An empty number declines. Nil means that the number has won and the exchange has done
@@ -38,6 +45,10 @@ type Outbox interface {
 	Writable() error // nil if events can be stored
 	Endpoints() ([]outbox.EndpointStatus, error)
 	Backup(begin func(size int64) io.Writer) error
+	// Connect keeps whether there is to be a connection to the exchange, through restarts.
+	Connect(enabled bool) error
+	// SendTest sends an endpoint an event that says nothing, and tells how that went.
+	SendTest(ctx context.Context, endpoint string) (eventID string, made outbox.Attempt, err error)
 }
 
 // Options says what the API stands in front of, and who may use it.
@@ -46,9 +57,12 @@ type Options struct {
 	Router     Router
 	Outbox     Outbox
 	Deliveries Deliveries
+	Events     Events
+	Keys       Keys
 	// Tokens holds the bearer tokens by the names of their bearers: endpoints, and Operator.
 	Tokens         map[string]string
 	CommandTimeout time.Duration // how long the exchange may take to answer
+	Rate           float64       // requests a second of each token
 	Logger         *slog.Logger
 }
 
@@ -57,23 +71,29 @@ const Operator = "operator"
 
 // API answers the requests. It is an http.Handler.
 type API struct {
-	opts   Options
-	tokens map[[sha256.Size]byte]string // the bearer's name by the token's hash: looking it up tells nothing about the token
-	mux    *http.ServeMux
+	opts     Options
+	tokens   map[[sha256.Size]byte]bearer // by the token's hash: looking it up tells nothing about the token
+	mux      *http.ServeMux
+	busy     busy
+	draining chan struct{} // closed when nobody is to wait for events any more
 }
 
 // New gives the API. Two bearers of one token are an error, since nobody could tell who calls.
 func New(opts Options) (*API, error) {
-	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Deliveries == nil || opts.Logger == nil || opts.CommandTimeout <= 0 {
-		return nil, errors.New("transferapi: Options.Exchange, Router, Outbox, Deliveries, Logger and CommandTimeout must be set")
+	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Deliveries == nil || opts.Events == nil || opts.Keys == nil ||
+		opts.Logger == nil || opts.CommandTimeout <= 0 || opts.Rate <= 0 {
+		return nil, errors.New("transferapi: Options.Exchange, Router, Outbox, Deliveries, Events, Keys, Logger, CommandTimeout and Rate must be set")
 	}
-	a := &API{opts: opts, tokens: map[[sha256.Size]byte]string{}, mux: http.NewServeMux()}
+	a := &API{
+		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(),
+		busy: busy{keys: map[[32]byte]chan struct{}{}}, draining: make(chan struct{}),
+	}
 	for name, token := range opts.Tokens {
 		hash := sha256.Sum256([]byte(token))
 		if other, ok := a.tokens[hash]; ok {
-			return nil, errors.New("transferapi: " + name + " and " + other + " have the same token")
+			return nil, errors.New("transferapi: " + name + " and " + other.name + " have the same token")
 		}
-		a.tokens[hash] = name
+		a.tokens[hash] = bearer{name, rate.NewLimiter(rate.Limit(opts.Rate), max(1, int(opts.Rate)))}
 	}
 	for _, r := range a.routes() {
 		handler := r.handle
@@ -105,12 +125,16 @@ func (a *API) routes() []route {
 		{http.MethodPost, "/v1/calls", bearers, a.command(readCall, "from", "to")},
 		{http.MethodPost, "/v1/transfers", bearers, a.command(readTransfer, "call_id", "to")},
 		{http.MethodPost, "/v1/sms", bearers, a.command(readSMS, "from", "to", "text")},
+		{http.MethodGet, "/v1/calls/{call_id}", bearers, a.getCall},
+		{http.MethodGet, "/v1/events", bearers, a.listEvents},
 		{http.MethodGet, "/v1/connection", bearers, a.connection},
+		{http.MethodPut, "/v1/connection", operatorOnly, a.switchConnection},
 		{http.MethodGet, "/v1/deliveries", bearers, a.listDeliveries},
 		{http.MethodGet, "/v1/deliveries/{id}", bearers, a.getDelivery},
 		{http.MethodPost, "/v1/deliveries/{id}/redeliver", operatorOnly, a.redeliver},
 		{http.MethodPost, "/v1/redeliver", operatorOnly, a.redeliverAll},
 		{http.MethodGet, "/v1/endpoints", operatorOnly, a.listEndpoints},
+		{http.MethodPost, "/v1/endpoints/{name}/test", operatorOnly, a.sendTest},
 		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},
 		{http.MethodGet, "/healthz", anybody, a.alive},
 		{http.MethodGet, "/readyz", anybody, a.ready},
@@ -124,7 +148,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var allowed []string
-	for _, method := range []string{http.MethodGet, http.MethodPost} {
+	for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut} {
 		other := r.Clone(r.Context())
 		other.Method = method
 		if _, pattern := a.mux.Handler(other); pattern != "" {
@@ -139,19 +163,28 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	problem{Status: http.StatusMethodNotAllowed, Detail: "This path takes " + strings.Join(allowed, " or ") + "."}.write(w)
 }
 
-// bearer is the context key of who calls.
-type bearer struct{}
+// Drain answers whoever waits for events, so that a shutdown does not wait for them.
+func (a *API) Drain() { close(a.draining) }
+
+// bearer is who may call.
+type bearer struct {
+	name  string
+	limit *rate.Limiter
+}
+
+// callerKey is the context key of the name of who calls.
+type callerKey struct{}
 
 // caller is the name of who calls: an endpoint's, or Operator.
 func caller(r *http.Request) string {
-	name, _ := r.Context().Value(bearer{}).(string)
+	name, _ := r.Context().Value(callerKey{}).(string)
 	return name
 }
 
 func (a *API) authenticated(who audience, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		name, known := a.tokens[sha256.Sum256([]byte(strings.TrimSpace(token)))]
+		b, known := a.tokens[sha256.Sum256([]byte(strings.TrimSpace(token)))]
 		if !strings.EqualFold(scheme, "Bearer") || !known {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="pzbridge"`)
 			problem{
@@ -160,12 +193,27 @@ func (a *API) authenticated(who audience, next http.HandlerFunc) http.HandlerFun
 			}.write(w)
 			return
 		}
-		if who == operatorOnly && name != Operator {
+		if wait := b.wait(time.Now()); wait > 0 {
+			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+			problem{Status: http.StatusTooManyRequests, Detail: "Too many requests with this token: API_RATE is how many a second it may make."}.write(w)
+			return
+		}
+		if who == operatorOnly && b.name != Operator {
 			problem{Status: http.StatusForbidden, Detail: "This is for the operator: send the token of API_TOKEN."}.write(w)
 			return
 		}
-		next(w, r.WithContext(context.WithValue(r.Context(), bearer{}, name)))
+		next(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, b.name)))
 	}
+}
+
+// wait takes the right to one request, or says how long it takes to get it.
+func (b bearer) wait(now time.Time) time.Duration {
+	r := b.limit.ReserveN(now, 1)
+	wait := r.DelayFrom(now)
+	if wait > 0 {
+		r.CancelAt(now)
+	}
+	return wait
 }
 
 // problem is an error as RFC 9457 has it. The type is about:blank, so the title is the status in words.
@@ -175,22 +223,39 @@ type problem struct {
 	Detail string `json:"detail"`
 	Field  string `json:"field,omitempty"`  // which field of the request is wrong
 	Winner string `json:"winner,omitempty"` // who has answered before
+	Oldest string `json:"oldest,omitempty"` // the cursor from which on nothing is missing
+}
+
+// problemType is its media type.
+const problemType = "application/problem+json"
+
+// titled gives the problem with its status in words.
+func (p problem) titled() problem {
+	p.Title = http.StatusText(p.Status)
+	return p
 }
 
 func (p problem) write(w http.ResponseWriter) {
-	p.Title = http.StatusText(p.Status)
-	w.Header().Set("Content-Type", "application/problem+json")
-	writeJSON(w, p.Status, p)
+	w.Header().Set("Content-Type", problemType)
+	writeJSON(w, p.Status, p.titled())
 }
 
-// writeJSON answers with a body. Its error would be that the caller has gone, which nobody can be told.
-func writeJSON(w http.ResponseWriter, status int, body any) {
+func writeJSON(w http.ResponseWriter, status int, body any) { writeBytes(w, status, encodeJSON(body)) }
+
+func encodeJSON(body any) []byte {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // it is no HTML, and people read it
+	_ = enc.Encode(body)     // what the API answers with can be encoded
+	return b.Bytes()
+}
+
+// writeBytes answers with JSON. Its error would be that the caller has gone, which nobody can be told.
+func writeBytes(w http.ResponseWriter, status int, body []byte) {
 	if w.Header().Get("Content-Type") == "" {
 		w.Header().Set("Content-Type", "application/json")
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false) // it is no HTML, and people read it
-	_ = enc.Encode(body)
+	_, _ = w.Write(body)
 }

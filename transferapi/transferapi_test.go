@@ -46,6 +46,14 @@ func (e *exchange) Answer(ctx context.Context, callID, _, to string) error {
 	return e.Do(ctx, telephony.Command{Kind: telephony.CommandTransfer, CallID: callID, To: to})
 }
 
+// Enable is told by the state.
+func (e *exchange) Enable(enabled bool) {
+	e.connection = telephony.Connection{State: telephony.Disabled}
+	if enabled {
+		e.connection.State = telephony.Connected
+	}
+}
+
 func (e *exchange) Connection() telephony.Connection { return e.connection }
 
 // box is a real outbox whose disk fails as it is told.
@@ -57,7 +65,10 @@ type box struct {
 func (b *box) Writable() error { return b.err }
 
 // newBox opens an outbox for the endpoints "crm" and "other".
-func newBox(t *testing.T) *box {
+func newBox(t *testing.T) *box { return newBoxAt(t, "http://127.0.0.1:1/?token=t0psecret") }
+
+// newBoxAt opens one whose endpoints have that address.
+func newBoxAt(t *testing.T, url string) *box {
 	t.Helper()
 	opts := outbox.Options{
 		Path: filepath.Join(t.TempDir(), "outbox.db"), Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30,
@@ -65,7 +76,7 @@ func newBox(t *testing.T) *box {
 	}
 	for _, name := range []string{"crm", "other"} {
 		opts.Endpoints = append(opts.Endpoints, outbox.Endpoint{
-			Name: name, URL: "http://127.0.0.1:1/?token=t0psecret", Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"},
+			Name: name, URL: url, Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"},
 			Timeout: time.Second, Concurrency: 1, RingingTTL: time.Second,
 		})
 	}
@@ -84,7 +95,7 @@ func newBox(t *testing.T) *box {
 func newAPI(t *testing.T, e *exchange, o *box, log *bytes.Buffer) *API {
 	t.Helper()
 	a, err := New(Options{
-		Exchange: e, Router: e, Outbox: o, Deliveries: o, Tokens: map[string]string{"crm": crmToken, Operator: operatorToken},
+		Exchange: e, Router: e, Outbox: o, Deliveries: o, Events: o, Keys: o, Rate: 1000, Tokens: map[string]string{"crm": crmToken, Operator: operatorToken},
 		CommandTimeout: time.Second, Logger: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
@@ -252,7 +263,7 @@ func TestConnectionAndReadiness(t *testing.T) {
 		a.ServeHTTP(w, r)
 		return w.Code, strings.TrimSpace(w.Body.String())
 	}
-	want := `{"state":"disconnected","since":"2001-09-09T01:46:40Z","last_close":{"code":4008,"meaning":"the password is wrong"},"last_error":"closed"}`
+	want := `{"state":"disconnected","enabled":true,"since":"2001-09-09T01:46:40Z","last_close":{"code":4008,"meaning":"the password is wrong"},"last_error":"closed"}`
 	if status, body := get("/v1/connection"); status != 200 || body != want {
 		t.Errorf("connection: %d %s", status, body)
 	}
@@ -415,7 +426,7 @@ func TestBackup(t *testing.T) {
 
 func TestTwoBearersOfOneToken(t *testing.T) {
 	_, err := New(Options{
-		Exchange: &exchange{}, Router: &exchange{}, Outbox: newBox(t), Deliveries: newBox(t), Tokens: map[string]string{"a": crmToken, "b": crmToken},
+		Exchange: &exchange{}, Router: &exchange{}, Outbox: newBox(t), Deliveries: newBox(t), Events: newBox(t), Keys: newBox(t), Rate: 1, Tokens: map[string]string{"a": crmToken, "b": crmToken},
 		CommandTimeout: time.Second, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err == nil || !strings.Contains(err.Error(), "same token") || strings.Contains(err.Error(), crmToken) {

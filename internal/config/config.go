@@ -53,6 +53,7 @@ type text struct {
 	WithoutWinner   string `env:"RINGING_WITHOUT_WINNER" envDefault:"all"`
 	ListenAddr      string `env:"LISTEN_ADDR" envDefault:":8080"`
 	APIToken        string `env:"API_TOKEN"`
+	APIRate         string `env:"API_RATE" envDefault:"50"`
 	CommandTimeout  string `env:"COMMAND_TIMEOUT" envDefault:"10s"`
 	ShutdownGrace   string `env:"SHUTDOWN_GRACE" envDefault:"20s"`
 	LogLevel        string `env:"LOG_LEVEL" envDefault:"info"`
@@ -64,6 +65,7 @@ type endpointText struct {
 	Name        string `env:"NAME"`
 	URL         string `env:"URL"`
 	Secret      string `env:"SECRET"`
+	Format      string `env:"FORMAT" envDefault:"standard"`
 	Events      string `env:"EVENTS" envDefault:"call.*,sms.*,pz.event"`
 	Headers     string `env:"HEADERS"`
 	Timeout     string `env:"TIMEOUT" envDefault:"15s"`
@@ -93,7 +95,8 @@ type Config struct {
 	// RingingOnlyToWinner is whether no CRM is told of the ringing of a call that none of them wanted.
 	RingingOnlyToWinner bool
 	ListenAddr          string
-	APIToken            string // empty: no operator
+	APIToken            string  // empty: no operator
+	APIRate             float64 // requests a second of each token
 	CommandTimeout      time.Duration
 	ShutdownGrace       time.Duration
 	LogLevel            slog.Level
@@ -105,7 +108,8 @@ type Config struct {
 // Endpoint is one CRM's part of it.
 type Endpoint struct {
 	Name        string
-	URL         string
+	URL         string // empty: this CRM reads its events
+	Format      outbox.Format
 	Secrets     [][]byte
 	Events      outbox.Filter
 	Headers     http.Header

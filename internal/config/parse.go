@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -30,7 +31,7 @@ const (
 	maxSecret = 64
 
 	maxConcurrency = 1000
-	maxRate        = 10_000  // attempts a second
+	maxRate        = 10_000  // a second
 	minOutbox      = 1 << 20 // bytes: what a few hundred events take
 )
 
@@ -48,6 +49,7 @@ func (t text) parse(p *problems) Config {
 		RoutingTimeout:  duration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
 		OutboxPath:      t.OutboxPath, ListenAddr: t.ListenAddr, APIToken: t.APIToken, LogFormat: t.LogFormat,
 		CommandTimeout: duration("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, p),
+		APIRate:        parseRate("API_RATE", "requests", t.APIRate, p),
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
 	}
 	c.DeclineOnSilence = choice("ROUTING_ON_SILENCE", t.OnSilence, "decline", "nothing", p)
@@ -178,14 +180,14 @@ func parseBytes(variable, s string, least int64, p *problems) int64 {
 	return int64(n)
 }
 
-// parseRate reads a number of attempts a second. Empty is no limit.
-func parseRate(variable, s string, p *problems) float64 {
+// parseRate reads how many of something may be in a second. Empty is no limit.
+func parseRate(variable, what, s string, p *problems) float64 {
 	if s == "" {
 		return 0
 	}
 	rate, err := strconv.ParseFloat(s, 64)
 	if err != nil || !(rate > 0 && rate <= maxRate) {
-		p.add(variable, "must be a number of attempts a second, above 0 and up to %d, such as 5 or 0.5; it is %q", maxRate, s)
+		p.add(variable, "must be a number of %s a second, above 0 and up to %d, such as 5 or 0.5; it is %q", what, maxRate, s)
 	}
 	return rate
 }
@@ -205,8 +207,7 @@ var nameShape = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	e := Endpoint{
-		Name: t.Name, URL: t.URL, Token: t.Token,
-		Secrets: parseSecrets(prefix+"SECRET", t.Secret, p),
+		Name: t.Name, URL: t.URL, Token: t.Token, Format: outbox.Format(t.Format),
 		Headers: parseHeaders(prefix+"HEADERS", t.Headers, p),
 		Timeout: duration(prefix+"TIMEOUT", t.Timeout, time.Millisecond, p),
 	}
@@ -219,10 +220,18 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 		p.add(prefix+"NAME", "must not be operator: that is who holds API_TOKEN")
 	}
 	switch u, err := url.Parse(t.URL); {
+	case t.URL == "" && (t.Token == "" || t.Secret != ""):
+		p.add(prefix+"URL", "is missing: it is the http or https address that takes the webhooks. A CRM that reads its events "+
+			"with GET /v1/events has a TOKEN, no URL and no SECRET")
 	case t.URL == "":
-		p.add(prefix+"URL", "is missing: it is the http or https address that takes the webhooks")
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
 		p.add(prefix+"URL", "must be an address that begins with https:// or http://")
+	}
+	if t.URL != "" || t.Secret != "" {
+		e.Secrets = parseSecrets(prefix+"SECRET", t.Secret, p)
+	}
+	if !slices.Contains(outbox.Formats, e.Format) {
+		p.add(prefix+"FORMAT", "must be one of %v; it is %q", outbox.Formats, t.Format)
 	}
 	e.RingingTTL = duration(prefix+"RINGING_TTL", t.RingingTTL, time.Millisecond, p)
 	concurrency, err := strconv.Atoi(t.Concurrency)
@@ -230,7 +239,7 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 		p.add(prefix+"CONCURRENCY", "must be a number from 1 to %d; it is %q", maxConcurrency, t.Concurrency)
 	}
 	e.Concurrency = concurrency
-	e.Rate = parseRate(prefix+"RATE", t.Rate, p)
+	e.Rate = parseRate(prefix+"RATE", "attempts", t.Rate, p)
 	filter, err := outbox.ParseFilter(t.Events)
 	if err != nil {
 		p.add(prefix+"EVENTS", "%v", err)
@@ -327,7 +336,7 @@ func (c Config) Warnings() []string {
 				list = append(list, endpointPrefix(i)+"SECRET is the one of .env.example, which everybody can read: make your own with \"pzbridge secret\"")
 			}
 		}
-		if u, err := url.Parse(e.URL); err == nil && u.Scheme == "http" && !isPrivate(u.Hostname()) {
+		if u, err := url.Parse(e.URL); err == nil && u.Scheme == "http" && e.URL != "" && !isPrivate(u.Hostname()) {
 			list = append(list, endpointPrefix(i)+"URL begins with http:// and is not in your own network: anybody on the way can read the calls")
 		}
 	}

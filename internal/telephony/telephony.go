@@ -135,6 +135,7 @@ const (
 	Connecting   ConnectionState = "connecting"
 	Connected    ConnectionState = "connected"
 	Disconnected ConnectionState = "disconnected" // waits before it dials again
+	Disabled     ConnectionState = "disabled"     // switched off by the operator
 )
 
 // Connection describes the connection to the exchange at one moment.

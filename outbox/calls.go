@@ -1,0 +1,165 @@
+package outbox
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"pzbridge/internal/telephony"
+)
+
+// CallEvent is an event of a call, with its ways to the endpoints.
+type CallEvent struct {
+	ID         string
+	Type       telephony.EventType
+	Sequence   uint64
+	Time       time.Time
+	Deliveries []Delivery
+}
+
+// ErrNoCall means that the file holds no event of a call.
+var ErrNoCall = errors.New("no event of this call is known: OUTBOX_RETENTION may have removed them")
+
+// mostOfACall is how many events of a call are told, the first ones.
+const mostOfACall = 1000
+
+// Call tells what has happened to a call: its events in order, and the question where it should go, nil if it has not asked. It fails with ErrNoCall.
+func (o *Outbox) Call(callID string) (events []CallEvent, route *telephony.Route, err error) {
+	err = o.store.view(func(tx *txn) error {
+		prefix := callKey(callID)
+		names := tx.names()
+		c := tx.calls.Cursor()
+		for k, v := c.Seek(prefix); callID != "" && bytes.HasPrefix(k, prefix) && len(events) < mostOfACall; k, v = c.Next() {
+			n := binary.BigEndian.Uint64(v)
+			e, _, err := decodeEventHead(tx.events.Get(number(n)))
+			if err != nil {
+				continue // the rest is worth knowing
+			}
+			told := CallEvent{ID: e.id.String(), Type: e.kind, Sequence: e.sequence, Time: e.at.UTC()}
+			for _, name := range names {
+				if d, history := tx.queue(name).get(n); d != nil {
+					told.Deliveries = append(told.Deliveries, describe(e, name, d, history))
+				}
+			}
+			events = append(events, told)
+		}
+		if len(events) == 0 {
+			return ErrNoCall
+		}
+		route, err = tx.route(callID)
+		return err
+	})
+	return events, route, err
+}
+
+// EventQuery says which events to read.
+type EventQuery struct {
+	Endpoint string                // whose events; empty are all that there are
+	After    string                // the cursor that the read before has given; empty begins with the oldest event
+	Types    []telephony.EventType // none means all
+	Limit    int                   // at least 1
+}
+
+// PrunedError means that events after a cursor have been removed, or that the cursor is of another file. Oldest is the cursor from which on nothing is
+// missing.
+type PrunedError struct{ Oldest string }
+
+func (e *PrunedError) Error() string {
+	return fmt.Sprintf("events after this cursor have been removed from the outbox (OUTBOX_RETENTION); the oldest that are left come after %q", e.Oldest)
+}
+
+// Events reads events, oldest first, as the endpoint's webhooks tell them, and gives the cursor to go on from: also when there is none. It fails with
+// ErrBadCursor, ErrNoEndpoint or a *PrunedError.
+func (o *Outbox) Events(q EventQuery) (bodies [][]byte, cursor string, err error) {
+	format := FormatStandard
+	if q.Endpoint != "" {
+		i := slices.IndexFunc(o.opts.Endpoints, func(e Endpoint) bool { return e.Name == q.Endpoint })
+		if i < 0 {
+			return nil, "", fmt.Errorf("%w: %q", ErrNoEndpoint, q.Endpoint)
+		}
+		format = o.opts.Endpoints[i].Format
+	}
+	var after uint64
+	if q.After != "" {
+		if after, err = strconv.ParseUint(q.After, 10, 64); err != nil {
+			return nil, "", ErrBadCursor
+		}
+		if err := o.store.whole(after); err != nil {
+			return nil, "", err
+		}
+	}
+	for more := true; more && len(bodies) < q.Limit; {
+		var read [][]byte
+		read, after, more, err = o.store.eventsAfter(q, after, q.Limit-len(bodies))
+		if err != nil {
+			return nil, "", err
+		}
+		for _, body := range read {
+			bodies = append(bodies, format.object(body))
+		}
+	}
+	return bodies, strconv.FormatUint(after, 10), nil
+}
+
+// whole says whether all events after a number are still there.
+func (s *store) whole(after uint64) error {
+	return s.view(func(tx *txn) error {
+		if pruned := decodeNumber(tx.meta.Get(keyPruned)); after < pruned || after > tx.events.Sequence() {
+			return &PrunedError{Oldest: strconv.FormatUint(pruned, 10)}
+		}
+		return nil
+	})
+}
+
+// eventsAfter gives the bodies of up to limit events that the query is for, among the next ones after a number; where it has ended, and whether there may
+// be more.
+func (s *store) eventsAfter(q EventQuery, after uint64, limit int) (bodies [][]byte, end uint64, more bool, err error) {
+	const looked = 4096 // events in one read: a long one would keep pages from being used again
+	end = after
+	err = s.view(func(tx *txn) error {
+		bucket := tx.events
+		if q.Endpoint != "" {
+			bucket = tx.queue(q.Endpoint).deliveries // one for each event that the endpoint gets
+		}
+		c := bucket.Cursor()
+		seen := 0
+		for k, _ := c.Seek(number(after + 1)); k != nil; k, _ = c.Next() {
+			if seen == looked || len(bodies) == limit {
+				more = true
+				return nil
+			}
+			seen++
+			end = binary.BigEndian.Uint64(k)
+			e, body, err := decodeEventHead(tx.events.Get(k))
+			if err == nil && (len(q.Types) == 0 || slices.Contains(q.Types, e.kind)) {
+				bodies = append(bodies, bytes.Clone(body))
+			}
+		}
+		return nil
+	})
+	return bodies, end, more, err
+}
+
+// Changed gives a channel that is closed when events have been appended.
+func (o *Outbox) Changed() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.changed == nil {
+		o.changed = make(chan struct{})
+	}
+	return o.changed
+}
+
+// tell wakes whoever waits for Changed.
+func (o *Outbox) tell() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.changed != nil {
+		close(o.changed)
+		o.changed = nil
+	}
+}

@@ -1,0 +1,107 @@
+package outbox
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pzbridge/internal/telephony"
+)
+
+// An endpoint without an address reads its events; nothing is sent to it, and the cursor survives a restart. What retention has taken is told.
+func TestReadingEndpoint(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		reader := endpoint("reader")
+		reader.URL, reader.Secrets, reader.Format = "", nil, FormatFlat
+		opts := Options{Path: filepath.Join(t.TempDir(), "outbox.db"), Endpoints: []Endpoint{endpoint("crm"), reader}, DialContext: c.net.Dial, Retention: time.Hour}
+		o, closeEngine := openEngine(t, opts)
+		stop := run(t, o)
+		for i := range 3 {
+			mustAppend(t, o, event("call.incoming", fmt.Sprint(i)))
+		}
+		mustAppend(t, o, event("call.transfer_requested", "q"))
+		synctest.Wait()
+		if got := states(t, o, "reader"); got[delivered] != 4 || len(c.received()) != 4 {
+			t.Errorf("states of the reader: %v, %d webhooks", got, len(c.received()))
+		}
+		stop()
+		bodies, cursor, err := o.(*Outbox).Events(EventQuery{Endpoint: "reader", Limit: 2})
+		if err != nil || len(bodies) != 2 || cursor != "2" {
+			t.Fatalf("%d events, %s, %v", len(bodies), cursor, err)
+		}
+		closeEngine()
+		box := openOutbox(t, opts)
+		stop = run(t, box)
+		defer stop()
+		if bodies, cursor, err = box.Events(EventQuery{Endpoint: "reader", After: cursor, Limit: 9}); err != nil || len(bodies) != 2 || cursor != "4" {
+			t.Fatalf("after a restart: %d events, %s, %v", len(bodies), cursor, err)
+		}
+		if _, err := box.Redeliver("019376aa-0000-7000-8000-000000000001.reader"); !errors.Is(err, ErrNoURL) {
+			t.Errorf("redelivering to it: %v", err)
+		}
+		time.Sleep(30 * time.Minute)
+		mustAppend(t, box, event("call.incoming", "9"))
+		time.Sleep(45 * time.Minute)
+		synctest.Wait()
+		var pruned *PrunedError
+		if _, _, err = box.Events(EventQuery{Endpoint: "reader", After: "2", Limit: 9}); !errors.As(err, &pruned) || pruned.Oldest != "3" {
+			t.Fatalf("after the retention: %v", err)
+		}
+		if bodies, cursor, err = box.Events(EventQuery{Endpoint: "reader", After: pruned.Oldest, Limit: 9}); err != nil || cursor != "5" || len(bodies) != 2 { // the question of a call that goes on is kept
+			t.Errorf("from the oldest on: %d events, %s, %v", len(bodies), cursor, err)
+		}
+		if bodies, _, err = box.Events(EventQuery{Endpoint: "reader", Limit: 9}); err != nil || len(bodies) == 0 {
+			t.Errorf("from the beginning: %d events, %v", len(bodies), err)
+		}
+	})
+}
+
+// A route goes with the event that has asked, but not while the call goes on.
+func TestRoutesArePruned(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Retention: time.Hour})
+		defer run(t, o)()
+		mustAppend(t, o, event("call.transfer_requested", "1"), event("call.transfer_requested", "2"))
+		time.Sleep(time.Minute)
+		mustAppend(t, o, event("call.completed", "2"))
+		known := func(call string) bool {
+			err := o.ChangeRoute(call, func(*telephony.Route) {})
+			if err != nil && !errors.Is(err, telephony.ErrNeverAsked) {
+				t.Error(err)
+			}
+			return err == nil
+		}
+		time.Sleep(2 * time.Hour)
+		if !known("1") || known("2") {
+			t.Errorf("after the retention: of a call that goes on %v, of one that is over %v", known("1"), known("2"))
+		}
+		time.Sleep(24 * time.Hour)
+		if known("1") {
+			t.Error("a day later the first is still known")
+		}
+	})
+}
+
+// Idempotency keys go after a day.
+func TestKeysArePruned(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{})
+		defer run(t, o)()
+		for i := range byte(3) {
+			if taken, err := o.ClaimKey([32]byte{i}, [32]byte{}); taken != nil || err != nil {
+				t.Fatal(taken, err)
+			}
+			time.Sleep(10 * time.Hour)
+		}
+		left := 0
+		if err := o.store.view(func(tx *txn) error { left = tx.keys.Stats().KeyN; return nil }); err != nil || left != 2 {
+			t.Errorf("%d keys are left, %v", left, err)
+		}
+	})
+}

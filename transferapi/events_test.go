@@ -1,0 +1,379 @@
+package transferapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pzbridge/internal/telephony"
+)
+
+func get(a *API, path, token string) *httptest.ResponseRecorder {
+	return send(a, http.MethodGet, path, token, "")
+}
+
+func send(a *API, method, path, token, body string, headers ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	r.Header.Set("Authorization", "Bearer "+token)
+	r.Header.Set("Content-Type", "application/json")
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	a.ServeHTTP(w, r)
+	return w
+}
+
+func add(t *testing.T, b *box, kind telephony.EventType, call string) {
+	t.Helper()
+	e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: kind, Time: time.Now(), CallID: call, From: "1"}
+	if err := b.Append(t.Context(), []telephony.Event{e}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// read reads a page of events: the calls that they are of, and the cursor.
+func read(t *testing.T, w *httptest.ResponseRecorder) (calls []string, cursor string) {
+	t.Helper()
+	var page struct {
+		Events []struct {
+			Data struct {
+				CallID string `json:"call_id"`
+			} `json:"data"`
+		} `json:"events"`
+		NextCursor string `json:"next_cursor"`
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &page); err != nil || w.Code != http.StatusOK || page.NextCursor == "" {
+		t.Fatalf("%d %s %v", w.Code, w.Body, err)
+	}
+	for _, e := range page.Events {
+		calls = append(calls, e.Data.CallID)
+	}
+	return calls, page.NextCursor
+}
+
+// A CRM reads its events in order, page by page, and each once; the operator reads all.
+func TestReadEvents(t *testing.T) {
+	b := newBox(t)
+	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
+	if calls, cursor := read(t, get(a, "/v1/events", crmToken)); len(calls) != 0 || cursor != "0" {
+		t.Errorf("of an empty file: %v, %s", calls, cursor)
+	}
+	for i := range 7 {
+		add(t, b, []telephony.EventType{"call.incoming", "call.completed", "sms.sent"}[i%3], fmt.Sprint(i)) // its filter is call.*
+	}
+	for limit := 1; limit < 9; limit++ {
+		var all []string
+		cursor := ""
+		for range 9 {
+			var calls []string
+			calls, cursor = read(t, get(a, fmt.Sprintf("/v1/events?limit=%d&after=%s", limit, cursor), crmToken))
+			all = append(all, calls...)
+		}
+		if !slices.Equal(all, []string{"0", "1", "3", "4", "6"}) {
+			t.Errorf("by %d: %v", limit, all)
+		}
+	}
+	if calls, _ := read(t, get(a, "/v1/events", operatorToken)); len(calls) != 7 {
+		t.Errorf("the operator reads %v", calls)
+	}
+	if calls, cursor := read(t, get(a, "/v1/events?types=call.completed,sms.sent", operatorToken)); !slices.Equal(calls, []string{"1", "2", "4", "5"}) || cursor != "7" {
+		t.Errorf("by type: %v, %s", calls, cursor)
+	}
+	for _, query := range []string{"after=x", "after=-1", "limit=0", "limit=501", "wait=1h", "wait=soon", "types=call.lost", "since=1"} {
+		if w := get(a, "/v1/events?"+query, crmToken); w.Code != 400 || asProblem(t, w).Field != strings.Split(query, "=")[0] {
+			t.Errorf("%s: %d %s", query, w.Code, w.Body)
+		}
+	}
+	if w := get(a, "/v1/events?after=99", crmToken); w.Code != http.StatusGone || asProblem(t, w).Oldest != "0" {
+		t.Errorf("a cursor of another file: %d %s", w.Code, w.Body)
+	}
+}
+
+// Who waits for an event gets it the moment it is stored, and an empty page when the time is up or the API is drained.
+func TestWaitForEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBox(t)
+		a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
+		_, cursor := read(t, get(a, "/v1/events", crmToken))
+		wait := func() (calls []string, took time.Duration) {
+			began := time.Now()
+			calls, cursor = read(t, get(a, "/v1/events?wait=30s&after="+cursor, crmToken))
+			return calls, time.Since(began)
+		}
+		if calls, took := wait(); len(calls) != 0 || took != 30*time.Second {
+			t.Errorf("nothing happens: %v after %s", calls, took)
+		}
+		var adding sync.WaitGroup
+		adding.Go(func() {
+			time.Sleep(5 * time.Second)
+			add(t, b, "sms.sent", "0") // not for it
+			time.Sleep(5 * time.Second)
+			add(t, b, "call.incoming", "1")
+		})
+		if calls, took := wait(); !slices.Equal(calls, []string{"1"}) || took != 10*time.Second {
+			t.Errorf("one happens: %v after %s", calls, took)
+		}
+		adding.Wait()
+		time.AfterFunc(time.Second, a.Drain)
+		if calls, took := wait(); len(calls) != 0 || took != time.Second {
+			t.Errorf("drained: %v after %s", calls, took)
+		}
+	})
+}
+
+func TestCall(t *testing.T) {
+	b := newBox(t)
+	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
+	add(t, b, "call.transfer_requested", "5")
+	err := b.ChangeRoute("5", func(r *telephony.Route) {
+		now := r.AskedAt
+		r.Replies = []telephony.Reply{
+			{By: "other", At: now, Kind: telephony.ReplyOut, Why: "HTTP 410"},
+			{By: "crm", At: now, Kind: telephony.ReplyNumber, To: "101"},
+		}
+		r.Outcome, r.Winner, r.To, r.DecidedAt, r.Transfer, r.TransferAt = telephony.RouteWon, "crm", "101", now, telephony.TransferDone, now
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(t, b, "call.incoming", "5")
+	add(t, b, "call.completed", "5")
+	var whole, mine call
+	for token, into := range map[string]*call{operatorToken: &whole, crmToken: &mine} {
+		w := get(a, "/v1/calls/5", token)
+		if err := json.Unmarshal(w.Body.Bytes(), into); err != nil || w.Code != 200 {
+			t.Fatalf("%d %s %v", w.Code, w.Body, err)
+		}
+	}
+	if len(whole.Events) != 3 || len(whole.Events[0].Deliveries) != 2 || len(whole.Events[1].Deliveries) != 1 || len(whole.Routing.Replies) != 2 ||
+		len(whole.Routing.Asked) != 2 || whole.Routing.Winner != "crm" || whole.Routing.Transfer.State != "done" || whole.Routing.OverAt.IsZero() {
+		t.Errorf("the operator sees %+v, %+v", whole, whole.Routing)
+	}
+	if len(mine.Events) != 3 || len(mine.Events[0].Deliveries) != 1 || len(mine.Routing.Replies) != 1 || mine.Routing.Replies[0].TransferTo != "101" {
+		t.Errorf("the CRM sees %+v, %+v", mine, mine.Routing)
+	}
+	add(t, b, "sms.sent", "6")
+	for path, token := range map[string]string{"/v1/calls/6": crmToken, "/v1/calls/7": operatorToken, "/v1/calls/%20": operatorToken} {
+		if w := get(a, path, token); w.Code != 404 {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+	if w := get(a, "/v1/calls/6", operatorToken); w.Code != 200 || strings.Contains(w.Body.String(), "routing") {
+		t.Errorf("a call that has not asked: %d %s", w.Code, w.Body)
+	}
+}
+
+// A key's command is carried out once, whatever comes of it; only what was not written may be tried again.
+func TestIdempotency(t *testing.T) {
+	const body = `{"from":"101","to":"102"}`
+	for name, c := range map[string]struct {
+		err    error
+		status int
+		kept   bool
+	}{
+		"done":          {nil, 200, true},
+		"refused":       {&telephony.RefusedError{Code: "2"}, 502, true},
+		"no answer":     {telephony.ErrNoAnswer, 504, true},
+		"not connected": {telephony.ErrNotConnected, 503, false},
+		"not sent":      {telephony.ErrNotSent, 503, false},
+	} {
+		e := &exchange{err: c.err, connection: telephony.Connection{State: telephony.Connected}}
+		b := newBox(t)
+		a := newAPI(t, e, b, &bytes.Buffer{})
+		first := send(a, "POST", "/v1/calls", crmToken, body, "Idempotency-Key", "k")
+		e.err = nil
+		again := send(newAPI(t, e, b, &bytes.Buffer{}), "POST", "/v1/calls", crmToken, ` {"to":"102", "from":"101"}`, "Idempotency-Key", "k") // after a restart
+		if first.Code != c.status {
+			t.Errorf("%s: %d", name, first.Code)
+		}
+		if c.kept && (again.Code != first.Code || again.Body.String() != first.Body.String() || len(e.got) != 1 || again.Header().Get("Idempotency-Replayed") != "true" ||
+			again.Header().Get("Content-Type") != first.Header().Get("Content-Type")) {
+			t.Errorf("%s: again it is %d %s, %d commands", name, again.Code, again.Body, len(e.got))
+		}
+		if !c.kept && (again.Code != 200 || len(e.got) != 2) {
+			t.Errorf("%s: again it is %d %s, %d commands", name, again.Code, again.Body, len(e.got))
+		}
+	}
+	e := &exchange{connection: telephony.Connection{State: telephony.Connected}}
+	b := newBox(t)
+	a := newAPI(t, e, b, &bytes.Buffer{})
+	send(a, "POST", "/v1/calls", crmToken, body, "Idempotency-Key", "k")
+	for want, c := range map[int][]string{
+		422: {"/v1/calls", `{"from":"101","to":"103"}`, "k", crmToken},
+		400: {"/v1/calls", body, strings.Repeat("k", 256), crmToken},
+		200: {"/v1/calls", body, "k", operatorToken}, // somebody else's key
+	} {
+		if w := send(a, "POST", c[0], c[3], c[1], "Idempotency-Key", c[2]); w.Code != want {
+			t.Errorf("%v: %d %s", c, w.Code, w.Body)
+		}
+	}
+	if w := send(a, "POST", "/v1/sms", crmToken, `{"from":"101","to":"102","text":"x"}`, "Idempotency-Key", "k"); w.Code != 422 {
+		t.Errorf("another command: %d", w.Code)
+	}
+	if len(e.got) != 2 {
+		t.Errorf("%d commands", len(e.got))
+	}
+}
+
+// Two requests with one key at once are one command, and a key that was taken by a process that is gone is never used again.
+func TestIdempotencyAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &slowExchange{}
+		b := newBox(t)
+		a, err := New(Options{
+			Exchange: e, Router: e, Outbox: b, Deliveries: b, Events: b, Keys: b, Rate: 1000, Tokens: map[string]string{"crm": crmToken}, CommandTimeout: time.Minute,
+			Logger: newAPI(t, &exchange{}, b, &bytes.Buffer{}).opts.Logger,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var requests sync.WaitGroup
+		for range 5 {
+			requests.Go(func() {
+				if w := send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "k"); w.Code != 200 {
+					t.Errorf("%d %s", w.Code, w.Body)
+				}
+			})
+		}
+		requests.Wait()
+		if e.n != 1 {
+			t.Errorf("%d commands", e.n)
+		}
+		e.crash = true
+		func() {
+			defer func() { _ = recover() }()
+			send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "crashes")
+		}()
+		e.crash = false
+		if w := send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "crashes"); w.Code != 504 || e.n != 2 {
+			t.Errorf("%d %s, %d commands", w.Code, w.Body, e.n)
+		}
+		time.Sleep(24 * time.Hour)
+		if w := send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "k"); w.Code != 200 || e.n != 3 {
+			t.Errorf("a day later: %d, %d commands", w.Code, e.n)
+		}
+	})
+}
+
+// slowExchange takes a second for a command, or never comes back from it.
+type slowExchange struct {
+	exchange
+	n     int
+	crash bool
+}
+
+func (e *slowExchange) Do(context.Context, telephony.Command) error {
+	e.n++
+	if e.crash {
+		panic("the process ends here")
+	}
+	time.Sleep(time.Second)
+	return nil
+}
+
+func TestRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBox(t)
+		a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
+		a.opts.Rate = 2
+		a, err := New(a.opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []int{200, 200, 429, 429} {
+			w := get(a, "/v1/connection", crmToken)
+			if w.Code != want || (w.Header().Get("Retry-After") == "1") != (want == 429) {
+				t.Errorf("request %d: %d, Retry-After %q", i, w.Code, w.Header().Get("Retry-After"))
+			}
+		}
+		if w := get(a, "/v1/connection", operatorToken); w.Code != 200 {
+			t.Errorf("another token: %d", w.Code)
+		}
+		time.Sleep(time.Second)
+		if w := get(a, "/v1/connection", crmToken); w.Code != 200 {
+			t.Errorf("a second later: %d", w.Code)
+		}
+	})
+}
+
+// The answers to a transfer say whose the call is.
+func TestTransferAnswers(t *testing.T) {
+	for status, err := range map[int]error{
+		200: nil, 404: telephony.ErrNeverAsked, 409: &telephony.DecidedError{Winner: "other", To: "7"}, 410: telephony.ErrRouteClosed, 502: &telephony.RefusedError{},
+		503: telephony.ErrNotKept, 504: telephony.ErrNoAnswer,
+	} {
+		e := &exchange{err: err, connection: telephony.Connection{State: telephony.Connected}}
+		w := post(newAPI(t, e, newBox(t), &bytes.Buffer{}), "/v1/transfers", crmToken, `{"call_id":"5","to":"1"}`)
+		if w.Code != status {
+			t.Errorf("%v: %d %s", err, w.Code, w.Body)
+		}
+		if status == 409 && asProblem(t, w).Winner != "other" {
+			t.Errorf("the winner is not named: %s", w.Body)
+		}
+	}
+	e := &exchange{connection: telephony.Connection{State: telephony.Disconnected}}
+	a := newAPI(t, e, newBox(t), &bytes.Buffer{})
+	if w := post(a, "/v1/transfers", crmToken, `{"call_id":"5","to":"1"}`); w.Code != 503 || len(e.got) != 0 {
+		t.Errorf("without a connection: %d, %v", w.Code, e.got)
+	}
+}
+
+func TestSwitchConnection(t *testing.T) {
+	e, b := &exchange{connection: telephony.Connection{State: telephony.Connected}}, newBox(t)
+	a := newAPI(t, e, b, &bytes.Buffer{})
+	for _, enabled := range []bool{false, true} {
+		w := send(a, "PUT", "/v1/connection", operatorToken, fmt.Sprintf(`{"enabled":%v}`, enabled))
+		kept, err := b.IsToConnect()
+		if w.Code != 200 || err != nil || kept != enabled || !strings.Contains(w.Body.String(), fmt.Sprintf(`"enabled":%v`, enabled)) {
+			t.Errorf("%v: %d %s, kept %v, %v", enabled, w.Code, w.Body, kept, err)
+		}
+	}
+	for _, body := range []string{`{}`, `{"enabled":"no"}`, `{"enable":true}`} {
+		if w := send(a, "PUT", "/v1/connection", operatorToken, body); w.Code != 400 {
+			t.Errorf("%s: %d", body, w.Code)
+		}
+	}
+	if w := send(a, "PUT", "/v1/connection", crmToken, `{"enabled":false}`); w.Code != 403 {
+		t.Errorf("by a CRM: %d", w.Code)
+	}
+}
+
+func TestSendTest(t *testing.T) {
+	var got *http.Request
+	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got = r
+		w.WriteHeader(http.StatusTeapot)
+		_, _ = w.Write([]byte("short and stout"))
+	}))
+	defer crm.Close()
+	b := newBoxAt(t, crm.URL)
+	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
+	w := send(a, "POST", "/v1/endpoints/crm/test", operatorToken, "")
+	var said struct {
+		EventID   string `json:"event_id"`
+		Delivered bool
+		Status    int
+		Response  string
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &said); err != nil || w.Code != 200 || said.Status != 418 || said.Delivered || said.Response != "short and stout" {
+		t.Errorf("%d %s %v", w.Code, w.Body, err)
+	}
+	if got == nil || got.Header.Get("webhook-id") != said.EventID || got.Header.Get("webhook-signature") == "" {
+		t.Errorf("the CRM got %+v", got)
+	}
+	if w := send(a, "POST", "/v1/endpoints/nobody/test", operatorToken, ""); w.Code != 404 {
+		t.Errorf("of no endpoint: %d", w.Code)
+	}
+}
