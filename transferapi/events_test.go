@@ -31,7 +31,7 @@ func send(a *API, method, path, token, body string, headers ...string) *httptest
 		r.Header.Set(headers[i], headers[i+1])
 	}
 	w := httptest.NewRecorder()
-	a.ServeHTTP(w, r)
+	serve(a, w, r)
 	return w
 }
 

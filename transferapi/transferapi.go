@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	_ "embed" // for the description
 	"encoding/json"
 	"errors"
 	"io"
@@ -138,7 +139,18 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},
 		{http.MethodGet, "/healthz", anybody, a.alive},
 		{http.MethodGet, "/readyz", anybody, a.ready},
+		{http.MethodGet, "/openapi.yaml", anybody, describe},
 	}
+}
+
+// description is what the API is, for programs: OpenAPI 3.1.
+//
+//go:embed openapi.yaml
+var description []byte
+
+func describe(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/yaml")
+	_, _ = w.Write(description)
 }
 
 // ServeHTTP answers one request.

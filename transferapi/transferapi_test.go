@@ -54,7 +54,12 @@ func (e *exchange) Enable(enabled bool) {
 	}
 }
 
-func (e *exchange) Connection() telephony.Connection { return e.connection }
+func (e *exchange) Connection() telephony.Connection {
+	if e.connection.State == "" {
+		return telephony.Connection{State: telephony.Disconnected}
+	}
+	return e.connection
+}
 
 // box is a real outbox whose disk fails as it is told.
 type box struct {
@@ -109,7 +114,7 @@ func post(a *API, path, token, body string) *httptest.ResponseRecorder {
 	r.Header.Set("Authorization", "Bearer "+token)
 	r.Header.Set("Content-Type", "application/json; charset=utf-8")
 	w := httptest.NewRecorder()
-	a.ServeHTTP(w, r)
+	serve(a, w, r)
 	return w
 }
 
@@ -226,7 +231,7 @@ func TestWhoMayCall(t *testing.T) {
 			r.Header = c.header
 		}
 		w := httptest.NewRecorder()
-		newAPI(t, &exchange{}, newBox(t), &bytes.Buffer{}).ServeHTTP(w, r)
+		serve(newAPI(t, &exchange{}, newBox(t), &bytes.Buffer{}), w, r)
 		if w.Code != c.want {
 			t.Errorf("%s: %d %s", c.name, w.Code, w.Body)
 		}
@@ -260,7 +265,7 @@ func TestConnectionAndReadiness(t *testing.T) {
 		r := httptest.NewRequest(http.MethodGet, path, nil)
 		r.Header.Set("Authorization", "Bearer "+crmToken)
 		w := httptest.NewRecorder()
-		a.ServeHTTP(w, r)
+		serve(a, w, r)
 		return w.Code, strings.TrimSpace(w.Body.String())
 	}
 	want := `{"state":"disconnected","enabled":true,"since":"2001-09-09T01:46:40Z","last_close":{"code":4008,"meaning":"the password is wrong"},"last_error":"closed"}`
@@ -283,7 +288,7 @@ func request(t *testing.T, a *API, method, path, token, body string, into any) i
 	r.Header.Set("Authorization", "Bearer "+token)
 	r.Header.Set("Content-Type", "application/json")
 	w := httptest.NewRecorder()
-	a.ServeHTTP(w, r)
+	serve(a, w, r)
 	if w.Code >= 400 {
 		asProblem(t, w)
 	} else if err := json.Unmarshal(w.Body.Bytes(), into); err != nil {
