@@ -9,11 +9,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -488,5 +491,100 @@ func TestAQuestionWaitsForNothing(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// The bridge is killed again and again while calls ask where to go and a CRM answers at once: no call is transferred twice, those that ask while
+// it lives are transferred, and every transfer goes where the CRM said.
+func TestKilledWhileRouting(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var hook demo.Webhook
+		if json.NewDecoder(r.Body).Decode(&hook) == nil {
+			_, _ = fmt.Fprintf(w, `{"transfer_to":"%s0"}`, hook.Data.CallID)
+		}
+	}))
+	defer crm.Close()
+	vars := variables(t, server, &receiver{Server: crm})
+	call := 0
+	for range 6 {
+		p := start(t, vars)
+		eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+		before := len(server.Requests())
+		stop := make(chan struct{})
+		var emitting sync.WaitGroup
+		emitting.Go(func() {
+			tick := time.NewTicker(time.Millisecond)
+			defer tick.Stop()
+			for {
+				call++
+				err := server.Generate(pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: fmt.Sprint(call)}, {Name: "From", Value: "7343"}})
+				if err != nil {
+					t.Error(err)
+				}
+				select {
+				case <-stop:
+					return
+				case <-tick.C:
+				}
+			}
+		})
+		eventually(t, "calls are transferred", func() bool { return len(server.Requests()) > before+30 })
+		if err := p.Process.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		_ = p.Wait()
+		close(stop)
+		emitting.Wait()
+	}
+	start(t, vars)
+	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+	last := fmt.Sprint(call + 1)
+	if err := server.Generate(pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: last}, {Name: "From", Value: "7343"}}); err != nil {
+		t.Fatal(err)
+	}
+	times := map[string]int{}
+	eventually(t, "the last call is transferred", func() bool {
+		clear(times)
+		for _, r := range server.Requests() {
+			id, to := r.Data.Get("CallID"), r.Data.Get("To")
+			times[id]++
+			if to != id+"0" && to != "" {
+				t.Fatalf("call %s went to %q", id, to)
+			}
+		}
+		return times[last] > 0
+	})
+	for id, n := range times {
+		if n > 1 {
+			t.Errorf("call %s was transferred %d times", id, n)
+		}
+	}
+	t.Logf("%d of %d calls were transferred", len(times), call+1)
+}
+
+func TestSendTestCommand(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	var status atomic.Int64
+	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(status.Load())) }))
+	defer crm.Close()
+	vars := variables(t, server, &receiver{Server: crm}, "API_TOKEN=operator-token-0123456789")
+	start(t, vars)
+	eventually(t, "the bridge runs", func() bool { return server.Connected() == 1 })
+	for _, c := range []struct {
+		status, code int
+		name, says   string
+	}{
+		{204, 0, "crm", "crm took the test with 204"},
+		{500, 1, "crm", "crm refused the test with 500"},
+		{200, 1, "nobody", `There is no endpoint of that name: "nobody".`},
+	} {
+		status.Store(int64(c.status))
+		p := start(t, vars, "send-test", c.name)
+		if code := p.exitCode(); code != c.code || !strings.Contains(p.log.String(), c.says) {
+			t.Errorf("%d: exit code %d: %s", c.status, code, p.log)
+		}
 	}
 }

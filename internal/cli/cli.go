@@ -40,6 +40,7 @@ func commands() []command {
 		{"check", "check the configuration and print it with secrets hidden", Program.check},
 		{"compact", "make the outbox's file small again, while the bridge is stopped", Program.compact},
 		{"secret", "print a fresh secret for an endpoint", Program.secret},
+		{"send-test", "send an endpoint a test and print what it answers", Program.sendTest},
 		{"healthcheck", "ask the running bridge whether it is alive; for Docker", Program.healthcheck},
 		{"version", "print the version", Program.version},
 		{"help", "print this, or with a command's name how that is used", Program.help},
@@ -122,13 +123,19 @@ func (p Program) flags(usage, text string) *flag.FlagSet {
 	return fs
 }
 
-// parse reads a command's flags; it takes no other arguments.
-func parse(fs *flag.FlagSet, args []string) error {
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return err
-		}
+// parseFlags reads a command's flags.
+func parseFlags(fs *flag.FlagSet, args []string) error {
+	err := fs.Parse(args)
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		return errReported
+	}
+	return err
+}
+
+// parse reads the flags of a command that takes no other arguments.
+func parse(fs *flag.FlagSet, args []string) error {
+	if err := parseFlags(fs, args); err != nil {
+		return err
 	}
 	if fs.NArg() > 0 {
 		return usageError(fmt.Sprintf("%q is one argument too many", fs.Arg(0)))

@@ -1,11 +1,9 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"time"
 
@@ -22,17 +20,13 @@ func (p Program) healthcheck(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	// The rest of the configuration is not asked for: the bridge that runs has read it.
-	host, port, err := net.SplitHostPort(cmp.Or(vars["LISTEN_ADDR"], config.DefaultListenAddr))
+	address, err := localURL(vars)
 	if err != nil {
-		return usageError("LISTEN_ADDR must be host:port or :port")
-	}
-	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-		host = "127.0.0.1"
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(host, port)+"/healthz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address+"/healthz", nil)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,90 @@
+package cli
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+
+	"pzbridge/internal/config"
+)
+
+// apiHelp says, in the help of a command that asks the running bridge, how it finds it.
+const apiHelp = "It asks the running bridge, at PZBRIDGE_URL or else on this machine at the port of LISTEN_ADDR, with API_TOKEN."
+
+// api is the running bridge's API, as the operator calls it.
+type api struct{ url, token string }
+
+// newAPI finds the bridge by the environment. The rest of the configuration is not asked for: the bridge that runs has read it.
+func newAPI() (api, error) {
+	vars, err := config.Environment()
+	if err != nil {
+		return api{}, err
+	}
+	address := strings.TrimSuffix(vars["PZBRIDGE_URL"], "/")
+	if address == "" {
+		if address, err = localURL(vars); err != nil {
+			return api{}, err
+		}
+	}
+	token := vars["API_TOKEN"]
+	if file := vars["API_TOKEN_FILE"]; token == "" && file != "" {
+		content, err := os.ReadFile(file)
+		if err != nil {
+			return api{}, usageError("API_TOKEN_FILE: " + err.Error())
+		}
+		token = strings.TrimSpace(string(content))
+	}
+	if token == "" {
+		return api{}, usageError("API_TOKEN is missing: it is the operator's token, the same as the bridge's")
+	}
+	return api{address, token}, nil
+}
+
+// localURL is where the bridge on this machine listens.
+func localURL(vars map[string]string) (string, error) {
+	host, port, err := net.SplitHostPort(cmp.Or(vars["LISTEN_ADDR"], config.DefaultListenAddr))
+	if err != nil {
+		return "", usageError("LISTEN_ADDR must be host:port or :port")
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, port), nil
+}
+
+// call sends a request and reads the answer into a struct. A problem that the bridge tells of is the error.
+func (a api) call(ctx context.Context, method, path string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, method, a.url+path, nil)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Authorization", "Bearer "+a.token)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("the bridge does not answer: %w", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return fmt.Errorf("the bridge does not answer: %w", err)
+	}
+	if resp.StatusCode >= http.StatusBadRequest {
+		var problem struct {
+			Detail string `json:"detail"`
+		}
+		_ = json.Unmarshal(body, &problem)
+		return errors.New(cmp.Or(problem.Detail, "the bridge answers "+resp.Status))
+	}
+	if err := json.NewDecoder(bytes.NewReader(body)).Decode(into); err != nil {
+		return fmt.Errorf("at %s there is no bridge: %w", a.url, err)
+	}
+	return nil
+}

@@ -1,0 +1,45 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+func (p Program) sendTest(ctx context.Context, args []string) error {
+	fs := p.flags("send-test NAME", "Send the endpoint of that name a signed event of the type pzbridge.test and print what it answers. The exit code is 1 if\n"+
+		"that is no 2xx. "+apiHelp)
+	if err := parseFlags(fs, args); err != nil {
+		return err
+	}
+	if fs.NArg() != 1 {
+		return usageError("name one endpoint: pzbridge send-test NAME")
+	}
+	a, err := newAPI()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	name := fs.Arg(0)
+	var said struct {
+		Delivered bool    `json:"delivered"`
+		Took      float64 `json:"duration_ms"`
+		Status    int     `json:"status"`
+		Response  string  `json:"response"`
+		Error     string  `json:"error"`
+	}
+	if err := a.call(ctx, http.MethodPost, "/v1/endpoints/"+url.PathEscape(name)+"/test", &said); err != nil {
+		return err
+	}
+	switch {
+	case said.Error != "":
+		return fmt.Errorf("%s cannot be reached: %s", name, said.Error)
+	case !said.Delivered:
+		return fmt.Errorf("%s refused the test with %d: %q", name, said.Status, said.Response)
+	}
+	fmt.Fprintf(p.Out, "%s took the test with %d, in %.0f ms.\n", name, said.Status, said.Took)
+	return nil
+}
