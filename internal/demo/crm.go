@@ -13,8 +13,11 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// CRM takes webhooks as a CRM should: it verifies the signature with the public Standard Webhooks library and
-// prints a line. It is an http.Handler.
+// manager is the extension that the demo CRM sends every call to.
+const manager = "101"
+
+// CRM takes webhooks as a CRM should: it verifies the signature with the public Standard Webhooks library, prints a line, and answers at once where a
+// call should go. It is an http.Handler.
 type CRM struct {
 	verifiers []*standardwebhooks.Webhook // one per active secret
 	print     func(line string)
@@ -86,7 +89,12 @@ func (c *CRM) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	close(c.arrived)
 	c.arrived = make(chan struct{})
 	c.mu.Unlock()
-	w.WriteHeader(http.StatusNoContent)
+	if hook.Type != "call.transfer_requested" {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
+	c.print("CRM      → answers: the call goes to " + manager)
+	_, _ = io.WriteString(w, `{"transfer_to":"`+manager+`"}`)
 }
 
 // Verified gives the webhooks that arrived and were verified, and a channel that closes when there is another.

@@ -32,19 +32,15 @@ const (
 	outgoingID = 470657307770882
 )
 
-// Play plays a call in, a call out and an SMS, with a transfer, a click-to-call and an SMS sent through the API, and
+// Play plays a call in, which the CRM answers where to go, a call out and an SMS, with a click-to-call and an SMS sent through the API, and
 // returns when the CRM has been told of everything that happened.
 func (s *Stage) Play(ctx context.Context) error {
 	if err := s.connected(ctx); err != nil {
 		return err
 	}
-	const client, manager = "73430112233", "101"
+	const client = "73430112233"
 	steps := []func() error{
 		func() error { return s.generate(pz.TypeTransferRequested, incomingID, client, "") },
-		func() error {
-			s.Print("CRM      → POST /v1/transfers: the call goes to " + manager)
-			return s.post(ctx, "/v1/transfers", map[string]string{"call_id": strconv.Itoa(incomingID), "to": manager})
-		},
 		func() error { return s.generate(pz.TypeIncoming, incomingID, client, manager) },
 		func() error { return s.generate(pz.TypeIncomingAnswered, incomingID, client, manager) },
 		func() error { return s.completed(incomingID, client, manager, "0") },
