@@ -435,13 +435,21 @@ func TestRestartInBetween(t *testing.T) {
 		o.says("a", 20*time.Second, 200, "")
 		o.asks("7")
 		o.stop()
+		time.Sleep(12 * time.Second)
+		o.start()
+		time.Sleep(time.Second)
+		o.wants("6=102", "5=101", "7=") // the caller may still be waiting
+		o.asks("8")
+		o.stop()
 		time.Sleep(time.Minute)
 		o.start()
 		time.Sleep(time.Minute)
-		if err := o.post("7", "b", "102"); !errors.Is(err, telephony.ErrRouteClosed) {
-			t.Errorf("long after its time: %v", err)
+		for _, call := range []string{"7", "8"} {
+			if err := o.post(call, "b", "102"); !errors.Is(err, telephony.ErrRouteClosed) {
+				t.Errorf("call %s, long after its time: %v", call, err)
+			}
 		}
-		o.wants("6=102", "5=101") // while there was no connection its time went by, and a late transfer is worse than none
+		o.wants("6=102", "5=101", "7=") // nobody waits a minute
 	})
 }
 

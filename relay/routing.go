@@ -210,17 +210,30 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 
 // transfer writes the Transfer once. While there is no connection nothing is written, and one that comes back in time is used.
 func (r *Router) transfer(ctx context.Context, route telephony.Route) error {
+	until := sayBy(route)
+	if route.Outcome == telephony.RouteClosed && !time.Now().Before(until) {
+		return telephony.ErrNotSent // an answer with a number came in time, however long it took to store
+	}
 	cmd := telephony.Command{Kind: telephony.CommandTransfer, CallID: route.CallID, To: route.To}
 	err := r.do(ctx, cmd)
 	if !errors.Is(err, telephony.ErrNotConnected) {
 		return err
 	}
-	waiting, cancel := context.WithDeadline(ctx, route.AnswerBy)
+	waiting, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	if r.opts.Exchange.WaitConnected(waiting) != nil {
 		return err
 	}
 	return r.do(ctx, cmd)
+}
+
+// sayBy is until when a decision is told. That nobody wants the call is decided when the time is up; a bridge that was down just then tells it as long
+// again after that, while the caller may still be waiting.
+func sayBy(route telephony.Route) time.Time {
+	if route.Outcome == telephony.RouteWon {
+		return route.AnswerBy
+	}
+	return route.AnswerBy.Add(route.AnswerBy.Sub(route.AskedAt))
 }
 
 func (r *Router) do(ctx context.Context, cmd telephony.Command) error {
