@@ -40,7 +40,7 @@ type office struct {
 
 	outbox  outbox.Options
 	decline bool
-	pbx     *pipenet.Listener
+	pbx     atomic.Pointer[pipenet.Listener]
 
 	mu    sync.Mutex
 	hooks map[string][]demo.Webhook // by CRM
@@ -57,14 +57,14 @@ func inOffice(t *testing.T, change func(*office), f func(o *office)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		o := &office{
-			t: t, server: pztest.New(pztest.Options{}), pbx: pipenet.Listen(), decline: true,
+			t: t, server: pztest.New(pztest.Options{}), decline: true,
 			hooks: map[string][]demo.Webhook{}, answers: map[string]func(http.ResponseWriter, demo.Webhook){}, takes: map[string]func(http.ResponseWriter){},
 		}
 		crmNet := pipenet.Listen()
 		crm := &http.Server{Handler: o}
 		var serving sync.WaitGroup
 		serving.Go(func() { _ = crm.Serve(crmNet) })
-		o.server.Start(o.pbx)
+		o.serve()
 		o.outbox = outbox.Options{
 			Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Second, time.Minute}, OrderHold: time.Minute, Grace: time.Second,
 			MaxBytes: 1 << 30, Retention: 168 * time.Hour, RoutingTimeout: 10 * time.Second, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
@@ -89,6 +89,13 @@ func inOffice(t *testing.T, change func(*office), f func(o *office)) {
 	})
 }
 
+// serve lets the server listen, also again.
+func (o *office) serve() {
+	l := pipenet.Listen()
+	o.pbx.Store(l)
+	o.server.Start(l)
+}
+
 // start starts the bridge on its file.
 func (o *office) start() {
 	o.t.Helper()
@@ -98,7 +105,7 @@ func (o *office) start() {
 	}
 	session, err := relay.New(relay.Options{
 		URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2},
-		Grace: time.Second, Sink: box, Logger: o.outbox.Logger, DialContext: func(ctx context.Context, n, a string) (net.Conn, error) { return o.pbx.Dial(ctx, n, a) },
+		Grace: time.Second, Sink: box, Logger: o.outbox.Logger, DialContext: func(ctx context.Context, n, a string) (net.Conn, error) { return o.pbx.Load().Dial(ctx, n, a) },
 	})
 	if err != nil {
 		o.t.Fatal(err)
@@ -497,9 +504,84 @@ func TestAQuestionWaitsForNothing(t *testing.T) {
 				if o.wants("99=101"); time.Since(asked) > 0 {
 					t.Errorf("it took %s", time.Since(asked))
 				}
+				// That it took the question says that it is well.
+				if list, err := o.box.Endpoints(); err != nil || list[0].State == "failing" {
+					t.Errorf("%+v, %v", list[0], err)
+				}
 			})
 		})
 	}
+}
+
+// Questions do not wait for one another either.
+func TestQuestionsAtOnce(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.says("a", 3*time.Second, 200, `{"transfer_to":"101"}`)
+		for call := range 20 {
+			o.asks(fmt.Sprint(call))
+		}
+		if n := o.told("a", "call.transfer_requested"); n != 20 {
+			t.Errorf("a was asked about %d of 20 calls", n)
+		}
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if n := len(o.transfers()); n != 20 {
+			t.Errorf("%d of 20 calls were transferred", n)
+		}
+	})
+}
+
+// When a call asks again, what an endpoint does not say to that takes nothing from what it may say to the first question.
+func TestAskedAgainIsNoDecline(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.says("a", 0, 200, `{"transfer_to":""}`)
+		o.says("b", 0, 200, `{"transfer_to":""}`)
+		o.says("c", 3*time.Second, 200, `{"transfer_to":"103"}`)
+		o.asks("5")
+		o.says("c", 0, 200, "")
+		o.asks("5")
+		o.wants()
+		time.Sleep(3 * time.Second)
+		o.wants("5=103")
+	})
+}
+
+// A transfer that surely did not reach the server is written when the winner says its number again, once.
+func TestWinnerSaysItAgain(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.asks("5")
+		o.server.Close()
+		synctest.Wait()
+		if err := o.post("5", "a", "101"); !errors.Is(err, telephony.ErrNotConnected) {
+			t.Errorf("without a server: %v", err)
+		}
+		var decided *telephony.DecidedError
+		if err := o.post("5", "b", "102"); !errors.As(err, &decided) {
+			t.Errorf("another: %v", err)
+		}
+		o.serve()
+		time.Sleep(2 * time.Minute)
+		o.wants()
+		for range 2 {
+			if err := o.post("5", "a", "101"); err != nil {
+				t.Errorf("again: %v", err)
+			}
+		}
+		o.wants("5=101")
+	})
+}
+
+// A server that comes back while the caller can still be waiting gets the transfer.
+func TestServerIsBackInTime(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.says("a", time.Second, 200, `{"transfer_to":"101"}`)
+		o.asks("5")
+		o.server.Close()
+		time.Sleep(2 * time.Second)
+		o.serve()
+		time.Sleep(7 * time.Second)
+		o.wants("5=101")
+	})
 }
 
 // The bridge is killed again and again while calls ask where to go and a CRM answers at once: no call is transferred twice, those that ask while
