@@ -531,6 +531,23 @@ func TestQuestionsAtOnce(t *testing.T) {
 	})
 }
 
+// A later event of the call waits until its endpoint has taken the question, and no longer.
+func TestOrderBehindAQuestion(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.says("a", 3*time.Second, 200, "")
+		o.asks("5")
+		o.happens("transfer 7343 101 1 * 5")
+		if n, others := o.told("a", "call.incoming"), o.told("b", "call.incoming"); n != 0 || others != 1 {
+			t.Errorf("before a has taken the question it is told %d times that the call rings, b %d times", n, others)
+		}
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		if n := o.told("a", "call.incoming"); n != 1 {
+			t.Errorf("after it has taken the question it is told %d times that the call rings", n)
+		}
+	})
+}
+
 // When a call asks again, what an endpoint does not say to that takes nothing from what it may say to the first question.
 func TestAskedAgainIsNoDecline(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
@@ -562,11 +579,15 @@ func TestWinnerSaysItAgain(t *testing.T) {
 		o.serve()
 		time.Sleep(2 * time.Minute)
 		o.wants()
-		for range 2 {
-			if err := o.post("5", "a", "101"); err != nil {
-				t.Errorf("again: %v", err)
-			}
+		var posts sync.WaitGroup
+		for range 3 {
+			posts.Go(func() {
+				if err := o.post("5", "a", "101"); err != nil {
+					t.Errorf("again: %v", err)
+				}
+			})
 		}
+		posts.Wait()
 		o.wants("5=101")
 	})
 }
