@@ -18,6 +18,7 @@ import (
 
 	"pzbridge/internal/cli"
 	"pzbridge/internal/config"
+	"pzbridge/internal/metrics"
 	"pzbridge/outbox"
 	"pzbridge/relay"
 	"pzbridge/transferapi"
@@ -44,7 +45,10 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	box, err := outbox.Open(outboxOptions(cfg, logger))
+	counted := metrics.New(version)
+	boxOptions := outboxOptions(cfg, logger)
+	boxOptions.Observer = counted
+	box, err := outbox.Open(boxOptions)
 	if err != nil {
 		return err
 	}
@@ -61,19 +65,20 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	}
 	session, err := relay.New(relay.Options{
 		URL: cfg.URL, TLS: relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy), Identity: cfg.Identity, Disabled: !enabled,
-		ReplayMaxAge: cfg.ReplayMaxAge, Grace: cfg.ShutdownGrace / 4, Sink: box, Logger: logger,
+		ReplayMaxAge: cfg.ReplayMaxAge, Grace: cfg.ShutdownGrace / 4, Sink: box, Logger: logger, Observer: counted,
 	})
 	if err != nil {
 		return err
 	}
 	router, err := relay.NewRouter(relay.RouterOptions{
-		Exchange: session, Ledger: box, DeclineOnSilence: cfg.DeclineOnSilence, Timeout: cfg.CommandTimeout, Logger: logger,
+		Exchange: session, Ledger: box, DeclineOnSilence: cfg.DeclineOnSilence, Timeout: cfg.CommandTimeout, Logger: logger, Observer: counted,
 	})
 	if err != nil {
 		return err
 	}
+	counted.Watch(session, box)
 	api, err := transferapi.New(transferapi.Options{
-		Exchange: session, Router: router, Outbox: box, Deliveries: box, Events: box, Keys: box,
+		Exchange: session, Router: router, Outbox: box, Deliveries: box, Events: box, Keys: box, Metrics: counted.Handler(), MetricsPublic: cfg.MetricsPublic,
 		Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Rate: cfg.APIRate, Logger: logger,
 	})
 	if err != nil {

@@ -523,3 +523,37 @@ func TestCommandsThatPrint(t *testing.T) {
 		}
 	}
 }
+
+// What a running bridge shows to Prometheus after a call.
+func TestMetricsOfARunningBridge(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	vars := variables(t, server, crm, "METRICS_PUBLIC=true")
+	start(t, vars)
+	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+	if err := server.Generate(pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: "5"}, {Name: "From", Value: "7343"}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the call is declined", func() bool { return len(server.Requests()) == 1 })
+	var text string
+	want := []string{
+		`pzbridge_connected 1`, `pzbridge_events_received_total{type="call.transfer_requested"} 1`,
+		`pzbridge_deliveries_total{endpoint="crm",outcome="delivered"} 1`, `pzbridge_routing_decisions_total{outcome="closed"} 1`,
+		`pzbridge_commands_total{kind="transfer",outcome="done"} 1`, `pzbridge_outbox_pending{endpoint="crm"} 0`, `pzbridge_endpoint_failing{endpoint="crm"} 0`,
+		`pzbridge_build_info{version="` + version + `"} 1`,
+	}
+	eventually(t, "the metrics say so", func() bool {
+		resp, err := http.Get("http://" + vars["LISTEN_ADDR"] + "/metrics")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		text = "\n" + string(body)
+		return err == nil && !slices.ContainsFunc(want, func(line string) bool { return !strings.Contains(text, "\n"+line+"\n") })
+	})
+	if strings.Contains(text, "t0psecret") {
+		t.Error("the metrics tell what stands in the endpoint's address")
+	}
+}

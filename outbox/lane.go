@@ -248,6 +248,7 @@ func (l *lane) tooLate(j job, now time.Time) bool {
 func (l *lane) expire(j job, now time.Time) {
 	l.logger.Warn("delivery has expired: it is too late to be of use",
 		"event_id", j.eventID, "type", string(j.kind), "call_id", j.call, "attempts", j.delivery.attempts)
+	l.opts.Observer.Expired(l.endpoint.Name)
 	l.add(result{job: j, now: j.delivery.ended(expired, now)})
 }
 
@@ -275,6 +276,7 @@ func (l *lane) attempt(work context.Context, j job, probe bool) ended {
 		next = j.delivery.tried(o, l.opts.RetrySchedule, now, rand.Float64())
 	}
 	l.log(j, next, o, now.Sub(began))
+	l.opts.Observer.AttemptEnded(l.endpoint.Name, outcomeOf(next), now.Sub(began), now.Sub(j.at))
 	if end := j.expires(l.opts.RoutingTimeout, l.endpoint.RingingTTL); !probe && !end.IsZero() && next.state == pending {
 		next.due = min(next.due, end.UnixNano()) // it expires on time, not when its next attempt would be
 	}

@@ -82,6 +82,7 @@ type Options struct {
 	Grace     time.Duration
 	UserAgent string
 	Logger    *slog.Logger
+	Observer  Observer // may be nil
 
 	// DialContext opens the connection below HTTP; nil dials TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
@@ -122,6 +123,9 @@ type Outbox struct {
 func Open(opts Options) (*Outbox, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
+	}
+	if opts.Observer == nil {
+		opts.Observer = unobserved{}
 	}
 	store, err := openStore(opts)
 	if err != nil {

@@ -150,6 +150,7 @@ func (i *inquiry) run(ctx, work context.Context) {
 		now := time.Now()
 		i.job.delivery = i.job.delivery.asked(o, try == len(askAgain), now)
 		i.lane.log(i.job, i.job.delivery, o, now.Sub(began))
+		i.box.opts.Observer.AttemptEnded(i.lane.endpoint.Name, outcomeOf(i.job.delivery), now.Sub(began), now.Sub(i.job.at))
 		i.lane.note(o, false, now)
 		i.record(&Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()})
 		switch i.job.delivery.state {
@@ -165,6 +166,7 @@ func (i *inquiry) run(ctx, work context.Context) {
 		}
 	}
 	i.job.delivery = i.job.delivery.ended(expired, time.Now())
+	i.box.opts.Observer.Expired(i.lane.endpoint.Name)
 	i.record(nil)
 }
 

@@ -63,6 +63,7 @@ type store struct {
 	ringAll   bool          // not Options.RingingOnlyToWinner
 	maxBytes  int64         // Options.MaxBytes
 	pageSize  int64
+	observer  Observer
 
 	mu         sync.Mutex
 	waiting    []*change // for the next commit
@@ -78,7 +79,7 @@ func openStore(opts Options) (*store, error) {
 	}
 	s := &store{
 		db: db, endpoints: opts.Endpoints, hold: opts.OrderHold, routing: opts.RoutingTimeout, ringAll: !opts.RingingOnlyToWinner,
-		maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize),
+		maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize), observer: opts.Observer,
 	}
 	if err := s.db.Update(s.prepare); err != nil {
 		return nil, errors.Join(err, db.Close())
@@ -229,6 +230,7 @@ func (s *store) commitGroup(group []*change) []error {
 	results := make([]error, len(group))
 	for {
 		culprit := -1 // the change that failed, not the disk
+		began := time.Now()
 		err := s.db.Update(func(tx *bolt.Tx) error {
 			t := newTxn(tx)
 			for i, c := range group {
@@ -246,6 +248,7 @@ func (s *store) commitGroup(group []*change) []error {
 			results[culprit] = err
 			continue
 		}
+		s.observer.Committed(time.Since(began))
 		s.mu.Lock()
 		s.failed = err
 		s.mu.Unlock()

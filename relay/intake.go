@@ -50,6 +50,7 @@ func newIntake(opts Options) *intake {
 // put takes one event from the wire. It blocks while there is no room.
 func (in *intake) put(wire pz.Event) {
 	e := translate(wire, time.Now())
+	in.opts.Observer.EventReceived(e.Type)
 	if in.tooOld(e) {
 		in.skipped++
 	} else if in.waitForRoom(sizeOf(e)) {

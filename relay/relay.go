@@ -25,6 +25,26 @@ type Sink interface {
 	Append(ctx context.Context, events []telephony.Event) error
 }
 
+// Observer is told what happens, to count it. Its methods return at once and may be called at the same time.
+type Observer interface {
+	EventReceived(kind telephony.EventType)
+	// CommandEnded says how: done, refused, not_sent or no_answer.
+	CommandEnded(kind telephony.CommandKind, outcome string)
+	Decided(outcome telephony.RouteOutcome, took time.Duration) // where a call goes
+}
+
+// unobserved is the observer where there is none.
+type unobserved struct{}
+
+// EventReceived does nothing.
+func (unobserved) EventReceived(telephony.EventType) {}
+
+// CommandEnded does nothing.
+func (unobserved) CommandEnded(telephony.CommandKind, string) {}
+
+// Decided does nothing.
+func (unobserved) Decided(telephony.RouteOutcome, time.Duration) {}
+
 // Options says where the server is and who the bridge is to it.
 type Options struct {
 	URL      *url.URL    // ws or wss, with a host and a port
@@ -36,6 +56,7 @@ type Options struct {
 	Grace        time.Duration // how long what was read may take to be stored once a shutdown has begun
 	Sink         Sink
 	Logger       *slog.Logger
+	Observer     Observer // may be nil
 
 	// DialContext opens the connection below the WebSocket; nil dials TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)

@@ -33,6 +33,7 @@ type RouterOptions struct {
 	DeclineOnSilence bool
 	Timeout          time.Duration // of a Transfer
 	Logger           *slog.Logger
+	Observer         Observer // may be nil
 }
 
 // Router lets the bridge speak for all its CRMs with one voice: the first of them to answer with a number gets the call. What it decides is in
@@ -43,6 +44,9 @@ type Router struct{ opts RouterOptions }
 func NewRouter(opts RouterOptions) (*Router, error) {
 	if opts.Exchange == nil || opts.Ledger == nil || opts.Timeout <= 0 || opts.Logger == nil {
 		return nil, errors.New("relay: RouterOptions.Exchange, Ledger, Timeout and Logger must be set")
+	}
+	if opts.Observer == nil {
+		opts.Observer = unobserved{}
 	}
 	return &Router{opts}, nil
 }
@@ -172,10 +176,16 @@ func note(route *telephony.Route, reply telephony.Reply, now time.Time) {
 
 // change changes a call's route, gives it as it is then, and says whether a Transfer is to be written for it.
 func (r *Router) change(callID string, change func(route *telephony.Route, now time.Time) (write bool)) (after telephony.Route, write bool, err error) {
+	decided := false
 	err = r.opts.Ledger.ChangeRoute(callID, func(route *telephony.Route) {
+		wasOpen := route.Outcome == telephony.RouteOpen
 		write = change(route, time.Now())
+		decided = wasOpen && route.Outcome != telephony.RouteOpen
 		after = *route
 	})
+	if err == nil && decided {
+		r.opts.Observer.Decided(after.Outcome, after.DecidedAt.Sub(after.AskedAt))
+	}
 	return after, write, err
 }
 

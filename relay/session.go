@@ -57,6 +57,9 @@ func New(opts Options) (*Session, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
+	if opts.Observer == nil {
+		opts.Observer = unobserved{}
+	}
 	s := &Session{
 		opts: opts, codec: pz.Base64, intake: newIntake(opts),
 		trouble: repeat.New(opts.Logger),
@@ -376,6 +379,26 @@ func firstRunes(s string, n int) string {
 // Do sends a command and waits for the server's answer until ctx ends. Nil means that the server has done it. It fails with a
 // *telephony.RefusedError or one of telephony's errors.
 func (s *Session) Do(ctx context.Context, cmd telephony.Command) error {
+	err := s.do(ctx, cmd)
+	s.opts.Observer.CommandEnded(cmd.Kind, commandOutcome(err))
+	return err
+}
+
+// commandOutcome says in a word how a command has ended.
+func commandOutcome(err error) string {
+	var refused *telephony.RefusedError
+	switch {
+	case err == nil:
+		return "done"
+	case errors.As(err, &refused):
+		return "refused"
+	case errors.Is(err, telephony.ErrNoAnswer):
+		return "no_answer"
+	}
+	return "not_sent"
+}
+
+func (s *Session) do(ctx context.Context, cmd telephony.Command) error {
 	s.mu.Lock()
 	c := s.live
 	s.mu.Unlock()

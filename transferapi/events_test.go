@@ -233,7 +233,7 @@ func TestIdempotencyAtOnce(t *testing.T) {
 		e := &slowExchange{}
 		b := newBox(t)
 		a, err := New(Options{
-			Exchange: e, Router: e, Outbox: b, Deliveries: b, Events: b, Keys: b, Rate: 1000, Tokens: map[string]string{"crm": crmToken}, CommandTimeout: time.Minute,
+			Exchange: e, Router: e, Outbox: b, Deliveries: b, Events: b, Keys: b, Metrics: http.NotFoundHandler(), Rate: 1000, Tokens: map[string]string{"crm": crmToken}, CommandTimeout: time.Minute,
 			Logger: newAPI(t, &exchange{}, b, &bytes.Buffer{}).opts.Logger,
 		})
 		if err != nil {

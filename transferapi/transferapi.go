@@ -60,6 +60,9 @@ type Options struct {
 	Deliveries Deliveries
 	Events     Events
 	Keys       Keys
+	Metrics    http.Handler // for Prometheus
+	// MetricsPublic shows them to whoever asks; otherwise they are the operator's.
+	MetricsPublic bool
 	// Tokens holds the bearer tokens by the names of their bearers: endpoints, and Operator.
 	Tokens         map[string]string
 	CommandTimeout time.Duration // how long the exchange may take to answer
@@ -81,9 +84,9 @@ type API struct {
 
 // New gives the API. Two bearers of one token are an error, since nobody could tell who calls.
 func New(opts Options) (*API, error) {
-	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Deliveries == nil || opts.Events == nil || opts.Keys == nil ||
+	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Deliveries == nil || opts.Events == nil || opts.Keys == nil || opts.Metrics == nil ||
 		opts.Logger == nil || opts.CommandTimeout <= 0 || opts.Rate <= 0 {
-		return nil, errors.New("transferapi: Options.Exchange, Router, Outbox, Deliveries, Events, Keys, Logger, CommandTimeout and Rate must be set")
+		return nil, errors.New("transferapi: Options.Exchange, Router, Outbox, Deliveries, Events, Keys, Metrics, Logger, CommandTimeout and Rate must be set")
 	}
 	a := &API{
 		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(),
@@ -122,6 +125,10 @@ type route struct {
 }
 
 func (a *API) routes() []route {
+	metrics := operatorOnly
+	if a.opts.MetricsPublic {
+		metrics = anybody
+	}
 	return []route{
 		{http.MethodPost, "/v1/calls", bearers, a.command(readCall, "from", "to")},
 		{http.MethodPost, "/v1/transfers", bearers, a.command(readTransfer, "call_id", "to")},
@@ -139,6 +146,7 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},
 		{http.MethodGet, "/healthz", anybody, a.alive},
 		{http.MethodGet, "/readyz", anybody, a.ready},
+		{http.MethodGet, "/metrics", metrics, a.opts.Metrics.ServeHTTP},
 		{http.MethodGet, "/openapi.yaml", anybody, describe},
 	}
 }

@@ -54,6 +54,7 @@ type text struct {
 	ListenAddr      string `env:"LISTEN_ADDR" envDefault:":8080"`
 	APIToken        string `env:"API_TOKEN"`
 	APIRate         string `env:"API_RATE" envDefault:"50"`
+	MetricsPublic   string `env:"METRICS_PUBLIC" envDefault:"false"`
 	CommandTimeout  string `env:"COMMAND_TIMEOUT" envDefault:"10s"`
 	ShutdownGrace   string `env:"SHUTDOWN_GRACE" envDefault:"20s"`
 	LogLevel        string `env:"LOG_LEVEL" envDefault:"info"`
@@ -97,6 +98,7 @@ type Config struct {
 	ListenAddr          string
 	APIToken            string  // empty: no operator
 	APIRate             float64 // requests a second of each token
+	MetricsPublic       bool    // /metrics needs no token
 	CommandTimeout      time.Duration
 	ShutdownGrace       time.Duration
 	LogLevel            slog.Level
