@@ -18,7 +18,9 @@ import (
 
 	"pzbridge/internal/cli"
 	"pzbridge/internal/config"
+	"pzbridge/internal/dashboard"
 	"pzbridge/internal/metrics"
+	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
 	"pzbridge/relay"
 	"pzbridge/transferapi"
@@ -47,7 +49,8 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	}
 	counted := metrics.New(version)
 	boxOptions := outboxOptions(cfg, logger)
-	boxOptions.Observer = counted
+	seen := dashboard.NewStats()
+	boxOptions.Observer = observers{counted, seen}
 	box, err := outbox.Open(boxOptions)
 	if err != nil {
 		return err
@@ -65,7 +68,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	}
 	session, err := relay.New(relay.Options{
 		URL: cfg.URL, TLS: relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy), Identity: cfg.Identity, Disabled: !enabled,
-		ReplayMaxAge: cfg.ReplayMaxAge, Grace: cfg.ShutdownGrace / 4, Sink: box, Logger: logger, Observer: counted,
+		ReplayMaxAge: cfg.ReplayMaxAge, Grace: cfg.ShutdownGrace / 4, Sink: box, Logger: logger, Observer: observers{counted, seen},
 	})
 	if err != nil {
 		return err
@@ -84,6 +87,12 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
+	pages, err := dashboard.New(dashboard.Options{
+		Exchange: session, Outbox: box, Stats: seen, Token: cfg.APIToken, MaxBytes: cfg.OutboxMaxBytes, BehindProxy: cfg.BehindProxy, Version: version, Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
 	listener, err := net.Listen("tcp", cfg.ListenAddr)
 	if err != nil {
 		return fmt.Errorf("the API cannot listen on LISTEN_ADDR: %w", err)
@@ -97,12 +106,28 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	// The order is that in which they are stopped: the way the data flows.
 	err = runAll(
 		ctx,
-		serve(listener, api, cfg.ShutdownGrace/4, logger),
+		serve(listener, pages.Handler(api), cfg.ShutdownGrace/4, logger, api.Drain, pages.Drain),
 		session.Run,
 		func(ctx context.Context) error { return box.Run(ctx, router) },
 	)
 	logger.Info("pzbridge stopped")
 	return err
+}
+
+// observers tells the metrics and the dashboard what happens.
+type observers struct {
+	*metrics.Metrics
+	seen *dashboard.Stats
+}
+
+func (o observers) EventReceived(kind telephony.EventType) {
+	o.Metrics.EventReceived(kind)
+	o.seen.EventReceived(kind)
+}
+
+func (o observers) AttemptEnded(endpoint, outcome string, took, age time.Duration) {
+	o.Metrics.AttemptEnded(endpoint, outcome, took, age)
+	o.seen.AttemptEnded(endpoint, outcome, took, age)
 }
 
 func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
@@ -160,13 +185,15 @@ func runAll(ctx context.Context, parts ...func(context.Context) error) error {
 }
 
 // serve makes a part of an HTTP server: when its context ends, requests under way have grace to end.
-func serve(l net.Listener, api *transferapi.API, grace time.Duration, logger *slog.Logger) func(context.Context) error {
+func serve(l net.Listener, h http.Handler, grace time.Duration, logger *slog.Logger, drain ...func()) func(context.Context) error {
 	return func(ctx context.Context) error {
 		server := &http.Server{
-			Handler: api, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+			Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 			MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 		}
-		server.RegisterOnShutdown(api.Drain)
+		for _, f := range drain { // what would wait for long ends with the server
+			server.RegisterOnShutdown(f)
+		}
 		stopped := make(chan struct{})
 		defer context.AfterFunc(ctx, func() {
 			defer close(stopped)

@@ -18,6 +18,7 @@ type CallEvent struct {
 	Type       telephony.EventType
 	Sequence   uint64
 	Time       time.Time
+	Body       []byte // of its webhook, in the standard format
 	Deliveries []Delivery
 }
 
@@ -35,11 +36,11 @@ func (o *Outbox) Call(callID string) (events []CallEvent, route *telephony.Route
 		c := tx.calls.Cursor()
 		for k, v := c.Seek(prefix); callID != "" && bytes.HasPrefix(k, prefix) && len(events) < mostOfACall; k, v = c.Next() {
 			n := binary.BigEndian.Uint64(v)
-			e, _, err := decodeEventHead(tx.events.Get(number(n)))
+			e, err := decodeEvent(tx.events.Get(number(n)))
 			if err != nil {
 				continue // the rest is worth knowing
 			}
-			told := CallEvent{ID: e.id.String(), Type: e.kind, Sequence: e.sequence, Time: e.at.UTC()}
+			told := CallEvent{ID: e.id.String(), Type: e.kind, Sequence: e.sequence, Time: e.at.UTC(), Body: e.body}
 			for _, name := range names {
 				if d, history := tx.queue(name).get(n); d != nil {
 					told.Deliveries = append(told.Deliveries, describe(e, name, d, history))
@@ -54,6 +55,24 @@ func (o *Outbox) Call(callID string) (events []CallEvent, route *telephony.Route
 		return err
 	})
 	return events, route, err
+}
+
+// LatestCalls gives the IDs of up to limit calls, the one of the newest event first. It looks at the last few thousand events only.
+func (o *Outbox) LatestCalls(limit int) (calls []string, err error) {
+	const looked = 4096
+	err = o.store.view(func(tx *txn) error {
+		c := tx.events.Cursor()
+		seen := 0
+		for k, v := c.Last(); k != nil && seen < looked && len(calls) < limit; k, v = c.Prev() {
+			seen++
+			e, _, err := decodeEventHead(v)
+			if err == nil && e.call != "" && !slices.Contains(calls, e.call) {
+				calls = append(calls, e.call)
+			}
+		}
+		return nil
+	})
+	return calls, err
 }
 
 // EventQuery says which events to read.

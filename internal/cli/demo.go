@@ -64,7 +64,7 @@ func (p Program) wholeDemo(ctx context.Context, once bool) error {
 	print := p.printer()
 	server := pztest.NewServer(pztest.Options{Log: func(line string) { print("server   " + line) }})
 	defer server.Close()
-	token := "demo-" + rand.Text()
+	token, operator := "demo-"+rand.Text(), "operator-"+rand.Text()
 	crmListener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -77,7 +77,7 @@ func (p Program) wholeDemo(ctx context.Context, once bool) error {
 		"PZ_URL":          server.URL,
 		"ENDPOINT_0_NAME": "demo", "ENDPOINT_0_URL": "http://" + crmListener.Addr().String() + "/webhook",
 		"ENDPOINT_0_SECRET": newSecret(), "ENDPOINT_0_TOKEN": token,
-		"OUTBOX_PATH": filepath.Join(dir, "outbox.db"), "LISTEN_ADDR": apiAddr,
+		"OUTBOX_PATH": filepath.Join(dir, "outbox.db"), "LISTEN_ADDR": apiAddr, "API_TOKEN": operator,
 	})
 	if err != nil {
 		return err
@@ -95,6 +95,7 @@ func (p Program) wholeDemo(ctx context.Context, once bool) error {
 	parts.Go(func() { defer stop(); bridgeErr = p.Bridge(ctx, cfg, logger) })
 
 	fmt.Fprintf(p.Out, "A simulated Prostie Zvonki server at %s, the bridge, and a CRM at %s.\n", server.URL, cfg.Endpoints[0].URL)
+	fmt.Fprintf(p.Out, "The dashboard is at http://%s/, its token %s\n", apiAddr, operator)
 	fmt.Fprintf(p.Out, "The API listens at http://%s; try it while this runs:\n\n", apiAddr)
 	fmt.Fprintf(p.Out, "  curl http://%s/v1/calls -H 'Authorization: Bearer %s' \\\n", apiAddr, token)
 	fmt.Fprintf(p.Out, "    -H 'Content-Type: application/json' -d '{\"from\":\"101\",\"to\":\"+7 343 0112233\"}'\n\n")

@@ -55,6 +55,7 @@ type text struct {
 	APIToken        string `env:"API_TOKEN"`
 	APIRate         string `env:"API_RATE" envDefault:"50"`
 	MetricsPublic   string `env:"METRICS_PUBLIC" envDefault:"false"`
+	BehindProxy     string `env:"API_BEHIND_PROXY" envDefault:"false"`
 	CommandTimeout  string `env:"COMMAND_TIMEOUT" envDefault:"10s"`
 	ShutdownGrace   string `env:"SHUTDOWN_GRACE" envDefault:"20s"`
 	LogLevel        string `env:"LOG_LEVEL" envDefault:"info"`
@@ -99,6 +100,7 @@ type Config struct {
 	APIToken            string  // empty: no operator
 	APIRate             float64 // requests a second of each token
 	MetricsPublic       bool    // /metrics needs no token
+	BehindProxy         bool    // a proxy says with X-Forwarded-Proto how it was reached
 	CommandTimeout      time.Duration
 	ShutdownGrace       time.Duration
 	LogLevel            slog.Level

@@ -124,6 +124,7 @@ func TestMistakes(t *testing.T) {
 		{"RETRY_SCHEDULE=0s", "RETRY_SCHEDULE", "at least"},
 		{"OUTBOX_RETENTION=1s", "OUTBOX_RETENTION", "at least 1m"},
 		{"ROUTING_TIMEOUT=0", "ROUTING_TIMEOUT", "at least"},
+		{"API_BEHIND_PROXY=1", "API_BEHIND_PROXY", "must be true or false"},
 		{"METRICS_PUBLIC=yes", "METRICS_PUBLIC", "must be true or false"},
 		{"ROUTING_ON_SILENCE=hangup", "ROUTING_ON_SILENCE", "must be decline or nothing"},
 		{"RINGING_WITHOUT_WINNER=some", "RINGING_WITHOUT_WINNER", "must be none or all"},

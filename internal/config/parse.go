@@ -53,6 +53,7 @@ func (t text) parse(p *problems) Config {
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
 	}
 	c.MetricsPublic = choice("METRICS_PUBLIC", t.MetricsPublic, "true", "false", p)
+	c.BehindProxy = choice("API_BEHIND_PROXY", t.BehindProxy, "true", "false", p)
 	c.DeclineOnSilence = choice("ROUTING_ON_SILENCE", t.OnSilence, "decline", "nothing", p)
 	c.RingingOnlyToWinner = choice("RINGING_WITHOUT_WINNER", t.WithoutWinner, "none", "all", p)
 	if utf8.RuneCountInString(t.Password) > pz.MaxPassword {

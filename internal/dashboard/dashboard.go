@@ -1,0 +1,218 @@
+// Package dashboard is the operator's page: in ten seconds it shows whether it is the exchange, the bridge or a CRM.
+//
+// Everything is rendered on the server and embedded in the program. The page works without JavaScript; with it, it is live. Every route is in one
+// list, Handler. Whoever looks shows the operator's token once; a cookie that follows from it is kept.
+package dashboard
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
+	"embed"
+	"encoding/hex"
+	"errors"
+	"html/template"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"strings"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
+)
+
+// Exchange is the session.
+type Exchange interface {
+	Connection() telephony.Connection
+	Enable(enabled bool)
+}
+
+// Outbox is the outbox, as far as it is looked at.
+type Outbox interface {
+	Writable() error
+	Endpoints() ([]outbox.EndpointStatus, error)
+	OldestPending(endpoint string) (time.Time, error)
+	InUse() int64
+	LatestCalls(limit int) ([]string, error)
+	Call(callID string) ([]outbox.CallEvent, *telephony.Route, error)
+	Delivery(id string) (outbox.Delivery, []outbox.Attempt, error)
+	Redeliver(id string) (outbox.Delivery, error)
+	SendTest(ctx context.Context, endpoint string) (eventID string, made outbox.Attempt, err error)
+	Connect(enabled bool) error
+}
+
+// Options says what is shown, and to whom.
+type Options struct {
+	Exchange Exchange
+	Outbox   Outbox
+	Stats    *Stats
+	Token    string // the operator's; empty shows nothing to anybody
+	MaxBytes int64  // of the outbox's file
+	// BehindProxy trusts the header X-Forwarded-Proto: a proxy in front of the bridge sets it.
+	BehindProxy bool
+	Version     string
+	Logger      *slog.Logger
+}
+
+// Dashboard shows the pages.
+type Dashboard struct {
+	opts     Options
+	pages    *template.Template
+	logins   *rate.Limiter
+	draining chan struct{} // closed when nobody is to wait for news any more
+}
+
+//go:embed templates
+var templates embed.FS
+
+//go:embed assets
+var assets embed.FS
+
+// New checks the options.
+func New(opts Options) (*Dashboard, error) {
+	if opts.Exchange == nil || opts.Outbox == nil || opts.Stats == nil || opts.Logger == nil || opts.MaxBytes <= 0 {
+		return nil, errors.New("dashboard: Options.Exchange, Outbox, Stats, Logger and MaxBytes must be set")
+	}
+	pages, err := template.New("").Funcs(functions).ParseFS(templates, "templates/*.html")
+	if err != nil {
+		return nil, err
+	}
+	return &Dashboard{opts: opts, pages: pages, logins: rate.NewLimiter(1, 5), draining: make(chan struct{})}, nil
+}
+
+// Drain lets go of whoever watches, so that a shutdown does not wait for them.
+func (d *Dashboard) Drain() { close(d.draining) }
+
+// Handler serves the pages, and leaves to next what is none of them.
+func (d *Dashboard) Handler(next http.Handler) http.Handler {
+	mux := http.NewServeMux()
+	files, _ := fs.Sub(assets, "assets") // the folder is embedded
+	mux.Handle("GET /assets/", http.StripPrefix("/assets/", http.FileServerFS(files)))
+	mux.HandleFunc("GET /login", d.loginPage)
+	mux.HandleFunc("POST /login", d.login)
+	mux.HandleFunc("POST /logout", d.logout)
+	mux.Handle("GET /{$}", d.behindToken(d.home))
+	mux.Handle("GET /live", d.behindToken(d.live))
+	mux.Handle("GET /calls/{id}", d.behindToken(d.call))
+	mux.Handle("POST /actions/redeliver", d.behindToken(d.redeliver))
+	mux.Handle("POST /actions/test", d.behindToken(d.sendTest))
+	mux.Handle("POST /actions/connection", d.behindToken(d.switchConnection))
+	guarded := http.NewCrossOriginProtection().Handler(mux)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, pattern := mux.Handler(r); pattern == "" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		h := w.Header()
+		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "+
+			"form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
+		h.Set("X-Content-Type-Options", "nosniff")
+		h.Set("Referrer-Policy", "no-referrer")
+		h.Set("Cache-Control", "no-store")
+		guarded.ServeHTTP(w, r)
+	})
+}
+
+const cookieName = "pzbridge"
+
+// pass is what the cookie holds: it follows from the token and does not tell it, and it is good until the token is changed.
+func (d *Dashboard) pass() string {
+	mac := hmac.New(sha256.New, []byte(d.opts.Token))
+	mac.Write([]byte("pzbridge dashboard"))
+	return hex.EncodeToString(mac.Sum(nil))
+}
+
+func (d *Dashboard) knows(r *http.Request) bool {
+	cookie, err := r.Cookie(cookieName)
+	return err == nil && d.opts.Token != "" && subtle.ConstantTimeCompare([]byte(cookie.Value), []byte(d.pass())) == 1
+}
+
+func (d *Dashboard) behindToken(next http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case d.knows(r):
+			next(w, r)
+		case r.Method == http.MethodGet && r.URL.Path != "/live":
+			http.Redirect(w, r, "/login", http.StatusSeeOther)
+		default:
+			http.Error(w, wordsFor(r)["Sign in again."], http.StatusUnauthorized)
+		}
+	})
+}
+
+// overHTTPS says whether the browser reached the bridge by HTTPS.
+func (d *Dashboard) overHTTPS(r *http.Request) bool {
+	return r.TLS != nil || d.opts.BehindProxy && strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https")
+}
+
+func (d *Dashboard) loginPage(w http.ResponseWriter, r *http.Request) {
+	d.render(w, r, http.StatusOK, "login", map[string]any{"NoToken": d.opts.Token == ""})
+}
+
+func (d *Dashboard) login(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, 4096)
+	token := strings.TrimSpace(r.PostFormValue("token"))
+	switch {
+	case !d.logins.Allow():
+		d.render(w, r, http.StatusTooManyRequests, "login", map[string]any{"Problem": "Too many attempts. Wait a few seconds."})
+	case d.opts.Token == "" || subtle.ConstantTimeCompare([]byte(token), []byte(d.opts.Token)) != 1:
+		d.opts.Logger.Warn("somebody tried to open the dashboard with a wrong token", "remote", r.RemoteAddr)
+		d.render(w, r, http.StatusUnauthorized, "login", map[string]any{"Problem": "That is not the token of API_TOKEN.", "NoToken": d.opts.Token == ""})
+	default:
+		d.setCookie(w, r, d.pass(), 30*24*time.Hour)
+		http.Redirect(w, r, "/", http.StatusSeeOther)
+	}
+}
+
+func (d *Dashboard) logout(w http.ResponseWriter, r *http.Request) {
+	d.setCookie(w, r, "", -time.Second)
+	http.Redirect(w, r, "/login", http.StatusSeeOther)
+}
+
+func (d *Dashboard) setCookie(w http.ResponseWriter, r *http.Request, value string, life time.Duration) {
+	http.SetCookie(w, &http.Cookie{
+		Name: cookieName, Value: value, Path: "/", MaxAge: int(life.Seconds()), HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: d.overHTTPS(r),
+	})
+}
+
+// redeliver sends a delivery again and shows its call.
+func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
+	delivery, err := d.opts.Outbox.Redeliver(r.PostFormValue("id"))
+	if err != nil {
+		d.failed(w, r, err)
+		return
+	}
+	d.opts.Logger.Info("delivery is made again", "event_id", delivery.EventID, "endpoint", delivery.Endpoint, "call_id", delivery.CallID)
+	http.Redirect(w, r, callPath(delivery.CallID), http.StatusSeeOther)
+}
+
+// sendTest sends an endpoint a test and shows what it said.
+func (d *Dashboard) sendTest(w http.ResponseWriter, r *http.Request) {
+	name := r.PostFormValue("endpoint")
+	_, made, err := d.opts.Outbox.SendTest(r.Context(), name)
+	if err != nil {
+		d.failed(w, r, err)
+		return
+	}
+	d.render(w, r, http.StatusOK, "test", map[string]any{"Endpoint": name, "Attempt": made, "Taken": made.Status >= 200 && made.Status <= 299})
+}
+
+// switchConnection hangs up, or connects again.
+func (d *Dashboard) switchConnection(w http.ResponseWriter, r *http.Request) {
+	enabled := r.PostFormValue("enabled") == "true"
+	if err := d.opts.Outbox.Connect(enabled); err != nil {
+		d.failed(w, r, err)
+		return
+	}
+	d.opts.Exchange.Enable(enabled)
+	d.opts.Logger.Info("the connection was switched", "enabled", enabled, "by", "dashboard")
+	http.Redirect(w, r, "/", http.StatusSeeOther)
+}
+
+func (d *Dashboard) failed(w http.ResponseWriter, r *http.Request, err error) {
+	d.render(w, r, http.StatusBadRequest, "failed", map[string]any{"Problem": err.Error()})
+}

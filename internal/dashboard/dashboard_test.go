@@ -1,0 +1,415 @@
+package dashboard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	cdppage "github.com/chromedp/cdproto/page"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+	"github.com/google/uuid"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
+)
+
+const token = "operator-token-0123456789"
+
+// exchange is a session that is as it is told.
+type exchange struct {
+	mu sync.Mutex
+	c  telephony.Connection
+}
+
+func (e *exchange) Connection() telephony.Connection {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.c
+}
+
+func (e *exchange) Enable(enabled bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.c = telephony.Connection{State: telephony.Disabled, Since: time.Now(), LastError: "it was switched off"}
+	if enabled {
+		e.c = telephony.Connection{State: telephony.Connected, Since: time.Now(), ServerVersion: "Test Server v1.1.2"}
+	}
+}
+
+// nobody is a router to which no question matters.
+type nobody struct{}
+
+func (nobody) Settle(context.Context, string, bool)                 {}
+func (nobody) Answer(context.Context, string, string, string) error { return nil }
+func (nobody) Out(context.Context, string, string, string)          {}
+
+// hostile is what a caller may send as a number.
+const hostile = `<script>document.title="owned"</script><img src=x onerror='document.title="owned"'>`
+
+// stage is a dashboard before a real outbox in which a hostile call has happened, and a CRM that refuses what has no other call in it.
+type stage struct {
+	*httptest.Server
+	exchange *exchange
+	box      *outbox.Outbox
+}
+
+func newStage(t *testing.T, change func(*Options)) *stage {
+	t.Helper()
+	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if strings.Contains(string(body), `"call_id":"5"`) {
+			w.WriteHeader(http.StatusInternalServerError)
+			_, _ = io.WriteString(w, hostile)
+		}
+	}))
+	t.Cleanup(crm.Close)
+	logger := slog.New(slog.DiscardHandler)
+	stats := NewStats()
+	box, err := outbox.Open(outbox.Options{
+		Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Hour}, Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30,
+		OrderHold: time.Millisecond, Grace: time.Second, Logger: logger, Observer: observed{stats},
+		Endpoints: []outbox.Endpoint{{
+			Name: "crm", URL: crm.URL + "/?token=t0psecret", Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: time.Minute, Concurrency: 4, RingingTTL: time.Hour,
+		}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &stage{exchange: &exchange{}, box: box}
+	s.exchange.Enable(true)
+	opts := Options{Exchange: s.exchange, Outbox: box, Stats: stats, Token: token, MaxBytes: 1 << 30, Version: "0.0.0", Logger: logger}
+	if change != nil {
+		change(&opts)
+	}
+	d, err := New(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Server = httptest.NewServer(d.Handler(http.NotFoundHandler()))
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { _ = box.Run(ctx, nobody{}) })
+	t.Cleanup(func() {
+		d.Drain()
+		s.Close()
+		cancel()
+		running.Wait()
+		if err := box.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s.happens(t, stats, "5", "call.transfer_requested", "call.incoming", "call.completed")
+	s.happens(t, stats, "6", "call.outgoing", "call.outgoing_answered", "call.completed")
+	return s
+}
+
+// observed leaves out what stats do not count.
+type observed struct{ *Stats }
+
+func (observed) Expired(string)          {}
+func (observed) Committed(time.Duration) {}
+
+func (s *stage) happens(t *testing.T, stats *Stats, call string, kinds ...telephony.EventType) {
+	t.Helper()
+	for _, kind := range kinds {
+		stats.EventReceived(kind)
+		e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: kind, Time: time.Now(), CallID: call, From: hostile, To: "101"}
+		if err := s.box.Append(t.Context(), []telephony.Event{e}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// client gives an HTTP client that is signed in.
+func (s *stage) client(t *testing.T) *http.Client {
+	t.Helper()
+	c := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	resp, err := c.PostForm(s.URL+"/login", url.Values{"token": {token}})
+	if err != nil || resp.StatusCode != http.StatusSeeOther || len(resp.Cookies()) != 1 {
+		t.Fatalf("signing in: %v, %v", resp, err)
+	}
+	cookie := resp.Cookies()[0]
+	if !cookie.HttpOnly || cookie.SameSite != http.SameSiteStrictMode || cookie.Secure || strings.Contains(cookie.Value, token) {
+		t.Errorf("the cookie is %+v", cookie)
+	}
+	c.Transport = withCookie{cookie}
+	return c
+}
+
+type withCookie struct{ cookie *http.Cookie }
+
+func (w withCookie) RoundTrip(r *http.Request) (*http.Response, error) {
+	r.AddCookie(w.cookie)
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+func text(t *testing.T, resp *http.Response, err error) string {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}
+
+// Nobody sees or does anything without the token, nor from another site.
+func TestWhoMayLook(t *testing.T) {
+	s := newStage(t, nil)
+	stranger := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	for _, c := range []struct {
+		method, path string
+		want         int
+	}{
+		{"GET", "/", 303},
+		{"GET", "/calls/5", 303},
+		{"GET", "/live", 401},
+		{"POST", "/actions/connection", 401},
+		{"POST", "/actions/redeliver", 401},
+		{"POST", "/actions/test", 401},
+		{"GET", "/assets/dashboard.css", 200},
+		{"GET", "/other", 404},
+	} {
+		r, _ := http.NewRequest(c.method, s.URL+c.path, nil)
+		resp, err := stranger.Do(r)
+		body := text(t, resp, err)
+		if resp.StatusCode != c.want || strings.Contains(body, "crm") {
+			t.Errorf("%s %s: %d %s", c.method, c.path, resp.StatusCode, body)
+		}
+	}
+	for i, wrong := range []string{"", "x", token + "x", token, token, token} {
+		resp, err := stranger.PostForm(s.URL+"/login", url.Values{"token": {wrong}})
+		text(t, resp, err)
+		want := 401
+		if wrong == token {
+			want = 303
+		}
+		if i == 5 { // too many at once
+			want = 429
+		}
+		if resp.StatusCode != want {
+			t.Errorf("attempt %d: %d", i, resp.StatusCode)
+		}
+	}
+	time.Sleep(1100 * time.Millisecond) // of the limit of attempts to sign in
+	r, _ := http.NewRequest("POST", s.URL+"/actions/connection", strings.NewReader("enabled=false"))
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	r.Header.Set("Sec-Fetch-Site", "cross-site")
+	resp, err := s.client(t).Do(r)
+	if text(t, resp, err); resp.StatusCode != http.StatusForbidden || s.exchange.Connection().State != telephony.Connected {
+		t.Errorf("from another site: %d", resp.StatusCode)
+	}
+}
+
+func TestSecureCookie(t *testing.T) {
+	for behind, want := range map[bool]bool{true: true, false: false} {
+		s := newStage(t, func(o *Options) { o.BehindProxy = behind })
+		r, _ := http.NewRequest("POST", s.URL+"/login", strings.NewReader("token="+token))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.Header.Set("X-Forwarded-Proto", "https")
+		resp, err := http.DefaultTransport.RoundTrip(r)
+		if text(t, resp, err); resp.Cookies()[0].Secure != want {
+			t.Errorf("behind a proxy %v: %+v", behind, resp.Cookies()[0])
+		}
+	}
+	s := newStage(t, func(o *Options) { o.Token = "" })
+	resp, err := http.PostForm(s.URL+"/login", url.Values{"token": {""}})
+	if body := text(t, resp, err); resp.StatusCode != 401 || !strings.Contains(body, "no API_TOKEN") {
+		t.Errorf("without a token: %d %s", resp.StatusCode, body)
+	}
+}
+
+// What the pages tell, in both languages, and that their buttons work without JavaScript.
+func TestPages(t *testing.T) {
+	s := newStage(t, nil)
+	c := s.client(t)
+	get := func(path, lang string) string {
+		r, _ := http.NewRequest("GET", s.URL+path, nil)
+		r.Header.Set("Accept-Language", lang)
+		resp, err := c.Do(r)
+		body := text(t, resp, err)
+		if !strings.Contains(resp.Header.Get("Content-Security-Policy"), "default-src 'none'") || resp.StatusCode != 200 {
+			t.Errorf("%s: %d, headers %v", path, resp.StatusCode, resp.Header)
+		}
+		if strings.Contains(body, "t0psecret") || strings.Contains(body, token) || strings.Contains(body, "<script>document") || strings.Contains(body, "<img src=x") {
+			t.Errorf("%s shows what it must not:\n%s", path, body)
+		}
+		return body
+	}
+	eventually(t, "the CRM has refused", func() bool { return strings.Contains(get("/calls/5", "en"), "HTTP 500") })
+	for lang, list := range map[string][]string{
+		"en":             {"Phone system", "connected", "Test Server v1.1.2", "Pause the connection", "crm", "The last hour", "6 events received", "/calls/5", "asks where to go", "picked up"},
+		"ru-RU,en;q=0.5": {"АТС", "соединение есть", "Приостановить соединение", "Последний час", "Последние звонки", `lang="ru"`},
+		"fr":             {"Phone system"},
+	} {
+		body := get("/", lang)
+		for _, want := range list {
+			if !strings.Contains(body, want) {
+				t.Errorf("%s: the page does not say %q", lang, want)
+			}
+		}
+	}
+	body := get("/calls/5", "en")
+	for _, want := range []string{"call.transfer_requested", "HTTP 500", "&lt;script&gt;", "Redeliver", "Attempts: 1"} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the call's page does not say %q:\n%s", want, body)
+		}
+	}
+	resp, err := c.PostForm(s.URL+"/actions/test", url.Values{"endpoint": {"crm"}})
+	if body := text(t, resp, err); !strings.Contains(body, "It was taken.") {
+		t.Errorf("the test: %s", body)
+	}
+	resp, err = c.PostForm(s.URL+"/actions/test", url.Values{"endpoint": {"nobody"}})
+	if body := text(t, resp, err); resp.StatusCode != 400 || !strings.Contains(body, "There is no endpoint of that name") && !strings.Contains(body, "there is no endpoint of that name") {
+		t.Errorf("the test of nobody: %d %s", resp.StatusCode, body)
+	}
+	resp, err = c.PostForm(s.URL+"/actions/connection", url.Values{"enabled": {"false"}})
+	text(t, resp, err)
+	if kept, err := s.box.IsToConnect(); kept || err != nil || s.exchange.Connection().State != telephony.Disabled || !strings.Contains(get("/", "en"), "Resume the connection") {
+		t.Errorf("pausing: %v, %v", kept, err)
+	}
+	list, _, err := s.box.Deliveries(outbox.DeliveryQuery{CallID: "6", Limit: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err = c.PostForm(s.URL+"/actions/redeliver", url.Values{"id": {list[0].ID}})
+	text(t, resp, err)
+	if d, _, err := s.box.Delivery(list[0].ID); resp.Header.Get("Location") != "/calls/6" || !d.Redelivered || err != nil {
+		t.Errorf("redelivering: %v, %+v, %v", resp.Header, d, err)
+	}
+	if resp, err := c.Get(s.URL + "/calls/none"); err != nil || resp.StatusCode != 404 {
+		t.Errorf("no such call: %v, %v", resp.StatusCode, err)
+	}
+}
+
+func eventually(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); !so(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("after 20 s it is not so: %s", what)
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// In a real browser: signing in by keyboard, news without reloading, and a hostile caller's name that does nothing.
+func TestInABrowser(t *testing.T) {
+	path, err := exec.LookPath("chromium")
+	if err != nil {
+		t.Skip("there is no chromium on this machine")
+	}
+	s := newStage(t, nil)
+	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.Flag("no-sandbox", true), chromedp.Flag("disable-quic", true))
+	allocated, cancel := chromedp.NewExecAllocator(t.Context(), opts...)
+	defer cancel()
+	tab, cancel := chromedp.NewContext(allocated)
+	defer cancel()
+	var dialogs atomic.Int64
+	err = chromedp.Listen(tab, func(event any) {
+		if _, ok := event.(*cdppage.EventJavascriptDialogOpening); ok {
+			dialogs.Add(1)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tab, cancel = context.WithTimeout(tab, time.Minute)
+	defer cancel()
+	do := func(actions ...chromedp.Action[chromedp.Void]) {
+		t.Helper()
+		if err := chromedp.Do(tab, actions...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(
+		chromedp.EmulateViewport(1200, 900),
+		chromedp.Navigate(s.URL),
+		chromedp.SendKeys("#token", token+"\n"),
+		chromedp.WaitVisible("#c-6"),
+	)
+	await(t, tab, `document.getElementById("live").textContent === "live"`)
+	do(chromedp.Focus("#b-connection"))
+	s.exchange.Enable(false) // by somebody else
+	await(t, tab, `document.getElementById("b-connection")?.textContent === "Resume the connection"`)
+	if focused := evaluate[string](t, tab, `document.activeElement.id`); focused != "b-connection" {
+		t.Errorf("the focus went to %q", focused)
+	}
+	do(chromedp.SendKeys("#b-connection", "\n"))
+	await(t, tab, `document.getElementById("b-connection")?.textContent === "Pause the connection"`)
+	picture(t, tab, "dashboard")
+	do(chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile))
+	if wide := evaluate[bool](t, tab, `document.documentElement.scrollWidth > window.innerWidth`); wide {
+		t.Error("the page is wider than a phone")
+	}
+	picture(t, tab, "dashboard-phone")
+	do(chromedp.EmulateViewport(1200, 900), chromedp.Navigate(s.URL+"/calls/5"), chromedp.WaitVisible("details"))
+	evaluate[int](t, tab, `document.querySelectorAll("details").forEach(d => d.open = true) ?? 0`)
+	picture(t, tab, "call")
+	if n := evaluate[int](t, tab, `document.querySelectorAll("main img, main script").length`); n != 0 || dialogs.Load() != 0 {
+		t.Errorf("a caller's name became %d elements and %d dialogs", n, dialogs.Load())
+	}
+	if title := evaluate[string](t, tab, `document.title`); title != "pzbridge" {
+		t.Errorf("a caller's name has set the title to %q", title)
+	}
+	nameless := `[...document.querySelectorAll("button, a, input:not([type=hidden])")].filter(e => !e.textContent.trim() && !(e.labels && e.labels.length)).length`
+	if n := evaluate[int](t, tab, nameless); n != 0 {
+		t.Errorf("%d buttons, links or fields have no name for a screen reader", n)
+	}
+	said := evaluate[string](t, tab, `(async () => { try { await fetch("http://127.0.0.1:1/"); return "sent" } catch (e) { return await new Promise(done => {
+		document.addEventListener("securitypolicyviolation", v => done("forbidden by " + v.effectiveDirective)); fetch("http://127.0.0.1:1/").catch(() => {}) }) } })()`)
+	if said != "forbidden by connect-src" {
+		t.Errorf("a request to another host is %s", said)
+	}
+}
+
+// evaluate gives what an expression, or its promise, is in the page.
+func evaluate[T any](t *testing.T, tab context.Context, expression string) T {
+	t.Helper()
+	v, err := chromedp.Run(tab, chromedp.Evaluate[T](expression, func(p *runtime.EvaluateParams) {
+		yes := true
+		p.AwaitPromise = &yes
+	}))
+	if err != nil {
+		t.Fatalf("%s: %v", expression, err)
+	}
+	return v
+}
+
+// await waits until an expression is true in the page.
+func await(t *testing.T, tab context.Context, expression string) {
+	t.Helper()
+	eventually(t, expression, func() bool {
+		so, err := chromedp.Run(tab, chromedp.Evaluate[bool](expression))
+		return err == nil && so // while a page gives way to the next there is none to ask
+	})
+}
+
+// picture keeps what the browser shows, if PICTURES names a folder.
+func picture(t *testing.T, tab context.Context, name string) {
+	t.Helper()
+	folder := os.Getenv("PICTURES")
+	if folder == "" {
+		return
+	}
+	png, err := chromedp.Run(tab, chromedp.FullScreenshot(100))
+	if err := errors.Join(err, os.WriteFile(filepath.Join(folder, name+".png"), png, 0o644)); err != nil {
+		t.Error(fmt.Errorf("picture %s: %w", name, err))
+	}
+}

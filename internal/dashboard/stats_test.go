@@ -1,0 +1,55 @@
+package dashboard
+
+import (
+	"testing"
+	"time"
+)
+
+// A minute's count is seen for an hour, at its place, whatever the pauses; a clock that is set back loses nothing.
+func TestSeries(t *testing.T) {
+	var s series
+	at := time.Unix(1_800_000_000, 0)
+	sum := func(now time.Time) (n int) {
+		for _, c := range s.list(now) {
+			n += c
+		}
+		return n
+	}
+	s.add(at)
+	s.add(at.Add(time.Minute))
+	s.add(at.Add(time.Minute))
+	if list := s.list(at.Add(time.Minute)); list[59] != 2 || list[58] != 1 || len(list) != 60 {
+		t.Errorf("%v", list)
+	}
+	s.add(at.Add(-time.Hour))
+	if list := s.list(at.Add(time.Minute)); list[59] != 3 {
+		t.Errorf("set back: %v", list)
+	}
+	for after, want := range map[time.Duration]int{59 * time.Minute: 4, 60 * time.Minute: 3} {
+		if n := sum(at.Add(after)); n != want && after == 59*time.Minute {
+			t.Errorf("after %s: %d, want %d", after, n, want)
+		}
+	}
+	if n := sum(at.Add(60 * time.Minute)); n != 3 {
+		t.Errorf("an hour later: %d", n)
+	}
+	if n := sum(at.Add(1000 * time.Hour)); n != 0 {
+		t.Errorf("long after: %d", n)
+	}
+}
+
+func TestPlace(t *testing.T) {
+	at := time.Unix(1_800_000_000, 0)
+	for name, offsets := range map[string][]int{"alone": {0}, "together": {0, 0, 0, 0}, "spread": {0, 1, 50, 100}, "at the end": {0, 99, 100, 100, 100}} {
+		var steps []step
+		for _, o := range offsets {
+			steps = append(steps, step{At: at.Add(time.Duration(o) * time.Second)})
+		}
+		place(steps)
+		for i := range steps {
+			if steps[i].X < 0 || steps[i].X > 600 || i > 0 && steps[i].X < steps[i-1].X+10 {
+				t.Errorf("%s: %+v", name, steps)
+			}
+		}
+	}
+}

@@ -1,0 +1,361 @@
+package dashboard
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
+)
+
+// callsShown is how many of the latest calls the page lists.
+const callsShown = 10
+
+// functions are what the templates call. Words are looked up in the page's language.
+var functions = template.FuncMap{
+	"clock":    func(t time.Time) string { return t.Local().Format("15:04:05") },
+	"datetime": func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") },
+	"iso":      func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
+	"short":    short,
+	"callPath": callPath,
+}
+
+func callPath(id string) string { return "/calls/" + url.PathEscape(id) }
+
+// short is a duration in one unit, as people say it.
+func short(d time.Duration) string {
+	switch {
+	case d < 10*time.Millisecond:
+		return fmt.Sprintf("%.1f ms", d.Seconds()*1000)
+	case d < time.Second:
+		return fmt.Sprintf("%d ms", d.Milliseconds())
+	case d < time.Minute:
+		return fmt.Sprintf("%.1f s", d.Seconds())
+	case d < time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d d", int(d.Hours()/24))
+}
+
+// page is what every template gets.
+type page struct {
+	T       words
+	Version string
+	In      bool // signed in
+	Data    any
+}
+
+func (d *Dashboard) render(w http.ResponseWriter, r *http.Request, status int, name string, data any) {
+	var b bytes.Buffer
+	t := wordsFor(r)
+	if err := d.pages.ExecuteTemplate(&b, name, page{T: t, Version: d.opts.Version, In: d.knows(r), Data: data}); err != nil {
+		d.opts.Logger.Error("a page cannot be shown", "page", name, "err", err.Error())
+		http.Error(w, "The page cannot be shown; the log says why.", http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	w.Header().Set("Content-Language", t["lang"])
+	w.Header().Set("Vary", "Accept-Language")
+	w.WriteHeader(status)
+	_, _ = w.Write(b.Bytes())
+}
+
+// overview is the state of everything at one moment.
+type overview struct {
+	T          words
+	Connection telephony.Connection
+	Connected  bool
+	Enabled    bool
+	Trouble    string // with storing events
+	InUse      string
+	Endpoints  []endpointView
+	Plot       plot
+	Calls      []callView
+}
+
+type endpointView struct {
+	outbox.EndpointStatus
+	Oldest     time.Duration
+	HasOldest  bool
+	P50, P99   time.Duration
+	HasSamples bool
+}
+
+func (d *Dashboard) overview(t words) (overview, error) {
+	now := time.Now()
+	o := overview{T: t, Connection: d.opts.Exchange.Connection(), Plot: newPlot(d.opts.Stats.hour(now))}
+	o.Connected = o.Connection.State == telephony.Connected
+	o.Enabled = o.Connection.State != telephony.Disabled
+	o.InUse = fmt.Sprintf("%d MiB / %d MiB", d.opts.Outbox.InUse()>>20, d.opts.MaxBytes>>20)
+	if err := d.opts.Outbox.Writable(); err != nil {
+		o.Trouble = err.Error()
+	}
+	list, err := d.opts.Outbox.Endpoints()
+	if err != nil {
+		return o, err
+	}
+	for _, e := range list {
+		v := endpointView{EndpointStatus: e}
+		oldest, err := d.opts.Outbox.OldestPending(e.Name)
+		if err != nil {
+			return o, err
+		}
+		if v.HasOldest = !oldest.IsZero(); v.HasOldest {
+			v.Oldest = max(0, now.Sub(oldest))
+		}
+		v.P50, v.P99, v.HasSamples = d.opts.Stats.quantiles(e.Name)
+		o.Endpoints = append(o.Endpoints, v)
+	}
+	calls, err := d.opts.Outbox.LatestCalls(callsShown)
+	if err != nil {
+		return o, err
+	}
+	for _, id := range calls {
+		if v, err := d.callView(t, id); err == nil {
+			o.Calls = append(o.Calls, v)
+		}
+	}
+	return o, nil
+}
+
+// home is the first page.
+func (d *Dashboard) home(w http.ResponseWriter, r *http.Request) {
+	o, err := d.overview(wordsFor(r))
+	if err != nil {
+		d.failed(w, r, err)
+		return
+	}
+	d.render(w, r, http.StatusOK, "home", o)
+}
+
+// liveEvery is how often a page that is watched is looked at anew.
+const liveEvery = time.Second
+
+// live sends the overview's HTML whenever it has changed, as Server-Sent Events.
+func (d *Dashboard) live(w http.ResponseWriter, r *http.Request) {
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Time{}) // it lasts as long as somebody looks
+	w.Header().Set("Content-Type", "text/event-stream")
+	w.Header().Set("X-Accel-Buffering", "no") // or a proxy would keep it back
+	tick := time.NewTicker(liveEvery)
+	defer tick.Stop()
+	var last []byte
+	for quiet := 0; ; quiet++ {
+		o, err := d.overview(wordsFor(r))
+		if err != nil {
+			return
+		}
+		var b bytes.Buffer
+		if err := d.pages.ExecuteTemplate(&b, "overview", o); err != nil {
+			d.opts.Logger.Error("a page cannot be shown", "page", "overview", "err", err.Error())
+			return
+		}
+		const keepAlive = 20 // ticks
+		if !bytes.Equal(b.Bytes(), last) || quiet == keepAlive {
+			last, quiet = b.Bytes(), 0
+			_ = control.SetWriteDeadline(time.Now().Add(10 * time.Second))
+			text, _ := json.Marshal(b.String())
+			if _, err := fmt.Fprintf(w, "data: %s\n\n", text); err != nil || control.Flush() != nil {
+				return
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-r.Context().Done():
+			return
+		case <-d.draining:
+			return
+		}
+	}
+}
+
+// plot is the last hour, drawn.
+type plot struct {
+	Bars    []bar
+	Most    int
+	Events  int // in the hour
+	Taken   int
+	Failed  int
+	Minutes int
+}
+
+// bar is one minute: the heights, of 60, of what was received, delivered and failed.
+type bar struct{ X, Events, EventsY, Delivered, DeliveredY, Failed, FailedY int }
+
+func newPlot(events, delivered, failed []int) plot {
+	p := plot{Most: 1, Minutes: len(events)}
+	for i := range events {
+		p.Most = max(p.Most, events[i], delivered[i]+failed[i])
+		p.Events += events[i]
+		p.Taken += delivered[i]
+		p.Failed += failed[i]
+	}
+	const height, step = 60, 10
+	scale := func(n int) int {
+		if n == 0 {
+			return 0
+		}
+		return max(1, n*height/p.Most)
+	}
+	for i := range events {
+		b := bar{X: i * step, Events: scale(events[i]), Delivered: scale(delivered[i]), Failed: scale(failed[i])}
+		b.EventsY, b.DeliveredY = height-b.Events, height-b.Delivered
+		b.FailedY = b.DeliveredY - b.Failed
+		p.Bars = append(p.Bars, b)
+	}
+	return p
+}
+
+// callView is a call with its timeline.
+type callView struct {
+	T      words
+	ID     string
+	From   string
+	To     string
+	Began  time.Time
+	Steps  []step
+	Route  *telephony.Route
+	Events []eventView
+}
+
+// step is a point of the timeline. X is its place, of 600.
+type step struct {
+	X    int
+	At   time.Time
+	Kind string // asked, answered, transferred, rang, picked, over, other
+	Text string
+}
+
+type eventView struct {
+	outbox.CallEvent
+	Name       string
+	Body       string
+	Deliveries []deliveryView
+}
+
+type deliveryView struct {
+	outbox.Delivery
+	Past []outbox.Attempt
+}
+
+// callView reads a call. The attempts are left out: see call.
+func (d *Dashboard) callView(t words, id string) (callView, error) {
+	events, route, err := d.opts.Outbox.Call(id)
+	if err != nil {
+		return callView{}, err
+	}
+	v := callView{T: t, ID: id, Route: route, Began: events[0].Time}
+	for _, e := range events {
+		var body struct {
+			Data struct{ From, To string } `json:"data"`
+		}
+		_ = json.Unmarshal(e.Body, &body) // the outbox has written it
+		v.From, v.To = cmp.Or(v.From, body.Data.From), cmp.Or(body.Data.To, v.To)
+		kind := kinds[e.Type]
+		v.Steps = append(v.Steps, step{At: e.Time, Kind: cmp.Or(kind, "other"), Text: t[string(e.Type)]})
+		v.Events = append(v.Events, eventView{CallEvent: e, Name: t[string(e.Type)], Body: indented(e.Body)})
+	}
+	v.Steps = append(v.Steps, routeSteps(t, route)...)
+	slices.SortStableFunc(v.Steps, func(a, b step) int { return a.At.Compare(b.At) })
+	place(v.Steps)
+	return v, nil
+}
+
+var kinds = map[telephony.EventType]string{
+	telephony.EventTransferRequested: "asked",
+	telephony.EventIncoming:          "rang", telephony.EventOutgoing: "rang",
+	telephony.EventIncomingAnswered: "picked", telephony.EventOutgoingAnswered: "picked",
+	telephony.EventCompleted: "over",
+}
+
+// routeSteps are the points of a call's question.
+func routeSteps(t words, r *telephony.Route) (steps []step) {
+	if r == nil {
+		return nil
+	}
+	for _, p := range r.Replies {
+		text := p.By + ": " + t["declined"]
+		switch p.Kind {
+		case telephony.ReplyNumber:
+			text = p.By + " → " + p.To
+		case telephony.ReplyOut:
+			text = p.By + ": " + t["no answer"] + " (" + p.Why + ")"
+		}
+		steps = append(steps, step{At: p.At, Kind: "answered", Text: text})
+	}
+	if r.Transfer != "" && !r.TransferAt.IsZero() {
+		text := t["transferred"] + " → " + r.To
+		if r.To == "" {
+			text = t["not redirected"]
+		}
+		if r.TransferError != "" {
+			text += ": " + r.TransferError
+		}
+		steps = append(steps, step{At: r.TransferAt, Kind: "transferred", Text: text})
+	}
+	return steps
+}
+
+// place puts the points on the line by their time, but so that none covers another.
+func place(steps []step) {
+	const width, gap, margin = 580, 16, 10
+	if len(steps) == 0 {
+		return
+	}
+	first, whole := steps[0].At, steps[len(steps)-1].At.Sub(steps[0].At)
+	for i := range steps {
+		x := margin
+		if whole > 0 {
+			x += int(float64(width) * float64(steps[i].At.Sub(first)) / float64(whole))
+		}
+		if i > 0 {
+			x = max(x, steps[i-1].X+gap)
+		}
+		steps[i].X = x
+	}
+	// What was pushed over the end is pushed back.
+	for i, end := len(steps)-1, width+margin; i >= 0; i-- {
+		steps[i].X = max(margin/2, min(steps[i].X, end))
+		end = steps[i].X - gap
+	}
+}
+
+func indented(body []byte) string {
+	var b bytes.Buffer
+	if json.Indent(&b, body, "", "  ") != nil {
+		return string(body)
+	}
+	return b.String()
+}
+
+// call is the page of one call, with every webhook's request, attempts and answers.
+func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
+	v, err := d.callView(wordsFor(r), r.PathValue("id"))
+	if err != nil {
+		d.render(w, r, http.StatusNotFound, "failed", map[string]any{"Problem": err.Error()})
+		return
+	}
+	for i := range v.Events {
+		for _, delivery := range v.Events[i].CallEvent.Deliveries {
+			_, attempts, err := d.opts.Outbox.Delivery(delivery.ID)
+			if err != nil {
+				continue // pruned just now
+			}
+			for n := range attempts {
+				attempts[n].Response = strings.ToValidUTF8(attempts[n].Response, "\uFFFD")
+			}
+			v.Events[i].Deliveries = append(v.Events[i].Deliveries, deliveryView{Delivery: delivery, Past: attempts})
+		}
+	}
+	d.render(w, r, http.StatusOK, "call", v)
+}
