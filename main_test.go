@@ -518,7 +518,7 @@ func TestCommandsThatPrint(t *testing.T) {
 		if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), c.says) {
 			t.Errorf("%v: exit code %d:\n%s", c.args, code, p.log.String())
 		}
-		if lines := strings.Count(p.log.String(), "\n"); lines > 40 {
+		if lines := strings.Count(p.log.String(), "\n"); lines > 40 && c.args[0] != "check" { // which prints every setting
 			t.Errorf("%v prints %d lines, more than a screen", c.args, lines)
 		}
 	}
