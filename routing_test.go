@@ -400,6 +400,22 @@ func TestOpenQuestion(t *testing.T) {
 	})
 }
 
+// However often somebody declines, another's number is heard.
+func TestDecliningOverAndOver(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.asks("5")
+		for range 300 {
+			if err := o.post("5", "a", ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := o.post("5", "b", "102"); err != nil {
+			t.Error(err)
+		}
+		o.wants("5=102")
+	})
+}
+
 // The winner's webhook may be down: it has answered by its token, and what it is to hear waits for it alone.
 func TestWinnerIsDown(t *testing.T) {
 	inOffice(t, nil, func(o *office) {

@@ -67,7 +67,12 @@ func (s *store) nearlyFull() (nearly bool) {
 
 // appendOne stores one event, unless it is known, gives its number, and says whether endpoints are to be asked about it.
 func (s *store) appendOne(tx *txn, r *record) (n uint64, asks bool, err error) {
-	if tx.knows(r.id) || r.replayed && tx.told(r) {
+	if tx.knows(r.id) {
+		// The commit that stored it may have been told of as one that failed: then nobody has been asked yet.
+		n = decodeNumber(tx.ids.Get(r.id[:]))
+		return n, tx.questions.Get(number(n)) != nil, nil
+	}
+	if r.replayed && tx.told(r) {
 		return 0, false, nil
 	}
 	n, err = tx.events.NextSequence()

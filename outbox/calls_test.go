@@ -1,9 +1,14 @@
 package outbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -102,6 +107,87 @@ func TestKeysArePruned(t *testing.T) {
 		left := 0
 		if err := o.store.view(func(tx *txn) error { left = tx.keys.Stats().KeyN; return nil }); err != nil || left != 2 {
 			t.Errorf("%d keys are left, %v", left, err)
+		}
+	})
+}
+
+// asked is a router that remembers what it was told.
+type asked struct {
+	nobody
+	mu      sync.Mutex
+	settled []string
+	answers []string
+}
+
+func (a *asked) Settle(_ context.Context, call string, timeUp bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.settled = append(a.settled, fmt.Sprint(call, timeUp))
+}
+
+func (a *asked) Answer(_ context.Context, call, endpoint, to string) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.answers = append(a.answers, call+endpoint+to)
+	return nil
+}
+
+// A question is asked once, also when it is stored by a commit that was told of as one that failed; one that is damaged holds nothing up.
+func TestQuestionsAreAskedOnce(t *testing.T) {
+	c := &crm{answer: func(_ int, r received, w http.ResponseWriter) { _, _ = io.WriteString(w, `{"transfer_to":"1"}`) }}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial})
+		router := &asked{}
+		ctx, stop := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { _ = o.Run(ctx, router) })
+		synctest.Wait()
+		question := event("call.transfer_requested", "5")
+		r, err := newRecord(&question, time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := o.store.append([]record{r}); err != nil { // the asker hears nothing of it
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := c.count(); n != 0 {
+			t.Fatalf("%d webhooks", n)
+		}
+		for range 3 {
+			mustAppend(t, o, question)
+			synctest.Wait()
+		}
+		if n := c.count(); n != 1 || !slices.Equal(router.answers, []string{"5crm1"}) {
+			t.Errorf("asked %d times: %v", n, router.answers)
+		}
+		damaged := event("call.transfer_requested", "6")
+		if r, err = newRecord(&damaged, time.Second); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := o.store.append([]record{r}); err != nil {
+			t.Fatal(err)
+		}
+		if err := o.store.commit(func(tx *txn) error { return tx.events.Put(number(2), []byte("x")) }); err != nil {
+			t.Fatal(err)
+		}
+		mustAppend(t, o, damaged, event("call.incoming", "6"))
+		synctest.Wait()
+		if n := c.count(); n != 2 {
+			t.Errorf("what comes behind a damaged question: %d webhooks", n)
+		}
+		time.Sleep(time.Minute)
+		stop()
+		running.Wait()
+		if list, err := o.store.questions(); len(list) != 0 || err != nil {
+			t.Errorf("questions are left: %v, %v", list, err)
+		}
+		// The checks of the file do not know a record that was damaged on purpose.
+		if err := o.store.commit(func(tx *txn) error {
+			q := tx.queue("crm")
+			return errors.Join(q.remove(2), tx.events.Delete(number(2)), tx.ids.Delete(r.id[:]), tx.calls.Delete(append(callKey("6"), number(1)...)))
+		}); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

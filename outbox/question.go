@@ -32,8 +32,9 @@ type asker struct {
 	box *Outbox
 
 	mu    sync.Mutex
-	fresh []uint64      // numbers of events that ask, stored since the asker has looked
-	wake  chan struct{} // there are some
+	fresh []uint64        // numbers of events that ask, stored since the asker has looked
+	known map[uint64]bool // numbers of those that it has taken up, until they are done with
+	wake  chan struct{}   // there are some
 }
 
 // put tells the asker of events that were just stored.
@@ -50,35 +51,46 @@ func (a *asker) put(numbers []uint64) {
 	}
 }
 
-func (a *asker) take() []uint64 {
+// take gives those that have not been taken up yet, beside the old ones.
+func (a *asker) take(old []uint64) (list []uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	list := a.fresh
+	for _, n := range append(old, a.fresh...) {
+		if !a.known[n] {
+			a.known[n] = true
+			list = append(list, n)
+		}
+	}
 	a.fresh = nil
 	return list
+}
+
+func (a *asker) done(n uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.known, n)
 }
 
 // run asks until ctx ends, and returns when the last attempt is recorded. Attempts run under work. What the file holds from before comes first.
 func (a *asker) run(ctx, work context.Context, router Router) {
 	var asking sync.WaitGroup
 	defer asking.Wait()
-	old, last, err := a.box.store.questions()
+	old, err := a.box.store.questions()
 	if err != nil {
 		a.box.opts.Logger.Error("the questions of before the start cannot be read", "err", err.Error())
 	}
-	for _, n := range old {
-		asking.Go(func() { a.ask(ctx, work, router, n) })
-	}
 	for {
+		for _, n := range a.take(old) {
+			asking.Go(func() {
+				defer a.done(n)
+				a.ask(ctx, work, router, n)
+			})
+		}
+		old = nil
 		select {
 		case <-ctx.Done():
 			return
 		case <-a.wake:
-		}
-		for _, n := range a.take() {
-			if n > last { // else it is among the old ones
-				asking.Go(func() { a.ask(ctx, work, router, n) })
-			}
 		}
 	}
 }
@@ -86,12 +98,18 @@ func (a *asker) run(ctx, work context.Context, router Router) {
 // ask sees a question to its end.
 func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
 	q, err := a.box.store.question(n)
-	if err != nil {
-		a.box.opts.Logger.Error("a question where a call should go cannot be read", "err", err.Error())
+	switch {
+	case err != nil:
+		a.box.opts.Logger.Error("a question where a call should go cannot be read, and is given up", "err", err.Error())
+		a.end(ctx, n)
+		return
+	case !q.stands: // it was done with before it was taken up again
 		return
 	}
 	q.answerBy = q.event.at.Add(a.box.opts.RoutingTimeout)
-	router.Settle(work, q.event.call, !time.Now().Before(q.answerBy))
+	if timeUp := !time.Now().Before(q.answerBy); timeUp || len(q.asked) == 0 {
+		router.Settle(work, q.event.call, timeUp)
+	}
 	var attempts sync.WaitGroup
 	for _, l := range a.box.lanes {
 		if d, ok := q.asked[l.endpoint.Name]; ok {
@@ -109,10 +127,23 @@ func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
 		}
 		router.Settle(work, q.event.call, true)
 	}
-	if err := a.box.store.endQuestion(n, a.box.opts.OrderHold); err != nil {
-		a.box.opts.Logger.Error("the end of a question cannot be recorded", "event_id", q.event.id.String(), "err", err.Error())
-	}
+	a.end(ctx, n)
+}
+
+// end takes a question from the file's list. While the file cannot be written it tries again: what comes behind it in its call waits for that.
+func (a *asker) end(ctx context.Context, n uint64) {
+	a.box.persist(ctx, func() error { return a.box.store.endQuestion(n, a.box.opts.OrderHold) })
 	a.box.wakeUp()
+}
+
+// persist writes until it has succeeded, or ctx ends.
+func (o *Outbox) persist(ctx context.Context, write func() error) {
+	for err := write(); err != nil; err = write() {
+		o.opts.Logger.Error("what became of a question cannot be recorded", "err", err.Error())
+		if !sleepUntil(ctx, time.Now().Add(storeAgain)) {
+			return
+		}
+	}
 }
 
 // sleepUntil is false if ctx ended before.
@@ -152,7 +183,7 @@ func (i *inquiry) run(ctx, work context.Context) {
 		i.lane.log(i.job, i.job.delivery, o, now.Sub(began))
 		i.box.opts.Observer.AttemptEnded(i.lane.endpoint.Name, outcomeOf(i.job.delivery), now.Sub(began), now.Sub(i.job.at))
 		i.lane.note(o, false, now)
-		i.record(&Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()})
+		i.record(ctx, &Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()})
 		switch i.job.delivery.state {
 		case pending:
 		case dead:
@@ -167,7 +198,7 @@ func (i *inquiry) run(ctx, work context.Context) {
 	}
 	i.job.delivery = i.job.delivery.ended(expired, time.Now())
 	i.box.opts.Observer.Expired(i.lane.endpoint.Name)
-	i.record(nil)
+	i.record(ctx, nil)
 }
 
 // attempt asks once, for no longer than an answer is of use.
@@ -186,10 +217,10 @@ func (i *inquiry) attempt(work context.Context) (o outcome, cutOff bool) {
 }
 
 // record keeps how the delivery stands, and lets the lane go on with what waits behind it.
-func (i *inquiry) record(made *Attempt) {
-	if err := i.box.store.record(i.lane.endpoint.Name, []result{{job: i.job, now: i.job.delivery, attempt: made}}); err != nil {
-		i.lane.logger.Error("the outcome of a question cannot be recorded", "event_id", i.job.eventID, "err", err.Error())
-	}
+func (i *inquiry) record(ctx context.Context, made *Attempt) {
+	i.box.persist(ctx, func() error {
+		return i.box.store.record(i.lane.endpoint.Name, []result{{job: i.job, now: i.job.delivery, attempt: made}})
+	})
 	i.lane.wakeUp()
 }
 
@@ -256,11 +287,13 @@ type question struct {
 	event    stored
 	answerBy time.Time
 	again    bool                // the call had asked before
+	stands   bool                // it is not done with
 	asked    map[string]delivery // of the endpoints that are being asked
 }
 
 func (s *store) question(n uint64) (q question, err error) {
 	err = s.view(func(tx *txn) error {
+		q.stands = tx.questions.Get(number(n)) != nil
 		if q.event, err = decodeEvent(tx.events.Get(number(n))); err != nil {
 			return err
 		}
@@ -279,16 +312,15 @@ func (s *store) question(n uint64) (q question, err error) {
 	return q, err
 }
 
-// questions gives the numbers of the events that are being asked about, and the number of the last event there is.
-func (s *store) questions() (list []uint64, last uint64, err error) {
+// questions gives the numbers of the events that are being asked about.
+func (s *store) questions() (list []uint64, err error) {
 	err = s.view(func(tx *txn) error {
-		last = tx.events.Sequence()
 		return tx.questions.ForEach(func(k, _ []byte) error {
 			list = append(list, binary.BigEndian.Uint64(k))
 			return nil
 		})
 	})
-	return list, last, err
+	return list, err
 }
 
 // isOpen says whether the question where a call goes is open.

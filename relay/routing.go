@@ -74,7 +74,7 @@ func verdict(r telephony.Route, now time.Time) (outcome telephony.RouteOutcome, 
 	return telephony.RouteOpen, telephony.Reply{}
 }
 
-// mostReplies bounds what is kept of a call that somebody answers over and over.
+// mostReplies bounds what is kept of a call that is answered over and over after it has been decided.
 const mostReplies = 100
 
 // settle decides, if it can be decided now, and says whether a Transfer is to be written for it.
@@ -167,9 +167,11 @@ func (r *Router) Answer(ctx context.Context, callID, by, to string) error {
 	return err
 }
 
+// note keeps a reply. Of a question that is open, each counts that has not been given yet; a number ends it, so there are few.
 func note(route *telephony.Route, reply telephony.Reply, now time.Time) {
+	known := slices.ContainsFunc(route.Replies, func(r telephony.Reply) bool { return r.By == reply.By && r.Kind == reply.Kind && r.To == reply.To })
 	reply.At = now
-	if len(route.Replies) < mostReplies {
+	if route.Outcome == telephony.RouteOpen && !known || route.Outcome != telephony.RouteOpen && len(route.Replies) < mostReplies {
 		route.Replies = append(route.Replies, reply)
 	}
 }
