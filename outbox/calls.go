@@ -78,10 +78,13 @@ func (o *Outbox) LatestCalls(limit int) (calls []string, err error) {
 // EventQuery says which events to read.
 type EventQuery struct {
 	Endpoint string                // whose events; empty are all that there are
-	After    string                // the cursor that the read before has given; empty begins with the oldest event
+	After    string                // the cursor that the read before has given; empty begins with the oldest event, Now with the next one to come
 	Types    []telephony.EventType // none means all
 	Limit    int                   // at least 1
 }
+
+// Now is the cursor behind all events that there are.
+const Now = "now"
 
 // PrunedError means that events after a cursor have been removed, or that the cursor is of another file. Oldest is the cursor from which on nothing is
 // missing.
@@ -103,7 +106,13 @@ func (o *Outbox) Events(q EventQuery) (bodies [][]byte, cursor string, err error
 		format = o.opts.Endpoints[i].Format
 	}
 	var after uint64
-	if q.After != "" {
+	switch q.After {
+	case "":
+	case Now:
+		if after, err = o.store.lastNumber(); err != nil {
+			return nil, "", err
+		}
+	default:
 		if after, err = strconv.ParseUint(q.After, 10, 64); err != nil {
 			return nil, "", ErrBadCursor
 		}

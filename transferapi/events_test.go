@@ -96,6 +96,9 @@ func TestReadEvents(t *testing.T) {
 			t.Errorf("%s: %d %s", query, w.Code, w.Body)
 		}
 	}
+	if calls, cursor := read(t, get(a, "/v1/events?after=now", operatorToken)); len(calls) != 0 || cursor != "7" {
+		t.Errorf("from now on: %v, %s", calls, cursor)
+	}
 	if w := get(a, "/v1/events?after=99", crmToken); w.Code != http.StatusGone || asProblem(t, w).Oldest != "0" {
 		t.Errorf("a cursor of another file: %d %s", w.Code, w.Body)
 	}

@@ -60,19 +60,28 @@ func localURL(vars map[string]string) (string, error) {
 	return "http://" + net.JoinHostPort(host, port), nil
 }
 
-// call sends a request and reads the answer into a struct. A problem that the bridge tells of is the error.
-func (a api) call(ctx context.Context, method, path string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, method, a.url+path, nil)
+// call sends a request, with a body as JSON unless it is nil, and reads the answer into a struct. A problem that the bridge tells of is the error.
+func (a api) call(ctx context.Context, method, path string, body, into any) error {
+	var content io.Reader
+	if body != nil {
+		encoded, err := json.Marshal(body)
+		if err != nil {
+			return err
+		}
+		content = bytes.NewReader(encoded)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, a.url+path, content)
 	if err != nil {
 		return err
 	}
+	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+a.token)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return fmt.Errorf("the bridge does not answer: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err := io.ReadAll(resp.Body)
+	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
 		return fmt.Errorf("the bridge does not answer: %w", err)
 	}
@@ -80,10 +89,10 @@ func (a api) call(ctx context.Context, method, path string, into any) error {
 		var problem struct {
 			Detail string `json:"detail"`
 		}
-		_ = json.Unmarshal(body, &problem)
+		_ = json.Unmarshal(answer, &problem)
 		return errors.New(cmp.Or(problem.Detail, "the bridge answers "+resp.Status))
 	}
-	if err := json.NewDecoder(bytes.NewReader(body)).Decode(into); err != nil {
+	if err := json.Unmarshal(answer, into); err != nil {
 		return fmt.Errorf("at %s there is no bridge: %w", a.url, err)
 	}
 	return nil

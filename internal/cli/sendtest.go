@@ -31,7 +31,7 @@ func (p Program) sendTest(ctx context.Context, args []string) error {
 		Response  string  `json:"response"`
 		Error     string  `json:"error"`
 	}
-	if err := a.call(ctx, http.MethodPost, "/v1/endpoints/"+url.PathEscape(name)+"/test", &said); err != nil {
+	if err := a.call(ctx, http.MethodPost, "/v1/endpoints/"+url.PathEscape(name)+"/test", nil, &said); err != nil {
 		return err
 	}
 	switch {

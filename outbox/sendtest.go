@@ -24,6 +24,25 @@ func (o *Outbox) SendTest(ctx context.Context, endpoint string) (eventID string,
 		return "", Attempt{}, fmt.Errorf("%w: %q", ErrNoURL, endpoint)
 	}
 	l := o.lanes[i]
+	eventID, made, err = sendTest(ctx, l.questions)
+	if err == nil {
+		l.logger.Info("test sent", "event_id", eventID, "status", made.Status, "err", made.Error, "took", made.Took.Round(time.Microsecond).String())
+	}
+	return eventID, made, err
+}
+
+// TestEndpoint does the same for an endpoint without an outbox. It fails with ErrNoURL or ctx's error.
+func TestEndpoint(ctx context.Context, e Endpoint, userAgent string) (made Attempt, err error) {
+	if e.URL == "" {
+		return Attempt{}, fmt.Errorf("%w: %q", ErrNoURL, e.Name)
+	}
+	s := newSender(e, 1, Options{UserAgent: userAgent})
+	defer s.client.HTTPClient.CloseIdleConnections()
+	_, made, err = sendTest(ctx, s)
+	return made, err
+}
+
+func sendTest(ctx context.Context, s *sender) (eventID string, made Attempt, err error) {
 	began := time.Now()
 	eventID = uuid.Must(uuid.NewV7()).String()
 	b := body{}
@@ -38,11 +57,9 @@ func (o *Outbox) SendTest(ctx context.Context, endpoint string) (eventID string,
 	b.open()
 	b.text("type", "test")
 	b.buf = append(b.buf, "}}}"...)
-	result, err := l.questions.attempt(ctx, job{eventID: eventID, stored: stored{body: b.buf}})
+	o, err := s.attempt(ctx, job{eventID: eventID, stored: stored{body: b.buf}})
 	if err != nil {
 		return "", Attempt{}, err
 	}
-	made = Attempt{At: began, Took: time.Since(began), Status: result.status, Response: result.response, Error: result.errText()}
-	l.logger.Info("test sent", "event_id", eventID, "status", made.Status, "err", made.Error, "took", made.Took.Round(time.Microsecond).String())
-	return eventID, made, nil
+	return eventID, Attempt{At: began, Took: time.Since(began), Status: o.status, Response: o.response, Error: o.errText()}, nil
 }

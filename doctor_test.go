@@ -1,0 +1,134 @@
+package main
+
+import (
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"pzbridge/internal/pz"
+	"pzbridge/internal/pztest"
+)
+
+// What doctor says of each thing that can be wrong, and that it says so in one line.
+func TestDoctor(t *testing.T) {
+	open := pztest.NewServer(pztest.Options{})
+	defer open.Close()
+	locked := pztest.NewServer(pztest.Options{Password: "пароль"})
+	defer locked.Close()
+	old := pztest.NewServer(pztest.Options{TLS: pztest.LegacyTLS()})
+	defer old.Close()
+	unlicensed := pztest.NewServer(pztest.Options{Refuse: 4006})
+	defer unlicensed.Close()
+	var status atomic.Int64
+	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(status.Load())) }))
+	defer crm.Close()
+	for name, c := range map[string]struct {
+		server *pztest.Server
+		more   []string
+		crm    int
+		code   int
+		says   []string
+	}{
+		"all is well":          {open, nil, 204, 0, []string{"✓ server: it lets the bridge in", "✓ crm: it took a webhook with HTTP 204"}},
+		"a wrong password":     {locked, []string{"PZ_PASSWORD=wrong"}, 204, 1, []string{"✗ server: ", "4008", "✓ crm: it took"}},
+		"the right password":   {locked, []string{"PZ_PASSWORD=пароль"}, 204, 0, []string{"✓ server: it lets the bridge in"}},
+		"no licence":           {unlicensed, nil, 204, 1, []string{"✗ server: it closed the connection with code 4006"}},
+		"nobody listens":       {open, []string{"PZ_URL=127.0.0.1:1"}, 204, 1, []string{"✗ server: port 1 does not answer"}},
+		"no such name":         {open, []string{"PZ_URL=nowhere.invalid"}, 204, 1, []string{"✗ server: the name nowhere.invalid cannot be resolved"}},
+		"an unknown old TLS":   {old, nil, 204, 1, []string{"✗ server: its certificate is not trusted", "PZ_TLS_FINGERPRINT=" + old.Fingerprint() + " and PZ_TLS_LEGACY=true"}},
+		"a known old TLS":      {old, []string{"PZ_TLS_LEGACY=true", "PZ_TLS_FINGERPRINT=" + old.Fingerprint()}, 204, 0, []string{"✓ server: TLS 1.0, certificate trusted", "lets the bridge in"}},
+		"no TLS at all":        {open, []string{"PZ_URL=" + strings.Replace(open.URL, "ws://", "wss://", 1)}, 204, 1, []string{"✗ server: it does not speak TLS"}},
+		"a wrong secret":       {open, nil, 401, 1, []string{"✗ crm: it refuses webhooks with HTTP 401"}},
+		"a wrong path":         {open, nil, 404, 1, []string{"✗ crm: HTTP 404"}},
+		"a CRM that is broken": {open, nil, 500, 1, []string{"✗ crm: it answers webhooks with HTTP 500"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			status.Store(int64(c.crm))
+			p := start(t, variables(t, c.server, &receiver{Server: crm}, c.more...), "doctor")
+			code := p.exitCode()
+			out := p.log.String()
+			for _, want := range c.says {
+				if !strings.Contains(out, want) {
+					t.Errorf("it does not say %q", want)
+				}
+			}
+			if code != c.code || strings.Contains(out, "t0psecret") || strings.Contains(out, "wrong\n") || c.code == 0 && strings.Contains(out, "✗") {
+				t.Errorf("exit code %d:\n%s", code, out)
+			}
+		})
+	}
+}
+
+// deliveries, redeliver and tail against a running bridge.
+func TestCommandsThatAsk(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	var refuses atomic.Bool
+	refuses.Store(true)
+	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if refuses.Load() {
+			w.WriteHeader(http.StatusGone)
+			_, _ = w.Write([]byte("gone \x1b[31mfishing"))
+		}
+	}))
+	defer crm.Close()
+	vars := variables(t, server, &receiver{Server: crm}, "API_TOKEN=operator-token-0123456789")
+	start(t, vars)
+	eventually(t, "the bridge runs", func() bool { return server.Connected() == 1 })
+	tail := start(t, vars, "tail")
+	ask := func(args ...string) (string, int) {
+		t.Helper()
+		p := start(t, vars, args...)
+		code := p.exitCode()
+		return p.log.String(), code
+	}
+	generate := func(call string) {
+		t.Helper()
+		err := server.Generate(pz.Attrs{{Name: "Event", Value: "2"}, {Name: "CallID", Value: call}, {Name: "From", Value: "7343"}, {Name: "To", Value: "101"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var id string
+	for call := 0; id == ""; call++ { // until tail has begun
+		generate("5")
+		eventually(t, "the delivery is dead", func() bool {
+			out, code := ask("deliveries", "-state", "dead", "-endpoint", "crm", "-call", "5")
+			return code == 0 && strings.Contains(out, "HTTP 410")
+		})
+		if out := tail.log.String(); strings.Contains(out, `{"event":{"id":`) && strings.Contains(out, `"state":"dead"`) {
+			out, _ := ask("deliveries", "-limit", "1", "-state", "dead")
+			for _, field := range strings.Fields(out) {
+				if strings.HasSuffix(field, ".crm") {
+					id = field
+				}
+			}
+		}
+	}
+	if out, code := ask("deliveries", id); code != 0 || !strings.Contains(out, "is dead at crm after 1 attempts") || !strings.Contains(out, "gone  [31mfishing") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+	refuses.Store(false)
+	if out, code := ask("redeliver", id); code != 0 || !strings.Contains(out, "goes to crm again") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+	eventually(t, "it has arrived", func() bool {
+		out, code := ask("redeliver", "-endpoint", "crm", "-dry-run", "-states", "delivered")
+		return code == 0 && strings.Contains(out, "1 deliveries would be sent")
+	})
+	if out, code := ask("redeliver", "-endpoint", "crm", "-since", "1h", "-states", "delivered,dead"); code != 0 || !strings.Contains(out, "are sent again") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
+	for _, args := range [][]string{{"redeliver"}, {"redeliver", "x", "-endpoint", "crm"}, {"deliveries", "a", "b"}, {"tail", "x"}} {
+		if out, code := ask(args...); code != 2 {
+			t.Errorf("%v: exit code %d: %s", args, code, out)
+		}
+	}
+	for _, args := range [][]string{{"redeliver", "x.crm"}, {"redeliver", "-endpoint", "nobody"}, {"deliveries", "-state", "lost"}} {
+		if out, code := ask(args...); code != 1 {
+			t.Errorf("%v: exit code %d: %s", args, code, out)
+		}
+	}
+}

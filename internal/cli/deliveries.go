@@ -1,0 +1,113 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"text/tabwriter"
+	"time"
+)
+
+// delivery is what the API tells of one, as far as it is printed.
+type delivery struct {
+	ID           string    `json:"id"`
+	Endpoint     string    `json:"endpoint"`
+	Type         string    `json:"type"`
+	CallID       string    `json:"call_id"`
+	Timestamp    time.Time `json:"timestamp"`
+	State        string    `json:"state"`
+	Attempts     int       `json:"attempts"`
+	LastStatus   int       `json:"last_status"`
+	LastError    string    `json:"last_error"`
+	NextAttempt  time.Time `json:"next_attempt_at"`
+	LastAttempts []struct {
+		At       time.Time `json:"at"`
+		Took     float64   `json:"duration_ms"`
+		Status   int       `json:"status"`
+		Response string    `json:"response"`
+		Error    string    `json:"error"`
+	} `json:"last_attempts"`
+}
+
+// outcome says in a word or two how the last attempt ended.
+func (d delivery) outcome() string {
+	switch {
+	case d.LastStatus != 0:
+		return "HTTP " + strconv.Itoa(d.LastStatus)
+	case d.LastError != "":
+		return printable(d.LastError)
+	}
+	return "-"
+}
+
+func (p Program) deliveries(ctx context.Context, args []string) error {
+	fs := p.flags("deliveries [flags] [ID]", "List what became of events at the CRMs, the newest first; with the ID of one, tell of its last attempts.\n"+apiHelp)
+	state := fs.String("state", "", "only those that are `pending`, delivered, expired or dead")
+	endpoint := fs.String("endpoint", "", "only those of the endpoint of that `name`")
+	call := fs.String("call", "", "only those of the call of that `id`")
+	limit := fs.Int("limit", 30, "how many at most, to 500")
+	if err := parseFlags(fs, args); err != nil {
+		return err
+	}
+	a, err := newAPI()
+	if err != nil {
+		return err
+	}
+	switch fs.NArg() {
+	case 0:
+	case 1:
+		return p.oneDelivery(ctx, a, fs.Arg(0))
+	default:
+		return usageError(fmt.Sprintf("%q is one argument too many", fs.Arg(1)))
+	}
+	query := url.Values{"limit": {strconv.Itoa(*limit)}}
+	for name, value := range map[string]string{"state": *state, "endpoint": *endpoint, "call_id": *call} {
+		if value != "" {
+			query.Set(name, value)
+		}
+	}
+	var list struct {
+		Deliveries []delivery `json:"deliveries"`
+		NextCursor string     `json:"next_cursor"`
+	}
+	if err := a.call(ctx, http.MethodGet, "/v1/deliveries?"+query.Encode(), nil, &list); err != nil {
+		return err
+	}
+	table := tabwriter.NewWriter(p.Out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "TIME\tSTATE\tTYPE\tCALL\tATTEMPTS\tLAST\tID")
+	for _, d := range list.Deliveries {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.Timestamp.Local().Format(time.DateTime), d.State, d.Type, printable(d.CallID), d.Attempts, d.outcome(), d.ID)
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	if list.NextCursor != "" {
+		fmt.Fprintln(p.Err, "There are more; -limit, -state, -endpoint and -call choose.")
+	}
+	return nil
+}
+
+func (p Program) oneDelivery(ctx context.Context, a api, id string) error {
+	var d delivery
+	if err := a.call(ctx, http.MethodGet, "/v1/deliveries/"+url.PathEscape(id), nil, &d); err != nil {
+		return err
+	}
+	fmt.Fprintf(p.Out, "%s of call %s, read %s, is %s at %s after %d attempts.\n",
+		d.Type, printable(d.CallID), d.Timestamp.Local().Format(time.DateTime), d.State, d.Endpoint, d.Attempts)
+	if !d.NextAttempt.IsZero() {
+		fmt.Fprintln(p.Out, "The next attempt is at", d.NextAttempt.Local().Format(time.DateTime))
+	}
+	for _, t := range d.LastAttempts {
+		said := "HTTP " + strconv.Itoa(t.Status)
+		if t.Status == 0 {
+			said = printable(t.Error)
+		}
+		fmt.Fprintf(p.Out, "\n%s  %s, %.0f ms\n", t.At.Local().Format(time.DateTime), said, t.Took)
+		if t.Response != "" {
+			fmt.Fprintln(p.Out, printable(t.Response))
+		}
+	}
+	return nil
+}

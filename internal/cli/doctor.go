@@ -1,0 +1,222 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pzbridge/internal/config"
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
+	"pzbridge/relay"
+)
+
+// patience is how long one check may take.
+const patience = 15 * time.Second
+
+func (p Program) doctor(ctx context.Context, args []string) error {
+	fs := p.flags("doctor", "Check, with the bridge's configuration, whether the Prostie Zvonki server and each CRM can be reached, and say in a line each what is\n"+
+		"wrong and what to do. Each CRM gets a signed pzbridge.test event. The exit code is 1 if something is wrong. The bridge may be running.")
+	if err := parse(fs, args); err != nil {
+		return err
+	}
+	cfg, err := load()
+	if err != nil {
+		return err
+	}
+	d := &examination{p: p, cfg: cfg}
+	d.server(ctx)
+	for _, e := range cfg.Endpoints {
+		d.endpoint(ctx, e)
+	}
+	if d.wrong > 0 {
+		return errWrong
+	}
+	return nil
+}
+
+// errWrong means that doctor has found something and has said what.
+var errWrong = errors.New("something is wrong: see the lines that begin with ✗")
+
+// examination is what doctor does, a line for each check.
+type examination struct {
+	p     Program
+	cfg   config.Config
+	wrong int
+}
+
+func (d *examination) well(what, format string, args ...any) {
+	fmt.Fprintf(d.p.Out, "✓ %s: %s\n", what, printable(fmt.Sprintf(format, args...)))
+}
+
+func (d *examination) ill(what, format string, args ...any) {
+	d.wrong++
+	fmt.Fprintf(d.p.Out, "✗ %s: %s\n", what, printable(fmt.Sprintf(format, args...)))
+}
+
+// server looks at the way to the Prostie Zvonki server, step by step: what comes after a step that fails cannot be told.
+func (d *examination) server(ctx context.Context) {
+	u := d.cfg.URL
+	if !d.reach(ctx, "server", u, "PZ_URL") {
+		return
+	}
+	if u.Scheme == "wss" && !d.certificate(ctx, u) {
+		return
+	}
+	d.password(ctx)
+}
+
+// reach resolves a name and dials it.
+func (d *examination) reach(ctx context.Context, what string, u *url.URL, variable string) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	addresses, err := net.DefaultResolver.LookupHost(ctx, u.Hostname())
+	if err != nil {
+		d.ill(what, "the name %s cannot be resolved (%v): check %s and the machine's DNS", u.Hostname(), err, variable)
+		return false
+	}
+	d.well(what, "%s is %s", u.Hostname(), strings.Join(addresses, ", "))
+	port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
+	if err != nil {
+		d.ill(what, "port %s does not answer (%v): check the port in %s, that the server runs, and the firewall between", port, err, variable)
+		return false
+	}
+	_ = conn.Close()
+	d.well(what, "port %s answers", port)
+	return true
+}
+
+// certificate shows the server's certificate, and whether the configuration trusts it.
+func (d *examination) certificate(ctx context.Context, u *url.URL) bool {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	// Whatever the server has, it is looked at; whether it is trusted is asked after that.
+	look := relay.TLS(nil, []byte{}, true)
+	look.VerifyConnection = nil
+	dialer := tls.Dialer{Config: look}
+	conn, err := dialer.DialContext(ctx, "tcp", u.Host)
+	if err != nil {
+		d.ill("server", "it does not speak TLS (%v): use ws:// in PZ_URL, or switch TLS on at the server", err)
+		return false
+	}
+	state := conn.(*tls.Conn).ConnectionState()
+	_ = conn.Close()
+	sum := sha256.Sum256(state.PeerCertificates[0].Raw)
+	dialer = tls.Dialer{Config: relay.TLS(d.cfg.TLSRoots, d.cfg.TLSFingerprint, d.cfg.TLSLegacy)}
+	conn, err = dialer.DialContext(ctx, "tcp", u.Host)
+	if err != nil {
+		old := ""
+		if state.Version < tls.VersionTLS12 {
+			old = " and PZ_TLS_LEGACY=true"
+		}
+		d.ill("server", "its certificate is not trusted (%v): if it is really that server's, set PZ_TLS_FINGERPRINT=%x%s", err, sum, old)
+		return false
+	}
+	_ = conn.Close()
+	d.well("server", "%s, certificate trusted, fingerprint %x", tls.VersionName(state.Version), sum)
+	return true
+}
+
+// password connects as a client that nobody knows, so that the bridge that runs is not thrown out and misses nothing.
+func (d *examination) password(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	identity := d.cfg.Identity
+	identity.GUID, identity.EventsMask, identity.PhoneNumber = uuid.NewString(), 0, ""
+	session, err := relay.New(relay.Options{
+		URL: d.cfg.URL, TLS: relay.TLS(d.cfg.TLSRoots, d.cfg.TLSFingerprint, d.cfg.TLSLegacy), Identity: identity,
+		Grace: time.Second, Sink: nowhere{}, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		d.ill("server", "%v", err)
+		return
+	}
+	running, stop := context.WithCancel(ctx)
+	var parts sync.WaitGroup
+	defer parts.Wait()
+	defer stop()
+	parts.Go(func() { _ = session.Run(running) }) // nothing of what it reads is kept
+	failed := make(chan string, 1)
+	go func() { failed <- firstFailure(running, session) }()
+	connected := make(chan error, 1)
+	go func() { connected <- session.WaitConnected(running) }()
+	select {
+	case reason := <-failed:
+		d.ill("server", "%s", cmp.Or(reason, "it does not answer: is it a Prostie Zvonki server?"))
+	case err := <-connected:
+		if err != nil {
+			d.ill("server", "it does not answer: is it a Prostie Zvonki server?")
+			return
+		}
+		d.well("server", "it lets the bridge in; it is %s", cmp.Or(session.Connection().ServerVersion, "of a version that it does not tell"))
+	}
+}
+
+// firstFailure waits until a connection has failed, and says why.
+func firstFailure(ctx context.Context, session *relay.Session) string {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ""
+		case <-tick.C:
+			c := session.Connection()
+			if c.State == telephony.Disconnected && c.LastError != "" {
+				if c.CloseCode != 0 {
+					return fmt.Sprintf("it closed the connection with code %d: %s", c.CloseCode, c.CloseMeaning)
+				}
+				return c.LastError
+			}
+		}
+	}
+}
+
+// nowhere takes events that are not wanted: doctor is a client of its own, of which the server keeps nothing that the bridge would miss.
+type nowhere struct{}
+
+// Append drops them.
+func (nowhere) Append(context.Context, []telephony.Event) error { return nil }
+
+func (d *examination) endpoint(ctx context.Context, e config.Endpoint) {
+	if e.URL == "" {
+		d.well(e.Name, "it reads its events with GET /v1/events")
+		return
+	}
+	u, err := url.Parse(e.URL)
+	if err != nil || !d.reach(ctx, e.Name, u, "its URL") {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, e.Timeout+patience)
+	defer cancel()
+	made, err := outbox.TestEndpoint(ctx, outbox.Endpoint{
+		Name: e.Name, URL: e.URL, Secrets: e.Secrets, Headers: e.Headers, Format: e.Format, Timeout: e.Timeout, Concurrency: 1,
+	}, "pzbridge/"+d.p.Version)
+	switch {
+	case err != nil:
+		d.ill(e.Name, "%v", err)
+	case made.Error != "":
+		d.ill(e.Name, "no answer to a webhook (%s): check its URL, its certificate and the proxy between", made.Error)
+	case made.Status == 401 || made.Status == 403:
+		d.ill(e.Name, "it refuses webhooks with HTTP %d: compare the secret in the CRM with its SECRET, and both clocks", made.Status)
+	case made.Status == 404 || made.Status == 405:
+		d.ill(e.Name, "HTTP %d: the path in its URL is not the one that takes webhooks", made.Status)
+	case made.Status < 200 || made.Status > 299:
+		d.ill(e.Name, "it answers webhooks with HTTP %d: its own log says why; it said %q", made.Status, made.Response)
+	default:
+		d.well(e.Name, "it took a webhook with HTTP %d, in %d ms", made.Status, made.Took.Milliseconds())
+	}
+}
