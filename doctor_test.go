@@ -116,7 +116,7 @@ func TestCommandsThatAsk(t *testing.T) {
 	}
 	eventually(t, "it has arrived", func() bool {
 		out, code := ask("redeliver", "-endpoint", "crm", "-dry-run", "-states", "delivered")
-		return code == 0 && strings.Contains(out, "1 deliveries would be sent")
+		return code == 0 && !strings.HasPrefix(out, "0 ") && strings.Contains(out, "would be sent again")
 	})
 	if out, code := ask("redeliver", "-endpoint", "crm", "-since", "1h", "-states", "delivered,dead"); code != 0 || !strings.Contains(out, "are sent again") {
 		t.Errorf("exit code %d: %s", code, out)

@@ -9,6 +9,8 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/google/uuid"
 	bolt "go.etcd.io/bbolt"
+
+	"pzbridge/internal/telephony"
 )
 
 // ErrFull means that OUTBOX_MAX_BYTES of the file are in use. It ends by itself, when endpoints take what waits for them or
@@ -74,6 +76,9 @@ func (s *store) appendOne(tx *txn, r *record) (n uint64, asks bool, err error) {
 	}
 	if r.replayed && tx.told(r) {
 		return 0, false, nil
+	}
+	if telephony.IsOperational(r.kind) && len(s.subscribers(r.kind)) == 0 {
+		return 0, false, nil // of the bridge itself only those hear who asked for it
 	}
 	n, err = tx.events.NextSequence()
 	if err != nil {

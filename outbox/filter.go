@@ -19,7 +19,7 @@ func ParseFilter(list string) (Filter, error) {
 	for entry := range strings.SplitSeq(list, ",") {
 		entry = strings.TrimSpace(entry)
 		prefix, star := strings.CutSuffix(entry, ".*")
-		if !slices.ContainsFunc(telephony.EventTypes, Filter{entry}.Match) || star && prefix == "" {
+		if !slices.ContainsFunc(slices.Concat(telephony.EventTypes, telephony.OperationalTypes), Filter{entry}.Match) || star && prefix == "" {
 			wrong = append(wrong, strconv.Quote(entry))
 			continue
 		}
@@ -43,9 +43,9 @@ func (f Filter) Match(t telephony.EventType) bool {
 }
 
 func typeNames() string {
-	names := make([]string, len(telephony.EventTypes))
-	for i, t := range telephony.EventTypes {
-		names[i] = string(t)
+	var names []string
+	for _, t := range slices.Concat(telephony.EventTypes, telephony.OperationalTypes) {
+		names = append(names, string(t))
 	}
 	return strings.Join(names, ", ")
 }

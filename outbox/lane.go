@@ -10,6 +10,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"pzbridge/internal/repeat"
+	"pzbridge/internal/telephony"
 )
 
 const (
@@ -32,6 +33,7 @@ const (
 type lane struct {
 	endpoint Endpoint
 	store    *store
+	announce func(telephony.Event) // tells of the bridge itself
 	sender   *sender
 	// questions makes the attempts of questions, which take no place of the lane: see asker.
 	questions *sender
@@ -77,10 +79,10 @@ type recorded struct {
 	err     error
 }
 
-func newLane(e Endpoint, s *store, opts Options) *lane {
+func newLane(e Endpoint, s *store, opts Options, announce func(telephony.Event)) *lane {
 	logger := opts.Logger.With("endpoint", e.Name)
 	l := &lane{
-		endpoint: e, store: s, sender: newSender(e, e.Concurrency, opts), questions: newSender(e, 0, opts), opts: opts, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
+		endpoint: e, store: s, announce: announce, sender: newSender(e, e.Concurrency, opts), questions: newSender(e, 0, opts), opts: opts, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
 		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger),
 		wake: make(chan struct{}, 1), ended: make(chan ended), recorded: make(chan recorded),
 		claimed: map[uint64]bool{}, stale: true,
@@ -282,6 +284,7 @@ func (l *lane) attempt(work context.Context, j job, probe bool) ended {
 	}
 	made := Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()}
 	l.note(o, probe, now)
+	l.mourn(j, next, o)
 	return ended{result: result{job: j, now: next, attempt: &made}}
 }
 
@@ -296,10 +299,19 @@ func (l *lane) note(o outcome, probe bool, now time.Time) {
 	case after.failing && !before.failing:
 		l.logger.Warn("endpoint is failing: from now on it is only probed, and everything else waits",
 			"failures", after.failures, "err", after.lastError, "next_probe_in", time.Until(after.probeAt).Round(time.Millisecond).String())
+		l.announce(telephony.Event{Type: telephony.EventEndpointFailing, Endpoint: l.endpoint.Name, Reason: after.lastError})
 	case !after.failing && before.failing:
 		l.logger.Info("endpoint has recovered: what has waited is delivered now", "failed_for", now.Sub(before.since).Round(time.Second).String())
+		l.announce(telephony.Event{Type: telephony.EventEndpointRecovered, Endpoint: l.endpoint.Name})
 	case after.pausedUntil.After(before.pausedUntil):
 		l.logger.Warn("endpoint has asked for a pause", "status", o.status, "until", after.pausedUntil.UTC().Format(time.RFC3339))
+	}
+}
+
+// mourn tells of a delivery that is dead. That of such news itself is no news, or they would never end.
+func (l *lane) mourn(j job, d delivery, o outcome) {
+	if d.state == dead && !telephony.IsOperational(j.kind) {
+		l.announce(telephony.Event{Type: telephony.EventDeliveryDead, Endpoint: l.endpoint.Name, DeliveryID: j.eventID + "." + l.endpoint.Name, Reason: o.text()})
 	}
 }
 

@@ -28,6 +28,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 )
@@ -134,7 +136,7 @@ func Open(opts Options) (*Outbox, error) {
 	o := &Outbox{opts: opts, store: store, crowded: make(chan struct{}, 1), trouble: repeat.New(opts.Logger)}
 	o.asker = &asker{box: o, wake: make(chan struct{}, 1), known: map[uint64]bool{}}
 	for _, e := range opts.Endpoints {
-		o.lanes = append(o.lanes, newLane(e, store, opts))
+		o.lanes = append(o.lanes, newLane(e, store, opts, o.announce))
 	}
 	if err := o.warnOfOrphans(); err != nil {
 		return nil, errors.Join(fmt.Errorf("read the outbox %s: %w", opts.Path, err), o.Close())
@@ -181,6 +183,14 @@ func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 	o.wakeUp()
 	o.tell()
 	return nil
+}
+
+// announce stores an event that tells of the bridge itself. If it cannot be stored, the log has said what it says.
+func (o *Outbox) announce(e telephony.Event) {
+	e.ID, e.Time = uuid.Must(uuid.NewV7()).String(), time.Now()
+	if err := o.Append(context.Background(), []telephony.Event{e}); err != nil {
+		o.opts.Logger.Warn("an operational event cannot be stored", "type", string(e.Type), "err", err.Error())
+	}
 }
 
 // wakeUp tells the lanes that the file holds something new.

@@ -183,6 +183,7 @@ func (i *inquiry) run(ctx, work context.Context) {
 		i.lane.log(i.job, i.job.delivery, o, now.Sub(began))
 		i.box.opts.Observer.AttemptEnded(i.lane.endpoint.Name, outcomeOf(i.job.delivery), now.Sub(began), now.Sub(i.job.at))
 		i.lane.note(o, false, now)
+		i.lane.mourn(i.job, i.job.delivery, o)
 		i.record(ctx, &Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()})
 		switch i.job.delivery.state {
 		case pending:

@@ -6,6 +6,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"pzbridge/internal/pz"
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
@@ -32,6 +34,7 @@ type intake struct {
 	events int  // that are in memory
 	bytes  int  // that they take
 	paused bool // put waits: the socket is not read
+	closed bool // nothing is taken any more
 
 	// giveUp ends, during a shutdown only, the appending of what the sink does not take.
 	giveUp context.Context
@@ -65,6 +68,16 @@ func (in *intake) put(wire pz.Event) {
 	}
 }
 
+// announce takes an event that tells of the connection itself. It does not wait: while there is no room, what the exchange sends comes first.
+func (in *intake) announce(e telephony.Event) {
+	e.ID, e.Time = uuid.Must(uuid.NewV7()).String(), time.Now().UTC()
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if !in.closed && in.takeRoomIfAny(sizeOf(e)) {
+		in.queue <- e // there is room, so it does not wait
+	}
+}
+
 // waitForRoom takes room for an event. It is false only when a shutdown did not leave the time.
 func (in *intake) waitForRoom(size int) bool {
 	for !in.takeRoom(size) {
@@ -80,13 +93,19 @@ func (in *intake) waitForRoom(size int) bool {
 func (in *intake) takeRoom(size int) bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	// One that is larger than all the room there is goes alone.
-	in.paused = in.events == intakeSize || in.events > 0 && in.bytes+size > intakeBytes
-	if !in.paused {
-		in.events++
-		in.bytes += size
-	}
+	in.paused = !in.takeRoomIfAny(size)
 	return !in.paused
+}
+
+// takeRoomIfAny is takeRoom with mu held.
+func (in *intake) takeRoomIfAny(size int) bool {
+	// One that is larger than all the room there is goes alone.
+	if in.events == intakeSize || in.events > 0 && in.bytes+size > intakeBytes {
+		return false
+	}
+	in.events++
+	in.bytes += size
+	return true
 }
 
 func (in *intake) giveRoom(batch []telephony.Event) {
@@ -147,6 +166,9 @@ func (in *intake) append(batch []telephony.Event) bool {
 		if err == nil {
 			in.trouble.Recovered("events are stored again")
 			for _, e := range batch {
+				if telephony.IsOperational(e.Type) {
+					continue // it is stored only where somebody wants it
+				}
 				in.opts.Logger.Debug("event stored", "event_id", e.ID, "type", string(e.Type), "call_id", e.CallID)
 			}
 			return true
@@ -165,7 +187,10 @@ func (in *intake) stopping() { time.AfterFunc(in.opts.Grace, in.cancel) }
 
 // finish lets the queue run empty and says what could not be stored. The reader must have ended.
 func (in *intake) finish() error {
+	in.mu.Lock()
+	in.closed = true
 	close(in.queue)
+	in.mu.Unlock()
 	<-in.done
 	in.cancel()
 	if lost := in.unread + in.unkept; lost > 0 {

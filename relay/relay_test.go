@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/url"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -49,10 +50,21 @@ func (s *sink) set(fail error) {
 	s.fail = fail
 }
 
-func (s *sink) appended() []telephony.Event {
+// appended gives the events of the exchange.
+func (s *sink) appended() []telephony.Event { return s.choose(false) }
+
+// operational gives those of the connection itself.
+func (s *sink) operational() []telephony.Event { return s.choose(true) }
+
+func (s *sink) choose(operational bool) (list []telephony.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return append([]telephony.Event(nil), s.events...)
+	for _, e := range s.events {
+		if telephony.IsOperational(e.Type) == operational {
+			list = append(list, e)
+		}
+	}
+	return list
 }
 
 // log is what the session has written, line by line.
@@ -763,6 +775,38 @@ func TestEnable(t *testing.T) {
 		}
 		if c := w.session.Connection(); c.State != telephony.Disabled {
 			t.Errorf("connection: %+v", c)
+		}
+	})
+}
+
+// Each change of the connection is told once, with the reason, however often it is dialled in between.
+func TestConnectionIsAnnounced(t *testing.T) {
+	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+		synctest.Wait()
+		w.server.Disconnect(4008)
+		time.Sleep(10 * time.Minute)
+		w.session.Enable(false)
+		synctest.Wait()
+		w.session.Enable(true)
+		synctest.Wait()
+		if err := w.stop(); err != nil {
+			t.Error(err)
+		}
+		w.session.Enable(false) // after the end nobody is told
+		var got []string
+		for _, e := range w.sink.operational() {
+			if e.ID == "" || e.Time.IsZero() {
+				t.Errorf("%+v", e)
+			}
+			got = append(got, string(e.Type)+" "+e.Reason)
+		}
+		want := []string{
+			"bridge.connected ", "bridge.disconnected connection closed with code 4008: " + pz.CloseMeaning(4008),
+			"bridge.connected ", "bridge.disconnected it was switched off",
+			"bridge.connected ", "bridge.disconnected the bridge is shutting down",
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("told:\n%s", strings.Join(got, "\n"))
 		}
 	})
 }

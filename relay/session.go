@@ -132,6 +132,9 @@ func (s *Session) Enable(enabled bool) {
 
 // switchedOff is how a connection that is not to be stands. The caller holds mu.
 func (s *Session) switchedOff() {
+	if s.status.State == telephony.Connected {
+		s.intake.announce(telephony.Event{Type: telephony.EventDisconnected, Reason: "it was switched off"})
+	}
 	s.status = telephony.Connection{
 		State: telephony.Disabled, Since: time.Now(), LastError: "it was switched off with PUT /v1/connection",
 		CloseCode: s.status.CloseCode, CloseMeaning: s.status.CloseMeaning,
@@ -293,6 +296,7 @@ func (s *Session) connected(c *conn, version string) {
 		CloseCode: s.status.CloseCode, CloseMeaning: s.status.CloseMeaning,
 	}
 	s.mu.Unlock()
+	s.intake.announce(telephony.Event{Type: telephony.EventConnected})
 	s.opts.Logger.Info("connected to the Prostie Zvonki server",
 		"server", s.opts.URL.Host, "version", version, "failures", s.trouble.Reset())
 }
@@ -301,6 +305,7 @@ func (s *Session) disconnected(err error, wait time.Duration) {
 	s.set(func(c *telephony.Connection) {
 		if c.State == telephony.Connected {
 			c.Since = time.Now()
+			s.intake.announce(telephony.Event{Type: telephony.EventDisconnected, Reason: err.Error()})
 		}
 		c.State, c.LastError, c.DialsAt = telephony.Disconnected, err.Error(), time.Now().Add(wait)
 		var closed *websocket.CloseError

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -161,7 +160,7 @@ func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 		errEndpoint = &fieldError{"endpoint", "is missing: name the endpoint that is to get its events again"}
 	}
 	for _, kind := range request.Types {
-		if !slices.Contains(telephony.EventTypes, kind) {
+		if !telephony.IsType(kind) {
 			errTypes = &fieldError{"types", fmt.Sprintf("holds %q, which is no type of event", kind)}
 		}
 	}

@@ -89,7 +89,7 @@ func readEventQuery(r *http.Request) (q outbox.EventQuery, wait time.Duration, r
 		kind := telephony.EventType(strings.TrimSpace(kind))
 		switch {
 		case kind == "":
-		case !slices.Contains(telephony.EventTypes, kind):
+		case !telephony.IsType(kind):
 			return q, 0, badFields(&fieldError{"types", fmt.Sprintf("holds %q, which is no type of event", kind)})
 		default:
 			q.Types = append(q.Types, kind)

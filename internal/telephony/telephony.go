@@ -7,6 +7,7 @@ package telephony
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -27,7 +28,25 @@ const (
 	EventOther             EventType = "pz.event"
 )
 
-// EventTypes lists every type, in the order in which a call goes through them.
+// The operational types: what happens to the bridge itself. They go only to endpoints that name them.
+const (
+	EventConnected         EventType = "bridge.connected"    // to the exchange
+	EventDisconnected      EventType = "bridge.disconnected" // from it; Reason says why
+	EventEndpointFailing   EventType = "endpoint.failing"    // Endpoint takes nothing; Reason says how its last attempt ended
+	EventEndpointRecovered EventType = "endpoint.recovered"
+	EventDeliveryDead      EventType = "delivery.dead" // the delivery DeliveryID to Endpoint is given up
+)
+
+// OperationalTypes lists them.
+var OperationalTypes = []EventType{EventConnected, EventDisconnected, EventEndpointFailing, EventEndpointRecovered, EventDeliveryDead}
+
+// IsType says whether there is such a type.
+func IsType(t EventType) bool { return slices.Contains(EventTypes, t) || IsOperational(t) }
+
+// IsOperational says whether a type tells of the bridge itself.
+func IsOperational(t EventType) bool { return slices.Contains(OperationalTypes, t) }
+
+// EventTypes lists every type that tells of the exchange, in the order in which a call goes through them.
 var EventTypes = []EventType{
 	EventTransferRequested, EventIncoming, EventIncomingAnswered,
 	EventOutgoing, EventOutgoingAnswered, EventCompleted,
@@ -69,6 +88,9 @@ type Event struct {
 	Text               string    // of an SMS, decoded
 	Status             SMSStatus // of an SMS
 	Replayed           bool      // sent again by the exchange because the bridge had been away
+
+	// Endpoint, DeliveryID and Reason are of operational events.
+	Endpoint, DeliveryID, Reason string
 
 	Wire []Attr // every attribute as it came, in that order
 
