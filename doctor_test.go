@@ -91,22 +91,18 @@ func TestCommandsThatAsk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	var id string
-	for call := 0; id == ""; call++ { // until tail has begun
-		generate("5")
-		eventually(t, "the delivery is dead", func() bool {
-			out, code := ask("deliveries", "-state", "dead", "-endpoint", "crm", "-call", "5")
-			return code == 0 && strings.Contains(out, "HTTP 410")
-		})
-		if out := tail.log.String(); strings.Contains(out, `{"event":{"id":`) && strings.Contains(out, `"state":"dead"`) {
-			out, _ := ask("deliveries", "-limit", "1", "-state", "dead")
-			for _, field := range strings.Fields(out) {
-				if strings.HasSuffix(field, ".crm") {
-					id = field
-				}
-			}
-		}
+	eventually(t, "tail is looking", func() bool { return strings.Contains(tail.log.String(), "Looking at") })
+	generate("5")
+	eventually(t, "tail has seen the event and that it is dead", func() bool {
+		out := tail.log.String()
+		return strings.Contains(out, `{"event":{"id":`) && strings.Contains(out, `"state":"dead"`)
+	})
+	out, code := ask("deliveries", "-state", "dead", "-endpoint", "crm", "-call", "5")
+	if code != 0 || !strings.Contains(out, "HTTP 410") {
+		t.Fatalf("exit code %d: %s", code, out)
 	}
+	fields := strings.Fields(out)
+	id := fields[len(fields)-1]
 	if out, code := ask("deliveries", id); code != 0 || !strings.Contains(out, "is dead at crm after 1 attempts") || !strings.Contains(out, "gone  [31mfishing") {
 		t.Errorf("exit code %d: %s", code, out)
 	}

@@ -151,7 +151,11 @@ func (in *intake) run() {
 			batch = append(batch, <-in.queue)
 		}
 		if !in.append(batch) {
-			in.unkept += len(batch)
+			for _, e := range batch {
+				if !telephony.IsOperational(e.Type) { // the server has not sent it
+					in.unkept++
+				}
+			}
 		}
 		in.giveRoom(batch)
 	}

@@ -59,6 +59,9 @@ func (t *tailer) run(ctx context.Context) error {
 		if err := t.deliveries(ctx, first); err != nil {
 			return err
 		}
+		if first {
+			fmt.Fprintln(t.p.Err, "Looking at", t.api.url+"; Ctrl-C ends it.")
+		}
 		select {
 		case <-ctx.Done():
 			return nil
