@@ -11,7 +11,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
+	"time"
 
 	"pzbridge/internal/config"
 )
@@ -60,40 +62,62 @@ func localURL(vars map[string]string) (string, error) {
 	return "http://" + net.JoinHostPort(host, port), nil
 }
 
-// call sends a request, with a body as JSON unless it is nil, and reads the answer into a struct. A problem that the bridge tells of is the error.
+// call sends a request, with a body as JSON unless it is nil, and reads the answer into a struct. A problem that the bridge tells of is the error. When the bridge
+// has had too many requests with this token, it waits and asks again.
 func (a api) call(ctx context.Context, method, path string, body, into any) error {
+	const most = 10 // times
+	for try := 1; ; try++ {
+		resp, answer, err := a.send(ctx, method, path, body)
+		if err != nil {
+			return err
+		}
+		if resp.StatusCode == http.StatusTooManyRequests && try < most {
+			seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(time.Duration(min(max(1, seconds), 10)) * time.Second):
+			}
+			continue
+		}
+		if resp.StatusCode >= http.StatusBadRequest {
+			var problem struct {
+				Detail string `json:"detail"`
+			}
+			_ = json.Unmarshal(answer, &problem)
+			return errors.New(cmp.Or(problem.Detail, "the bridge answers "+resp.Status))
+		}
+		if err := json.Unmarshal(answer, into); err != nil {
+			return fmt.Errorf("at %s there is no bridge: %w", a.url, err)
+		}
+		return nil
+	}
+}
+
+// send makes one request and reads its answer.
+func (a api) send(ctx context.Context, method, path string, body any) (*http.Response, []byte, error) {
 	var content io.Reader
 	if body != nil {
 		encoded, err := json.Marshal(body)
 		if err != nil {
-			return err
+			return nil, nil, err
 		}
 		content = bytes.NewReader(encoded)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, a.url+path, content)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+a.token)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return fmt.Errorf("the bridge does not answer: %w", err)
+		return nil, nil, fmt.Errorf("the bridge does not answer: %w", err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return fmt.Errorf("the bridge does not answer: %w", err)
+		return nil, nil, fmt.Errorf("the bridge does not answer: %w", err)
 	}
-	if resp.StatusCode >= http.StatusBadRequest {
-		var problem struct {
-			Detail string `json:"detail"`
-		}
-		_ = json.Unmarshal(answer, &problem)
-		return errors.New(cmp.Or(problem.Detail, "the bridge answers "+resp.Status))
-	}
-	if err := json.Unmarshal(answer, into); err != nil {
-		return fmt.Errorf("at %s there is no bridge: %w", a.url, err)
-	}
-	return nil
+	return resp, answer, nil
 }
