@@ -1,0 +1,145 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+)
+
+// snippet gives the first block of a language in a guide.
+func snippet(t *testing.T, guide, language string) string {
+	t.Helper()
+	text, err := os.ReadFile(guide)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block := regexp.MustCompile("(?s)```" + language + "\n(.*?)```").FindSubmatch(text)
+	if block == nil {
+		t.Fatalf("%s has no %s", guide, language)
+	}
+	return string(block[1])
+}
+
+// The guide's functions take what is signed and refuse what is not: each is run as it stands there. A language that is not on this machine is left out.
+func TestGuideVerifies(t *testing.T) {
+	const guide = "docs/developers.md"
+	verifier, err := standardwebhooks.NewWebhook(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := `{"id":"1","text":"Привет"}`
+	signed := func(at time.Time) map[string]string {
+		signature, err := verifier.Sign("msg_1", at, []byte(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return map[string]string{"webhook-id": "msg_1", "webhook-timestamp": strconv.FormatInt(at.Unix(), 10), "webhook-signature": "v1,AAAA " + signature}
+	}
+	type request struct {
+		Secret  string            `json:"secret"`
+		Headers map[string]string `json:"headers"`
+		Body    string            `json:"body"`
+	}
+	requests := []request{
+		{secret, signed(time.Now()), body},
+		{secret, signed(time.Now()), body + " "},
+		{secret, signed(time.Now().Add(-time.Hour)), body},
+		{secret, map[string]string{}, body},
+		{"whsec_" + strings.Repeat("A", 32), signed(time.Now()), body},
+	}
+	const want = "true false false false false"
+	input, err := json.Marshal(requests)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for language, c := range map[string]struct {
+		program, file, before, after string
+		args                         []string
+	}{
+		"go": {"go", "main.go", `package main
+import ("crypto/hmac"; "crypto/sha256"; "encoding/base64"; "encoding/json"; "fmt"; "net/http"; "os"; "strconv"; "strings"; "time")
+`, `
+func main() {
+	var list []struct { Secret string; Headers map[string]string; Body string }
+	_ = json.NewDecoder(os.Stdin).Decode(&list)
+	for _, r := range list {
+		h := http.Header{}
+		for k, v := range r.Headers { h.Set(k, v) }
+		fmt.Print(verify(r.Secret, h, []byte(r.Body)), " ")
+	}
+}`, []string{"run"}},
+		"js": {"node", "main.js", "", `
+let input = ""; process.stdin.on("data", (d) => input += d).on("end", () => {
+  console.log(JSON.parse(input).map((r) => verify(r.secret, r.headers, Buffer.from(r.body))).join(" "));
+});`, nil},
+		"python": {"python3", "main.py", "", `
+import json, sys
+print(*(str(verify(r["secret"], r["headers"], r["body"].encode())).lower() for r in json.load(sys.stdin)))`, nil},
+		"php": {"php", "main.php", "<?php\n", `
+echo implode(' ', array_map(function ($r) {
+    $_SERVER = [];
+    foreach ($r['headers'] as $k => $v) $_SERVER['HTTP_' . strtoupper(str_replace('-', '_', $k))] = $v;
+    return verify($r['secret'], $r['body']) ? 'true' : 'false';
+}, json_decode(stream_get_contents(STDIN), true)));`, nil},
+	} {
+		t.Run(language, func(t *testing.T) {
+			program, err := exec.LookPath(c.program)
+			if err != nil {
+				t.Skipf("there is no %s on this machine", c.program)
+			}
+			file := filepath.Join(t.TempDir(), c.file)
+			if err := os.WriteFile(file, []byte(c.before+snippet(t, guide, language)+c.after), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			cmd := exec.Command(program, append(c.args, file)...)
+			cmd.Stdin = bytes.NewReader(input)
+			out, err := cmd.CombinedOutput()
+			if got := strings.TrimSpace(string(out)); err != nil || got != want {
+				t.Errorf("it says %q, want %q (%v)", got, want, err)
+			}
+		})
+	}
+}
+
+// What the guides name is there: files, variables of the configuration, and commands.
+func TestGuidesNameWhatIsThere(t *testing.T) {
+	example, err := os.ReadFile(".env.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	help := start(t, nil, "help")
+	_ = help.exitCode()
+	known := string(example) + " PZBRIDGE_DOMAIN PZBRIDGE_SECRET PZBRIDGE_URL"
+	for _, guide := range []string{"README.md", "README.ru.md", "docs/developers.md", "docs/operators.md", "docs/recipes.md"} {
+		text, err := os.ReadFile(guide)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range regexp.MustCompile(`\b(?:PZ|API|OUTBOX|ENDPOINT_(?:<n>|0)|ROUTING|RINGING|METRICS|REPLAY|RETRY|ORDER|LISTEN|COMMAND|SHUTDOWN|LOG)_[A-Z_]+[A-Z]`).FindAllString(string(text), -1) {
+			if !strings.Contains(known, strings.Replace(name, "<n>", "0", 1)) {
+				t.Errorf("%s names the variable %s, which there is not", guide, name)
+			}
+		}
+		for _, link := range regexp.MustCompile(`\]\(([^):#]+)\)`).FindAllStringSubmatch(string(text), -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(guide), link[1])); err != nil {
+				t.Errorf("%s links to %s: %v", guide, link[1], err)
+			}
+		}
+		for _, command := range regexp.MustCompile(`pzbridge (?:-h )?([a-z][a-z-]+)`).FindAllStringSubmatch(string(text), -1) {
+			p := start(t, nil, "help")
+			_ = p.exitCode()
+			if !regexp.MustCompile(`(?m)^  `+command[1]+` `).MatchString(p.log.String()) && !regexp.MustCompile(`\b(brings|stands|connects|has)\b`).MatchString(command[1]) {
+				t.Errorf("%s names the command %q", guide, command[0])
+			}
+		}
+	}
+}
