@@ -100,6 +100,9 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 
 	logger.Info("pzbridge started", "version", version, "server", cfg.URL.Host, "endpoints", len(cfg.Endpoints),
 		"outbox", cfg.OutboxPath, "listen", listener.Addr().String(), "client_guid", cfg.Identity.GUID)
+	if !enabled {
+		logger.Warn("the connection to the server is switched off, and stays so until PUT /v1/connection or the dashboard switches it on")
+	}
 	for _, warning := range cfg.Warnings() {
 		logger.Warn(warning)
 	}
