@@ -513,6 +513,11 @@ func TestCommandsThatPrint(t *testing.T) {
 		{[]string{"help", "help"}, "simulate"},
 		{[]string{"help", "simulate"}, "generate incoming"},
 		{[]string{"demo", "-h"}, "-once"},
+		{[]string{"doctor", "-h"}, "exit code is 1"},
+		{[]string{"tail", "-h"}, "API_TOKEN"},
+		{[]string{"deliveries", "-h"}, "-state"},
+		{[]string{"redeliver", "-h"}, "-dry-run"},
+		{[]string{"send-test", "-h"}, "pzbridge.test"},
 	} {
 		p := start(t, vars, c.args...)
 		if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), c.says) {
