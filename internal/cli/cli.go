@@ -39,6 +39,7 @@ func commands() []command {
 		{"simulate", "be a Prostie Zvonki server to try things out against", Program.simulate},
 		{"check", "check the configuration and print it with secrets hidden", Program.check},
 		{"doctor", "check whether the server and each CRM can be reached, and say what to do", Program.doctor},
+		{"console", "talk to a Prostie Zvonki server as the vendor's Diagnostic does", Program.console},
 		{"tail", "print events and deliveries as they happen", Program.tail},
 		{"deliveries", "list what became of events at the CRMs", Program.deliveries},
 		{"redeliver", "send deliveries again", Program.redeliver},

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"pzbridge/internal/pztest"
+)
+
+// Commands from a pipe, in any case, against the simulated server; the exit code says whether one has failed.
+func TestConsole(t *testing.T) {
+	plain := pztest.NewServer(pztest.Options{Password: "geheim"})
+	defer plain.Close()
+	old := pztest.NewServer(pztest.Options{TLS: pztest.LegacyTLS()})
+	defer old.Close()
+	connect := "connect " + plain.URL + " asd\ngeheim\n"
+	for name, c := range map[string]struct {
+		input string
+		code  int
+		says  []string
+	}{
+		"clients":          {connect + "Clients\n", 0, []string{"0 Diagnostic 127.0.0.1 asd Connected\n"}},
+		"version":          {connect + "VERSION\nexit\nnonsense\n", 0, []string{"Test Server v1.1.2\n"}},
+		"events":           {connect + "events\ngenerate incoming 777\nsms 1 2 asd 7 0J8=\n", 0, []string{`type="1"`, `from="777"`, `type="128"`}},
+		"no events":        {connect + "generate incoming 777\n", 0, []string{"Connected\nOK\n"}},
+		"commands":         {connect + "call 101 102\ntransfer 5 101\ntransfer 6\nsimulation off\n", 0, []string{"OK\nOK\nOK\nOK\n"}},
+		"help":             {"help\nHELP generate\n", 0, []string{"transfer <call id>", "generate history"}},
+		"over TLS":         {"connect " + old.URL + " asd\n\nversion\n", 0, []string{"Test Server"}},
+		"a wrong password": {"connect " + plain.URL + " asd\nfalsch\nversion\n", 1, []string{"Error: closed with code 4008", "Error: not connected"}},
+		"no such command":  {"nonsense\n", 1, []string{"there is no command"}},
+		"no such event":    {connect + "generate nothing\n", 1, []string{"Error: "}},
+		"not connected":    {"version\n", 1, []string{"not connected"}},
+		"a bad address":    {"connect http://x y\n\n", 1, []string{"must be such as ws://"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(os.Args[0], "console")
+			cmd.Env = []string{"RUN_MAIN=1"}
+			cmd.Stdin = strings.NewReader(c.input)
+			out, _ := cmd.CombinedOutput()
+			for _, want := range c.says {
+				if !strings.Contains(string(out), want) {
+					t.Errorf("it does not say %q", want)
+				}
+			}
+			if code := cmd.ProcessState.ExitCode(); code != c.code || strings.Contains(string(out), "geheim") || strings.Contains(string(out), "Disconnected") {
+				t.Errorf("exit code %d:\n%s", code, out)
+			}
+		})
+	}
+}

@@ -1,0 +1,299 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+	"golang.org/x/term"
+
+	"pzbridge/internal/pz"
+)
+
+// console is the vendor's Diagnostic: a prompt that speaks to a Prostie Zvonki server.
+func (p Program) console(ctx context.Context, args []string) error {
+	fs := p.flags("console [url]", "Talk to a Prostie Zvonki server as the vendor's Diagnostic does; \"help\" at its prompt lists the commands. With a url it\n"+
+		"connects there first, as a client of its own, with the password of PZ_PASSWORD. Commands may come from a pipe; the exit code\n"+
+		"is 1 if one of them failed.")
+	if err := parseFlags(fs, args); err != nil {
+		return err
+	}
+	if fs.NArg() > 1 {
+		return usageError(fmt.Sprintf("%q is one argument too many", fs.Arg(1)))
+	}
+	c := &console{ctx: ctx, in: newLines(p), out: p.Out}
+	defer c.in.close()
+	if c.in.terminal != nil {
+		c.out = c.in.terminal // which knows that a line is being typed
+	}
+	defer c.hangUp()
+	if fs.NArg() == 1 {
+		c.fails(c.open(fs.Arg(0), uuid.NewString(), os.Getenv("PZ_PASSWORD")))
+	}
+	for ctx.Err() == nil {
+		line, err := c.in.read(c.prompt())
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if c.ends(line) {
+			break
+		}
+	}
+	if c.failed {
+		return errCommandFailed
+	}
+	return nil
+}
+
+// errCommandFailed means that a command at the prompt has failed; what was wrong has been said.
+var errCommandFailed = errors.New("a command failed")
+
+// console is one run of it.
+type console struct {
+	ctx    context.Context
+	in     *lines
+	out    io.Writer
+	link   *link // nil while not connected
+	events bool  // are shown
+	failed bool  // a command has failed
+}
+
+func (c *console) prompt() string {
+	if c.events {
+		return "[events on]> "
+	}
+	return "[events off]> "
+}
+
+// consoleCommand is one that can be typed, in any case.
+type consoleCommand struct {
+	name, usage, text string
+	run               func(c *console, words []string) error
+}
+
+func consoleCommands() []consoleCommand {
+	return []consoleCommand{
+		{"connect", "connect <url> <client guid>", "connect to a server; asks for the password", (*console).connect},
+		{"version", "version", "print the server's version", (*console).version},
+		{"clients", "clients", "list the clients that the server knows", (*console).clients},
+		{"events", "events", "show events as they come, or no more", (*console).toggleEvents},
+		{"call", "call <from> <to>", "ring from, then dial to", (*console).call},
+		{"transfer", "transfer <call id> [to]", "answer where a call should go; without a number, decline", (*console).transfer},
+		{"sms", "sms <from> <to> <client guid> <call id> <base64 text>", "make an SMS", (*console).generate},
+		{
+			"generate", "generate incoming|transfer|transans|outcoming|outans|history …",
+			"make an event at a test server:\n" +
+				"  generate incoming <from> [line]\n" +
+				"  generate transfer|transans <from> <to> [line] [client guid] [call id]\n" +
+				"  generate outcoming|outans <from> <to> [client guid] [call id]\n" +
+				"  generate history <from> <to> <start> <end> <duration> in|out [record] [line] [call id]",
+			(*console).generate,
+		},
+		{"simulation", "simulation on|off", "let a test server make calls by itself", (*console).simulation},
+		{"help", "help [command]", "list the commands, or tell of one", (*console).help},
+		{"exit", "exit", "leave", nil},
+	}
+}
+
+// ends obeys a line, and says whether it was the last.
+func (c *console) ends(line string) bool {
+	if strings.TrimSpace(line) == "" {
+		return false
+	}
+	words, err := pz.SplitWords(line)
+	if c.fails(err) {
+		return false
+	}
+	words[0] = strings.ToLower(words[0])
+	if words[0] == "exit" || words[0] == "quit" {
+		return true
+	}
+	list := consoleCommands()
+	i := slices.IndexFunc(list, func(cmd consoleCommand) bool { return cmd.name == words[0] })
+	if i < 0 {
+		c.fails(fmt.Errorf("there is no command %q; \"help\" lists them", words[0]))
+		return false
+	}
+	c.fails(list[i].run(c, words))
+	return false
+}
+
+// fails says what went wrong, if something did.
+func (c *console) fails(err error) bool {
+	if err != nil {
+		c.failed = true
+		fmt.Fprintln(c.out, "Error:", printable(err.Error()))
+	}
+	return err != nil
+}
+
+func (c *console) connect(words []string) error {
+	if len(words) != 3 {
+		return errors.New("connect <url> <client guid>")
+	}
+	password, err := c.in.password("Password: ")
+	if err != nil {
+		return errors.New("no password was given; an empty line is none")
+	}
+	return c.open(words[1], words[2], password)
+}
+
+func (c *console) open(url, guid, password string) error {
+	c.hangUp()
+	l, err := dialLink(c.ctx, url, pz.Identity{Password: password, ClientType: "Diagnostic", GUID: guid, EventsMask: 65535, Protocol: 2}, func(e pz.Event) {
+		if c.in.locked(func() bool { return c.events }) {
+			c.in.print(printable(strings.TrimSpace(string(e.XML()))))
+		}
+	}, func(err error) { c.in.print("Disconnected: " + err.Error()) })
+	if err != nil {
+		return err
+	}
+	c.link = l
+	fmt.Fprintln(c.out, "Connected")
+	return nil
+}
+
+func (c *console) hangUp() {
+	if c.link != nil {
+		c.link.close()
+		c.link = nil
+	}
+}
+
+// ask makes a request and wants it done.
+func (c *console) ask(method string, data pz.Attrs) (pz.Response, error) {
+	if c.link == nil {
+		return pz.Response{}, errors.New("not connected: connect <url> <client guid>")
+	}
+	resp, err := c.link.request(c.ctx, method, data)
+	if err == nil && resp.Code != pz.CodeDone {
+		err = fmt.Errorf("the server refused with code %s %s", resp.Code, resp.Details)
+	}
+	return resp, err
+}
+
+func (c *console) done(method string, data pz.Attrs) error {
+	_, err := c.ask(method, data)
+	if err == nil {
+		fmt.Fprintln(c.out, "OK")
+	}
+	return err
+}
+
+func (c *console) version([]string) error {
+	resp, err := c.ask(pz.MethodGetVersion, nil)
+	if err == nil {
+		fmt.Fprintln(c.out, printable(resp.Version))
+	}
+	return err
+}
+
+func (c *console) clients([]string) error {
+	resp, err := c.ask(pz.MethodGetClients, nil)
+	if err != nil {
+		return err
+	}
+	for _, client := range resp.Clients {
+		state := map[bool]string{true: "Connected", false: "Disconnected"}[client.Connected == "1"]
+		fmt.Fprintln(c.out, printable(strings.Join([]string{client.ID, client.Type, client.IP, client.GUID, state}, " ")))
+	}
+	return nil
+}
+
+func (c *console) toggleEvents([]string) error {
+	c.in.locked(func() bool { c.events = !c.events; return true })
+	return nil
+}
+
+func (c *console) call(words []string) error {
+	if len(words) != 3 {
+		return errors.New("call <from> <to>")
+	}
+	return c.done(pz.MethodCall, pz.Attrs{{Name: "From", Value: words[1]}, {Name: "To", Value: words[2]}})
+}
+
+func (c *console) transfer(words []string) error {
+	if len(words) != 2 && len(words) != 3 {
+		return errors.New("transfer <call id> [to]")
+	}
+	return c.done(pz.MethodTransfer, pz.Attrs{{Name: "CallID", Value: words[1]}, {Name: "To", Value: strings.Join(words[2:], "")}})
+}
+
+func (c *console) generate(words []string) error {
+	fields, err := pz.ParseGenerate(words)
+	if err != nil {
+		return err
+	}
+	return c.done(pz.MethodGenerate, fields)
+}
+
+func (c *console) simulation(words []string) error {
+	if len(words) != 2 || words[1] != "on" && words[1] != "off" {
+		return errors.New("simulation on|off")
+	}
+	return c.done(pz.MethodSimulation, pz.Attrs{{Name: "Mode", Value: words[1]}})
+}
+
+func (c *console) help(words []string) error {
+	for _, cmd := range consoleCommands() {
+		switch {
+		case len(words) == 1:
+			fmt.Fprintf(c.out, "  %-55s %s\n", cmd.usage, strings.SplitN(cmd.text, ":\n", 2)[0])
+		case cmd.name == strings.ToLower(words[1]):
+			fmt.Fprintf(c.out, "%s\n%s\n", cmd.usage, cmd.text)
+			return nil
+		}
+	}
+	if len(words) > 1 {
+		return fmt.Errorf("there is no command %q; \"help\" lists them", words[1])
+	}
+	return nil
+}
+
+// complete finishes the first word of a line at the tab key.
+func complete(line string, pos int, key rune) (string, int, bool) {
+	if key != '\t' || pos != len(line) || strings.Contains(line, " ") {
+		return "", 0, false
+	}
+	var found []string
+	for _, cmd := range consoleCommands() {
+		if strings.HasPrefix(cmd.name, strings.ToLower(line)) {
+			found = append(found, cmd.name)
+		}
+	}
+	if len(found) != 1 {
+		return "", 0, false
+	}
+	return found[0] + " ", len(found[0]) + 1, true
+}
+
+// newLines reads from a terminal with an editor, history and completion, and from a pipe as it comes.
+func newLines(p Program) *lines {
+	l := &lines{out: p.Out}
+	in, ok := p.In.(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		l.pipe = bufio.NewScanner(p.In)
+		return l
+	}
+	before, err := term.MakeRaw(int(in.Fd()))
+	if err != nil {
+		l.pipe = bufio.NewScanner(p.In)
+		return l
+	}
+	l.restore = func() { _ = term.Restore(int(in.Fd()), before) }
+	l.terminal = term.NewTerminal(struct {
+		io.Reader
+		io.Writer
+	}{p.In, p.Out}, "")
+	l.terminal.AutoCompleteCallback = complete
+	return l
+}
