@@ -65,15 +65,20 @@ type stage struct {
 	*httptest.Server
 	exchange *exchange
 	box      *outbox.Outbox
+	stats    *Stats
+	caller   string
 }
 
-func newStage(t *testing.T, change func(*Options)) *stage {
+func newStage(t *testing.T, change func(*Options)) *stage { return newStageOf(t, hostile, change) }
+
+// newStageOf is one with another caller.
+func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 	t.Helper()
 	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		if strings.Contains(string(body), `"call_id":"5"`) {
 			w.WriteHeader(http.StatusInternalServerError)
-			_, _ = io.WriteString(w, hostile)
+			_, _ = io.WriteString(w, caller)
 		}
 	}))
 	t.Cleanup(crm.Close)
@@ -112,8 +117,9 @@ func newStage(t *testing.T, change func(*Options)) *stage {
 			t.Error(err)
 		}
 	})
-	s.happens(t, stats, "5", "call.transfer_requested", "call.incoming", "call.completed")
-	s.happens(t, stats, "6", "call.outgoing", "call.outgoing_answered", "call.completed")
+	s.stats, s.caller = stats, caller
+	s.happens(t, "5", "call.transfer_requested", "call.incoming", "call.completed")
+	s.happens(t, "6", "call.outgoing", "call.outgoing_answered", "call.completed")
 	return s
 }
 
@@ -123,11 +129,11 @@ type observed struct{ *Stats }
 func (observed) Expired(string)          {}
 func (observed) Committed(time.Duration) {}
 
-func (s *stage) happens(t *testing.T, stats *Stats, call string, kinds ...telephony.EventType) {
+func (s *stage) happens(t *testing.T, call string, kinds ...telephony.EventType) {
 	t.Helper()
 	for _, kind := range kinds {
-		stats.EventReceived(kind)
-		e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: kind, Time: time.Now(), CallID: call, From: hostile, To: "101"}
+		s.stats.EventReceived(kind)
+		e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: kind, Time: time.Now(), CallID: call, From: s.caller, To: "101"}
 		if err := s.box.Append(t.Context(), []telephony.Event{e}); err != nil {
 			t.Fatal(err)
 		}
@@ -309,20 +315,27 @@ func eventually(t *testing.T, what string, so func() bool) {
 	}
 }
 
-// In a real browser: signing in by keyboard, news without reloading, and a hostile caller's name that does nothing.
-func TestInABrowser(t *testing.T) {
+// browser starts a browser and gives a tab of it. Where there is none, the test is left out.
+func browser(t *testing.T) context.Context {
+	t.Helper()
 	path, err := exec.LookPath("chromium")
 	if err != nil {
 		t.Skip("there is no chromium on this machine")
 	}
-	s := newStage(t, nil)
 	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.Flag("no-sandbox", true), chromedp.Flag("disable-quic", true))
 	allocated, cancel := chromedp.NewExecAllocator(t.Context(), opts...)
-	defer cancel()
+	t.Cleanup(cancel)
 	tab, cancel := chromedp.NewContext(allocated)
-	defer cancel()
+	t.Cleanup(cancel)
+	return tab
+}
+
+// In a real browser: signing in by keyboard, news without reloading, and a hostile caller's name that does nothing.
+func TestInABrowser(t *testing.T) {
+	tab := browser(t)
+	s := newStage(t, nil)
 	var dialogs atomic.Int64
-	err = chromedp.Listen(tab, func(event any) {
+	err := chromedp.Listen(tab, func(event any) {
 		if _, ok := event.(*cdppage.EventJavascriptDialogOpening); ok {
 			dialogs.Add(1)
 		}
@@ -330,7 +343,7 @@ func TestInABrowser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tab, cancel = context.WithTimeout(tab, time.Minute)
+	tab, cancel := context.WithTimeout(tab, time.Minute)
 	defer cancel()
 	do := func(actions ...chromedp.Action[chromedp.Void]) {
 		t.Helper()
@@ -353,15 +366,12 @@ func TestInABrowser(t *testing.T) {
 	}
 	do(chromedp.SendKeys("#b-connection", "\n"))
 	await(t, tab, `document.getElementById("b-connection")?.textContent === "Pause the connection"`)
-	picture(t, tab, "dashboard")
 	do(chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile))
 	if wide := evaluate[bool](t, tab, `document.documentElement.scrollWidth > window.innerWidth`); wide {
 		t.Error("the page is wider than a phone")
 	}
-	picture(t, tab, "dashboard-phone")
 	do(chromedp.EmulateViewport(1200, 900), chromedp.Navigate(s.URL+"/calls/5"), chromedp.WaitVisible("details"))
 	evaluate[int](t, tab, `document.querySelectorAll("details").forEach(d => d.open = true) ?? 0`)
-	picture(t, tab, "call")
 	if n := evaluate[int](t, tab, `document.querySelectorAll("main img, main script").length`); n != 0 || dialogs.Load() != 0 {
 		t.Errorf("a caller's name became %d elements and %d dialogs", n, dialogs.Load())
 	}
@@ -401,15 +411,42 @@ func await(t *testing.T, tab context.Context, expression string) {
 	})
 }
 
-// picture keeps what the browser shows, if PICTURES names a folder.
-func picture(t *testing.T, tab context.Context, name string) {
-	t.Helper()
+// The pictures of the guides, if PICTURES names the folder for them: see docs/pictures.sh.
+func TestPictures(t *testing.T) {
 	folder := os.Getenv("PICTURES")
 	if folder == "" {
-		return
+		t.Skip("PICTURES names no folder")
 	}
-	png, err := chromedp.Run(tab, chromedp.FullScreenshot(100))
-	if err := errors.Join(err, os.WriteFile(filepath.Join(folder, name+".png"), png, 0o644)); err != nil {
-		t.Error(fmt.Errorf("picture %s: %w", name, err))
+	tab := browser(t)
+	s := newStageOf(t, "73430112233", nil)
+	time.Sleep(time.Second)
+	s.happens(t, "470657307770881", "call.transfer_requested")
+	time.Sleep(800 * time.Millisecond)
+	err := s.box.ChangeRoute("470657307770881", func(r *telephony.Route) {
+		answered := time.Now()
+		r.Replies = []telephony.Reply{{By: "crm", At: answered, Kind: telephony.ReplyNumber, To: "101"}}
+		r.Outcome, r.Winner, r.To, r.Transfer, r.TransferAt = telephony.RouteWon, "crm", "101", telephony.TransferDone, answered.Add(2*time.Millisecond)
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
+	for _, kind := range []telephony.EventType{"call.incoming", "call.incoming_answered", "call.completed"} {
+		time.Sleep(700 * time.Millisecond)
+		s.happens(t, "470657307770881", kind)
+	}
+	shot := func(name string) {
+		png, err := chromedp.Run(tab, chromedp.FullScreenshot(100))
+		if err := errors.Join(err, os.WriteFile(filepath.Join(folder, name+".png"), png, 0o644)); err != nil {
+			t.Error(fmt.Errorf("picture %s: %w", name, err))
+		}
+	}
+	err = chromedp.Do(tab, chromedp.EmulateViewport(1100, 700), chromedp.Navigate(s.URL), chromedp.SendKeys("#token", token+"\n"), chromedp.WaitVisible("#c-6"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shot("dashboard")
+	if err := chromedp.Do(tab, chromedp.EmulateViewport(1100, 500), chromedp.Navigate(s.URL+"/calls/470657307770881"), chromedp.WaitVisible("details")); err != nil {
+		t.Fatal(err)
+	}
+	shot("call")
 }
