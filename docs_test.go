@@ -13,6 +13,8 @@ import (
 	"time"
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
+
+	"pzbridge/internal/pztest"
 )
 
 // snippet gives the first block of a language in a guide.
@@ -107,6 +109,75 @@ echo implode(' ', array_map(function ($r) {
 				t.Errorf("it says %q, want %q (%v)", got, want, err)
 			}
 		})
+	}
+}
+
+// The README's Go takes a webhook that is signed and refuses another.
+func TestReadmeTakesAWebhook(t *testing.T) {
+	// Within this module, whose test dependency the library is.
+	folder, err := os.MkdirTemp(".", "readme-snippet-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(folder)
+	program := `package main
+import ("fmt"; "io"; "net/http"; "net/http/httptest"; "os"; "strings"; "time"
+standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go")
+` + snippet(t, "README.md", "go") + `
+func main() {
+	webhook, _ := standardwebhooks.NewWebhook(os.Getenv("WEBHOOK_SECRET"))
+	signature, _ := webhook.Sign("1", time.Now(), []byte("signed"))
+	for _, body := range []string{"signed", "other"} {
+		r := httptest.NewRequest("POST", "/", strings.NewReader(body))
+		r.Header.Set("webhook-id", "1")
+		r.Header.Set("webhook-timestamp", fmt.Sprint(time.Now().Unix()))
+		r.Header.Set("webhook-signature", signature)
+		w := httptest.NewRecorder()
+		takeWebhook(w, r)
+		fmt.Println(w.Code)
+	}
+}`
+	if err := os.WriteFile(filepath.Join(folder, "main.go"), []byte(program), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("go", "run", "./"+folder)
+	cmd.Env = append(os.Environ(), "WEBHOOK_SECRET="+secret)
+	if out, err := cmd.CombinedOutput(); err != nil || string(out) != "signed\n200\n401\n" {
+		t.Errorf("%s (%v)", out, err)
+	}
+}
+
+// Every curl of the guides is answered by a running bridge as its text says.
+func TestGuidesCurl(t *testing.T) {
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("there is no curl on this machine")
+	}
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	vars := variables(t, server, newReceiver(t, nil), "API_TOKEN=operator-token-0123456789", "ENDPOINT_0_TOKEN=crm-token-0123456789")
+	start(t, vars)
+	eventually(t, "the bridge is connected", func() bool {
+		out, err := exec.Command("curl", "-fsS", "http://"+vars["LISTEN_ADDR"]+"/readyz").Output()
+		return err == nil && strings.Contains(string(out), "ready")
+	})
+	run := 0
+	for _, guide := range []string{"README.md", "docs/operators.md", "docs/developers.md"} {
+		text, err := os.ReadFile(guide)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range regexp.MustCompile(`(?m)^    (curl (?:.*\\\n)*.*)$`).FindAllStringSubmatch(string(text), -1) {
+			run++
+			cmd := exec.Command("sh", "-c", strings.ReplaceAll(line[1], "localhost:8080", vars["LISTEN_ADDR"])+" -sS -w ' %{http_code}'")
+			cmd.Dir = t.TempDir()
+			cmd.Env = append(os.Environ(), "API_TOKEN=operator-token-0123456789", "TOKEN=crm-token-0123456789")
+			if out, err := cmd.CombinedOutput(); err != nil || !strings.HasSuffix(string(out), " 200") {
+				t.Errorf("%s: %s\n%v\n%s", guide, line[1], err, out)
+			}
+		}
+	}
+	if run < 5 {
+		t.Errorf("only %d were found", run)
 	}
 }
 
