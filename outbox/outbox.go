@@ -11,7 +11,8 @@
 //
 // Per endpoint, the events of one call go in their order: a delivery is held while the one before it in its call is pending, but no
 // longer than OrderHold after that has failed. Calls do not wait for one another, nor does an endpoint for another: each has its own lane.
-// An endpoint at which many attempts in a row have failed is only probed, until one succeeds: see health.
+// An endpoint at which many attempts in a row have failed is only probed, until one succeeds: see health. A question where a call should go waits
+// for none of this: see asker. Who has won a call is kept with it, and decides who is told that it rings: see goesTo.
 //
 // Changes to the file that are waiting are committed together: see store.commit. No HTTP happens inside a transaction.
 package outbox
