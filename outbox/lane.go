@@ -277,15 +277,21 @@ func (l *lane) attempt(work context.Context, j job, probe bool) ended {
 	} else {
 		next = j.delivery.tried(o, l.opts.RetrySchedule, now, rand.Float64())
 	}
-	l.log(j, next, o, now.Sub(began))
-	l.opts.Observer.AttemptEnded(l.endpoint.Name, outcomeOf(next), now.Sub(began), now.Sub(j.at))
+	made := l.tell(j, next, o, probe, began, now)
 	if end := j.expires(l.opts.RoutingTimeout, l.endpoint.RingingTTL); !probe && !end.IsZero() && next.state == pending {
 		next.due = min(next.due, end.UnixNano()) // it expires on time, not when its next attempt would be
 	}
-	made := Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()}
+	return ended{result: result{job: j, now: next, attempt: &made}}
+}
+
+// tell lets everybody know how an attempt ended, and what the delivery is after it, and gives it as it is to be kept.
+func (l *lane) tell(j job, next delivery, o outcome, probe bool, began, now time.Time) Attempt {
+	took := now.Sub(began)
+	l.log(j, next, o, took)
+	l.opts.Observer.AttemptEnded(l.endpoint.Name, outcomeOf(next), took, now.Sub(j.at))
 	l.note(o, probe, now)
 	l.mourn(j, next, o)
-	return ended{result: result{job: j, now: next, attempt: &made}}
+	return Attempt{At: began, Took: took, Status: o.status, Response: o.response, Error: o.errText()}
 }
 
 // note draws from an attempt what it says of the endpoint as a whole.

@@ -285,10 +285,10 @@ func TestFreshness(t *testing.T) {
 			mustAppend(t, o, event(kind, fmt.Sprint(i)))
 		}
 		stop := run(t, o)
-		const beats = 20 * 60 / 5
-		for range beats { // something is taken every five seconds, so that the CRM is not failing
+		const beats = 20 * 60 / 2
+		for range beats { // something is taken every two seconds, so that the CRM is not failing
 			mustAppend(t, o, event("call.completed", "taken"))
-			time.Sleep(5 * time.Second)
+			time.Sleep(2 * time.Second)
 		}
 		stop()
 		last := map[telephony.EventType]time.Duration{}

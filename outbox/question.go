@@ -180,11 +180,8 @@ func (i *inquiry) run(ctx, work context.Context) {
 		}
 		now := time.Now()
 		i.job.delivery = i.job.delivery.asked(o, try == len(askAgain), now)
-		i.lane.log(i.job, i.job.delivery, o, now.Sub(began))
-		i.box.opts.Observer.AttemptEnded(i.lane.endpoint.Name, outcomeOf(i.job.delivery), now.Sub(began), now.Sub(i.job.at))
-		i.lane.note(o, false, now)
-		i.lane.mourn(i.job, i.job.delivery, o)
-		i.record(ctx, &Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()})
+		made := i.lane.tell(i.job, i.job.delivery, o, false, began, now)
+		i.record(ctx, &made)
 		switch i.job.delivery.state {
 		case pending:
 		case dead:

@@ -181,19 +181,18 @@ func (d *Dashboard) live(w http.ResponseWriter, r *http.Request) {
 
 // plot is the last hour, drawn.
 type plot struct {
-	Bars    []bar
-	Most    int
-	Events  int // in the hour
-	Taken   int
-	Failed  int
-	Minutes int
+	Bars   []bar
+	Most   int
+	Events int // in the hour
+	Taken  int
+	Failed int
 }
 
 // bar is one minute: the heights, of 60, of what was received, delivered and failed.
 type bar struct{ X, Events, EventsY, Delivered, DeliveredY, Failed, FailedY int }
 
 func newPlot(events, delivered, failed []int) plot {
-	p := plot{Most: 1, Minutes: len(events)}
+	p := plot{Most: 1}
 	for i := range events {
 		p.Most = max(p.Most, events[i], delivered[i]+failed[i])
 		p.Events += events[i]
