@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +50,7 @@ func newConn(ws *websocket.Conn, codec pz.Codec) *conn {
 	}
 }
 
-// read hands each message to receive until the connection ends, and says why it ended.
+// read hands each message to receive until the connection ends, and says why it ended. A message is receive's until it returns.
 func (c *conn) read(receive func([]byte), logger *slog.Logger) error {
 	c.ws.SetPongHandler(func(string) error { c.alive(); return nil })
 	c.ws.SetPingHandler(func(payload string) error {
@@ -61,6 +62,7 @@ func (c *conn) read(receive func([]byte), logger *slog.Logger) error {
 		}
 		return nil
 	})
+	var message bytes.Buffer
 	for {
 		// A new deadline before each read, since receive may have paused for long: what has come meanwhile waits to be read.
 		c.alive()
@@ -69,10 +71,11 @@ func (c *conn) read(receive func([]byte), logger *slog.Logger) error {
 			return readError(err)
 		}
 		// SetReadLimit would end the connection at a message that is too long. NextReader skips the rest of it.
-		payload, err := io.ReadAll(io.LimitReader(r, pz.MaxMessage+1))
-		if err != nil {
+		message.Reset()
+		if _, err := message.ReadFrom(io.LimitReader(r, pz.MaxMessage+1)); err != nil {
 			return readError(err)
 		}
+		payload := message.Bytes()
 		if len(payload) > pz.MaxMessage {
 			logger.Warn("a message over 1 MiB is left out", "starts_with", firstRunes(string(payload[:1024]), 200))
 			continue

@@ -3,7 +3,6 @@ package relay
 import (
 	"crypto/sha256"
 	"encoding/base64"
-	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -82,18 +81,22 @@ func translate(e pz.Event, now time.Time) telephony.Event {
 
 // fingerprint hashes what an event says. Order carries no meaning, blank is absent, and whether it is a replay is not part of it.
 func fingerprint(attrs pz.Attrs) [16]byte {
-	said := make(pz.Attrs, 0, len(attrs))
+	said := make(pz.Attrs, 0, 16)
 	for _, a := range attrs {
 		if a.Name != pz.AttrMissed && a.Name != pz.AttrMissedFinal && strings.TrimSpace(a.Value) != "" {
 			said = append(said, a)
 		}
 	}
 	slices.SortFunc(said, func(a, b pz.Attr) int { return strings.Compare(a.Name, b.Name) })
-	h := sha256.New()
+	text := make([]byte, 0, 512)
 	for _, a := range said {
-		fmt.Fprintf(h, "%d:%s%d:%s", len(a.Name), a.Name, len(a.Value), a.Value)
+		for _, part := range [...]string{a.Name, a.Value} {
+			text = append(strconv.AppendInt(text, int64(len(part)), 10), ':')
+			text = append(text, part...)
+		}
 	}
-	return [16]byte(h.Sum(nil))
+	sum := sha256.Sum256(text)
+	return [16]byte(sum[:])
 }
 
 // unixTime reads unix seconds. No call happened in 1970: 0 means that the exchange did not know.

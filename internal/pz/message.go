@@ -111,6 +111,14 @@ func SMSText(text string) string { return base64.StdEncoding.EncodeToString([]by
 // ParseServerMessage reads what a server sends: one root element, or several, each an Event or a Response. What was read before an error is
 // returned with it.
 func ParseServerMessage(doc []byte) (events []Event, responses []Response, err error) {
+	if e, ok := plainEvent(doc); ok {
+		return []Event{e}, nil, nil
+	}
+	return parseXML(doc)
+}
+
+// parseXML reads any message.
+func parseXML(doc []byte) (events []Event, responses []Response, err error) {
 	var unknown error
 	err = eachRoot(doc, func(d *xml.Decoder, root xml.StartElement) error {
 		switch root.Name.Local {

@@ -94,6 +94,38 @@ func TestParseServerMessage(t *testing.T) {
 	}
 }
 
+// Events as servers write them are read without the XML parser, whatever is in them that needs no escaping; all others with it.
+func TestPlainEvents(t *testing.T) {
+	for doc, want := range map[string]bool{
+		`<Event type="4" callID="18446744073709551615" from="Иван (дом)" to=" " line="" record="http://x/1.mp3?a=b"/>`: true,
+		`<Event/>`:                         true,
+		`<Event />`:                        false,
+		`<Event type="1"></Event>`:         false,
+		`<Event type="1" from="a&amp;b"/>`: false,
+		`<Event type="1"  from="7"/>`:      false,
+		`<Event type='1'/>`:                false,
+		`<Event type="1" type="2"/>`:       false,
+		`<Event type="1"/><Event/>`:        false,
+		`<Events type="1"/>`:               false,
+		`<Event type="1"`:                  false,
+		`<Event type="`:                    false,
+		`<Event type=`:                     false,
+		"<Event type=\"\xc8\"/>":           false,
+		"<Event type=\"a\nb\"/>":           false,
+		`<Event a:b="1"/>`:                 false,
+		`<Event 1="1"/>`:                   false,
+		`<Event ="1"/>`:                    false,
+	} {
+		got, ok := plainEvent([]byte(doc))
+		if ok != want {
+			t.Errorf("%s: %v", doc, ok)
+		}
+		if byXML, _, err := parseXML([]byte(doc)); ok && (err != nil || !reflect.DeepEqual(byXML, []Event{got})) {
+			t.Errorf("%s: %v, and to an XML parser %v, %v", doc, got, byXML, err)
+		}
+	}
+}
+
 func TestRequestTellsEmptyFromMissing(t *testing.T) {
 	for _, data := range []Attrs{
 		{{"CallID", "5"}, {"To", ""}},
@@ -158,12 +190,17 @@ func FuzzParseServerMessage(f *testing.F) {
 	for _, seed := range []string{
 		`<Event type="1" callID="5" from="a &amp; b &#1; &"/>`, "<Event from=\"\xc8\xe2\"/>\x00",
 		"<Response><Code>0</Code><RequestID>1</RequestID><Details></Details><Data><Version>x</Version></Data></Response>\n",
-		`<!DOCTYPE x [<!ENTITY a "b">]><Event from="&a;"/>`, `<Event a:b="c" xmlns="d"/>`,
+		`<!DOCTYPE x [<!ENTITY a "b">]><Event from="&a;"/>`, `<Event a:b="c" xmlns="d"/>`, `<Event type="2" callID="5" from="Иван" to=" " line=""/>`,
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, doc []byte) {
 		events, _, _ := ParseServerMessage(doc)
+		if plain, ok := plainEvent(doc); ok {
+			if got, _, err := parseXML(doc); err != nil || !reflect.DeepEqual(got, []Event{plain}) {
+				t.Errorf("%q is plainly %v, and to an XML parser %v, %v", doc, plain, got, err)
+			}
+		}
 		for _, e := range events {
 			for _, a := range e.Attrs {
 				if _, err := xml.Marshal(a.Value); err != nil {
