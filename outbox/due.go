@@ -51,6 +51,7 @@ func (f *found) take(tx *txn, q *queue, k []byte) {
 func (s *store) due(endpoint string, limit int, claimed map[uint64]bool, horizon time.Duration) (f found, err error) {
 	err = s.view(func(tx *txn) error {
 		q := tx.queue(endpoint)
+		f.jobs = make([]job, 0, min(limit, int(q.counts[pending])))
 		now := time.Now().UnixNano()
 		take := func(k []byte) {
 			if !claimed[binary.BigEndian.Uint64(k[8:])] {

@@ -28,8 +28,9 @@ const (
 
 // lane delivers to one endpoint. Each endpoint has its own, so that none waits for another.
 //
-// One goroutine, run, decides everything: which deliveries are claimed from the file, which attempt may start, when outcomes are committed. An attempt
-// and a commit each have a goroutine of their own, which ends by telling run.
+// One goroutine, run, decides everything: which deliveries are claimed from the file, which attempt may start, when outcomes are committed. Attempts are
+// made by workers, as many as have been needed at once; they stay, since a new goroutine would grow its stack anew for every attempt. They, and a commit in
+// a goroutine of its own, tell run how they ended.
 type lane struct {
 	endpoint Endpoint
 	store    *store
@@ -45,15 +46,18 @@ type lane struct {
 	writing   *repeat.Log
 
 	wake     chan struct{} // the file holds something new
-	ended    chan ended
+	orders   chan order    // to the workers; there is room for as many as may be under way
+	ended    chan ended    // likewise
 	recorded chan recorded
 
 	// What follows is run's alone.
 	claimed   map[uint64]bool // numbers of the deliveries that are ready, under way, or not recorded yet
 	ready     []job           // to be tried next
 	underWay  int             // attempts
+	workers   int             // that have been started
 	results   []result        // to be recorded
-	oldest    time.Time       // when the first of them came
+	spare     []result        // room for results, while it is not in use
+	waiting   time.Time       // since when they could have been: the first of them was there, and no commit ran
 	recording bool            // a commit runs
 	recordAt  time.Time       // zero: the last commit went well; else when to try again. Meanwhile nothing is sent that could not be recorded
 	stale     bool            // the file may hold something due that is not claimed
@@ -65,6 +69,12 @@ type lane struct {
 
 	mu     sync.Mutex
 	health health
+}
+
+// order is an attempt that a worker is to make.
+type order struct {
+	job   job
+	probe bool
 }
 
 // ended tells run that an attempt has ended.
@@ -84,7 +94,7 @@ func newLane(e Endpoint, s *store, opts Options, announce func(telephony.Event))
 	l := &lane{
 		endpoint: e, store: s, announce: announce, sender: newSender(e, e.Concurrency, opts), questions: newSender(e, 0, opts), opts: opts, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
 		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger),
-		wake: make(chan struct{}, 1), ended: make(chan ended), recorded: make(chan recorded),
+		wake: make(chan struct{}, 1), orders: make(chan order, e.Concurrency), ended: make(chan ended, e.Concurrency), recorded: make(chan recorded),
 		claimed: map[uint64]bool{}, stale: true,
 	}
 	if e.Rate > 0 {
@@ -108,11 +118,14 @@ func (l *lane) run(ctx, work context.Context) {
 	defer l.questions.client.HTTPClient.CloseIdleConnections()
 	alarm := time.NewTimer(lookAgain)
 	defer alarm.Stop()
+	var workers sync.WaitGroup
+	defer workers.Wait()
+	defer close(l.orders)
 	stopping, done := false, ctx.Done() // a context that never ends has no Done
 	for !stopping || l.busy() {
 		var at time.Time // when to look again even if nothing happens; zero: never
 		if !stopping {
-			at = l.dispatch(work)
+			at = l.dispatch(func() { workers.Go(func() { l.work(work) }) })
 		}
 		at = sooner(at, l.flush(work))
 		if !at.IsZero() {
@@ -125,7 +138,14 @@ func (l *lane) run(ctx, work context.Context) {
 			stopping, done = true, nil
 			l.drop()
 		case e := <-l.ended:
-			l.attemptEnded(e)
+			for more := true; more; { // all that have ended by now
+				l.attemptEnded(e)
+				select {
+				case e = <-l.ended:
+				default:
+					more = false
+				}
+			}
 		case r := <-l.recorded:
 			l.commitEnded(r)
 		case <-l.wake:
@@ -142,8 +162,8 @@ func sooner(a, b time.Time) time.Time {
 	return a
 }
 
-// dispatch starts the attempts that may start now, and says when the next one may.
-func (l *lane) dispatch(work context.Context) (at time.Time) {
+// dispatch gives the attempts that may start now to workers, and says when the next one may. Hire starts a worker.
+func (l *lane) dispatch(hire func()) (at time.Time) {
 	now := time.Now()
 	h := l.currentHealth()
 	if h.failing != l.failing {
@@ -181,9 +201,20 @@ func (l *lane) dispatch(work context.Context) (at time.Time) {
 		if h.failing {
 			l.lastProbe = j.number
 		}
-		go func() { l.ended <- l.attempt(work, j, h.failing) }()
+		if l.workers < l.underWay {
+			l.workers++
+			hire()
+		}
+		l.orders <- order{j, h.failing}
 	}
 	return at
+}
+
+// work makes attempts until run ends. They run under ctx.
+func (l *lane) work(ctx context.Context) {
+	for o := range l.orders {
+		l.ended <- l.attempt(ctx, o.job, o.probe)
+	}
 }
 
 // rateWait takes the right to one attempt, or says how long it takes to get it.
@@ -257,7 +288,7 @@ func (l *lane) expire(j job, now time.Time) {
 // add puts a result to those that are to be recorded.
 func (l *lane) add(r result) {
 	if len(l.results) == 0 {
-		l.oldest = time.Now()
+		l.waiting = time.Now()
 	}
 	l.results = append(l.results, r)
 }
@@ -349,18 +380,18 @@ func (l *lane) flush(work context.Context) (at time.Time) {
 		return time.Time{}
 	case now.Before(l.recordAt):
 		return sooner(l.recordAt, now.Add(storeAgain))
-	case l.underWay > 0 && len(l.results) < mostOutcomes && now.Before(l.oldest.Add(outcomeWait)):
-		return l.oldest.Add(outcomeWait)
+	case l.underWay > 0 && len(l.results) < mostOutcomes && now.Before(l.waiting.Add(outcomeWait)):
+		return l.waiting.Add(outcomeWait)
 	}
 	batch := l.results
-	l.results, l.recording = nil, true
+	l.results, l.spare, l.recording = l.spare, nil, true
 	// What happened is recorded also while shutting down: commit takes no context.
 	go func() { l.recorded <- recorded{batch, l.store.record(l.endpoint.Name, batch)} }()
 	return time.Time{}
 }
 
 func (l *lane) commitEnded(r recorded) {
-	l.recording = false
+	l.recording, l.waiting = false, time.Now()
 	if r.err != nil {
 		// They stay claimed: made again at once, they would reach a healthy CRM over and over while our disk is full.
 		l.writing.Failed("the outcomes of attempts cannot be recorded", r.err, "attempts", len(r.results))
@@ -373,6 +404,8 @@ func (l *lane) commitEnded(r recorded) {
 	for i := range r.results {
 		delete(l.claimed, r.results[i].job.number)
 	}
+	clear(r.results) // so that what was sent can be forgotten
+	l.spare = r.results[:0]
 }
 
 // status is how the endpoint stands.
@@ -391,24 +424,26 @@ func (l *lane) status(now time.Time) EndpointStatus {
 
 // log is the one line of an attempt.
 func (l *lane) log(j job, d delivery, o outcome, took time.Duration) {
-	args := []any{
-		"event_id", j.eventID, "type", string(j.kind), "call_id", j.call, "attempt", d.attempts,
-		"took", took.Round(time.Microsecond).String(),
-	}
+	attrs := make([]slog.Attr, 0, 7)
+	attrs = append(attrs,
+		slog.String("event_id", j.eventID), slog.String("type", string(j.kind)), slog.String("call_id", j.call), slog.Int("attempt", d.attempts),
+		slog.String("took", took.Round(time.Microsecond).String()),
+	)
 	if o.err != nil {
-		args = append(args, "err", o.err.Error())
+		attrs = append(attrs, slog.String("err", o.err.Error()))
 	} else {
-		args = append(args, "status", o.status)
+		attrs = append(attrs, slog.Int("status", o.status))
 	}
+	level, message := slog.LevelInfo, "delivered"
 	switch d.state {
 	case delivered:
-		l.logger.Info("delivered", args...)
 	case dead:
-		l.logger.Error("delivery is dead: it will not be tried again", args...)
+		level, message = slog.LevelError, "delivery is dead: it will not be tried again"
 	default:
+		level, message = slog.LevelWarn, "attempt failed"
 		if d.due > 0 {
-			args = append(args, "retry_in", time.Until(time.Unix(0, d.due)).Round(time.Millisecond).String())
+			attrs = append(attrs, slog.String("retry_in", time.Until(time.Unix(0, d.due)).Round(time.Millisecond).String()))
 		}
-		l.logger.Warn("attempt failed", args...)
 	}
+	l.logger.LogAttrs(context.Background(), level, message, attrs...)
 }

@@ -335,6 +335,9 @@ func newTxn(tx *bolt.Tx) *txn {
 	return t
 }
 
+// deliveriesFill leaves a page of deliveries room for the attempts that will be kept with them, or each page would be split when they are recorded.
+const deliveriesFill = 0.6
+
 // fill is for buckets whose keys grow: a page that has been left behind gets nothing any more, so half-full pages, bbolt's default, would stay so.
 func fill(b *bolt.Bucket) {
 	if b != nil {
@@ -348,7 +351,9 @@ func (tx *txn) queue(endpoint string) *queue {
 	if !ok {
 		if b := tx.endpoints.Bucket([]byte(endpoint)); b != nil {
 			q = &queue{root: b, deliveries: b.Bucket(bucketDeliveries), due: b.Bucket(bucketDue), counts: decodeCounts(b.Get(keyCounts))}
-			fill(q.deliveries)
+			if q.deliveries != nil {
+				q.deliveries.FillPercent = deliveriesFill
+			}
 		}
 		tx.queues[endpoint] = q
 	}
