@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"context"
 	"encoding/base64"
 	"errors"
@@ -30,10 +31,11 @@ const (
 
 // sender makes attempts at one endpoint, with connections of its own.
 type sender struct {
-	endpoint  Endpoint
-	userAgent string
-	client    *retryablehttp.Client
-	hide      *strings.Replacer // takes what is secret out of an answer
+	endpoint Endpoint
+	request  *http.Request // what every attempt begins with; nil if the endpoint's URL is none
+	client   *retryablehttp.Client
+	signer   signer
+	hide     *strings.Replacer // takes what is secret out of an answer
 }
 
 // newSender makes a sender that has up to so many connections, any number if it is 0.
@@ -43,7 +45,7 @@ func newSender(e Endpoint, connections int, opts Options) *sender {
 		MaxIdleConnsPerHost: e.Concurrency, MaxConnsPerHost: connections,
 		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
 	}
-	s := &sender{endpoint: e, userAgent: opts.UserAgent, hide: hider(e)}
+	s := &sender{endpoint: e, request: newRequest(e, opts.UserAgent), signer: newSigner(e.Secrets), hide: hider(e)}
 	s.client = &retryablehttp.Client{
 		HTTPClient: &http.Client{
 			Transport: transport,
@@ -61,15 +63,29 @@ func newSender(e Endpoint, connections int, opts Options) *sender {
 			if err != nil {
 				return err
 			}
-			bytes, err := io.ReadAll(body)
+			sent, err := io.ReadAll(body)
 			if err != nil {
 				return err
 			}
-			sign(req.Header, req.Header.Get("webhook-id"), time.Now(), bytes, e.Secrets)
+			s.signer.sign(req.Header, req.Header.Get(headerID), time.Now(), sent)
 			return nil
 		},
 	}
 	return s
+}
+
+// newRequest makes the part of a request that is the same for every attempt at an endpoint.
+func newRequest(e Endpoint, userAgent string) *http.Request {
+	req, err := http.NewRequest(http.MethodPost, e.URL, nil)
+	if err != nil {
+		return nil
+	}
+	for name, values := range e.Headers {
+		req.Header[name] = values
+	}
+	req.Header.Set("Content-Type", e.Format.contentType())
+	req.Header.Set("User-Agent", userAgent)
+	return req
 }
 
 // redialable says whether to dial again within the attempt: after a transport error that is no timeout. An answer whose Location cannot be
@@ -87,17 +103,16 @@ func redialable(ctx context.Context, _ *http.Response, err error) (bool, error) 
 func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 	limited, cancel := context.WithTimeout(ctx, s.endpoint.Timeout)
 	defer cancel()
+	if s.request == nil {
+		return outcome{err: errors.New("the endpoint's URL cannot be read")}, nil
+	}
 	body := s.endpoint.Format.render(j.body)
-	req, err := retryablehttp.NewRequestWithContext(limited, http.MethodPost, s.endpoint.URL, body)
-	if err != nil {
-		return outcome{err: withoutURL(err)}, nil
+	req := &retryablehttp.Request{Request: s.request.WithContext(limited)}
+	if err := req.SetBody(body); err != nil {
+		return outcome{err: err}, nil
 	}
-	for name, values := range s.endpoint.Headers {
-		req.Header[name] = values
-	}
-	req.Header.Set("Content-Type", s.endpoint.Format.contentType())
-	req.Header.Set("User-Agent", s.userAgent)
-	sign(req.Header, j.eventID, time.Now(), body, s.endpoint.Secrets)
+	req.Header = s.request.Header.Clone()
+	s.signer.sign(req.Header, j.eventID, time.Now(), body)
 
 	resp, err := s.client.Do(req)
 	switch {
@@ -112,12 +127,22 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 		return outcome{err: withoutURL(err)}, nil
 	}
 	// The status has said how it went; the rest is for people, and read so that the connection can be used again.
-	answer, _ := io.ReadAll(io.LimitReader(resp.Body, maxResponse))
+	answer := firstBytes(resp)
 	_ = resp.Body.Close()
 	return outcome{
 		status: resp.StatusCode, body: answer, response: cut(s.hide.Replace(cut(string(answer), lookedResponse)), keptResponse),
 		retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()),
 	}, nil
+}
+
+// firstBytes reads up to maxResponse of an answer's body.
+func firstBytes(resp *http.Response) []byte {
+	if resp.ContentLength == 0 {
+		return nil
+	}
+	var b bytes.Buffer
+	_, _ = b.ReadFrom(io.LimitReader(resp.Body, maxResponse))
+	return b.Bytes()
 }
 
 // hider makes what takes an endpoint's secrets out of an answer: error pages like to repeat the address that was asked for, and in its path and
