@@ -283,11 +283,15 @@ func (e Event) XML() []byte {
 }
 
 func element(b *bytes.Buffer, name, value string) {
-	fmt.Fprintf(b, "<%s>%s</%s>", name, escape(value), name)
+	for _, part := range [...]string{"<", name, ">", escape(value), "</", name, ">"} {
+		b.WriteString(part)
+	}
 }
 
 func attribute(b *bytes.Buffer, name, value string) {
-	fmt.Fprintf(b, ` %s="%s"`, name, escape(value))
+	for _, part := range [...]string{" ", name, `="`, escape(value), `"`} {
+		b.WriteString(part)
+	}
 }
 
 var escaper = strings.NewReplacer(
@@ -296,6 +300,9 @@ var escaper = strings.NewReplacer(
 
 // escape writes a value as the vendor's server does (&quot;, where encoding/xml writes &#34;), and what XML forbids as U+FFFD.
 func escape(s string) string {
+	if isPlainValue(s) && !strings.ContainsAny(s, `>"'`) {
+		return s
+	}
 	s = strings.ToValidUTF8(s, replacement)
 	s = strings.Map(func(r rune) rune {
 		if !allowed(r) {

@@ -13,11 +13,12 @@ func plainEvent(doc []byte) (Event, bool) {
 	if !isEvent {
 		return Event{}, false
 	}
+	const most = 32 // attributes; each is compared with all before it
 	attrs := make(Attrs, 0, 10)
 	for rest != "/>" {
 		var a Attr
 		var ok bool
-		if a, rest, ok = plainAttr(rest); !ok || slices.ContainsFunc(attrs, func(other Attr) bool { return other.Name == a.Name }) {
+		if a, rest, ok = plainAttr(rest); !ok || len(attrs) == most || slices.ContainsFunc(attrs, func(other Attr) bool { return other.Name == a.Name }) {
 			return Event{}, false
 		}
 		attrs = append(attrs, a)

@@ -3,6 +3,7 @@ package pz
 import (
 	"encoding/base64"
 	"encoding/xml"
+	"fmt"
 	"net/http"
 	"net/url"
 	"reflect"
@@ -94,6 +95,15 @@ func TestParseServerMessage(t *testing.T) {
 	}
 }
 
+// withAttrs is an event of so many attributes.
+func withAttrs(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, ` a%d=""`, i)
+	}
+	return "<Event" + b.String() + "/>"
+}
+
 // Events as servers write them are read without the XML parser, whatever is in them that needs no escaping; all others with it.
 func TestPlainEvents(t *testing.T) {
 	for doc, want := range map[string]bool{
@@ -110,6 +120,8 @@ func TestPlainEvents(t *testing.T) {
 		`<Event type="1"`:                  false,
 		`<Event type="`:                    false,
 		`<Event type=`:                     false,
+		withAttrs(32):                      true,
+		withAttrs(33):                      false,
 		"<Event type=\"\xc8\"/>":           false,
 		"<Event type=\"a\nb\"/>":           false,
 		`<Event a:b="1"/>`:                 false,

@@ -109,19 +109,20 @@ func (s *Server) makeEvent(fields pz.Attrs) (pz.Event, error) {
 	if _, err := strconv.ParseUint(id, 10, 64); err != nil {
 		return pz.Event{}, fmt.Errorf("the call id %q is no number", id)
 	}
-	e := pz.Event{Attrs: pz.Attrs{{Name: pz.AttrType, Value: kind}, {Name: pz.AttrCallID, Value: id}}}
+	attrs := make(pz.Attrs, 0, 12)
+	attrs = append(attrs, pz.Attr{Name: pz.AttrType, Value: kind}, pz.Attr{Name: pz.AttrCallID, Value: id})
 	for _, name := range shape.required {
 		v := fields.Get(name)
 		if v == "" {
 			return pz.Event{}, fmt.Errorf("%s is missing", name)
 		}
-		e = with(e, strings.ToLower(name), v)
+		attrs = append(attrs, pz.Attr{Name: strings.ToLower(name), Value: v})
 	}
 	for _, name := range shape.optional {
 		v, _ := fields.Lookup(name)
-		e = with(e, strings.ToLower(name), v)
+		attrs = append(attrs, pz.Attr{Name: strings.ToLower(name), Value: v})
 	}
-	return e, nil
+	return pz.Event{Attrs: ordered(attrs)}, nil
 }
 
 // newCallID gives an ID that no call had yet. The caller holds mu.
@@ -130,11 +131,15 @@ func (s *Server) newCallID() string {
 	return strconv.FormatUint(s.lastID, 10)
 }
 
-// with gives the event with one more attribute, at its place on the wire: type and callID, then the others by their names.
+// with gives the event with one more attribute.
 func with(e pz.Event, name, value string) pz.Event {
-	attrs := append(slices.Clone(e.Attrs), pz.Attr{Name: name, Value: value})
+	return pz.Event{Attrs: ordered(append(slices.Clone(e.Attrs), pz.Attr{Name: name, Value: value}))}
+}
+
+// ordered puts attributes at their places on the wire: type and callID, which come first, then the others by their names.
+func ordered(attrs pz.Attrs) pz.Attrs {
 	slices.SortStableFunc(attrs[min(2, len(attrs)):], func(a, b pz.Attr) int { return cmp.Compare(a.Name, b.Name) })
-	return pz.Event{Attrs: attrs}
+	return attrs
 }
 
 func (s *Server) listClients() []pz.Client {

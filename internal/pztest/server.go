@@ -245,7 +245,9 @@ func (s *Server) codec() pz.Codec {
 
 func (s *Server) packEvent(e pz.Event) []byte {
 	xml := e.XML()
-	s.debug("-> " + string(xml))
+	if s.opts.Debug != nil {
+		s.debug("-> " + string(xml))
+	}
 	if s.codec() == pz.Plain {
 		xml = append(xml, 0)
 	}
@@ -379,7 +381,9 @@ func (s *Server) receive(l *link, payload []byte) {
 		resp.RequestID = req.ID
 	}
 	xml := resp.XML()
-	s.debug("-> " + string(xml))
+	if s.opts.Debug != nil {
+		s.debug("-> " + string(xml))
+	}
 	l.send(outgoing{payload: s.codec().Pack(xml)})
 }
 
