@@ -58,6 +58,15 @@ func (s *store) inUse(tx *bolt.Tx) int64 {
 	return tx.Size() - int64(free.FreePageN+free.PendingPageN)*s.pageSize
 }
 
+// hasRoom says whether an append would find room now.
+func (s *store) hasRoom() (room bool) {
+	_ = s.db.View(func(tx *bolt.Tx) error {
+		room = s.inUse(tx) < s.maxBytes
+		return nil
+	})
+	return room
+}
+
 // nearlyFull says whether it is time to drop what is finished before its time.
 func (s *store) nearlyFull() (nearly bool) {
 	_ = s.db.View(func(tx *bolt.Tx) error {
@@ -199,7 +208,7 @@ func (tx *txn) neighbour(
 		if !bytes.HasPrefix(k, prefix) {
 			return 0, nil, nil
 		}
-		n = binary.BigEndian.Uint64(v)
+		n = numberAt(v)
 		if d, history = q.get(n); d != nil {
 			return n, d, history
 		}
@@ -216,7 +225,9 @@ func (tx *txn) told(r *record) bool {
 		prefix := callKey(r.call)
 		c := tx.calls.Cursor()
 		for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
-			prints[[16]byte(v[8:])] = true
+			if len(v) == 8+16 { // else it is damaged
+				prints[[16]byte(v[8:])] = true
+			}
 		}
 		tx.prints[r.call] = prints
 	}

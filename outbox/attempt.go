@@ -25,8 +25,6 @@ const (
 
 	// maxResponse is how much of an answer is read, in bytes: so that its connection can be used again, and for what it says about a call.
 	maxResponse = 64 << 10
-	// lookedResponse is how much of it is looked through for what is secret, so that nothing is cut in the middle.
-	lookedResponse = 4 * keptResponse
 )
 
 // sender makes attempts at one endpoint, with connections of its own.
@@ -124,13 +122,13 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 	case limited.Err() != nil && err != nil:
 		return outcome{err: fmt.Errorf("no answer within %s", s.endpoint.Timeout)}, nil
 	case err != nil:
-		return outcome{err: withoutURL(err)}, nil
+		return outcome{err: s.plain(err)}, nil
 	}
 	// The status has said how it went; the rest is for people, and read so that the connection can be used again.
 	answer := firstBytes(resp)
 	_ = resp.Body.Close()
 	return outcome{
-		status: resp.StatusCode, body: answer, response: cut(s.hide.Replace(cut(string(answer), lookedResponse)), keptResponse),
+		status: resp.StatusCode, body: answer, response: cut(s.hide.Replace(string(answer)), keptResponse),
 		retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()),
 	}, nil
 }
@@ -169,7 +167,7 @@ func hider(e Endpoint) *strings.Replacer {
 			add(value)
 		}
 		if password, set := u.User.Password(); set {
-			add(password)
+			add(password, base64.StdEncoding.EncodeToString([]byte(u.User.Username()+":"+password)))
 		}
 		add(u.User.Username())
 	}
@@ -192,8 +190,9 @@ func hider(e Endpoint) *strings.Replacer {
 
 func isBadLocation(err error) bool { return strings.Contains(err.Error(), "Location header") }
 
-// withoutURL takes the address out of an error: its path and its query may hold a CRM's token.
-func withoutURL(err error) error {
+// plain takes the address out of an error, whose path and query may hold a CRM's token, and what is secret out of the rest: net/http quotes answers that it
+// cannot read.
+func (s *sender) plain(err error) error {
 	var urlErr *url.Error
 	for errors.As(err, &urlErr) {
 		err = urlErr.Err
@@ -201,5 +200,5 @@ func withoutURL(err error) error {
 	if isBadLocation(err) {
 		return errors.New("the answer redirects to an address that cannot be read")
 	}
-	return err
+	return errors.New(s.hide.Replace(err.Error()))
 }

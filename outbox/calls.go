@@ -35,7 +35,7 @@ func (o *Outbox) Call(callID string) (events []CallEvent, route *telephony.Route
 		names := tx.names()
 		c := tx.calls.Cursor()
 		for k, v := c.Seek(prefix); callID != "" && bytes.HasPrefix(k, prefix) && len(events) < mostOfACall; k, v = c.Next() {
-			n := binary.BigEndian.Uint64(v)
+			n := numberAt(v)
 			e, err := decodeEvent(tx.events.Get(number(n)))
 			if err != nil {
 				continue // the rest is worth knowing
@@ -133,6 +133,47 @@ func (o *Outbox) Events(q EventQuery) (bodies [][]byte, cursor string, err error
 	return bodies, strconv.FormatUint(after, 10), nil
 }
 
+// closeReaders ends what is pending for endpoints that read their events and had an address before: it is there to be read, and there is nowhere to send it.
+func (s *store) closeReaders() error {
+	const batch = 1024 // deliveries in one transaction
+	for i := range s.endpoints {
+		if s.endpoints[i].URL != "" {
+			continue
+		}
+		for done := false; !done; {
+			err := s.commit(func(tx *txn) error {
+				q := tx.queue(s.endpoints[i].Name)
+				done = true
+				if q.counts[pending] == 0 {
+					return nil
+				}
+				var waiting []uint64
+				c := q.deliveries.Cursor()
+				for k, v := c.First(); k != nil; k, v = c.Next() {
+					if d, err := decodeDelivery(v); err != nil || d.state != pending {
+						continue
+					}
+					if done = len(waiting) < batch; !done {
+						break
+					}
+					waiting = append(waiting, decodeNumber(k))
+				}
+				for _, n := range waiting {
+					d, history := q.get(n)
+					if err := q.put(n, d, d.ended(delivered, time.Now()), history); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // whole says whether all events after a number are still there.
 func (s *store) whole(after uint64) error {
 	return s.view(func(tx *txn) error {
@@ -167,6 +208,8 @@ func (s *store) eventsAfter(q EventQuery, after uint64, limit int) (bodies [][]b
 				bodies = append(bodies, bytes.Clone(body))
 			}
 		}
+		// Nothing was missed up to the last event of all, whoever got it: that one stays in the file longer than the last that this endpoint got.
+		end = max(end, tx.events.Sequence())
 		return nil
 	})
 	return bodies, end, more, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"path/filepath"
 	"slices"
@@ -188,6 +189,81 @@ func TestQuestionsAreAskedOnce(t *testing.T) {
 			return errors.Join(q.remove(2), tx.events.Delete(number(2)), tx.ids.Delete(r.id[:]), tx.calls.Delete(append(callKey("6"), number(1)...)))
 		}); err != nil {
 			t.Fatal(err)
+		}
+	})
+}
+
+// The cursor of a first read is good for the next one, whatever has been removed before.
+func TestFirstCursor(t *testing.T) {
+	for _, first := range []string{"", Now} {
+		t.Run("after="+first, func(t *testing.T) {
+			c := &crm{forget: true}
+			bubble(t, c, func(t *testing.T) {
+				o := openOutbox(t, Options{DialContext: c.net.Dial, Retention: time.Hour})
+				defer run(t, o)()
+				mustAppend(t, o, event("call.completed", "1"))
+				time.Sleep(3 * time.Hour)
+				_, cursor, err := o.Events(EventQuery{Endpoint: "crm", After: first, Limit: 10})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, _, err = o.Events(EventQuery{Endpoint: "crm", After: cursor, Limit: 10}); err != nil {
+					t.Errorf("the cursor %q that it has just been given: %v", cursor, err)
+				}
+			})
+		})
+	}
+}
+
+// A reader that asks now and then, and never has an event, has missed nothing.
+func TestCursorOfQuietReader(t *testing.T) {
+	c := &crm{forget: true}
+	bubble(t, c, func(t *testing.T) {
+		reader := endpoint("reader")
+		reader.URL, reader.Secrets, reader.Events = "", nil, Filter{"sms.*"}
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{endpoint("crm"), reader}, Retention: time.Hour})
+		defer run(t, o)()
+		mustAppend(t, o, event("sms.sent", "1"))
+		_, cursor, err := o.Events(EventQuery{Endpoint: "reader", Limit: 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 10 { // it reads every half hour, and there is never anything for it
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+			time.Sleep(30 * time.Minute)
+			var err error
+			if _, cursor, err = o.Events(EventQuery{Endpoint: "reader", After: cursor, Limit: 10}); err != nil {
+				t.Errorf("it has missed nothing, and after %d half hours it is told: %v", i+1, err)
+				return
+			}
+		}
+	})
+}
+
+// What was pending for an endpoint that reads its events from now on is there to be read, and is sent nowhere.
+func TestURLTakenAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log lockedBuffer
+		path := filepath.Join(t.TempDir(), "outbox.db")
+		o, err := Open(withDefaults(t, Options{Path: path}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 30 {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+		}
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+		reader := endpoint("crm")
+		reader.URL, reader.Secrets = "", nil
+		o = openOutbox(t, Options{Path: path, Endpoints: []Endpoint{reader}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		stop := run(t, o)
+		time.Sleep(time.Hour)
+		stop()
+		list, _ := o.Endpoints()
+		if list[0].State != "ok" || list[0].Pending != 0 || list[0].Dead != 0 {
+			t.Errorf("an endpoint that only reads is %s (%s): pending %d, dead %d", list[0].State, list[0].LastError, list[0].Pending, list[0].Dead)
 		}
 	})
 }

@@ -211,7 +211,8 @@ func longestWait(schedule []time.Duration, hold time.Duration) time.Duration {
 	return longest + time.Minute
 }
 
-// parseRetryAfter reads the header: seconds, or a date (RFC 9110, 10.2.3). It is 0 for none, and for what cannot be read.
+// parseRetryAfter reads the header: seconds, or a date (RFC 9110, 10.2.3), maxRetryAfter at most: a date may be of a clock that goes wrong. It is 0 for
+// none, and for what cannot be read.
 func parseRetryAfter(header string, now time.Time) time.Duration {
 	if header == "" {
 		return 0
@@ -224,7 +225,7 @@ func parseRetryAfter(header string, now time.Time) time.Duration {
 		return min(time.Duration(seconds)*time.Second, maxRetryAfter)
 	}
 	if date, err := http.ParseTime(header); err == nil {
-		return max(0, date.Sub(now))
+		return min(max(0, date.Sub(now)), maxRetryAfter)
 	}
 	return 0
 }

@@ -51,7 +51,7 @@ func (f *found) take(tx *txn, q *queue, k []byte) {
 func (s *store) due(endpoint string, limit int, claimed map[uint64]bool, horizon time.Duration) (f found, err error) {
 	err = s.view(func(tx *txn) error {
 		q := tx.queue(endpoint)
-		f.jobs = make([]job, 0, min(limit, int(q.counts[pending])))
+		f.jobs = make([]job, 0, min(uint64(limit), q.counts[pending]))
 		now := time.Now().UnixNano()
 		take := func(k []byte) {
 			if !claimed[binary.BigEndian.Uint64(k[8:])] {
@@ -129,7 +129,7 @@ func (tx *txn) lineUp(q *queue, n uint64) error {
 	if err := q.follow(at, before, beforeHistory, n); err != nil {
 		return err
 	}
-	return q.release(inLine, 0)
+	return tx.release(q, inLine, 0)
 }
 
 // probe gives deliveries with which a failing endpoint can be probed: those in line after a number, then from the beginning, but for those that
@@ -175,7 +175,7 @@ func (s *store) record(endpoint string, results []result) error {
 	return s.commit(func(tx *txn) error {
 		q := tx.queue(endpoint)
 		for i := range results {
-			if err := s.recordOne(q, &results[i]); err != nil {
+			if err := s.recordOne(tx, q, &results[i]); err != nil {
 				return err
 			}
 		}
@@ -183,7 +183,7 @@ func (s *store) record(endpoint string, results []result) error {
 	})
 }
 
-func (s *store) recordOne(q *queue, r *result) error {
+func (s *store) recordOne(tx *txn, q *queue, r *result) error {
 	n, now := r.job.number, r.now
 	before, history := q.get(n)
 	if before == nil {
@@ -199,7 +199,7 @@ func (s *store) recordOne(q *queue, r *result) error {
 	if err := q.put(n, before, now, history); err != nil {
 		return err
 	}
-	return q.release(now, s.hold)
+	return tx.release(q, now, s.hold)
 }
 
 // giveUp makes deliveries dead that cannot be made, since their record or their event's is damaged.
@@ -220,7 +220,7 @@ func (tx *txn) giveUp(q *queue, n uint64, hold time.Duration) error {
 	if before != nil {
 		now := before.ended(dead, time.Now())
 		history = addAttempt(history, Attempt{At: time.Now(), Error: errDamaged.Error()})
-		return errors.Join(q.put(n, before, now, history), q.release(now, hold))
+		return errors.Join(q.put(n, before, now, history), tx.release(q, now, hold))
 	}
 	// Its place in the index cannot be known from its record.
 	c := q.due.Cursor()
@@ -241,7 +241,7 @@ func (tx *txn) giveUp(q *queue, n uint64, hold time.Duration) error {
 	}
 	return errors.Join(
 		q.put(n, nil, now, addAttempt(nil, Attempt{At: time.Now(), Error: errDamaged.Error()})),
-		q.release(now, hold),
+		tx.release(q, now, hold),
 	)
 }
 

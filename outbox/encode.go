@@ -26,6 +26,9 @@ func decodeNumber(v []byte) uint64 {
 	return binary.BigEndian.Uint64(v)
 }
 
+// numberAt is the number with which the value of a call's event begins, 0 if it is damaged.
+func numberAt(v []byte) uint64 { return decodeNumber(v[:min(len(v), 8)]) }
+
 func dueKey(due int64, n uint64) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(make([]byte, 0, 16), uint64(due)), n)
 }

@@ -282,3 +282,24 @@ func TestAbandoned(t *testing.T) {
 		stop()
 	})
 }
+
+// A Retry-After that is a date, by a clock that goes wrong, pauses an endpoint no longer than one in seconds.
+func TestRetryAfterDateIsBounded(t *testing.T) {
+	c := &crm{answer: func(n int, _ received, w http.ResponseWriter) {
+		if n == 1 {
+			w.Header().Set("Retry-After", time.Now().Add(48*time.Hour).UTC().Format(http.TimeFormat))
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+	}}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial})
+		defer run(t, o)()
+		mustAppend(t, o, event("call.completed", "5"))
+		time.Sleep(2 * time.Hour) // maxRetryAfter is 1h
+		synctest.Wait()
+		if n := c.count(); n != 2 {
+			list, _ := o.Endpoints()
+			t.Errorf("after two hours %d attempts; the endpoint is %s until %s (now %s)", n, list[0].State, list[0].NextAttempt, time.Now())
+		}
+	})
+}

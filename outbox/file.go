@@ -34,7 +34,7 @@ func Compact(path string) (before, after int64, err error) {
 
 func compact(path string) (before, after int64, err error) {
 	// The lock on the old file is held until the new one is in its place, or a bridge could write to the old one in between.
-	src, err := openFile(path)
+	src, err := openFile(path, 0)
 	if err != nil {
 		return 0, 0, err
 	}

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -281,5 +283,83 @@ func TestLayouts(t *testing.T) {
 	}
 	if after, err := os.ReadFile(path); err != nil || !bytes.Equal(before, after) {
 		t.Errorf("a newer file was changed (%v)", err)
+	}
+}
+
+// A backup that is taken slowly does not keep events from being stored, also when the file grows meanwhile.
+func TestBackupHoldsUpNobody(t *testing.T) {
+	o, err := Open(withDefaults(t, Options{Logger: slog.New(slog.DiscardHandler)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	release, started := make(chan struct{}), make(chan struct{})
+	backup := make(chan error, 1)
+	go func() {
+		backup <- o.Backup(func(int64) io.Writer { return &slowWriter{release: release, started: started} })
+	}()
+	<-started
+	big := strings.Repeat("x", 10_000)
+	appended := make(chan int, 1000)
+	go func() {
+		for i := range 100 {
+			e := event("call.completed", fmt.Sprint(i))
+			e.Text = big
+			if err := o.Append(context.Background(), []telephony.Event{e}); err != nil {
+				t.Error(err)
+			}
+			appended <- i
+		}
+		close(appended)
+	}()
+	n := 0
+	limit := time.After(5 * time.Second)
+wait:
+	for {
+		select {
+		case _, ok := <-appended:
+			if !ok {
+				break wait
+			}
+			n++
+		case <-limit:
+			t.Errorf("Append has stood still behind a slow backup since event %d; Writable says %v", n, o.Writable())
+			break wait
+		}
+	}
+	close(release)
+	<-backup
+	for range appended {
+	}
+	_ = o.Close()
+}
+
+// slowWriter takes nothing until it is let go on.
+type slowWriter struct {
+	release, started chan struct{}
+	once             sync.Once
+}
+
+func (w *slowWriter) Write(p []byte) (int, error) {
+	w.once.Do(func() { close(w.started) })
+	<-w.release
+	return len(p), nil
+}
+
+// Another program's file is left alone.
+func TestForeignFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "other.db")
+	db, err := bolt.Open(path, 0o600, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = db.Update(func(tx *bolt.Tx) error {
+		b, _ := tx.CreateBucket([]byte("users"))
+		return b.Put([]byte("a"), []byte("b"))
+	})
+	_ = db.Close()
+	o, err := Open(withDefaults(t, Options{Path: path, Logger: slog.New(slog.DiscardHandler)}))
+	if err == nil {
+		t.Error("another program's bbolt file was taken over")
+		_ = o.Close()
 	}
 }

@@ -153,7 +153,7 @@ func (tx *txn) eventsBefore(call string, from uint64) (next func() (uint64, []by
 	prefix := callKey(call)
 	c := tx.calls.Cursor()
 	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
-		if n := binary.BigEndian.Uint64(v); n <= from {
+		if n := numberAt(v); n <= from {
 			numbers = append(numbers, n)
 		}
 	}

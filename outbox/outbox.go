@@ -139,7 +139,7 @@ func Open(opts Options) (*Outbox, error) {
 	for _, e := range opts.Endpoints {
 		o.lanes = append(o.lanes, newLane(e, store, opts, o.announce))
 	}
-	if err := o.warnOfOrphans(); err != nil {
+	if err := errors.Join(guarded(o.store.closeReaders), guarded(o.warnOfOrphans)); err != nil {
 		return nil, errors.Join(fmt.Errorf("read the outbox %s: %w", opts.Path, err), o.Close())
 	}
 	return o, nil
@@ -186,8 +186,11 @@ func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 	return nil
 }
 
-// announce stores an event that tells of the bridge itself. If it cannot be stored, the log has said what it says.
+// announce stores an event that tells of the bridge itself, where somebody wants it. If it cannot be stored, the log has said what it says.
 func (o *Outbox) announce(e telephony.Event) {
+	if len(o.store.subscribers(e.Type)) == 0 {
+		return
+	}
 	e.ID, e.Time = uuid.Must(uuid.NewV7()).String(), time.Now()
 	if err := o.Append(context.Background(), []telephony.Event{e}); err != nil {
 		o.opts.Logger.Warn("an operational event cannot be stored", "type", string(e.Type), "err", err.Error())
@@ -222,7 +225,9 @@ func (o *Outbox) Run(ctx context.Context, router Router) error {
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(o.opts.Grace, stop) })()
 	var parts sync.WaitGroup
 	for _, l := range o.lanes {
-		parts.Go(func() { l.run(ctx, work) })
+		if l.endpoint.URL != "" {
+			parts.Go(func() { l.run(ctx, work) })
+		}
 	}
 	parts.Go(func() { o.asker.run(ctx, work, router) })
 	parts.Go(func() { o.prune(ctx) })

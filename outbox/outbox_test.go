@@ -606,3 +606,74 @@ func TestQuickRedials(t *testing.T) {
 		})
 	}
 }
+
+// An answer that cannot be read and repeats the request brings no secret into an error.
+func TestNoSecretInErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log lockedBuffer
+		dial := func(context.Context, string, string) (net.Conn, error) { // something that is no HTTP and repeats what it is sent
+			client, server := net.Pipe()
+			go func() {
+				b := make([]byte, 4096)
+				n, _ := server.Read(b)
+				line, _, _ := strings.Cut(string(b[:n]), "\r\n")
+				_, _ = io.WriteString(server, line+"\r\n")
+				_ = server.Close()
+			}()
+			return client, nil
+		}
+		o := openOutbox(t, Options{DialContext: dial, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		stop := run(t, o)
+		e := event("call.completed", "5")
+		mustAppend(t, o, e)
+		time.Sleep(time.Second * 3)
+		stop()
+		_, attempts, _ := o.Delivery(e.ID + ".crm")
+		if len(attempts) == 0 || strings.Contains(attempts[0].Error, "t0psecret") || strings.Contains(log.String(), "t0psecret") {
+			t.Errorf("stored: %v\nlog: %s", attempts, log.String())
+		}
+	})
+}
+
+// Nor does one that repeats the header which net/http makes of an address's user and password.
+func TestNoBasicAuthInAnswers(t *testing.T) {
+	c := &crm{answer: func(_ int, r received, w http.ResponseWriter) {
+		_, _ = io.WriteString(w, "authorization: "+r.header.Get("Authorization"))
+	}}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.URL = "http://bridge:t0psecretpassword@crm.example/hook"
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		stop := run(t, o)
+		ev := event("call.completed", "5")
+		mustAppend(t, o, ev)
+		time.Sleep(time.Second)
+		stop()
+		_, attempts, _ := o.Delivery(ev.ID + ".crm")
+		if strings.Contains(attempts[0].Response, "YnJpZGdl") {
+			t.Errorf("stored and shown: %q (base64 of user:password)", attempts[0].Response)
+		}
+	})
+}
+
+// Nor one that is so long that it is kept only in part.
+func TestNoSecretAtTheCut(t *testing.T) {
+	token := strings.Repeat("abcdefghij", 40)
+	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) {
+		_, _ = io.WriteString(w, strings.Repeat(token+" ", 20))
+	}}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.URL = "http://crm.example/hook?token=" + token
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		stop := run(t, o)
+		ev := event("call.completed", "5")
+		mustAppend(t, o, ev)
+		synctest.Wait()
+		stop()
+		_, attempts, err := o.Delivery(ev.ID + ".crm")
+		if err != nil || len(attempts) != 1 || attempts[0].Response == "" || strings.Contains(attempts[0].Response, "abcdefghij") {
+			t.Errorf("kept: %v, %v", attempts, err)
+		}
+	})
+}

@@ -155,9 +155,24 @@ func (p *pruning) oldEvents(from uint64) (old [][]byte, next uint64, err error) 
 	return old, next, err
 }
 
-// waitedFor says whether an endpoint of the configuration still waits for an event. What waits for an endpoint that is configured no longer
-// has waited long enough.
+// goesOnFor is how long a call may go on without a new event for its next one to be counted on.
+const goesOnFor = 4 * time.Hour
+
+// goesOn says whether an event is the latest of a call that may go on: the sequence of the next one follows from it, and must not begin anew.
+func (p *pruning) goesOn(tx *txn, n uint64, e stored) bool {
+	if e.call == "" || e.kind == telephony.EventCompleted || time.Since(e.at) > goesOnFor {
+		return false
+	}
+	_, last := tx.lastOf(callKey(e.call))
+	return last == n
+}
+
+// waitedFor says whether an event has to stay: it would go early while its call goes on, or an endpoint of the configuration still waits for it. What waits for an endpoint that is
+// configured no longer has waited long enough.
 func (p *pruning) waitedFor(tx *txn, n uint64, e stored) bool {
+	if p.early && p.goesOn(tx, n, e) {
+		return true
+	}
 	if e.kind == telephony.EventTransferRequested {
 		if r, err := tx.route(e.call); err == nil && r != nil && r.EventID == e.id.String() && r.Live(time.Now()) {
 			return true // who has won it must be known until the call is over
@@ -190,7 +205,7 @@ func (p *pruning) prune(tx *txn, k []byte, given *int) (bool, error) {
 			if p.store.configured(name) {
 				*given++
 			}
-			if err := q.release(d.ended(dead, time.Now()), 0); err != nil {
+			if err := tx.release(q, d.ended(dead, time.Now()), 0); err != nil {
 				return false, err
 			}
 		}

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -10,6 +11,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"pzbridge/internal/telephony"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -115,6 +118,54 @@ func TestFileStopsGrowing(t *testing.T) {
 		stop()
 		if n := keys(t, o); n != 0 {
 			t.Errorf("%d keys are left in the end", n)
+		}
+	})
+}
+
+// Readiness says that the file is full no longer than it is, also if nothing is appended after that.
+func TestFullEndsByItself(t *testing.T) {
+	c := &crm{forget: true}
+	bubble(t, c, func(t *testing.T) {
+		const limit = 1 << 20
+		o := openOutbox(t, Options{DialContext: c.net.Dial, MaxBytes: limit, Logger: slog.New(slog.DiscardHandler), Retention: 1000 * time.Hour})
+		var err error
+		for i := 0; err == nil; i++ {
+			err = o.Append(t.Context(), []telephony.Event{event("call.completed", fmt.Sprint(i))})
+		}
+		if !errors.Is(err, ErrFull) || !errors.Is(o.Writable(), ErrFull) {
+			t.Fatal(err, o.Writable())
+		}
+		defer run(t, o)()
+		time.Sleep(2 * time.Hour)
+		if err := o.Writable(); err != nil {
+			t.Errorf("two hours later %d of %d bytes are in use, and readiness says: %v", o.InUse(), limit, err)
+		}
+	})
+}
+
+// A call that goes on keeps counting its events, also when those that are delivered have made room.
+func TestSequenceOutlivesEarlyPruning(t *testing.T) {
+	c := &crm{forget: true}
+	bubble(t, c, func(t *testing.T) {
+		const limit = 1 << 20
+		o := openOutbox(t, Options{DialContext: c.net.Dial, MaxBytes: limit, Logger: slog.New(slog.DiscardHandler)})
+		defer run(t, o)()
+		mustAppend(t, o, event("call.incoming", "live"), event("call.incoming_answered", "live"))
+		time.Sleep(time.Second)
+		for i := range 60 { // a busy quarter of an hour
+			var list []telephony.Event
+			for j := range 64 {
+				list = append(list, event("call.completed", fmt.Sprintf("%d-%d", i, j)))
+			}
+			mustAppend(t, o, list...)
+			time.Sleep(15 * time.Second)
+		}
+		last := event("call.completed", "live")
+		mustAppend(t, o, last)
+		synctest.Wait()
+		d, _, err := o.Delivery(last.ID + ".crm")
+		if err != nil || d.Sequence != 3 {
+			t.Errorf("the third event of a call that is a quarter of an hour old has the sequence %d (%v)", d.Sequence, err)
 		}
 	})
 }

@@ -106,7 +106,8 @@ func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
 	case !q.stands: // it was done with before it was taken up again
 		return
 	}
-	q.answerBy = q.event.at.Add(a.box.opts.RoutingTimeout)
+	// Not longer than from now on: the clock may have been set back since it came.
+	q.answerBy = sooner(q.event.at, time.Now()).Add(a.box.opts.RoutingTimeout)
 	if timeUp := !time.Now().Before(q.answerBy); timeUp || len(q.asked) == 0 {
 		router.Settle(work, q.event.call, timeUp)
 	}
@@ -341,7 +342,7 @@ func (s *store) endQuestion(n uint64, hold time.Duration) error {
 				continue
 			}
 			now := d.ended(expired, time.Now())
-			if err := errors.Join(q.put(n, d, now, history), q.release(now, hold)); err != nil {
+			if err := errors.Join(q.put(n, d, now, history), tx.release(q, now, hold)); err != nil {
 				return err
 			}
 		}

@@ -126,11 +126,10 @@ func (s *store) configured(name string) bool {
 	return slices.ContainsFunc(s.endpoints, func(e Endpoint) bool { return e.Name == name })
 }
 
+// lastNumber is the number of the event that was appended last, also if it has been removed.
 func (s *store) lastNumber() (n uint64, err error) {
 	err = s.view(func(tx *txn) error {
-		if k, _ := tx.events.Cursor().Last(); k != nil {
-			n = binary.BigEndian.Uint64(k)
-		}
+		n = tx.events.Sequence()
 		return nil
 	})
 	return n, err
@@ -203,5 +202,5 @@ func (tx *txn) redeliver(q *queue, n uint64, hold time.Duration) error {
 	if err := q.follow(at, before, beforeHistory, n); err != nil {
 		return err
 	}
-	return q.release(d, 0)
+	return tx.release(q, d, 0)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -73,7 +74,7 @@ type store struct {
 }
 
 func openStore(opts Options) (*store, error) {
-	db, err := openFile(opts.Path)
+	db, err := openFile(opts.Path, mapped(opts.MaxBytes))
 	if err != nil {
 		return nil, err
 	}
@@ -81,27 +82,48 @@ func openStore(opts Options) (*store, error) {
 		db: db, endpoints: opts.Endpoints, hold: opts.OrderHold, routing: opts.RoutingTimeout, ringAll: !opts.RingingOnlyToWinner,
 		maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize), observer: opts.Observer,
 	}
-	if err := s.db.Update(s.prepare); err != nil {
+	if err := guarded(func() error { return s.db.Update(s.prepare) }); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
 }
 
-// openFile opens the file for this process alone, or makes it.
-func openFile(path string) (db *bolt.DB, err error) {
-	// bbolt meets a file that is cut off or overwritten with a panic, or reads past its end, which is a fault.
+// mapped is how much of the address space a file gets from the start that may have so many bytes in use. When a file outgrows its mapping, bbolt makes a new
+// one, and everybody waits for the longest reader: a backup that somebody takes slowly. Free pages make a file larger than what is in use.
+func mapped(maxBytes int64) int {
+	if math.MaxInt == math.MaxInt32 {
+		return 0 // there is no room to spare
+	}
+	return int(min(2*maxBytes, 1<<40))
+}
+
+// guarded reads a file that may be damaged: bbolt meets one that is cut off or overwritten with a panic, or reads past its end, which is a fault.
+func guarded(read func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("%w (%v)", ErrNotOutbox, r)
 		}
 	}()
+	return read()
+}
+
+// openFile opens the file for this process alone, or makes it, and maps so many bytes of it at first; 0 is as many as it has.
+func openFile(path string, mapped int) (db *bolt.DB, err error) {
+	err = guarded(func() error {
+		db, err = openAlone(path, mapped)
+		return err
+	})
+	return db, err
+}
+
+func openAlone(path string, mapped int) (*bolt.DB, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("make its folder: %w", plain(err))
 	}
 	var opened *os.File
-	db, err = bolt.Open(path, 0o600, &bolt.Options{
-		Timeout: lockTimeout, FreelistType: bolt.FreelistMapType,
+	db, err := bolt.Open(path, 0o600, &bolt.Options{
+		Timeout: lockTimeout, InitialMmapSize: mapped, FreelistType: bolt.FreelistMapType,
 		OpenFile: func(name string, flag int, mode os.FileMode) (_ *os.File, err error) {
 			opened, err = os.OpenFile(name, flag, mode)
 			return opened, err
@@ -139,6 +161,11 @@ func plain(err error) error {
 
 // prepare makes the buckets that are missing and brings an older file to this version's layout.
 func (s *store) prepare(tx *bolt.Tx) error {
+	if first, _ := tx.Cursor().First(); first != nil {
+		if meta := tx.Bucket(bucketMeta); meta == nil || meta.Get(keySchema) == nil {
+			return fmt.Errorf("%w (another program has made it)", ErrNotOutbox)
+		}
+	}
 	for _, name := range [][]byte{bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketRoutes, bucketQuestions, bucketKeys, bucketEndpoints} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
@@ -162,6 +189,16 @@ func (s *store) prepare(tx *bolt.Tx) error {
 type change struct {
 	apply func(*txn) error
 	turn  chan turn
+}
+
+// applyTo applies the change. A record that is damaged in a way that nobody has thought of must not take the committing of all others with it.
+func (c *change) applyTo(tx *txn) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%w (%v)", errDamaged, r)
+		}
+	}()
+	return c.apply(tx)
 }
 
 // turn is what a waiting change is told: that it was committed, with what error, or that it is its turn to commit.
@@ -237,7 +274,7 @@ func (s *store) commitGroup(group []*change) []error {
 				if results[i] != nil {
 					continue
 				}
-				if err := c.apply(t); err != nil {
+				if err := c.applyTo(t); err != nil {
 					culprit = i
 					return err
 				}
@@ -271,8 +308,14 @@ func (s *store) writable() error {
 	s.mu.Lock()
 	failed, full := s.failed, s.full
 	s.mu.Unlock()
-	if failed == nil || full != nil {
+	switch {
+	case errors.Is(full, ErrFull) && s.hasRoom():
+		full = nil
+	case full != nil, failed == nil:
 		return full
+	}
+	if failed == nil {
+		return nil
 	}
 	return s.commit(func(*txn) error { return nil })
 }
@@ -405,7 +448,7 @@ func (q *queue) put(n uint64, before *delivery, d delivery, history []byte) erro
 		q.changed = true
 		q.counts[d.state]++
 		if before != nil {
-			q.counts[before.state]--
+			q.counts.less(before.state)
 		}
 	}
 	if before != nil && before.isDue() && (!d.isDue() || before.due != d.due) {
@@ -428,16 +471,20 @@ func (q *queue) remove(n uint64) error {
 		return q.deliveries.Delete(number(n))
 	}
 	q.changed = true
-	q.counts[d.state]--
+	q.counts.less(d.state)
 	return errors.Join(q.due.Delete(dueKey(d.due, n)), q.deliveries.Delete(number(n)))
 }
 
-// release gives the delivery that comes after d in its call, if there is one and it is pending, the due time that follows from how d stands now.
-func (q *queue) release(d delivery, hold time.Duration) error {
+// release gives the delivery that comes after d in its call, if there is one and it is pending, the due time that follows from how d stands now. One that
+// is damaged is given up: it stands in no index, so nobody else would find it, and it would hold the rest of its call for ever.
+func (tx *txn) release(q *queue, d delivery, hold time.Duration) error {
 	if d.next == 0 {
 		return nil
 	}
 	next, history := q.get(d.next)
+	if next == nil && q.deliveries.Get(number(d.next)) != nil {
+		return tx.giveUp(q, d.next, hold)
+	}
 	if next == nil || next.state != pending {
 		return nil
 	}
@@ -456,6 +503,9 @@ func (q *queue) follow(at uint64, before *delivery, history []byte, n uint64) er
 
 // counts says how many deliveries of an endpoint are in each state. The array's index is the state.
 type counts [dead + 1]uint64
+
+// less counts one delivery less. A count that was damaged stays at 0.
+func (c *counts) less(s state) { c[s] -= min(c[s], 1) }
 
 func (c counts) encode() []byte {
 	var v []byte

@@ -17,7 +17,7 @@ import (
 const (
 	intakeSize  = 4096    // events
 	intakeBytes = 4 << 20 // bytes, roughly
-	batchSize   = 1024     // events in one Append
+	batchSize   = 1024    // events in one Append
 	appendAgain = 100 * time.Millisecond
 	appendMost  = 5 * time.Second
 )
