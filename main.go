@@ -187,11 +187,15 @@ func runAll(ctx context.Context, parts ...func(context.Context) error) error {
 	return err
 }
 
+// writeTimeout is until when a request must be answered and its answer taken, but by what sets its own time (a backup, a page that is watched). A read of
+// events may wait for a minute.
+const writeTimeout = 2 * time.Minute
+
 // serve makes a part of an HTTP server: when its context ends, requests under way have grace to end.
 func serve(l net.Listener, h http.Handler, grace time.Duration, logger *slog.Logger, drain ...func()) func(context.Context) error {
 	return func(ctx context.Context) error {
 		server := &http.Server{
-			Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
+			Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: 2 * time.Minute,
 			MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 		}
 		for _, f := range drain { // what would wait for long ends with the server

@@ -562,3 +562,32 @@ func TestMetricsOfARunningBridge(t *testing.T) {
 		t.Error("the metrics tell what stands in the endpoint's address")
 	}
 }
+
+// Whoever does not read an answer keeps neither a goroutine nor a connection for long.
+func TestStalledReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := pipenet.Listen()
+		returned := make(chan struct{})
+		h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			defer close(returned)
+			_, _ = w.Write(make([]byte, 1<<20))
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- serve(l, h, time.Second, slog.New(slog.DiscardHandler))(ctx) }()
+		c, err := l.Dial(t.Context(), "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		time.Sleep(writeTimeout + time.Second)
+		select {
+		case <-returned:
+		default:
+			t.Error("the handler still writes to somebody who does not read")
+		}
+		cancel()
+		<-ended
+		_ = c.Close()
+	})
+}

@@ -715,3 +715,39 @@ func TestSendTestCommand(t *testing.T) {
 		}
 	}
 }
+
+// A CRM answers while the bridge shuts down, when the connection has ended already: the next start tells the exchange, while an answer is of use.
+func TestAnsweredDuringShutdown(t *testing.T) {
+	for _, to := range []string{"101", ""} {
+		inOffice(t, nil, func(o *office) {
+			o.outbox.Grace = 5 * time.Second
+			o.stop()
+			o.start()
+			for _, name := range []string{"a", "b", "c"} {
+				o.says(name, time.Second, 200, fmt.Sprintf(`{"transfer_to":%q}`, to))
+			}
+			o.asks("5")
+			o.stop()
+			o.start()
+			time.Sleep(30 * time.Second)
+			synctest.Wait()
+			o.wants("5=" + to)
+		})
+	}
+}
+
+// The end of a call's first question is not the end of the second one, which the call has asked after it was over.
+func TestOldQuestionLeavesNewOneOpen(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.asks("5")
+		time.Sleep(time.Second)
+		o.isOver("5")
+		time.Sleep(8 * time.Second)
+		o.asks("5")
+		time.Sleep(3 * time.Second)
+		if err := o.post("5", "a", "101"); err != nil {
+			t.Errorf("the answer 3 s after the question: %v", err)
+		}
+		o.wants("5=101")
+	})
+}

@@ -120,7 +120,7 @@ type asked struct {
 	answers []string
 }
 
-func (a *asked) Settle(_ context.Context, call string, timeUp bool) {
+func (a *asked) Settle(_ context.Context, call, _ string, timeUp bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.settled = append(a.settled, fmt.Sprint(call, timeUp))

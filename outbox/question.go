@@ -15,16 +15,19 @@ import (
 // Router decides where a call goes, by what the endpoints answer. Its methods return when what follows from what they were told is done; a caller
 // waits on the line.
 type Router interface {
-	// Settle says that the endpoints which the call's route names are being asked, or that its time is up.
-	Settle(ctx context.Context, callID string, timeUp bool)
+	// Settle says that the endpoints which the call's route names are being asked, or that its time is up. The event is the one that has opened the question.
+	Settle(ctx context.Context, callID, eventID string, timeUp bool)
 	// Answer takes an endpoint's answer; an empty number declines. An error says why the answer does not count.
 	Answer(ctx context.Context, callID, endpoint, to string) error
-	// Out says that no answer is to be expected of an endpoint any more.
-	Out(ctx context.Context, callID, endpoint, why string)
+	// Out says that no answer to that question is to be expected of an endpoint any more.
+	Out(ctx context.Context, callID, eventID, endpoint, why string)
 }
 
 // askAgain are the waits after the first, second and third attempt to ask that failed. After the next one the question is dead at that endpoint.
 var askAgain = []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second}
+
+// sayAgain is the wait before a decision that could not be written is written once more.
+const sayAgain = 500 * time.Millisecond
 
 // asker asks the endpoints where a call should go. A question goes ahead of everything: it is in no lane, so it waits for no place, rate, pause, probe
 // or earlier event. While it is being asked its deliveries are out of the due index, and its number is in the bucket of questions.
@@ -109,7 +112,7 @@ func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
 	// Not longer than from now on: the clock may have been set back since it came.
 	q.answerBy = sooner(q.event.at, time.Now()).Add(a.box.opts.RoutingTimeout)
 	if timeUp := !time.Now().Before(q.answerBy); timeUp || len(q.asked) == 0 {
-		router.Settle(work, q.event.call, timeUp)
+		router.Settle(work, q.event.call, q.opened, timeUp)
 	}
 	var attempts sync.WaitGroup
 	for _, l := range a.box.lanes {
@@ -122,11 +125,17 @@ func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
 		}
 	}
 	attempts.Wait()
-	if a.box.store.isOpen(q.event.call) {
+	if a.box.store.isOpen(q) {
 		if !sleepUntil(ctx, q.answerBy) {
 			return // the next start goes on with it
 		}
-		router.Settle(work, q.event.call, true)
+		router.Settle(work, q.event.call, q.opened, true)
+	}
+	for a.box.store.isUnsent(q) {
+		if !sleepUntil(ctx, time.Now().Add(sayAgain)) {
+			return // likewise
+		}
+		router.Settle(work, q.event.call, q.opened, false)
 	}
 	a.end(ctx, n)
 }
@@ -170,7 +179,7 @@ type inquiry struct {
 
 // run asks until the endpoint has taken the question, or it is of no use any more.
 func (i *inquiry) run(ctx, work context.Context) {
-	for try := 0; i.box.store.isOpen(i.job.call) && time.Now().Before(i.answerBy); try++ {
+	for try := 0; i.box.store.isOpen(i.question) && time.Now().Before(i.answerBy); try++ {
 		began := time.Now()
 		o, cutOff := i.attempt(work)
 		if cutOff {
@@ -242,8 +251,8 @@ func (i *inquiry) heard(work context.Context, o outcome) {
 }
 
 func (i *inquiry) out(work context.Context, why string) {
-	if !i.again { // it may answer the first one still
-		i.router.Out(work, i.job.call, i.lane.endpoint.Name, why)
+	if i.opened == i.job.eventID { // else it may answer the first one still
+		i.router.Out(work, i.job.call, i.opened, i.lane.endpoint.Name, why)
 	}
 }
 
@@ -285,7 +294,7 @@ func (d delivery) asked(o outcome, last bool, now time.Time) delivery {
 type question struct {
 	event    stored
 	answerBy time.Time
-	again    bool                // the call had asked before
+	opened   string              // the ID of the event that has opened the question: another one if the call had asked before
 	stands   bool                // it is not done with
 	asked    map[string]delivery // of the endpoints that are being asked
 }
@@ -297,7 +306,7 @@ func (s *store) question(n uint64) (q question, err error) {
 			return err
 		}
 		if r, err := tx.route(q.event.call); err == nil && r != nil {
-			q.again = r.EventID != q.event.id.String()
+			q.opened = r.EventID
 		}
 		q.asked = map[string]delivery{}
 		for i := range s.endpoints {
@@ -323,13 +332,26 @@ func (s *store) questions() (list []uint64, err error) {
 }
 
 // isOpen says whether the question where a call goes is open.
-func (s *store) isOpen(call string) (open bool) {
+func (s *store) isOpen(q question) bool {
+	r := s.routeOf(q)
+	return r != nil && r.Outcome == telephony.RouteOpen
+}
+
+// isUnsent says whether what was decided has not reached the exchange, and there is still time to tell it.
+func (s *store) isUnsent(q question) bool {
+	r := s.routeOf(q)
+	return r != nil && r.Unsent(time.Now())
+}
+
+// routeOf gives the route of a question's call, nil if the call has asked anew since.
+func (s *store) routeOf(q question) (r *telephony.Route) {
 	_ = s.view(func(tx *txn) error {
-		r, err := tx.route(call)
-		open = err == nil && r != nil && r.Outcome == telephony.RouteOpen
+		if kept, err := tx.route(q.event.call); err == nil && kept != nil && kept.EventID == q.opened {
+			r = kept
+		}
 		return nil
 	})
-	return open
+	return r
 }
 
 // endQuestion takes an event from the questions. Where it has not been taken it is too late.

@@ -14,7 +14,7 @@ type settles struct {
 	at []time.Time
 }
 
-func (s *settles) Settle(_ context.Context, _ string, timeUp bool) {
+func (s *settles) Settle(_ context.Context, _, _ string, timeUp bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if timeUp {

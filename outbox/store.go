@@ -308,10 +308,7 @@ func (s *store) writable() error {
 	s.mu.Lock()
 	failed, full := s.failed, s.full
 	s.mu.Unlock()
-	switch {
-	case errors.Is(full, ErrFull) && s.hasRoom():
-		full = nil
-	case full != nil, failed == nil:
+	if full != nil && !(errors.Is(full, ErrFull) && s.hasRoom()) {
 		return full
 	}
 	if failed == nil {

@@ -113,20 +113,25 @@ func (e closeError) Unwrap() error { return e.frame }
 func (c *conn) write() {
 	ping := time.NewTicker(pingPeriod)
 	defer ping.Stop()
-	// Half a frame may be out: nothing can be written after it. The reader hears of it from the socket.
-	broken := func() { _ = c.ws.Close() }
+	// Half a frame may be out: nothing can be written after it. The reader hears of it from the socket. But after our own close frame, behind which nothing is
+	// written, the reader takes what the server still has on its way: see goodbye.
+	broken := func(err error) bool {
+		if err == nil || errors.Is(err, websocket.ErrCloseSent) {
+			return false
+		}
+		_ = c.ws.Close()
+		return true
+	}
 	for {
 		select {
 		case <-c.gone:
 			return
 		case <-ping.C:
-			if c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(controlWrite)) != nil {
-				broken()
+			if broken(c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(controlWrite))) {
 				return
 			}
 		case payload := <-c.pong:
-			if c.ws.WriteControl(websocket.PongMessage, payload, time.Now().Add(controlWrite)) != nil {
-				broken()
+			if broken(c.ws.WriteControl(websocket.PongMessage, payload, time.Now().Add(controlWrite))) {
 				return
 			}
 		case w := <-c.outbox:
@@ -138,8 +143,7 @@ func (c *conn) write() {
 			_ = c.ws.SetWriteDeadline(deadline)
 			err := c.ws.WriteMessage(websocket.TextMessage, w.payload)
 			w.written <- err
-			if err != nil {
-				broken()
+			if broken(err) {
 				return
 			}
 		}

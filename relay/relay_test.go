@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"runtime"
 	"slices"
@@ -811,6 +812,122 @@ func TestConnectionIsAnnounced(t *testing.T) {
 		}
 		if !slices.Equal(got, want) {
 			t.Errorf("told:\n%s", strings.Join(got, "\n"))
+		}
+	})
+}
+
+// What the server still has on its way when the session says goodbye is kept: it counts there as sent. Neither a ping of the server's nor a command that comes
+// just then ends the connection before that.
+func TestGoodbye(t *testing.T) {
+	const many = 20
+	for name, during := range map[string]func(*testing.T, *Session, *websocket.Conn){
+		"nothing": func(*testing.T, *Session, *websocket.Conn) {},
+		"a ping": func(_ *testing.T, _ *Session, ws *websocket.Conn) {
+			_ = ws.WriteControl(websocket.PingMessage, []byte("server ping string"), time.Now().Add(time.Second))
+		},
+		"a command": func(t *testing.T, s *Session, _ *websocket.Conn) {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if err := s.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "1", To: "2"}); !errors.Is(err, telephony.ErrNotConnected) {
+				t.Error(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := pipenet.Listen()
+				var s *Session
+				leaving := make(chan struct{})
+				server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					ws, err := (&websocket.Upgrader{}).Upgrade(w, r, nil)
+					if err != nil {
+						return
+					}
+					defer ws.Close()
+					ws.SetCloseHandler(func(int, string) error { return nil }) // it answers when it has sent what it has to send
+					read := make(chan struct{})
+					go func() {
+						defer close(read)
+						for err := error(nil); err == nil; {
+							_, _, err = ws.ReadMessage()
+						}
+					}()
+					<-leaving
+					time.Sleep(20 * time.Millisecond) // it has our close frame by now
+					during(t, s, ws)
+					for i := range many {
+						time.Sleep(20 * time.Millisecond)
+						doc := pz.Base64.Pack(fmt.Appendf(nil, `<Event type="4" callID="%d" from="1" to="2"/>`, i))
+						if ws.WriteMessage(websocket.TextMessage, doc) != nil {
+							break
+						}
+					}
+					_ = ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(1000, ""), time.Now().Add(time.Second))
+					<-read
+				})}
+				var serving sync.WaitGroup
+				serving.Go(func() { _ = server.Serve(l) })
+				got := &sink{}
+				s, err := New(Options{
+					URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2},
+					Grace: 5 * time.Second, Sink: got, Logger: slog.New(slog.DiscardHandler), DialContext: l.Dial,
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				ended := make(chan error, 1)
+				go func() { ended <- s.Run(ctx) }()
+				time.Sleep(10 * time.Second)
+				if s.Connection().State != telephony.Connected {
+					t.Error("not connected")
+				}
+				close(leaving)
+				cancel()
+				if err := <-ended; err != nil {
+					t.Error(err)
+				}
+				if n := len(got.appended()); n != many {
+					t.Errorf("%d of the %d events that the server had on its way were kept", n, many)
+				}
+				_ = server.Close()
+				serving.Wait()
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
+// What is no Prostie Zvonki server may send the handshake back, and with it the password: no error shows it.
+func TestNoPasswordInErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		echo := func(context.Context, string, string) (net.Conn, error) {
+			client, server := net.Pipe()
+			go func() {
+				b := make([]byte, 4096)
+				n, _ := server.Read(b)
+				_, _ = server.Write(b[:n])
+				_ = server.Close()
+			}()
+			return client, nil
+		}
+		var b log
+		s, err := New(Options{
+			URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{Password: "t0psecret?", GUID: "g", EventsMask: 65535, Protocol: 2},
+			Grace: 5 * time.Second, Sink: &sink{}, Logger: slog.New(slog.NewJSONHandler(&b, nil)), DialContext: echo,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		time.Sleep(2 * time.Second)
+		text := s.Connection().LastError
+		cancel()
+		<-ended
+		if !strings.Contains(text, "(hidden)") || strings.Contains(text+b.b.String(), "dDBwc2VjcmV0P") {
+			t.Errorf("last error: %s\nlog: %s", text, b.b.String())
 		}
 	})
 }

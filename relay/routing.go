@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -38,7 +39,12 @@ type RouterOptions struct {
 
 // Router lets the bridge speak for all its CRMs with one voice: the first of them to answer with a number gets the call. What it decides is in
 // the ledger before the exchange hears of it, so that no call is transferred twice, whatever happens in between.
-type Router struct{ opts RouterOptions }
+type Router struct {
+	opts RouterOptions
+
+	mu      sync.Mutex
+	writing map[string]chan struct{} // by call, closed when its Transfer has ended
+}
 
 // NewRouter checks the options.
 func NewRouter(opts RouterOptions) (*Router, error) {
@@ -48,7 +54,7 @@ func NewRouter(opts RouterOptions) (*Router, error) {
 	if opts.Observer == nil {
 		opts.Observer = unobserved{}
 	}
-	return &Router{opts}, nil
+	return &Router{opts: opts, writing: map[string]chan struct{}{}}, nil
 }
 
 // verdict says how the question where a call goes stands, by whom was asked, what they replied in order of arrival, and the time. The number is the
@@ -92,9 +98,14 @@ func (r *Router) settle(route *telephony.Route, now time.Time) (write bool) {
 	return false
 }
 
-// Settle closes the question where a call goes if nobody is asked or its time is up, which timeUp says whatever the clock does.
-func (r *Router) Settle(ctx context.Context, callID string, timeUp bool) {
-	r.hear(ctx, callID, func(route *telephony.Route, now time.Time) bool {
+// Settle closes the question where a call goes, which an event has asked, if nobody is asked or its time is up, which timeUp says whatever the clock does.
+// What has been decided and surely was not written, while there is time to, is written now.
+func (r *Router) Settle(ctx context.Context, callID, eventID string, timeUp bool) {
+	r.hear(ctx, callID, eventID, func(route *telephony.Route, now time.Time) bool {
+		if !timeUp && route.Unsent(now) {
+			route.Transfer = telephony.TransferWriting
+			return true
+		}
 		if timeUp && now.Before(route.AnswerBy) {
 			now = route.AnswerBy
 		}
@@ -102,9 +113,9 @@ func (r *Router) Settle(ctx context.Context, callID string, timeUp bool) {
 	})
 }
 
-// Out notes that nothing is to be expected of an endpoint any more.
-func (r *Router) Out(ctx context.Context, callID, endpoint, why string) {
-	r.hear(ctx, callID, func(route *telephony.Route, now time.Time) bool {
+// Out notes that to the question which an event has asked nothing is to be expected of an endpoint any more.
+func (r *Router) Out(ctx context.Context, callID, eventID, endpoint, why string) {
+	r.hear(ctx, callID, eventID, func(route *telephony.Route, now time.Time) bool {
 		if route.Outcome != telephony.RouteOpen {
 			return false
 		}
@@ -113,9 +124,11 @@ func (r *Router) Out(ctx context.Context, callID, endpoint, why string) {
 	})
 }
 
-// hear is a change that nobody waits for.
-func (r *Router) hear(ctx context.Context, callID string, change func(*telephony.Route, time.Time) bool) {
-	route, write, err := r.change(callID, change)
+// hear is a change that nobody waits for. It is none where the call has asked anew since.
+func (r *Router) hear(ctx context.Context, callID, eventID string, change func(*telephony.Route, time.Time) bool) {
+	route, write, err := r.change(callID, func(route *telephony.Route, now time.Time) bool {
+		return route.EventID == eventID && change(route, now)
+	})
 	switch {
 	case err != nil:
 		r.opts.Logger.Error("what was heard of a call that asks where to go cannot be kept", "call_id", callID, "err", err.Error())
@@ -163,8 +176,35 @@ func (r *Router) Answer(ctx context.Context, callID, by, to string) error {
 		return telephony.ErrRouteClosed
 	case route.Winner != by || route.To != to:
 		return &telephony.DecidedError{Winner: route.Winner, To: route.To}
+	case !write:
+		return r.ended(ctx, route)
 	}
 	return err
+}
+
+// ended tells the winner that says its number again how the Transfer has ended, once it has.
+func (r *Router) ended(ctx context.Context, route telephony.Route) error {
+	r.mu.Lock()
+	writing := r.writing[route.CallID]
+	r.mu.Unlock()
+	if writing != nil {
+		select {
+		case <-writing:
+		case <-ctx.Done():
+		}
+		if err := r.opts.Ledger.ChangeRoute(route.CallID, func(kept *telephony.Route) { route = *kept }); err != nil {
+			return err
+		}
+	}
+	switch {
+	case route.Transfer == telephony.TransferFailed && route.Refused != nil:
+		return route.Refused
+	case route.Transfer == telephony.TransferFailed, route.Transfer == telephony.TransferWriting:
+		return telephony.ErrNoAnswer
+	case route.Transfer == telephony.TransferNotSent:
+		return telephony.ErrNotSent
+	}
+	return nil
 }
 
 // note keeps a reply. Of a question that is open, each counts that has not been given yet; a number ends it, so there are few.
@@ -184,15 +224,39 @@ func (r *Router) change(callID string, change func(route *telephony.Route, now t
 		write = change(route, time.Now())
 		decided = wasOpen && route.Outcome != telephony.RouteOpen
 		after = *route
+		if write {
+			r.begins(callID) // before anybody can see that it is being written
+		}
 	})
+	if err != nil && write {
+		r.ends(callID)
+	}
 	if err == nil && decided {
 		r.opts.Observer.Decided(after.Outcome, after.DecidedAt.Sub(after.AskedAt))
 	}
 	return after, write, err
 }
 
+func (r *Router) begins(callID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.writing[callID] == nil {
+		r.writing[callID] = make(chan struct{})
+	}
+}
+
+func (r *Router) ends(callID string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if writing := r.writing[callID]; writing != nil {
+		close(writing)
+		delete(r.writing, callID)
+	}
+}
+
 // write writes the Transfer of a route that was just decided, and keeps how that went.
 func (r *Router) write(ctx context.Context, route telephony.Route) error {
+	defer r.ends(route.CallID)
 	err := r.transfer(ctx, route)
 	now := time.Now()
 	state, text := telephony.TransferDone, ""
@@ -203,9 +267,11 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 	default:
 		state, text = telephony.TransferFailed, err.Error()
 	}
+	var refused *telephony.RefusedError
+	errors.As(err, &refused)
 	keepErr := r.opts.Ledger.ChangeRoute(route.CallID, func(kept *telephony.Route) {
 		if kept.EventID == route.EventID {
-			kept.Transfer, kept.TransferAt, kept.TransferError = state, now, text
+			kept.Transfer, kept.TransferAt, kept.TransferError, kept.Refused = state, now, text, refused
 		}
 	})
 	args := []any{"call_id", route.CallID, "outcome", string(route.Outcome), "took", now.Sub(route.AskedAt).Round(time.Microsecond).String()}
@@ -222,7 +288,7 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 
 // transfer writes the Transfer once. While there is no connection nothing is written, and one that comes back in time is used.
 func (r *Router) transfer(ctx context.Context, route telephony.Route) error {
-	until := sayBy(route)
+	until := route.SayBy()
 	if route.Outcome == telephony.RouteClosed && !time.Now().Before(until) {
 		return telephony.ErrNotSent // an answer with a number came in time, however long it took to store
 	}
@@ -237,15 +303,6 @@ func (r *Router) transfer(ctx context.Context, route telephony.Route) error {
 		return err
 	}
 	return r.do(ctx, cmd)
-}
-
-// sayBy is until when a decision is told. That nobody wants the call is decided when the time is up; a bridge that was down just then tells it as long
-// again after that, while the caller may still be waiting.
-func sayBy(route telephony.Route) time.Time {
-	if route.Outcome == telephony.RouteWon {
-		return route.AnswerBy
-	}
-	return route.AnswerBy.Add(route.AnswerBy.Sub(route.AskedAt))
 }
 
 func (r *Router) do(ctx context.Context, cmd telephony.Command) error {

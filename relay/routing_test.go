@@ -1,6 +1,9 @@
 package relay
 
 import (
+	"context"
+	"log/slog"
+	"reflect"
 	"testing"
 	"time"
 
@@ -54,6 +57,51 @@ func TestVerdict(t *testing.T) {
 		got, reply := verdict(route, asked.Add(c.after))
 		if got != c.want || reply.By != c.winner {
 			t.Errorf("%s: %s by %q, want %s by %q", name, got, reply.By, c.want, c.winner)
+		}
+	}
+}
+
+// oneRoute is a ledger of one call.
+type oneRoute struct{ telephony.Route }
+
+func (l *oneRoute) ChangeRoute(_ string, change func(*telephony.Route)) error {
+	change(&l.Route)
+	return nil
+}
+
+// answering is an exchange that answers every command alike.
+type answering struct {
+	err   error
+	asked int
+}
+
+func (a *answering) Do(context.Context, telephony.Command) error {
+	a.asked++
+	return a.err
+}
+
+func (a *answering) WaitConnected(context.Context) error { return a.err }
+
+// The winner that says its number again hears how the Transfer has ended. It is not written again, but if it surely was not written.
+func TestWinnerSaysItAgain(t *testing.T) {
+	for _, c := range []struct {
+		err   error
+		asked int // commands, of two answers
+	}{
+		{nil, 1},
+		{&telephony.RefusedError{Code: "2", Details: "no such extension"}, 1},
+		{telephony.ErrNoAnswer, 1},
+		{telephony.ErrNotSent, 2},
+	} {
+		pbx := &answering{err: c.err}
+		ledger := &oneRoute{telephony.Route{CallID: "5", EventID: "e", AskedAt: time.Now(), AnswerBy: time.Now().Add(time.Minute), Asked: []string{"a"}, Outcome: telephony.RouteOpen}}
+		r, err := NewRouter(RouterOptions{Exchange: pbx, Ledger: ledger, Timeout: time.Second, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		first, second := r.Answer(t.Context(), "5", "a", "101"), r.Answer(t.Context(), "5", "a", "101")
+		if !reflect.DeepEqual(first, c.err) || !reflect.DeepEqual(second, c.err) || pbx.asked != c.asked {
+			t.Errorf("%v: first %v, then %v, by %d commands", c.err, first, second, pbx.asked)
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -217,6 +218,7 @@ func (s *Session) connectOnce(ctx context.Context) error {
 	helpers.Go(func() {
 		select {
 		case <-ctx.Done():
+			s.notLive()
 			c.goodbye(min(2*time.Second, s.opts.Grace/2))
 		case <-c.gone:
 		}
@@ -224,12 +226,17 @@ func (s *Session) connectOnce(ctx context.Context) error {
 	err = c.read(func(payload []byte) { s.receive(c, payload) }, s.opts.Logger)
 	c.end()
 	helpers.Wait()
+	s.notLive()
+	return err
+}
+
+// notLive lets no command begin on the connection any more.
+func (s *Session) notLive() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.live != nil {
 		s.live, s.up = nil, make(chan struct{})
 	}
-	s.mu.Unlock()
-	return err
 }
 
 func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
@@ -250,9 +257,34 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 	case errors.Is(err, websocket.ErrBadHandshake):
 		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
 	case err != nil:
-		return nil, dialError(s.opts.URL.Host, err)
+		return nil, hidden{dialError(s.opts.URL.Host, err), secrets(u.RawQuery)}
 	}
 	return ws, nil
+}
+
+// hidden is an error whose text may repeat the handshake, in whose address the password stands: what is no Prostie Zvonki server may echo it, and net/http
+// quotes what it cannot read.
+type hidden struct {
+	error
+	secrets *strings.Replacer
+}
+
+func (h hidden) Error() string { return h.secrets.Replace(h.error.Error()) }
+
+func (h hidden) Unwrap() error { return h.error }
+
+// secrets takes a handshake's query out of a text, and the password alone, as it is written there.
+func secrets(query string) *strings.Replacer {
+	pairs := []string{query, "(hidden)"}
+	for pair := range strings.SplitSeq(query, "&") {
+		if name, value, _ := strings.Cut(pair, "="); name == "CID" && value != "" {
+			pairs = append(pairs, value, "(hidden)")
+			if plain, err := url.QueryUnescape(value); err == nil {
+				pairs = append(pairs, plain, "(hidden)")
+			}
+		}
+	}
+	return strings.NewReplacer(pairs...)
 }
 
 // dialError says what to do about a connection that did not come to be, where that can be told.

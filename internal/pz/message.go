@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -177,10 +178,7 @@ func ParseRequest(doc []byte) (Request, error) {
 
 // eachRoot calls f for each root element of a document, in order.
 func eachRoot(doc []byte, f func(*xml.Decoder, xml.StartElement) error) error {
-	// Whatever version and encoding an old connector declares: sanitize makes UTF-8 of it, and the rest is XML enough.
-	if bytes.HasPrefix(doc, []byte("<?xml")) {
-		_, doc, _ = bytes.Cut(doc, []byte("?>"))
-	}
+	doc = withoutDeclarations(doc)
 	d := xml.NewDecoder(bytes.NewReader(sanitize(doc)))
 	roots := 0
 	for {
@@ -205,6 +203,20 @@ func eachRoot(doc []byte, f func(*xml.Decoder, xml.StartElement) error) error {
 				return errors.New("broken XML: text outside of an element")
 			}
 		}
+	}
+}
+
+// withoutDeclarations takes out a byte order mark and what declares a version and an encoding, which may stand before each of several events: whatever an
+// old connector says there, sanitize makes UTF-8 of it, and the rest is XML enough.
+func withoutDeclarations(doc []byte) []byte {
+	doc = bytes.TrimPrefix(doc, []byte("\uFEFF"))
+	for {
+		before, declaration, found := bytes.Cut(doc, []byte("<?xml"))
+		if !found {
+			return doc
+		}
+		_, after, _ := bytes.Cut(declaration, []byte("?>"))
+		doc = slices.Concat(before, after)
 	}
 }
 

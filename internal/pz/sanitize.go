@@ -10,15 +10,20 @@ import (
 const replacement = "\uFFFD"
 
 // sanitize makes a document readable for an XML parser that follows the letter, so that no call is lost for its caller's name: old
-// connectors send Cyrillic that is no UTF-8, bytes that XML forbids, references to them (&#1;) and bare ampersands. What cannot be
-// kept becomes U+FFFD; a bare ampersand becomes the reference that it should have been. A clean document is
+// connectors send Cyrillic that is no UTF-8, bytes that XML forbids, references to them (&#1;), bare ampersands, and less-than signs in values. What cannot be
+// kept becomes U+FFFD; a bare ampersand or less-than sign becomes the reference that it should have been. A clean document is
 // returned as it is.
 func sanitize(doc []byte) []byte {
 	if clean(doc) {
 		return doc
 	}
 	out := make([]byte, 0, len(doc)+16)
+	var at place
 	for len(doc) > 0 {
+		if at.step(doc) && doc[0] == '<' {
+			out, doc = append(out, "&lt;"...), doc[1:]
+			continue
+		}
 		if doc[0] == '&' {
 			n, ok := reference(doc)
 			switch {
@@ -42,14 +47,42 @@ func sanitize(doc []byte) []byte {
 	return out
 }
 
-// clean says that a document is plain ASCII text without references, which nearly every one is.
+// clean says that a document is plain ASCII text without references, and without less-than signs in values, which nearly every one is.
 func clean(doc []byte) bool {
-	for _, b := range doc {
-		if b == '&' || b >= utf8.RuneSelf || b < ' ' && !allowed(rune(b)) {
+	var at place
+	for i, b := range doc {
+		if b == '&' || b >= utf8.RuneSelf || b < ' ' && !allowed(rune(b)) || at.step(doc[i:]) && b == '<' {
 			return false
 		}
 	}
 	return true
+}
+
+// place is where in a document a byte stands: outside of tags, in a tag, or in a value there.
+type place struct {
+	inTag bool
+	quote byte // that ends the value; 0 outside of one
+}
+
+// step takes the place to the first byte of the rest of a document, and says whether that stands in a value. What is no tag of an element, such as a
+// comment, has no values.
+func (p *place) step(rest []byte) (inValue bool) {
+	b := rest[0]
+	switch {
+	case p.quote != 0:
+		if b == p.quote {
+			p.quote = 0
+			return false
+		}
+		return true
+	case p.inTag && (b == '"' || b == '\''):
+		p.quote = b
+	case p.inTag && b == '>':
+		p.inTag = false
+	case b == '<':
+		p.inTag = len(rest) > 1 && rest[1] != '!' && rest[1] != '?'
+	}
+	return false
 }
 
 // allowed is XML 1.0's production 2, Char.

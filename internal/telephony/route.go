@@ -29,6 +29,7 @@ type Route struct {
 	// TransferAt is when the exchange answered, or when it was clear that it would not; TransferError is why it was not done.
 	TransferAt    time.Time
 	TransferError string
+	Refused       *RefusedError `json:",omitempty"` // the exchange's "no"; nil where a Transfer failed since no answer came
 }
 
 // routeLife is how long a decision holds for a call that is never reported to be over.
@@ -36,6 +37,20 @@ const routeLife = 24 * time.Hour
 
 // Live says whether the route still says something about a call that goes on.
 func (r Route) Live(now time.Time) bool { return r.OverAt.IsZero() && now.Sub(r.AskedAt) < routeLife }
+
+// SayBy is until when a decision is told. That nobody wants the call is decided when the time is up; a bridge that was down just then tells it as long
+// again after that, while the caller may still be waiting.
+func (r Route) SayBy() time.Time {
+	if r.Outcome == RouteWon {
+		return r.AnswerBy
+	}
+	return r.AnswerBy.Add(r.AnswerBy.Sub(r.AskedAt))
+}
+
+// Unsent says whether a decision surely has not reached the exchange, and there is still time to tell it.
+func (r Route) Unsent(now time.Time) bool {
+	return r.Transfer == TransferNotSent && r.Live(now) && now.Before(r.SayBy())
+}
 
 // RouteOutcome is where the question stands.
 type RouteOutcome string
