@@ -308,7 +308,7 @@ func (s *store) writable() error {
 	s.mu.Lock()
 	failed, full := s.failed, s.full
 	s.mu.Unlock()
-	if full != nil && !(errors.Is(full, ErrFull) && s.hasRoom()) {
+	if full != nil && (!errors.Is(full, ErrFull) || !s.hasRoom()) {
 		return full
 	}
 	if failed == nil {
