@@ -54,6 +54,17 @@ func (f Format) object(body []byte) []byte {
 	return body
 }
 
+// Sent gives what an endpoint is sent of an event: the content type, and the body, of which standard is the form in which the outbox keeps it.
+func (o *Outbox) Sent(endpoint string, standard []byte) (contentType string, body []byte) {
+	format := FormatStandard
+	for _, e := range o.opts.Endpoints {
+		if e.Name == endpoint {
+			format = e.Format
+		}
+	}
+	return format.contentType(), format.render(standard)
+}
+
 // member is one member of a JSON object; raw is its value as it stands there.
 type member struct {
 	name string

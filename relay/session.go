@@ -137,7 +137,7 @@ func (s *Session) switchedOff() {
 		s.intake.announce(telephony.Event{Type: telephony.EventDisconnected, Reason: "it was switched off"})
 	}
 	s.status = telephony.Connection{
-		State: telephony.Disabled, Since: time.Now(), LastError: "it was switched off with PUT /v1/connection",
+		State: telephony.Disabled, Since: time.Now(), LastError: "it was switched off, on the dashboard or with PUT /v1/connection",
 		CloseCode: s.status.CloseCode, CloseMeaning: s.status.CloseMeaning,
 	}
 }

@@ -39,6 +39,8 @@ type Outbox interface {
 	InUse() int64
 	LatestCalls(limit int) ([]string, error)
 	Call(callID string) ([]outbox.CallEvent, *telephony.Route, error)
+	// Sent gives what an endpoint is sent of an event: the content type, and the body as its format has it.
+	Sent(endpoint string, standard []byte) (contentType string, body []byte)
 	Delivery(id string) (outbox.Delivery, []outbox.Attempt, error)
 	Redeliver(id string) (outbox.Delivery, error)
 	SendTest(ctx context.Context, endpoint string) (eventID string, made outbox.Attempt, err error)
@@ -62,7 +64,7 @@ type Options struct {
 type Dashboard struct {
 	opts     Options
 	pages    *template.Template
-	logins   *rate.Limiter
+	logins   *rate.Limiter // with a wrong token
 	draining chan struct{} // closed when nobody is to wait for news any more
 }
 
@@ -111,7 +113,8 @@ func (d *Dashboard) Handler(next http.Handler) http.Handler {
 		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "+
 			"form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
 		h.Set("X-Content-Type-Options", "nosniff")
-		h.Set("Referrer-Policy", "no-referrer")
+		// Not no-referrer: a browser then says of a form on this very page that it comes from nowhere, and over plain HTTP it cannot say it in another way.
+		h.Set("Referrer-Policy", "same-origin")
 		h.Set("Cache-Control", "no-store")
 		guarded.ServeHTTP(w, r)
 	})
@@ -136,17 +139,18 @@ func (d *Dashboard) behindToken(next http.HandlerFunc) http.Handler {
 		switch {
 		case d.knows(r):
 			next(w, r)
-		case r.Method == http.MethodGet && r.URL.Path != "/live":
-			http.Redirect(w, r, "/login", http.StatusSeeOther)
-		default:
+		case r.URL.Path == "/live":
 			http.Error(w, wordsFor(r)["Sign in again."], http.StatusUnauthorized)
+		default:
+			http.Redirect(w, r, "/login", http.StatusSeeOther)
 		}
 	})
 }
 
 // overHTTPS says whether the browser reached the bridge by HTTPS.
 func (d *Dashboard) overHTTPS(r *http.Request) bool {
-	return r.TLS != nil || d.opts.BehindProxy && strings.EqualFold(r.Header.Get("X-Forwarded-Proto"), "https")
+	first, _, _ := strings.Cut(r.Header.Get("X-Forwarded-Proto"), ",") // what the browser spoke; proxies behind the first add theirs
+	return r.TLS != nil || d.opts.BehindProxy && strings.EqualFold(strings.TrimSpace(first), "https")
 }
 
 func (d *Dashboard) loginPage(w http.ResponseWriter, r *http.Request) {
@@ -157,14 +161,14 @@ func (d *Dashboard) login(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 4096)
 	token := strings.TrimSpace(r.PostFormValue("token"))
 	switch {
-	case !d.logins.Allow():
-		d.render(w, r, http.StatusTooManyRequests, "login", map[string]any{"Problem": "Too many attempts. Wait a few seconds."})
-	case d.opts.Token == "" || subtle.ConstantTimeCompare([]byte(token), []byte(d.opts.Token)) != 1:
-		d.opts.Logger.Warn("somebody tried to open the dashboard with a wrong token", "remote", r.RemoteAddr)
-		d.render(w, r, http.StatusUnauthorized, "login", map[string]any{"Problem": "That is not the token of API_TOKEN.", "NoToken": d.opts.Token == ""})
-	default:
+	case d.opts.Token != "" && subtle.ConstantTimeCompare([]byte(token), []byte(d.opts.Token)) == 1:
 		d.setCookie(w, r, d.pass(), 30*24*time.Hour)
 		http.Redirect(w, r, "/", http.StatusSeeOther)
+	case !d.logins.Allow(): // only wrong ones are counted, or anybody could keep the operator out
+		d.render(w, r, http.StatusTooManyRequests, "login", map[string]any{"Problem": "Too many attempts. Wait a few seconds."})
+	default:
+		d.opts.Logger.Warn("somebody tried to open the dashboard with a wrong token", "remote", r.RemoteAddr)
+		d.render(w, r, http.StatusUnauthorized, "login", map[string]any{"Problem": "That is not the token of API_TOKEN.", "NoToken": d.opts.Token == ""})
 	}
 }
 
@@ -187,7 +191,11 @@ func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	d.opts.Logger.Info("delivery is made again", "event_id", delivery.EventID, "endpoint", delivery.Endpoint, "call_id", delivery.CallID)
-	http.Redirect(w, r, callPath(delivery.CallID), http.StatusSeeOther)
+	back := "/"
+	if delivery.CallID != "" {
+		back = callPath(delivery.CallID)
+	}
+	http.Redirect(w, r, back, http.StatusSeeOther)
 }
 
 // sendTest sends an endpoint a test and shows what it said.
@@ -214,5 +222,5 @@ func (d *Dashboard) switchConnection(w http.ResponseWriter, r *http.Request) {
 }
 
 func (d *Dashboard) failed(w http.ResponseWriter, r *http.Request, err error) {
-	d.render(w, r, http.StatusBadRequest, "failed", map[string]any{"Problem": err.Error()})
+	d.render(w, r, http.StatusBadRequest, "failed", map[string]any{"Problem": wordsFor(r).say(err.Error())})
 }

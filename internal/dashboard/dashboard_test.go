@@ -78,7 +78,7 @@ func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 	t.Helper()
 	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
-		if strings.Contains(string(body), `"call_id":"5"`) {
+		if strings.Contains(string(body), "&call_id=5&") {
 			w.WriteHeader(http.StatusInternalServerError)
 			_, _ = io.WriteString(w, caller)
 		}
@@ -90,7 +90,7 @@ func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 		Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Hour}, Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30,
 		OrderHold: time.Millisecond, Grace: time.Second, Logger: logger, Observer: observed{stats},
 		Endpoints: []outbox.Endpoint{{
-			Name: "crm", URL: crm.URL + "/?token=t0psecret", Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: time.Minute, Concurrency: 4, RingingTTL: time.Hour,
+			Name: "crm", URL: crm.URL + "/?token=t0psecret", Format: outbox.FormatForm, Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: time.Minute, Concurrency: 4, RingingTTL: time.Hour,
 		}},
 	})
 	if err != nil {
@@ -192,9 +192,9 @@ func TestWhoMayLook(t *testing.T) {
 		{"GET", "/", 303},
 		{"GET", "/calls/5", 303},
 		{"GET", "/live", 401},
-		{"POST", "/actions/connection", 401},
-		{"POST", "/actions/redeliver", 401},
-		{"POST", "/actions/test", 401},
+		{"POST", "/actions/connection", 303},
+		{"POST", "/actions/redeliver", 303},
+		{"POST", "/actions/test", 303},
 		{"GET", "/assets/dashboard.css", 200},
 		{"GET", "/other", 404},
 	} {
@@ -205,17 +205,17 @@ func TestWhoMayLook(t *testing.T) {
 			t.Errorf("%s %s: %d %s", c.method, c.path, resp.StatusCode, body)
 		}
 	}
-	for i, wrong := range []string{"", "x", token + "x", token, token, token} {
-		resp, err := stranger.PostForm(s.URL+"/login", url.Values{"token": {wrong}})
-		text(t, resp, err)
-		want := 401
-		if wrong == token {
-			want = 303
-		}
-		if i == 5 { // too many at once
-			want = 429
-		}
-		if resp.StatusCode != want {
+	if s.exchange.Connection().State != telephony.Connected {
+		t.Error("a stranger has switched the connection")
+	}
+	for i, try := range []struct {
+		token string
+		want  int
+	}{
+		{"", 401}, {"x", 401}, {token + "x", 401}, {token, 303}, {"y", 401}, {"z", 401}, {"x", 429}, {token, 303}, // the operator is never kept out
+	} {
+		resp, err := stranger.PostForm(s.URL+"/login", url.Values{"token": {try.token}})
+		if text(t, resp, err); resp.StatusCode != try.want {
 			t.Errorf("attempt %d: %d", i, resp.StatusCode)
 		}
 	}
@@ -229,14 +229,18 @@ func TestWhoMayLook(t *testing.T) {
 }
 
 func TestSecureCookie(t *testing.T) {
-	for behind, want := range map[bool]bool{true: true, false: false} {
-		s := newStage(t, func(o *Options) { o.BehindProxy = behind })
+	for _, c := range []struct {
+		behind bool
+		proto  string
+		want   bool
+	}{{true, "https", true}, {true, "https, http", true}, {true, "http,https", false}, {true, "", false}, {false, "https", false}} {
+		s := newStage(t, func(o *Options) { o.BehindProxy = c.behind })
 		r, _ := http.NewRequest("POST", s.URL+"/login", strings.NewReader("token="+token))
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		r.Header.Set("X-Forwarded-Proto", "https")
+		r.Header.Set("X-Forwarded-Proto", c.proto)
 		resp, err := http.DefaultTransport.RoundTrip(r)
-		if text(t, resp, err); resp.Cookies()[0].Secure != want {
-			t.Errorf("behind a proxy %v: %+v", behind, resp.Cookies()[0])
+		if text(t, resp, err); resp.Cookies()[0].Secure != c.want {
+			t.Errorf("behind a proxy %v, %q: %+v", c.behind, c.proto, resp.Cookies()[0])
 		}
 	}
 	s := newStage(t, func(o *Options) { o.Token = "" })
@@ -265,9 +269,9 @@ func TestPages(t *testing.T) {
 	}
 	eventually(t, "the CRM has refused", func() bool { return strings.Contains(get("/calls/5", "en"), "HTTP 500") })
 	for lang, list := range map[string][]string{
-		"en":             {"Phone system", "connected", "Test Server v1.1.2", "Pause the connection", "crm", "The last hour", "6 events received", "/calls/5", "asks where to go", "picked up"},
+		"en":             {"Phone system", "connected", "Test Server v1.1.2", "Pause the connection", "crm", "The last hour", "Events received: 6", "/calls/5", "asks where to go", "picked up"},
 		"ru-RU,en;q=0.5": {"АТС", "соединение есть", "Приостановить соединение", "Последний час", "Последние звонки", `lang="ru"`},
-		"fr":             {"Phone system"},
+		"fr":             {"Phone system", "UTC"},
 	} {
 		body := get("/", lang)
 		for _, want := range list {
@@ -277,7 +281,10 @@ func TestPages(t *testing.T) {
 		}
 	}
 	body := get("/calls/5", "en")
-	for _, want := range []string{"call.transfer_requested", "HTTP 500", "&lt;script&gt;", "Redeliver", "Attempts: 1"} {
+	for _, want := range []string{
+		"<title>Call 5 – pzbridge</title>", "call.transfer_requested", "HTTP 500", "&lt;script&gt;", "Redeliver", "Attempts: 1",
+		"Content-Type: application/x-www-form-urlencoded", "webhook-id: ", "&amp;call_id=5&amp;sequence=1&amp;", // the request as the CRM gets it
+	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the call's page does not say %q:\n%s", want, body)
 		}
@@ -304,6 +311,20 @@ func TestPages(t *testing.T) {
 	if d, _, err := s.box.Delivery(list[0].ID); resp.Header.Get("Location") != "/calls/6" || !d.Redelivered || err != nil {
 		t.Errorf("redelivering: %v, %+v, %v", resp.Header, d, err)
 	}
+	s.exchange.mu.Lock()
+	s.exchange.c = telephony.Connection{
+		State: telephony.Disconnected, Since: time.Now(), CloseCode: 4008, CloseMeaning: "the password is wrong: set PZ_PASSWORD to the server's",
+		LastError: "connection closed with code 4008: the password is wrong: set PZ_PASSWORD to the server's",
+	}
+	s.exchange.mu.Unlock()
+	if body := get("/", "ru"); strings.Count(body, "соединение закрыто с кодом 4008: пароль неверен: укажите в PZ_PASSWORD пароль сервера") != 1 || strings.Contains(body, "password is wrong") {
+		t.Errorf("the Russian page says of a wrong password:\n%s", body)
+	}
+	s.caller = strings.Repeat("я", 10_000)
+	s.happens(t, "7", "call.incoming")
+	if body := get("/", "en"); !strings.Contains(body, "яяя…") || strings.Count(body, "я") > 100 {
+		t.Errorf("a caller's novel is %d characters on the first page", strings.Count(body, "я"))
+	}
 	if resp, err := c.Get(s.URL + "/calls/none"); err != nil || resp.StatusCode != 404 {
 		t.Errorf("no such call: %v, %v", resp.StatusCode, err)
 	}
@@ -326,7 +347,9 @@ func browser(t *testing.T) context.Context {
 	if err != nil {
 		t.Skip("there is no chromium on this machine")
 	}
-	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.Flag("no-sandbox", true), chromedp.Flag("disable-quic", true))
+	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.Flag("no-sandbox", true), chromedp.Flag("disable-quic", true),
+		// To a browser 127.0.0.1 is as good as HTTPS, but the operator's machine is not.
+		chromedp.Flag("host-resolver-rules", "MAP bridge.test 127.0.0.1"))
 	allocated, cancel := chromedp.NewExecAllocator(t.Context(), opts...)
 	t.Cleanup(cancel)
 	tab, cancel := chromedp.NewContext(allocated)
@@ -338,6 +361,7 @@ func browser(t *testing.T) context.Context {
 func TestInABrowser(t *testing.T) {
 	tab := browser(t)
 	s := newStage(t, nil)
+	office := strings.Replace(s.URL, "127.0.0.1", "bridge.test", 1)
 	var dialogs atomic.Int64
 	err := chromedp.Listen(tab, func(event any) {
 		if _, ok := event.(*cdppage.EventJavascriptDialogOpening); ok {
@@ -357,7 +381,7 @@ func TestInABrowser(t *testing.T) {
 	}
 	do(
 		chromedp.EmulateViewport(1200, 900),
-		chromedp.Navigate(s.URL),
+		chromedp.Navigate(office),
 		chromedp.SendKeys("#token", token+"\n"),
 		chromedp.WaitVisible("#c-6"),
 	)
@@ -370,16 +394,34 @@ func TestInABrowser(t *testing.T) {
 	}
 	do(chromedp.SendKeys("#b-connection", "\n"))
 	await(t, tab, `document.getElementById("b-connection")?.textContent === "Pause the connection"`)
+	// While a button is down, or text is marked, nothing is taken away from under it; what was new meanwhile is there right after.
+	pointer := func(kind string) string {
+		return `document.getElementById("b-connection").dispatchEvent(new PointerEvent("` + kind + `", {bubbles: true}))`
+	}
+	for _, use := range []struct{ begin, end string }{
+		{pointer("pointerdown"), pointer("pointerup")},
+		{`!getSelection().selectAllChildren(document.getElementById("h-pbx"))`, `!getSelection().removeAllRanges()`},
+	} {
+		evaluate[bool](t, tab, `document.getElementById("h-hour").kept = true`)
+		evaluate[bool](t, tab, use.begin)
+		s.happens(t, "8", "call.incoming")
+		await(t, tab, `news !== null`)
+		if !evaluate[bool](t, tab, `document.getElementById("h-hour").kept === true`) {
+			t.Errorf("in the middle of %s the page was replaced", use.begin)
+		}
+		evaluate[bool](t, tab, use.end)
+		await(t, tab, `news === null && document.getElementById("h-hour").kept !== true`)
+	}
 	do(chromedp.EmulateViewport(360, 740, chromedp.EmulateMobile))
 	if wide := evaluate[bool](t, tab, `document.documentElement.scrollWidth > window.innerWidth`); wide {
 		t.Error("the page is wider than a phone")
 	}
-	do(chromedp.EmulateViewport(1200, 900), chromedp.Navigate(s.URL+"/calls/5"), chromedp.WaitVisible("details"))
+	do(chromedp.EmulateViewport(1200, 900), chromedp.Navigate(office+"/calls/5"), chromedp.WaitVisible("details"))
 	evaluate[int](t, tab, `document.querySelectorAll("details").forEach(d => d.open = true) ?? 0`)
 	if n := evaluate[int](t, tab, `document.querySelectorAll("main img, main script").length`); n != 0 || dialogs.Load() != 0 {
 		t.Errorf("a caller's name became %d elements and %d dialogs", n, dialogs.Load())
 	}
-	if title := evaluate[string](t, tab, `document.title`); title != "pzbridge" {
+	if title := evaluate[string](t, tab, `document.title`); title != "Call 5 – pzbridge" {
 		t.Errorf("a caller's name has set the title to %q", title)
 	}
 	nameless := `[...document.querySelectorAll("button, a, input:not([type=hidden])")].filter(e => !e.textContent.trim() && !(e.labels && e.labels.length)).length`

@@ -24,32 +24,18 @@ var functions = template.FuncMap{
 	"clock":    func(t time.Time) string { return t.Local().Format("15:04:05") },
 	"datetime": func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") },
 	"iso":      func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
-	"short":    short,
+	"zone":     func() string { return time.Now().Format("UTC-07:00") },
+	"short":    func(t words, d time.Duration) string { return t.short(d) },
+	"say":      func(t words, text string) string { return t.say(text) },
 	"callPath": callPath,
 }
 
 func callPath(id string) string { return "/calls/" + url.PathEscape(id) }
 
-// short is a duration in one unit, as people say it.
-func short(d time.Duration) string {
-	switch {
-	case d < 10*time.Millisecond:
-		return fmt.Sprintf("%.1f ms", d.Seconds()*1000)
-	case d < time.Second:
-		return fmt.Sprintf("%d ms", d.Milliseconds())
-	case d < time.Minute:
-		return fmt.Sprintf("%.1f s", d.Seconds())
-	case d < time.Hour:
-		return fmt.Sprintf("%d min", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h", int(d.Hours()))
-	}
-	return fmt.Sprintf("%d d", int(d.Hours()/24))
-}
-
 // page is what every template gets.
 type page struct {
 	T       words
+	Title   string // beside the program's name; empty on the first page
 	Version string
 	In      bool // signed in
 	Data    any
@@ -58,7 +44,11 @@ type page struct {
 func (d *Dashboard) render(w http.ResponseWriter, r *http.Request, status int, name string, data any) {
 	var b bytes.Buffer
 	t := wordsFor(r)
-	if err := d.pages.ExecuteTemplate(&b, name, page{T: t, Version: d.opts.Version, In: d.knows(r), Data: data}); err != nil {
+	title := ""
+	if v, ok := data.(callView); ok {
+		title = t["Call"] + " " + v.ID
+	}
+	if err := d.pages.ExecuteTemplate(&b, name, page{T: t, Title: title, Version: d.opts.Version, In: d.knows(r), Data: data}); err != nil {
 		d.opts.Logger.Error("a page cannot be shown", "page", name, "err", err.Error())
 		http.Error(w, "The page cannot be shown; the log says why.", http.StatusInternalServerError)
 		return
@@ -76,6 +66,7 @@ type overview struct {
 	Connection telephony.Connection
 	Connected  bool
 	Enabled    bool
+	ShowClose  bool   // the last close code, where the last error does not say it
 	Trouble    string // with storing events
 	InUse      string
 	Endpoints  []endpointView
@@ -96,7 +87,8 @@ func (d *Dashboard) overview(t words) (overview, error) {
 	o := overview{T: t, Connection: d.opts.Exchange.Connection(), Plot: newPlot(d.opts.Stats.hour(now))}
 	o.Connected = o.Connection.State == telephony.Connected
 	o.Enabled = o.Connection.State != telephony.Disabled
-	o.InUse = fmt.Sprintf("%d MiB / %d MiB", d.opts.Outbox.InUse()>>20, d.opts.MaxBytes>>20)
+	o.ShowClose = o.Connection.CloseCode != 0 && !strings.Contains(o.Connection.LastError, o.Connection.CloseMeaning)
+	o.InUse = fmt.Sprintf("%d / %d %s", d.opts.Outbox.InUse()>>20, d.opts.MaxBytes>>20, t["MiB"])
 	if err := d.opts.Outbox.Writable(); err != nil {
 		o.Trouble = err.Error()
 	}
@@ -238,13 +230,14 @@ type step struct {
 type eventView struct {
 	outbox.CallEvent
 	Name       string
-	Body       string
 	Deliveries []deliveryView
 }
 
 type deliveryView struct {
 	outbox.Delivery
-	Past []outbox.Attempt
+	Past        []outbox.Attempt
+	ContentType string
+	Request     string // the body that is sent
 }
 
 // callView reads a call. The attempts are left out: see call.
@@ -259,15 +252,24 @@ func (d *Dashboard) callView(t words, id string) (callView, error) {
 			Data struct{ From, To string } `json:"data"`
 		}
 		_ = json.Unmarshal(e.Body, &body) // the outbox has written it
-		v.From, v.To = cmp.Or(v.From, body.Data.From), cmp.Or(body.Data.To, v.To)
+		v.From, v.To = cmp.Or(v.From, brief(body.Data.From)), cmp.Or(brief(body.Data.To), v.To)
 		kind := kinds[e.Type]
 		v.Steps = append(v.Steps, step{At: e.Time, Kind: cmp.Or(kind, "other"), Text: t[string(e.Type)]})
-		v.Events = append(v.Events, eventView{CallEvent: e, Name: t[string(e.Type)], Body: indented(e.Body)})
+		v.Events = append(v.Events, eventView{CallEvent: e, Name: t[string(e.Type)]})
 	}
 	v.Steps = append(v.Steps, routeSteps(t, route)...)
 	slices.SortStableFunc(v.Steps, func(a, b step) int { return a.At.Compare(b.At) })
 	place(v.Steps)
 	return v, nil
+}
+
+// brief is a number as a list shows it: a caller may send a novel.
+func brief(number string) string {
+	const most = 64 // characters
+	if runes := []rune(number); len(runes) > most {
+		return string(runes[:most]) + "…"
+	}
+	return number
 }
 
 var kinds = map[telephony.EventType]string{
@@ -288,7 +290,7 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 		case telephony.ReplyNumber:
 			text = p.By + " → " + p.To
 		case telephony.ReplyOut:
-			text = p.By + ": " + t["no answer"] + " (" + p.Why + ")"
+			text = p.By + ": " + t["no answer"] + " (" + t.say(p.Why) + ")"
 		}
 		steps = append(steps, step{At: p.At, Kind: "answered", Text: text})
 	}
@@ -298,7 +300,7 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 			text = t["not redirected"]
 		}
 		if r.TransferError != "" {
-			text += ": " + r.TransferError
+			text += ": " + t.say(r.TransferError)
 		}
 		steps = append(steps, step{At: r.TransferAt, Kind: "transferred", Text: text})
 	}
@@ -341,7 +343,7 @@ func indented(body []byte) string {
 func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 	v, err := d.callView(wordsFor(r), r.PathValue("id"))
 	if err != nil {
-		d.render(w, r, http.StatusNotFound, "failed", map[string]any{"Problem": err.Error()})
+		d.render(w, r, http.StatusNotFound, "failed", map[string]any{"Problem": wordsFor(r).say(err.Error())})
 		return
 	}
 	for i := range v.Events {
@@ -353,7 +355,8 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 			for n := range attempts {
 				attempts[n].Response = strings.ToValidUTF8(attempts[n].Response, "\uFFFD")
 			}
-			v.Events[i].Deliveries = append(v.Events[i].Deliveries, deliveryView{Delivery: delivery, Past: attempts})
+			kind, body := d.opts.Outbox.Sent(delivery.Endpoint, v.Events[i].Body)
+			v.Events[i].Deliveries = append(v.Events[i].Deliveries, deliveryView{Delivery: delivery, Past: attempts, ContentType: kind, Request: indented(body)})
 		}
 	}
 	d.render(w, r, http.StatusOK, "call", v)
