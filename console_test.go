@@ -3,6 +3,7 @@ package main
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -48,5 +49,23 @@ func TestConsole(t *testing.T) {
 				t.Errorf("exit code %d:\n%s", code, out)
 			}
 		})
+	}
+}
+
+// With an address it takes the password from where every other command has it.
+func TestConsolePassword(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{Password: "geheim"})
+	defer server.Close()
+	file := filepath.Join(t.TempDir(), "password")
+	if err := os.WriteFile(file, []byte("geheim\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, vars := range [][]string{{"PZ_PASSWORD=geheim"}, {"PZ_PASSWORD_FILE=" + file}} {
+		cmd := exec.Command(os.Args[0], "console", server.URL)
+		cmd.Env = append([]string{"RUN_MAIN=1"}, vars...)
+		cmd.Stdin = strings.NewReader("version\n")
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "Test Server v1.1.2") {
+			t.Errorf("%v: %v\n%s", vars, err, out)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -31,18 +32,22 @@ func TestDoctor(t *testing.T) {
 		code   int
 		says   []string
 	}{
-		"all is well":          {open, nil, 204, 0, []string{"✓ server: it lets the bridge in", "✓ crm: it took a webhook with HTTP 204"}},
-		"a wrong password":     {locked, []string{"PZ_PASSWORD=wrong"}, 204, 1, []string{"✗ server: ", "4008", "✓ crm: it took"}},
-		"the right password":   {locked, []string{"PZ_PASSWORD=пароль"}, 204, 0, []string{"✓ server: it lets the bridge in"}},
-		"no licence":           {unlicensed, nil, 204, 1, []string{"✗ server: it closed the connection with code 4006"}},
-		"nobody listens":       {open, []string{"PZ_URL=127.0.0.1:1"}, 204, 1, []string{"✗ server: port 1 does not answer"}},
-		"no such name":         {open, []string{"PZ_URL=nowhere.invalid"}, 204, 1, []string{"✗ server: the name nowhere.invalid cannot be resolved"}},
-		"an unknown old TLS":   {old, nil, 204, 1, []string{"✗ server: its certificate is not trusted", "PZ_TLS_FINGERPRINT=" + old.Fingerprint() + " and PZ_TLS_LEGACY=true"}},
-		"a known old TLS":      {old, []string{"PZ_TLS_LEGACY=true", "PZ_TLS_FINGERPRINT=" + old.Fingerprint()}, 204, 0, []string{"✓ server: TLS 1.0, certificate trusted", "lets the bridge in"}},
-		"no TLS at all":        {open, []string{"PZ_URL=" + strings.Replace(open.URL, "ws://", "wss://", 1)}, 204, 1, []string{"✗ server: it does not speak TLS"}},
-		"a wrong secret":       {open, nil, 401, 1, []string{"✗ crm: it refuses webhooks with HTTP 401"}},
-		"a wrong path":         {open, nil, 404, 1, []string{"✗ crm: HTTP 404"}},
-		"a CRM that is broken": {open, nil, 500, 1, []string{"✗ crm: it answers webhooks with HTTP 500"}},
+		"all is well":           {open, nil, 204, 0, []string{"✓ server: it lets the bridge in", "✓ crm: it took a webhook with HTTP 204"}},
+		"a wrong password":      {locked, []string{"PZ_PASSWORD=wrong"}, 204, 1, []string{"✗ server: ", "4008", "✓ crm: it took"}},
+		"the right password":    {locked, []string{"PZ_PASSWORD=пароль"}, 204, 0, []string{"✓ server: it lets the bridge in"}},
+		"no licence":            {unlicensed, nil, 204, 1, []string{"✗ server: it closed the connection with code 4006"}},
+		"nobody listens":        {open, []string{"PZ_URL=127.0.0.1:1"}, 204, 1, []string{"✗ server: port 1 does not answer"}},
+		"no such name":          {open, []string{"PZ_URL=nowhere.invalid"}, 204, 1, []string{"✗ server: the name nowhere.invalid cannot be resolved"}},
+		"an unknown old TLS":    {old, nil, 204, 1, []string{"✗ server: its certificate is not trusted", "PZ_TLS_FINGERPRINT=" + old.Fingerprint() + " and PZ_TLS_LEGACY=true"}},
+		"a known old TLS":       {old, []string{"PZ_TLS_LEGACY=true", "PZ_TLS_FINGERPRINT=" + old.Fingerprint()}, 204, 0, []string{"✓ server: TLS 1.0, certificate trusted", "lets the bridge in"}},
+		"no TLS at all":         {open, []string{"PZ_URL=" + strings.Replace(open.URL, "ws://", "wss://", 1)}, 204, 1, []string{"✗ server: it does not speak TLS"}},
+		"a wrong secret":        {open, nil, 401, 1, []string{"✗ crm: it refuses webhooks with HTTP 401"}},
+		"a wrong path":          {open, nil, 404, 1, []string{"✗ crm: HTTP 404"}},
+		"TLS without saying so": {old, []string{"PZ_URL=" + strings.Replace(old.URL, "wss://", "ws://", 1)}, 204, 1, []string{"✗ server: it speaks TLS: use wss:// in PZ_URL"}},
+		"a redirect":            {open, nil, 301, 1, []string{"✗ crm: it redirects with HTTP 301", "final address"}},
+		"a CRM that is gone":    {open, nil, 410, 1, []string{"✗ crm: HTTP 410", "dead"}},
+		"a CRM that is busy":    {open, nil, 429, 1, []string{"✗ crm: HTTP 429", "RATE"}},
+		"a CRM that is broken":  {open, nil, 500, 1, []string{"✗ crm: it answers webhooks with HTTP 500"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			status.Store(int64(c.crm))
@@ -121,6 +126,15 @@ func TestCommandsThatAsk(t *testing.T) {
 		if out, code := ask(args...); code != 2 {
 			t.Errorf("%v: exit code %d: %s", args, code, out)
 		}
+	}
+	if out, _ := ask("redeliver", "nosuch"); !strings.Contains(out, "no such delivery") {
+		t.Errorf("of a delivery that there is not: %s", out)
+	}
+	elsewhere := maps.Clone(vars)
+	elsewhere["PZBRIDGE_URL"] = "bridge"
+	p := start(t, elsewhere, "deliveries")
+	if code := p.exitCode(); code != 2 || !strings.Contains(p.log.String(), "PZBRIDGE_URL must be") {
+		t.Errorf("of an address that is none: %d %s", code, p.log.String())
 	}
 	for _, args := range [][]string{{"redeliver", "x.crm"}, {"redeliver", "-endpoint", "nobody"}, {"deliveries", "-state", "lost"}} {
 		if out, code := ask(args...); code != 1 {

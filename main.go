@@ -15,6 +15,7 @@ import (
 	"runtime/debug"
 	"syscall"
 	"time"
+	_ "time/tzdata" // the container has none, and TZ says in which times the dashboard and the commands speak
 
 	"pzbridge/internal/cli"
 	"pzbridge/internal/config"

@@ -41,7 +41,10 @@ var (
 // Redeliver makes one delivery again, whatever became of it, and gives how it stands then. The event keeps its ID, does not expire, and goes behind what is
 // pending before it in its call. It fails with ErrNotFound, ErrNoEndpoint or ErrNoURL.
 func (o *Outbox) Redeliver(id string) (Delivery, error) {
-	eventID, endpoint, _ := strings.Cut(id, ".")
+	eventID, endpoint, whole := strings.Cut(id, ".")
+	if !whole {
+		return Delivery{}, ErrNotFound
+	}
 	if err := o.store.takesWebhooks(endpoint); err != nil {
 		return Delivery{}, err
 	}

@@ -10,7 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -36,13 +36,12 @@ func newAPI() (api, error) {
 			return api{}, err
 		}
 	}
-	token := vars["API_TOKEN"]
-	if file := vars["API_TOKEN_FILE"]; token == "" && file != "" {
-		content, err := os.ReadFile(file)
-		if err != nil {
-			return api{}, usageError("API_TOKEN_FILE: " + err.Error())
-		}
-		token = strings.TrimSpace(string(content))
+	if u, err := url.Parse(address); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
+		return api{}, usageError("PZBRIDGE_URL must be the bridge's address, such as http://192.168.1.5:8080")
+	}
+	token, err := config.Secret(vars, "API_TOKEN")
+	if err != nil {
+		return api{}, err
 	}
 	if token == "" {
 		return api{}, usageError("API_TOKEN is missing: it is the operator's token, the same as the bridge's")
@@ -94,6 +93,9 @@ func (a api) call(ctx context.Context, method, path string, body, into any) erro
 	}
 }
 
+// errNoAnswer means that nobody is there, or not now.
+var errNoAnswer = errors.New("the bridge does not answer")
+
 // send makes one request and reads its answer.
 func (a api) send(ctx context.Context, method, path string, body any) (*http.Response, []byte, error) {
 	var content io.Reader
@@ -112,12 +114,12 @@ func (a api) send(ctx context.Context, method, path string, body any) (*http.Res
 	req.Header.Set("Authorization", "Bearer "+a.token)
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, nil, fmt.Errorf("the bridge does not answer: %w", err)
+		return nil, nil, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	answer, err := io.ReadAll(resp.Body)
 	if err != nil {
-		return nil, nil, fmt.Errorf("the bridge does not answer: %w", err)
+		return nil, nil, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	return resp, answer, nil
 }

@@ -13,13 +13,14 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/term"
 
+	"pzbridge/internal/config"
 	"pzbridge/internal/pz"
 )
 
 // console is the vendor's Diagnostic: a prompt that speaks to a Prostie Zvonki server.
 func (p Program) console(ctx context.Context, args []string) error {
 	fs := p.flags("console [url]", "Talk to a Prostie Zvonki server as the vendor's Diagnostic does; \"help\" at its prompt lists the commands. With a url it\n"+
-		"connects there first, as a client of its own, with the password of PZ_PASSWORD. Commands may come from a pipe; the exit code\n"+
+		"connects there first, as a client of its own, with the password of PZ_PASSWORD (or its file, or .env). Commands may come from a pipe; the exit code\n"+
 		"is 1 if one of them failed.")
 	if err := parseFlags(fs, args); err != nil {
 		return err
@@ -34,7 +35,15 @@ func (p Program) console(ctx context.Context, args []string) error {
 	}
 	defer c.hangUp()
 	if fs.NArg() == 1 {
-		c.fails(c.open(fs.Arg(0), uuid.NewString(), os.Getenv("PZ_PASSWORD")))
+		vars, err := config.Environment()
+		if err != nil {
+			return err
+		}
+		password, err := config.Secret(vars, "PZ_PASSWORD")
+		if err != nil {
+			return err
+		}
+		c.fails(c.open(fs.Arg(0), uuid.NewString(), password))
 	}
 	for ctx.Err() == nil {
 		line, err := c.in.read(c.prompt())

@@ -106,7 +106,7 @@ func (p Program) oneDelivery(ctx context.Context, a api, id string) error {
 		}
 		fmt.Fprintf(p.Out, "\n%s  %s, %.0f ms\n", t.At.Local().Format(time.DateTime), said, t.Took)
 		if t.Response != "" {
-			fmt.Fprintln(p.Out, printable(t.Response))
+			fmt.Fprintln(p.Out, printableLines(t.Response))
 		}
 	}
 	return nil

@@ -74,7 +74,30 @@ func (d *examination) server(ctx context.Context) {
 	if u.Scheme == "wss" && !d.certificate(ctx, u) {
 		return
 	}
+	if u.Scheme == "ws" && d.speaksTLS(ctx, u) {
+		d.ill("server", "it speaks TLS: use wss:// in PZ_URL")
+		return
+	}
 	d.password(ctx)
+}
+
+// speaksTLS says whether a server answers a TLS handshake, with whatever certificate.
+func (d *examination) speaksTLS(ctx context.Context, u *url.URL) bool {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second) // one without TLS may wait for more
+	defer cancel()
+	conn, err := (&tls.Dialer{Config: anyCertificate()}).DialContext(ctx, "tcp", u.Host)
+	if err != nil {
+		return false
+	}
+	_ = conn.Close()
+	return true
+}
+
+// anyCertificate is for looking at what a server has; whether it is trusted is asked after that.
+func anyCertificate() *tls.Config {
+	look := relay.TLS(nil, []byte{}, true)
+	look.VerifyConnection = nil
+	return look
 }
 
 // reach resolves a name and dials it.
@@ -103,10 +126,7 @@ func (d *examination) reach(ctx context.Context, what string, u *url.URL, variab
 func (d *examination) certificate(ctx context.Context, u *url.URL) bool {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	// Whatever the server has, it is looked at; whether it is trusted is asked after that.
-	look := relay.TLS(nil, []byte{}, true)
-	look.VerifyConnection = nil
-	dialer := tls.Dialer{Config: look}
+	dialer := tls.Dialer{Config: anyCertificate()}
 	conn, err := dialer.DialContext(ctx, "tcp", u.Host)
 	if err != nil {
 		d.ill("server", "it does not speak TLS (%v): use ws:// in PZ_URL, or switch TLS on at the server", err)
@@ -121,6 +141,9 @@ func (d *examination) certificate(ctx context.Context, u *url.URL) bool {
 		old := ""
 		if state.Version < tls.VersionTLS12 {
 			old = " and PZ_TLS_LEGACY=true"
+		}
+		if d.cfg.TLSRoots != nil {
+			old += " in place of PZ_TLS_CA_FILE"
 		}
 		d.ill("server", "its certificate is not trusted (%v): if it is really that server's, set PZ_TLS_FINGERPRINT=%x%s", err, sum, old)
 		return false
@@ -214,6 +237,12 @@ func (d *examination) endpoint(ctx context.Context, e config.Endpoint) {
 		d.ill(e.Name, "it refuses webhooks with HTTP %d: compare the secret in the CRM with its SECRET, and both clocks", made.Status)
 	case made.Status == 404 || made.Status == 405:
 		d.ill(e.Name, "HTTP %d: the path in its URL is not the one that takes webhooks", made.Status)
+	case made.Status >= 300 && made.Status <= 399:
+		d.ill(e.Name, "it redirects with HTTP %d, which is not followed: set its URL to the final address", made.Status)
+	case made.Status == 410:
+		d.ill(e.Name, "HTTP 410: it says that it wants no webhooks any more, and every delivery that is answered so is dead: set the address anew in its URL")
+	case made.Status == 429:
+		d.ill(e.Name, "HTTP 429: it has had too many requests: try again later, and set its RATE")
 	case made.Status < 200 || made.Status > 299:
 		d.ill(e.Name, "it answers webhooks with HTTP %d: its own log says why; it said %q", made.Status, made.Response)
 	default:

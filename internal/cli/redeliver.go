@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -73,8 +74,12 @@ func (p Program) follow(ctx context.Context, a api, endpoint string, before, man
 	if many == 0 {
 		return nil
 	}
-	bar := progressbar.NewOptions(many, progressbar.OptionSetWriter(p.Err), progressbar.OptionShowCount(), progressbar.OptionSetDescription(endpoint),
-		progressbar.OptionSetPredictTime(false), progressbar.OptionOnCompletion(func() { fmt.Fprintln(p.Err) }))
+	drawn := p.Err
+	if !isTerminal(p.Err) {
+		drawn = io.Discard // a bar is drawn over itself, which a file does not know
+	}
+	bar := progressbar.NewOptions(many, progressbar.OptionSetWriter(drawn), progressbar.OptionShowCount(), progressbar.OptionSetDescription(endpoint),
+		progressbar.OptionSetPredictTime(false), progressbar.OptionOnCompletion(func() { fmt.Fprintln(drawn) }))
 	for {
 		waiting, err := a.waiting(ctx, endpoint)
 		if err != nil {
@@ -86,7 +91,7 @@ func (p Program) follow(ctx context.Context, a api, endpoint string, before, man
 		}
 		select {
 		case <-ctx.Done():
-			fmt.Fprintln(p.Err)
+			fmt.Fprintln(drawn)
 			return nil
 		case <-time.After(300 * time.Millisecond):
 		}

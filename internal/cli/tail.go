@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 
 	"golang.org/x/term"
 )
@@ -52,22 +54,35 @@ type tailer struct {
 
 func (t *tailer) run(ctx context.Context) error {
 	t.cursor = "now"
-	for first := true; ; first = false {
-		if err := t.events(ctx); err != nil {
-			return err
-		}
-		if err := t.deliveries(ctx, first); err != nil {
-			return err
-		}
-		if first {
+	away := false
+	for first := true; ; {
+		err := t.look(ctx, first)
+		switch {
+		case err == nil && first:
 			fmt.Fprintln(t.p.Err, "Looking at", t.api.url+"; Ctrl-C ends it.")
+			first = false
+		case err == nil && away:
+			fmt.Fprintln(t.p.Err, "It answers again.")
+		case err != nil && (first || !errors.Is(err, errNoAnswer)):
+			return err
+		case err != nil && !away: // it may be restarting
+			fmt.Fprintf(t.p.Err, "%v; trying again.\n", err)
 		}
+		away = err != nil
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(tailEvery):
 		}
 	}
+}
+
+// look prints what is new; the first look finds out where to begin.
+func (t *tailer) look(ctx context.Context, first bool) error {
+	if err := t.events(ctx); err != nil {
+		return err
+	}
+	return t.deliveries(ctx, first)
 }
 
 func (t *tailer) events(ctx context.Context) error {
@@ -152,12 +167,21 @@ func (t *tailer) print(at time.Time, colour, text string, whole map[string]any) 
 	_ = enc.Encode(whole) // a pipe that has gone ends the process
 }
 
-// printable takes out what would do more to a terminal than stand there: a caller can send anything.
+// printable takes out what would do more to a terminal than stand there: a caller can send anything, a line that looks like one of ours too.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\n' || r >= 0x7f && r < 0xa0 {
+		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029' {
 			return ' '
 		}
 		return r
 	}, s)
+}
+
+// printableLines is printable for a text of several lines.
+func printableLines(s string) string {
+	lines := strings.Split(s, "\n")
+	for i := range lines {
+		lines[i] = printable(lines[i])
+	}
+	return strings.Join(lines, "\n")
 }

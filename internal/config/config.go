@@ -255,6 +255,20 @@ func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
 	return out, numbers
 }
 
+// Secret gives one variable that holds a secret, or what the file that NAME_FILE names holds; empty if there is neither. For commands that need no more of the
+// configuration.
+func Secret(vars map[string]string, name string) (string, error) {
+	var p problems
+	secret := map[string]string{name: vars[name]}
+	if file := vars[name+"_FILE"]; file != "" {
+		readSecret(secret, name, file, &p)
+	}
+	if len(p.list) > 0 {
+		return "", &Error{p.list}
+	}
+	return secret[name], nil
+}
+
 // secretNames matches the variables that hold a secret, and can come from a file by NAME_FILE.
 var secretNames = regexp.MustCompile(`^(PZ_PASSWORD|API_TOKEN|ENDPOINT_[0-9]+_(SECRET|TOKEN))$`)
 

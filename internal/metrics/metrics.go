@@ -81,12 +81,36 @@ func New(version string) *Metrics {
 		m.events, m.deliveries, m.attempts, m.toDelivery, m.commits, m.commands, m.decisions, m.routingTime, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	m.beginAtZero()
 	return m
+}
+
+// beginAtZero shows every series from the start: a rule that looks for an increase does not see the first of one that begins with it.
+func (m *Metrics) beginAtZero() {
+	for _, kind := range telephony.EventTypes {
+		m.events.WithLabelValues(string(kind))
+	}
+	for _, kind := range []telephony.CommandKind{telephony.CommandCall, telephony.CommandTransfer, telephony.CommandSMS} {
+		for _, outcome := range []string{"done", "refused", "not_sent", "no_answer"} {
+			m.commands.WithLabelValues(string(kind), outcome)
+		}
+	}
+	for _, outcome := range []telephony.RouteOutcome{telephony.RouteWon, telephony.RouteClosed} {
+		m.decisions.WithLabelValues(string(outcome))
+	}
 }
 
 // Watch lets each scrape ask the session and the outbox how they stand.
 func (m *Metrics) Watch(exchange Exchange, box Outbox) {
 	m.registry.MustRegister(watcher{exchange, box})
+	list, _ := box.Endpoints() // each scrape says what is wrong with it
+	for _, e := range list {
+		for _, outcome := range []string{outbox.OutcomeDelivered, outbox.OutcomeFailed, outbox.OutcomeDead, outbox.OutcomeExpired} {
+			m.deliveries.WithLabelValues(e.Name, outcome)
+		}
+		m.attempts.WithLabelValues(e.Name)
+		m.toDelivery.WithLabelValues(e.Name)
+	}
 }
 
 // Handler shows the metrics.

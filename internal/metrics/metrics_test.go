@@ -62,6 +62,11 @@ func TestMetrics(t *testing.T) {
 		`pzbridge_deliveries_total{endpoint="crm",outcome="failed"} 1`,
 		`pzbridge_deliveries_total{endpoint="crm",outcome="expired"} 1`,
 		`pzbridge_delivery_attempt_seconds_count{endpoint="crm"} 2`,
+		// What has not happened yet is 0, not absent.
+		`pzbridge_deliveries_total{endpoint="other",outcome="dead"} 0`,
+		`pzbridge_events_received_total{type="pz.event"} 0`,
+		`pzbridge_commands_total{kind="sms",outcome="no_answer"} 0`,
+		`pzbridge_routing_decisions_total{outcome="closed"} 0`,
 		`pzbridge_event_to_delivery_seconds_sum{endpoint="crm"} 2`,
 		`pzbridge_outbox_pending{endpoint="crm"} 3`,
 		`pzbridge_outbox_oldest_pending_seconds{endpoint="other"} 0`,
