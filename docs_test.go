@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +15,9 @@ import (
 
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
+	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
+	"pzbridge/outbox"
 )
 
 // snippet gives the first block of a language in a guide.
@@ -112,6 +115,77 @@ echo implode(' ', array_map(function ($r) {
 	}
 }
 
+// The n8n recipe's code does too, as n8n runs it.
+func TestRecipeVerifies(t *testing.T) {
+	node, err := exec.LookPath("node")
+	if err != nil {
+		t.Skip("there is no node on this machine")
+	}
+	verifier, err := standardwebhooks.NewWebhook(secret)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const body = `{"type":"call.completed","text":"Привет"}`
+	now := time.Now()
+	signature, err := verifier.Sign("msg_1", now, []byte(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := `
+const recipe = async function ($input, $env) {` + snippet(t, "docs/recipes.md", "js") + `};
+const run = (body, sent) => recipe.call(
+  { helpers: { getBinaryDataBuffer: async (item, name) => item === 0 && name === "data" ? Buffer.from(body) : null } },
+  { first: () => ({ json: { headers: { "webhook-id": "msg_1", "webhook-timestamp": String(sent), "webhook-signature": process.env.SIGNATURE } } }) },
+  { PZBRIDGE_SECRET: process.env.SECRET },
+).then((items) => items[0].json.type, (e) => e.message);
+(async () => console.log(await run(process.env.BODY, process.env.SENT), "|", await run(process.env.BODY + " ", process.env.SENT), "|", await run(process.env.BODY, process.env.SENT - 3600)))();`
+	cmd := exec.Command(node, "-e", program)
+	cmd.Env = append(os.Environ(), "SECRET="+secret, "BODY="+body, "SIGNATURE="+signature, "SENT="+strconv.FormatInt(now.Unix(), 10))
+	out, err := cmd.CombinedOutput()
+	if got := strings.TrimSpace(string(out)); err != nil || got != "call.completed | the signature is wrong | the signature is wrong" {
+		t.Errorf("it says %q (%v)", got, err)
+	}
+}
+
+// The operators' guide has every warning and error that the log can hold, every code with which a server closes, and the sentences with which a start ends.
+func TestOperatorsGuideIsWhole(t *testing.T) {
+	text, err := os.ReadFile("docs/operators.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	guide := string(text)
+	wanted := []string{outbox.ErrInUse.Error(), outbox.ErrNotOutbox.Error(), "the file is of a newer version of pzbridge", "the API cannot listen on LISTEN_ADDR"}
+	for code := pz.CloseLicenceUnchecked; code <= pz.CloseSameGUID; code++ {
+		wanted = append(wanted, strconv.Itoa(code))
+	}
+	line := regexp.MustCompile(`(?:\.(?:Warn|Error|Failed)\(|slog\.Level(?:Warn|Error), )"([^"]+)"`)
+	found := 0
+	err = filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (path == "internal/demo" || path == "internal/cli" || path == "internal/pztest"): // they do not run in the bridge
+			return filepath.SkipDir
+		case filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		source, err := os.ReadFile(path)
+		for _, m := range line.FindAllStringSubmatch(string(source), -1) {
+			found++
+			wanted = append(wanted, m[1])
+		}
+		return err
+	})
+	if err != nil || found < 25 {
+		t.Fatalf("%d lines of the log were found, %v", found, err)
+	}
+	for _, want := range wanted {
+		if !strings.Contains(guide, want) {
+			t.Errorf("the guide does not say what to do about %q", want)
+		}
+	}
+}
+
 // The README's Go takes a webhook that is signed and refuses another.
 func TestReadmeTakesAWebhook(t *testing.T) {
 	// Within this module, whose test dependency the library is.
@@ -161,7 +235,7 @@ func TestGuidesCurl(t *testing.T) {
 		return err == nil && strings.Contains(string(out), "ready")
 	})
 	run := 0
-	for _, guide := range []string{"README.md", "docs/operators.md", "docs/developers.md"} {
+	for _, guide := range []string{"README.md", "docs/operators.md", "docs/developers.md", "docs/recipes.md"} {
 		text, err := os.ReadFile(guide)
 		if err != nil {
 			t.Fatal(err)

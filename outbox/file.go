@@ -69,6 +69,78 @@ func copyTo(path string, src *bolt.DB) error {
 	return errors.Join(bolt.Compact(dst, src, step), dst.Sync(), dst.Close())
 }
 
+// Restore puts a copy of a backup in the file's place, and gives where it has left what was there, empty if nothing was. No bridge may have the file open: it
+// fails with ErrInUse, or with ErrNotOutbox if the backup is none, or says what went wrong; the file is then as it was.
+func Restore(path, backup string) (before string, err error) {
+	before, err = restore(path, backup)
+	if err != nil {
+		err = fmt.Errorf("restore the outbox %s from %s: %w", path, backup, err)
+	}
+	return before, err
+}
+
+func restore(path, backup string) (before string, err error) {
+	if _, err := os.Stat(path); err == nil {
+		// The lock on what is there is held until the backup is in its place. What is damaged is nobody's, and is the very reason to restore.
+		there, err := openFile(path, 0)
+		if err == nil {
+			defer func() { _ = there.Close() }()
+		} else if !errors.Is(err, ErrNotOutbox) {
+			return "", err
+		}
+		before = path + ".before-restore"
+	}
+	copied := path + ".restore"
+	if err := copyFile(copied, backup); err != nil {
+		return "", plain(err)
+	}
+	if err := isOutbox(copied); err != nil {
+		return "", errors.Join(err, os.Remove(copied))
+	}
+	if before != "" {
+		if err := os.Rename(path, before); err != nil {
+			return "", errors.Join(err, os.Remove(copied))
+		}
+	}
+	return before, errors.Join(os.Rename(copied, path), syncFolder(filepath.Dir(path)))
+}
+
+// copyFile copies a file and syncs the copy. Its folder is made if need be.
+func copyFile(to, from string) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = src.Close() }()
+	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
+		return err
+	}
+	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(dst, src)
+	return errors.Join(err, dst.Sync(), dst.Close())
+}
+
+// isOutbox fails with ErrNotOutbox if a file that nobody has open is none, or damaged, or of a newer version.
+func isOutbox(path string) error {
+	db, err := openFile(path, 0)
+	if err != nil {
+		return err
+	}
+	err = guarded(func() error {
+		return db.View(func(tx *bolt.Tx) error {
+			meta := tx.Bucket(bucketMeta)
+			if meta == nil || meta.Get(keySchema) == nil {
+				return ErrNotOutbox
+			}
+			return tooNew(decodeNumber(meta.Get(keySchema)))
+		})
+	})
+	return errors.Join(err, db.Close())
+}
+
 func size(path string) (int64, error) {
 	info, err := os.Stat(path)
 	if err != nil {

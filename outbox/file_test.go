@@ -363,3 +363,77 @@ func TestForeignFile(t *testing.T) {
 		_ = o.Close()
 	}
 }
+
+// A backup is put in the file's place, and what was there is kept; nothing happens while a bridge has the file open, or if the backup is none.
+func TestRestore(t *testing.T) {
+	folder := t.TempDir()
+	path, backup := filepath.Join(folder, "outbox.db"), filepath.Join(folder, "backup.db")
+	opts := withDefaults(t, Options{Path: path, Logger: slog.New(slog.DiscardHandler)})
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, o, event("call.completed", "1"))
+	var copied bytes.Buffer
+	if err := o.Backup(func(int64) io.Writer { return &copied }); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(backup, copied.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, o, event("call.completed", "2"))
+	if _, err := Restore(path, backup); !errors.Is(err, ErrInUse) {
+		t.Errorf("while it is open: %v", err)
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for name, content := range map[string][]byte{"empty": nil, "text": []byte("hello"), "cut off": copied.Bytes()[:copied.Len()/2]} {
+		bad := filepath.Join(t.TempDir(), "bad.db")
+		if err := os.WriteFile(bad, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if before, err := Restore(path, bad); err == nil {
+			t.Errorf("%s: it was restored, and what was there is %s", name, before)
+		}
+	}
+	if calls := callsIn(t, opts); !slices.Equal(calls, []string{"2", "1"}) {
+		t.Errorf("after all that failed, the file holds the calls %v", calls)
+	}
+	before, err := Restore(path, backup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if calls := callsIn(t, opts); !slices.Equal(calls, []string{"1"}) {
+		t.Errorf("the file holds the calls %v", calls)
+	}
+	opts.Path = before
+	if calls := callsIn(t, opts); !slices.Equal(calls, []string{"2", "1"}) {
+		t.Errorf("what was there holds the calls %v", calls)
+	}
+	opts.Path = filepath.Join(t.TempDir(), "new", "outbox.db")
+	if before, err := Restore(opts.Path, backup); before != "" || err != nil || len(callsIn(t, opts)) != 1 {
+		t.Errorf("where nothing was: %q, %v", before, err)
+	}
+	if err := os.WriteFile(path, []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(path, backup); err != nil {
+		t.Errorf("over a damaged one: %v", err)
+	}
+}
+
+// callsIn gives the calls of a file, the newest first.
+func callsIn(t *testing.T, opts Options) []string {
+	t.Helper()
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	calls, err := o.LatestCalls(10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return calls
+}

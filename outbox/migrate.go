@@ -22,9 +22,8 @@ func migrate(tx *bolt.Tx) error {
 	if v := t.meta.Get(keySchema); len(v) == 8 {
 		version = binary.BigEndian.Uint64(v)
 	}
-	if version > schema {
-		return fmt.Errorf("the file is of a newer version of pzbridge (its layout is %d, this version reads up to %d): "+
-			"use that version again, or a backup from before the upgrade", version, schema)
+	if err := tooNew(version); err != nil {
+		return err
 	}
 	for ; version < schema; version++ {
 		step, ok := migrations[version]
@@ -36,6 +35,15 @@ func migrate(tx *bolt.Tx) error {
 		}
 	}
 	return t.meta.Put(keySchema, number(schema))
+}
+
+// tooNew refuses a file of a layout that this version does not know.
+func tooNew(version uint64) error {
+	if version > schema {
+		return fmt.Errorf("the file is of a newer version of pzbridge (its layout is %d, this version reads up to %d): "+
+			"use that version again, or a backup from before the upgrade", version, schema)
+	}
+	return nil
 }
 
 // migrate1: a delivery was state (1 byte), attempts (2), due (8), status (2), failedAt (8). It had no attempts, did not say what comes after it, and

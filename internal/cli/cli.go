@@ -44,6 +44,7 @@ func commands() []command {
 		{"deliveries", "list what became of events at the CRMs", Program.deliveries},
 		{"redeliver", "send deliveries again", Program.redeliver},
 		{"compact", "make the outbox's file small again, while the bridge is stopped", Program.compact},
+		{"restore", "put a backup in the place of the outbox's file, while the bridge is stopped", Program.restore},
 		{"secret", "print a fresh secret for an endpoint", Program.secret},
 		{"send-test", "send an endpoint a test and print what it answers", Program.sendTest},
 		{"healthcheck", "ask the running bridge whether it is alive; for Docker", Program.healthcheck},

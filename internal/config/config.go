@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -141,19 +142,40 @@ func (p *problems) add(variable, format string, args ...any) {
 // Environment is the process's environment with what the file .env of the working directory adds: a variable that is set already wins.
 func Environment() (map[string]string, error) {
 	vars := env.ToMap(os.Environ())
+	if err := addFile(vars); err != nil {
+		return nil, err
+	}
+	return vars, setZone(vars["TZ"])
+}
+
+// setZone makes a zone the process's own. Go does so by itself with TZ of the environment, but not with that of .env, and takes UTC for a name that there is not.
+func setZone(name string) error {
+	if name = strings.TrimPrefix(name, ":"); name == "" || filepath.IsAbs(name) {
+		return nil
+	}
+	zone, err := time.LoadLocation(name)
+	if err != nil {
+		return &Error{[]string{fmt.Sprintf("TZ: there is no time zone %q: use a name such as Europe/Moscow or Asia/Yekaterinburg", name)}}
+	}
+	time.Local = zone
+	return nil
+}
+
+// addFile adds what the file .env of the working directory has, if there is one.
+func addFile(vars map[string]string) error {
 	const name = ".env"
 	content, err := os.ReadFile(name)
 	if os.IsNotExist(err) {
-		return vars, nil
+		return nil
 	}
 	if err != nil {
-		return nil, &Error{[]string{err.Error()}}
+		return &Error{[]string{err.Error()}}
 	}
 	content = bytes.TrimPrefix(content, []byte("\uFEFF")) // Windows editors begin a file with it
 	file, err := godotenv.UnmarshalBytes(content)
 	if err != nil {
 		// The library's error quotes the line, where a secret may stand.
-		return nil, &Error{[]string{fmt.Sprintf(
+		return &Error{[]string{fmt.Sprintf(
 			"%s: line %d cannot be read: each line is NAME=value; put a value with spaces, quotes or # between single quotes", name, brokenLine(string(content)))}}
 	}
 	for k, v := range file {
@@ -161,7 +183,7 @@ func Environment() (map[string]string, error) {
 			vars[k] = v
 		}
 	}
-	return vars, nil
+	return nil
 }
 
 // brokenLine finds the line at which a file stops being readable: the one after the longest beginning that can be read.

@@ -348,3 +348,23 @@ func TestDotEnv(t *testing.T) {
 		t.Errorf("a broken file: %v", err)
 	}
 }
+
+// The time zone of .env is the process's, as that of the environment is.
+func TestZone(t *testing.T) {
+	before := time.Local
+	t.Cleanup(func() { time.Local = before })
+	t.Setenv("TZ", "")
+	t.Chdir(t.TempDir())
+	if err := os.Unsetenv("TZ"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(".env", []byte("TZ=Asia/Yekaterinburg\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Environment(); err != nil {
+		t.Fatal(err)
+	}
+	if got := time.Date(2026, 11, 25, 10, 0, 0, 0, time.UTC).Local().Format("15:04"); got != "15:00" {
+		t.Errorf("ten o'clock is %s", got)
+	}
+}
