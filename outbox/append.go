@@ -78,9 +78,8 @@ func (s *store) nearlyFull() (nearly bool) {
 
 // appendOne stores one event, unless it is known, gives its number, and says whether endpoints are to be asked about it.
 func (s *store) appendOne(tx *txn, r *record) (n uint64, asks bool, err error) {
-	if tx.knows(r.id) {
+	if n, known := tx.knows(r.id); known {
 		// The commit that stored it may have been told of as one that failed: then nobody has been asked yet.
-		n = decodeNumber(tx.ids.Get(r.id[:]))
 		return n, tx.questions.Get(number(n)) != nil, nil
 	}
 	if r.replayed && tx.told(r) {
@@ -137,8 +136,9 @@ func (s *store) appendOne(tx *txn, r *record) (n uint64, asks bool, err error) {
 	return n, on.asking, nil
 }
 
-// knows says whether an event with this ID is stored. IDs hold their time, so most are larger than all that are, which is known without looking.
-func (tx *txn) knows(id uuid.UUID) bool {
+// knows says whether an event with this ID is stored, and gives its number. IDs hold their time, so most are larger than all that are, which is known without
+// looking.
+func (tx *txn) knows(id uuid.UUID) (n uint64, known bool) {
 	if tx.newest == nil {
 		tx.newest = []byte{}
 		if k, _ := tx.ids.Cursor().Last(); k != nil {
@@ -147,9 +147,10 @@ func (tx *txn) knows(id uuid.UUID) bool {
 	}
 	if bytes.Compare(id[:], tx.newest) > 0 {
 		tx.newest = append(tx.newest[:0], id[:]...)
-		return false
+		return 0, false
 	}
-	return tx.ids.Get(id[:]) != nil
+	v, known := tx.byID.find(tx.ids, binary.BigEndian.Uint64(id[:]), binary.BigEndian.Uint64(id[8:]))
+	return decodeNumber(v), known
 }
 
 // appendDelivery stores the duty to deliver event n, the one with the sequence in its call; last is the number of the event before it, 0 if there is none.

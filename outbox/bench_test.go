@@ -78,7 +78,7 @@ func BenchmarkRecordOutcomes(b *testing.B) {
 			for i, j := range f.jobs {
 				results[i] = result{job: j, now: j.delivery.tried(outcome{status: 200}, nil, time.Now(), 0), attempt: made}
 				writes[i].key, writes[i].due = number(j.number), dueKey(0, j.number)
-				writes[i].value = append(encodeDelivery(results[i].now), addAttempt(nil, *made)...)
+				writes[i].value = encodeDelivery(results[i].now, addAttempt(nil, nil, *made))
 			}
 			writeBare := func() error {
 				return bare.commit(func(tx *txn) error {
@@ -155,7 +155,7 @@ func bareAppend(b *testing.B, e telephony.Event, i uint64) func(*txn) error {
 	}
 	n := number(i)
 	value, call := encodeEvent(&r, 1), append(callKey(r.call), number(1)...)
-	place, pendingDelivery, due := append(n[:8:8], r.fingerprint[:]...), encodeDelivery(delivery{}), dueKey(0, i)
+	place, pendingDelivery, due := append(n[:8:8], r.fingerprint[:]...), encodeDelivery(delivery{}, nil), dueKey(0, i)
 	return func(tx *txn) error {
 		crm := tx.Bucket(bucketEndpoints).Bucket([]byte("crm"))
 		for _, put := range []struct {

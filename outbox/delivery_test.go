@@ -129,8 +129,8 @@ func TestFilter(t *testing.T) {
 }
 
 func FuzzDecode(f *testing.F) {
-	f.Add(encodeDelivery(delivery{attempts: 3, step: 2, due: 5, next: 7}))
-	f.Add(addAttempt(addAttempt(nil, Attempt{Status: 503, Response: "busy"}), Attempt{Error: "refused"}))
+	f.Add(encodeDelivery(delivery{attempts: 3, step: 2, due: 5, next: 7}, nil))
+	f.Add(addAttempt(nil, addAttempt(nil, nil, Attempt{Status: 503, Response: "busy"}), Attempt{Error: "refused"}))
 	f.Add(encodeEvent(&record{kind: "call.incoming", call: "5", body: []byte("{}"), gap: 1}, 1))
 	f.Fuzz(func(_ *testing.T, v []byte) {
 		_, _ = decodeDelivery(v)

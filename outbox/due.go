@@ -194,7 +194,8 @@ func (s *store) recordOne(tx *txn, q *queue, r *result) error {
 		now = *before // it was asked for again while the attempt was under way: that counts
 	}
 	if r.attempt != nil {
-		history = addAttempt(history, *r.attempt)
+		q.room = addAttempt(q.room, history, *r.attempt)
+		history = q.room
 	}
 	if err := q.put(n, before, now, history); err != nil {
 		return err
@@ -219,7 +220,7 @@ func (tx *txn) giveUp(q *queue, n uint64, hold time.Duration) error {
 	before, history := q.get(n)
 	if before != nil {
 		now := before.ended(dead, time.Now())
-		history = addAttempt(history, Attempt{At: time.Now(), Error: errDamaged.Error()})
+		history = addAttempt(nil, history, Attempt{At: time.Now(), Error: errDamaged.Error()})
 		return errors.Join(q.put(n, before, now, history), tx.release(q, now, hold))
 	}
 	// Its place in the index cannot be known from its record.
@@ -240,7 +241,7 @@ func (tx *txn) giveUp(q *queue, n uint64, hold time.Duration) error {
 		now.next, _, _ = tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Next)
 	}
 	return errors.Join(
-		q.put(n, nil, now, addAttempt(nil, Attempt{At: time.Now(), Error: errDamaged.Error()})),
+		q.put(n, nil, now, addAttempt(nil, nil, Attempt{At: time.Now(), Error: errDamaged.Error()})),
 		tx.release(q, now, hold),
 	)
 }

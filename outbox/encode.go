@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"strconv"
 	"time"
 
@@ -54,8 +55,8 @@ const deliverySize = 32
 const flagRedelivered = 1
 
 // encodeDelivery: state (1 byte), flags (1), step (2), attempts (4), due (8), failedAt (8), next (8). Then the last attempts follow, oldest first.
-func encodeDelivery(d delivery) []byte {
-	v := make([]byte, 0, deliverySize)
+func encodeDelivery(d delivery, history []byte) []byte {
+	v := make([]byte, 0, deliverySize+len(history))
 	flags := byte(0)
 	if d.redelivered {
 		flags = flagRedelivered
@@ -65,7 +66,7 @@ func encodeDelivery(d delivery) []byte {
 	v = binary.BigEndian.AppendUint32(v, uint32(d.attempts))
 	v = binary.BigEndian.AppendUint64(v, uint64(d.due))
 	v = binary.BigEndian.AppendUint64(v, uint64(d.failedAt))
-	return binary.BigEndian.AppendUint64(v, d.next)
+	return append(binary.BigEndian.AppendUint64(v, d.next), history...)
 }
 
 func decodeDelivery(v []byte) (delivery, error) {
@@ -94,15 +95,14 @@ type Attempt struct {
 	Error    string // why there was no answer; holds no secret
 }
 
-// addAttempt gives the record of attempts with one more, and without those before the last ten.
+// addAttempt gives the record of attempts with one more, and without those before the last ten. It is written into room, which may be nil.
 //
 // One attempt: time in unix milliseconds (8 bytes), duration in µs (8), status (2), response and error (each: length (2), text).
-func addAttempt(history []byte, a Attempt) []byte {
+func addAttempt(room, history []byte, a Attempt) []byte {
 	if ends := attemptEnds(history); len(ends) >= keptAttempts {
 		history = history[ends[len(ends)-keptAttempts]:]
 	}
-	v := make([]byte, 0, len(history)+22+len(a.Response)+len(a.Error))
-	v = append(v, history...)
+	v := append(slices.Grow(room[:0], len(history)+22+len(a.Response)+len(a.Error)), history...)
 	v = binary.BigEndian.AppendUint64(v, uint64(a.At.UnixMilli()))
 	v = binary.BigEndian.AppendUint64(v, uint64(a.Took.Microseconds()))
 	v = binary.BigEndian.AppendUint16(v, uint16(a.Status))

@@ -68,7 +68,7 @@ func migrate1(tx *txn) error {
 				state: state(v[0]), attempts: attempts, step: attempts,
 				due: int64(binary.BigEndian.Uint64(v[3:])), failedAt: int64(binary.BigEndian.Uint64(v[13:])),
 			}
-			if err := q.deliveries.Put(k, encodeDelivery(d)); err != nil {
+			if err := q.deliveries.Put(k, encodeDelivery(d, nil)); err != nil {
 				return err
 			}
 			q.counts[d.state]++

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -227,6 +228,9 @@ func (s *store) commit(apply func(*txn) error) error {
 	s.mu.Unlock()
 
 	results := s.commitGroup(group)
+	s.mu.Lock()
+	expected := len(s.waiting) + len(group) - 1 // this one comes again only when it has handed on the lead
+	s.mu.Unlock()
 	var mine error
 	for i, other := range group {
 		if other == c {
@@ -235,7 +239,7 @@ func (s *store) commit(apply func(*txn) error) error {
 			other.turn <- turn{err: results[i]}
 		}
 	}
-	s.gather()
+	s.gather(expected)
 	s.mu.Lock()
 	s.committing = len(s.waiting) > 0
 	if s.committing {
@@ -246,18 +250,19 @@ func (s *store) commit(apply func(*txn) error) error {
 }
 
 // gather lets those run that have just been told how their change ended, and may bring the next one: else one half of a crowd would wait for the commit
-// of the other. It is over as soon as nothing new has come.
-func (s *store) gather() {
-	const most = 16 // times
-	waiting := -1
-	for range most {
+// of the other. It is over when as many wait as are expected, or nobody comes any more.
+func (s *store) gather(expected int) {
+	const patience = 64 // rounds in which nobody comes: others may be preparing theirs on another processor
+	for waiting, quiet := 0, 0; quiet < patience; quiet++ {
 		s.mu.Lock()
 		n := len(s.waiting)
 		s.mu.Unlock()
-		if n == waiting {
+		if n >= expected {
 			return
 		}
-		waiting = n
+		if n > waiting {
+			waiting, quiet = n, 0
+		}
 		runtime.Gosched()
 	}
 }
@@ -358,6 +363,7 @@ type txn struct {
 	meta, events, ids, calls, routes, questions, keys, endpoints *bolt.Bucket
 
 	queues map[string]*queue
+	byID   finder                       // in ids
 	cursor *bolt.Cursor                 // of calls: see lastOf
 	inUse  int64                        // bytes of the file, as the transaction began; 0 until it was asked for
 	prints map[string]map[[16]byte]bool // what has been told of a call: see told
@@ -426,12 +432,36 @@ type queue struct {
 	root, deliveries, due *bolt.Bucket
 	counts                counts
 	changed               bool
+	byNumber, byTime      finder // in deliveries and in due
+	room                  []byte // for a record of attempts, until it is put
+}
+
+// finder looks up keys of one bucket. Each look of the bucket's own makes a new cursor.
+type finder struct {
+	cursor *bolt.Cursor
+	key    [16]byte // room for one
+}
+
+// find goes to a number, or to a time and a number, or to an ID as two numbers, and gives the value there.
+func (f *finder) find(b *bolt.Bucket, numbers ...uint64) (v []byte, found bool) {
+	if f.cursor == nil {
+		f.cursor = b.Cursor()
+	}
+	key := f.key[:0]
+	for _, n := range numbers {
+		key = binary.BigEndian.AppendUint64(key, n)
+	}
+	k, v := f.cursor.Seek(key)
+	return v, bytes.Equal(k, key)
 }
 
 // get gives a delivery and its last attempts as they are stored; they belong to bbolt. It is nil when there is none, and when its record
 // is damaged.
 func (q *queue) get(n uint64) (*delivery, []byte) {
-	v := q.deliveries.Get(number(n))
+	v, found := q.byNumber.find(q.deliveries, n)
+	if !found {
+		return nil, nil
+	}
 	d, err := decodeDelivery(v)
 	if err != nil {
 		return nil, nil
@@ -449,7 +479,7 @@ func (q *queue) put(n uint64, before *delivery, d delivery, history []byte) erro
 		}
 	}
 	if before != nil && before.isDue() && (!d.isDue() || before.due != d.due) {
-		if err := q.due.Delete(dueKey(before.due, n)); err != nil {
+		if err := q.notDue(before.due, n); err != nil {
 			return err
 		}
 	}
@@ -458,7 +488,15 @@ func (q *queue) put(n uint64, before *delivery, d delivery, history []byte) erro
 			return err
 		}
 	}
-	return q.deliveries.Put(number(n), append(encodeDelivery(d), history...))
+	return q.deliveries.Put(number(n), encodeDelivery(d, history))
+}
+
+// notDue takes a delivery out of the due index.
+func (q *queue) notDue(due int64, n uint64) error {
+	if _, found := q.byTime.find(q.due, uint64(due), n); !found {
+		return nil
+	}
+	return q.byTime.cursor.Delete()
 }
 
 // remove takes a delivery away with its place in the due index.
@@ -469,7 +507,7 @@ func (q *queue) remove(n uint64) error {
 	}
 	q.changed = true
 	q.counts.less(d.state)
-	return errors.Join(q.due.Delete(dueKey(d.due, n)), q.deliveries.Delete(number(n)))
+	return errors.Join(q.notDue(d.due, n), q.deliveries.Delete(number(n)))
 }
 
 // release gives the delivery that comes after d in its call, if there is one and it is pending, the due time that follows from how d stands now. One that
