@@ -402,8 +402,8 @@ func TestInABrowser(t *testing.T) {
 		{pointer("pointerdown"), pointer("pointerup")},
 		{`!getSelection().selectAllChildren(document.getElementById("h-pbx"))`, `!getSelection().removeAllRanges()`},
 	} {
-		evaluate[bool](t, tab, `document.getElementById("h-hour").kept = true`)
 		evaluate[bool](t, tab, use.begin)
+		evaluate[bool](t, tab, `document.getElementById("h-hour").kept = true`)
 		s.happens(t, "8", "call.incoming")
 		await(t, tab, `news !== null`)
 		if !evaluate[bool](t, tab, `document.getElementById("h-hour").kept === true`) {
