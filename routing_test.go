@@ -664,6 +664,8 @@ func TestKilledWhileRouting(t *testing.T) {
 		_ = p.Wait()
 		close(stop)
 		emitting.Wait()
+		// Or the connection of the one that was killed would be taken for that of the next, and a question be asked of nobody.
+		eventually(t, "the server knows that it is gone", func() bool { return server.Connected() == 0 })
 	}
 	start(t, vars)
 	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
