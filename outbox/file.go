@@ -92,6 +92,7 @@ func restore(path, backup string) (before string, err error) {
 	}
 	copied := path + ".restore"
 	if err := copyFile(copied, backup); err != nil {
+		_ = os.Remove(copied) // what there is of it
 		return "", plain(err)
 	}
 	if err := isOutbox(copied); err != nil {
@@ -102,7 +103,13 @@ func restore(path, backup string) (before string, err error) {
 			return "", errors.Join(err, os.Remove(copied))
 		}
 	}
-	return before, errors.Join(os.Rename(copied, path), syncFolder(filepath.Dir(path)))
+	if err := os.Rename(copied, path); err != nil {
+		if before != "" {
+			err = errors.Join(err, os.Rename(before, path))
+		}
+		return "", err
+	}
+	return before, syncFolder(filepath.Dir(path))
 }
 
 // copyFile copies a file and syncs the copy. Its folder is made if need be.
