@@ -234,6 +234,70 @@ func TestPause(t *testing.T) {
 	})
 }
 
+// What waits for its turn at an endpoint that is busy does not get it when it is no longer to be sent then: it waits in the outbox, or has expired.
+func TestOvertaken(t *testing.T) {
+	// Each first attempt takes so long that the second event waits for it.
+	const busy = 2 * time.Second
+	refuse := func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(http.StatusServiceUnavailable) }
+	for name, c := range map[string]struct {
+		failures int // attempts that have failed before
+		first    func(int, received, http.ResponseWriter)
+		ringing  time.Duration
+		stop     bool          // while it waits
+		from     time.Duration // when it is sent at the earliest, after the beginning; 0 is never
+		state    state
+	}{
+		"a pause":   {first: func(_ int, _ received, w http.ResponseWriter) { w.Header().Set("Retry-After", "30"); w.WriteHeader(429) }, ringing: time.Hour, from: 32 * time.Second, state: delivered},
+		"a failure": {failures: failingAfter - 1, first: refuse, ringing: time.Hour, from: 6 * time.Second, state: delivered},
+		"too late":  {first: func(int, received, http.ResponseWriter) {}, ringing: time.Second, state: expired},
+		"the end":   {first: func(int, received, http.ResponseWriter) {}, ringing: time.Hour, stop: true, state: pending},
+		"nothing":   {first: refuse, ringing: time.Hour, from: busy, state: delivered},
+	} {
+		t.Run(name, func(t *testing.T) {
+			receiver := &crm{}
+			receiver.answer = func(n int, r received, w http.ResponseWriter) {
+				switch call, _ := callOf(t, r); call {
+				case "before":
+					refuse(n, r, w)
+				case "first":
+					time.Sleep(busy)
+					c.first(n, r, w)
+				}
+			}
+			bubble(t, receiver, func(t *testing.T) {
+				e := endpoint("crm")
+				e.Concurrency, e.RingingTTL = 1, c.ringing
+				o := openOutbox(t, Options{DialContext: receiver.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{10 * time.Hour}, Grace: time.Minute})
+				stop := run(t, o)
+				for range c.failures {
+					mustAppend(t, o, event("call.completed", "before"))
+				}
+				time.Sleep(time.Hour)
+				began := time.Now()
+				mustAppend(t, o, event("call.completed", "first"))
+				synctest.Wait()
+				mustAppend(t, o, event("call.incoming", "second"))
+				synctest.Wait()
+				if c.stop {
+					stop()
+				}
+				time.Sleep(time.Minute)
+				stop()
+				sent := time.Duration(0)
+				for _, r := range receiver.received() {
+					if call, _ := callOf(t, r); call == "second" {
+						sent = r.at.Sub(began)
+					}
+				}
+				list, _, err := o.Deliveries(DeliveryQuery{CallID: "second"})
+				if err != nil || len(list) != 1 || list[0].State != c.state.String() || sent < c.from || (sent > 0) != (c.from > 0) {
+					t.Errorf("it was sent after %s, want %s or more; %+v, want %s (%v)", sent, c.from, list, c.state, err)
+				}
+			})
+		})
+	}
+}
+
 // Without a limit everything goes at once; with one, a request after the other.
 func TestRate(t *testing.T) {
 	for rate, want := range map[float64]time.Duration{0: 0, 2: 9500 * time.Millisecond, 0.5: 38 * time.Second} {
@@ -255,6 +319,35 @@ func TestRate(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A request that comes late does not take the next one's time: those behind it keep their distance.
+func TestRateBehindSlowRequests(t *testing.T) {
+	c := &crm{answer: func(n int, _ received, _ http.ResponseWriter) {
+		if n <= 2 {
+			time.Sleep(5 * time.Second)
+		}
+	}}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.Rate, e.Concurrency = 2, 2
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		stop := run(t, o)
+		for i := range 10 {
+			mustAppend(t, o, event("call.incoming", fmt.Sprint(i)))
+		}
+		time.Sleep(time.Minute)
+		stop()
+		hooks := c.received()
+		for i := range hooks[1:] {
+			if gap := hooks[i+1].at.Sub(hooks[i].at); gap < 490*time.Millisecond {
+				t.Errorf("request %d came %s after the one before it", i+2, gap)
+			}
+		}
+		if len(hooks) != 10 {
+			t.Errorf("%d requests", len(hooks))
+		}
+	})
 }
 
 // An endpoint that never returns does not fill the disk for ever: what has waited longer than the retention and the schedule together goes.

@@ -28,9 +28,10 @@ const (
 
 // lane delivers to one endpoint. Each endpoint has its own, so that none waits for another.
 //
-// One goroutine, run, decides everything: which deliveries are claimed from the file, which attempt may start, when outcomes are committed. Attempts are
-// made by workers, as many as have been needed at once; they stay, since a new goroutine would grow its stack anew for every attempt. They, and a commit in
-// a goroutine of its own, tell run how they ended.
+// One goroutine, run, decides everything: which deliveries are claimed from the file, which are to be tried, when outcomes are committed. Attempts are
+// made by workers, as many as have been needed at once; they stay, since a new goroutine would grow its stack anew for every attempt. A worker that is done
+// finds its next order waiting, and run is woken only when there is something to decide: at full load each of the two would else wait for the other once
+// for every attempt. A commit runs in a goroutine of its own.
 type lane struct {
 	endpoint Endpoint
 	store    *store
@@ -46,15 +47,16 @@ type lane struct {
 	writing   *repeat.Log
 
 	wake     chan struct{} // the file holds something new
-	orders   chan order    // to the workers; there is room for as many as may be under way
-	ended    chan ended    // likewise
+	orders   chan order    // to the workers; there is room for as many as may be given
+	handed   chan struct{} // the workers have handed in something to decide upon
 	recorded chan recorded
 
 	// What follows is run's alone.
-	claimed   map[uint64]bool // numbers of the deliveries that are ready, under way, or not recorded yet
-	ready     []job           // to be tried next
-	underWay  int             // attempts
+	claimed   map[uint64]bool // numbers of the deliveries that are ready, ordered, or not recorded yet
+	ready     []job           // to be ordered next
+	ordered   int             // attempts that are under way or wait for a worker
 	workers   int             // that have been started
+	taken     []ended         // room for what was handed in, while it is not in use
 	results   []result        // to be recorded
 	spare     []result        // room for results, while it is not in use
 	waiting   time.Time       // since when they could have been: the first of them was there, and no commit ran
@@ -69,6 +71,7 @@ type lane struct {
 
 	mu     sync.Mutex
 	health health
+	ended  []ended // handed in by the workers
 }
 
 // order is an attempt that a worker is to make.
@@ -77,10 +80,10 @@ type order struct {
 	probe bool
 }
 
-// ended tells run that an attempt has ended.
+// ended tells run what became of an order.
 type ended struct {
 	result result
-	cutOff bool // by the shutdown: how it would have ended is unknown
+	unmade bool // no attempt was made, or the shutdown has cut it off: how it would have ended is unknown
 }
 
 // recorded tells run that a commit of results has ended.
@@ -94,7 +97,7 @@ func newLane(e Endpoint, s *store, opts Options, announce func(telephony.Event))
 	l := &lane{
 		endpoint: e, store: s, announce: announce, sender: newSender(e, e.Concurrency, opts), questions: newSender(e, 0, opts), opts: opts, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
 		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger),
-		wake: make(chan struct{}, 1), orders: make(chan order, e.Concurrency), ended: make(chan ended, e.Concurrency), recorded: make(chan recorded),
+		wake: make(chan struct{}, 1), orders: make(chan order, 2*e.Concurrency), handed: make(chan struct{}, 1), recorded: make(chan recorded),
 		claimed: map[uint64]bool{}, stale: true,
 	}
 	if e.Rate > 0 {
@@ -103,14 +106,17 @@ func newLane(e Endpoint, s *store, opts Options, announce func(telephony.Event))
 	return l
 }
 
-func (l *lane) wakeUp() {
+func (l *lane) wakeUp() { signal(l.wake) }
+
+// signal wakes whoever waits on a channel with room for one.
+func signal(c chan<- struct{}) {
 	select {
-	case l.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
-func (l *lane) busy() bool { return l.underWay > 0 || l.recording || len(l.results) > 0 }
+func (l *lane) busy() bool { return l.ordered > 0 || l.recording || len(l.results) > 0 }
 
 // run delivers what is due until ctx ends, and returns when the last attempt is recorded. Attempts run under work.
 func (l *lane) run(ctx, work context.Context) {
@@ -125,7 +131,7 @@ func (l *lane) run(ctx, work context.Context) {
 	for !stopping || l.busy() {
 		var at time.Time // when to look again even if nothing happens; zero: never
 		if !stopping {
-			at = l.dispatch(func() { workers.Go(func() { l.work(work) }) })
+			at = l.dispatch(func() { workers.Go(func() { l.work(ctx, work) }) })
 		}
 		at = sooner(at, l.flush(work))
 		if !at.IsZero() {
@@ -137,21 +143,14 @@ func (l *lane) run(ctx, work context.Context) {
 		case <-done:
 			stopping, done = true, nil
 			l.drop()
-		case e := <-l.ended:
-			for more := true; more; { // all that have ended by now
-				l.attemptEnded(e)
-				select {
-				case e = <-l.ended:
-				default:
-					more = false
-				}
-			}
+		case <-l.handed:
 		case r := <-l.recorded:
 			l.commitEnded(r)
 		case <-l.wake:
 			l.stale = true
 		case <-alarm.C:
 		}
+		l.collect()
 	}
 }
 
@@ -162,7 +161,7 @@ func sooner(a, b time.Time) time.Time {
 	return a
 }
 
-// dispatch gives the attempts that may start now to workers, and says when the next one may. Hire starts a worker.
+// dispatch orders the attempts that may start now or as soon as a worker is free, and says when the next one may. Hire starts a worker.
 func (l *lane) dispatch(hire func()) (at time.Time) {
 	now := time.Now()
 	h := l.currentHealth()
@@ -181,7 +180,11 @@ func (l *lane) dispatch(hire func()) (at time.Time) {
 		l.inLine = true
 	}
 	slots, at := h.allows(now, l.endpoint.Concurrency)
-	for l.underWay < slots && len(l.results) < mostOutcomes && l.recordAt.IsZero() {
+	most := slots
+	if !h.failing && l.limit == nil { // else what waits for a worker would have its turn too late, or all at once
+		most = 2 * slots
+	}
+	for l.ordered < most && len(l.results) < mostOutcomes && l.recordAt.IsZero() {
 		if len(l.ready) == 0 {
 			if at = l.claim(now, h.failing); len(l.ready) == 0 {
 				break
@@ -197,11 +200,11 @@ func (l *lane) dispatch(hire func()) (at time.Time) {
 			return now.Add(wait)
 		}
 		l.ready = l.ready[1:]
-		l.underWay++
+		l.ordered++
 		if h.failing {
 			l.lastProbe = j.number
 		}
-		if l.workers < l.underWay {
+		if l.workers < min(l.ordered, slots) {
 			l.workers++
 			hire()
 		}
@@ -210,11 +213,54 @@ func (l *lane) dispatch(hire func()) (at time.Time) {
 	return at
 }
 
-// work makes attempts until run ends. They run under ctx.
-func (l *lane) work(ctx context.Context) {
+// work makes attempts until run ends. They run under work; once ctx has ended, none begins.
+func (l *lane) work(ctx, work context.Context) {
 	for o := range l.orders {
-		l.ended <- l.attempt(ctx, o.job, o.probe)
+		if ctx.Err() != nil || l.overtaken(o) {
+			l.handIn(ended{result: result{job: o.job}, unmade: true})
+		} else {
+			l.handIn(l.attempt(work, o.job, o.probe))
+		}
 	}
+}
+
+// overtaken says whether an order is not to be carried out any more: while it waited for a worker, the endpoint has begun to fail or has asked for a
+// pause, or it became too late.
+func (l *lane) overtaken(o order) bool {
+	now := time.Now()
+	slots, _ := l.currentHealth().allows(now, 1)
+	return slots == 0 || l.tooLate(o.job, now)
+}
+
+// handIn tells run what became of an order. It wakes run for the first, with which the time for a commit begins, for as many as are committed at once,
+// and when the workers are about to run out of orders.
+func (l *lane) handIn(e ended) {
+	l.mu.Lock()
+	l.ended = append(l.ended, e)
+	n := len(l.ended)
+	l.mu.Unlock()
+	if n == 1 || n == mostOutcomes || len(l.orders) <= l.endpoint.Concurrency/2 {
+		signal(l.handed)
+	}
+}
+
+// collect takes what the workers have handed in.
+func (l *lane) collect() {
+	l.mu.Lock()
+	list := l.ended
+	l.ended = l.taken
+	l.mu.Unlock()
+	for i := range list {
+		l.ordered--
+		if list[i].unmade {
+			delete(l.claimed, list[i].result.job.number)
+			l.stale = true
+		} else {
+			l.add(list[i].result)
+		}
+	}
+	clear(list) // so that what was sent can be forgotten
+	l.taken = list[:0]
 }
 
 // rateWait takes the right to one attempt, or says how long it takes to get it.
@@ -299,7 +345,7 @@ func (l *lane) attempt(work context.Context, j job, probe bool) ended {
 	o, err := l.sender.attempt(work, j)
 	if err != nil {
 		l.logger.Warn("attempt cut off by the shutdown; it will be made again", "event_id", j.eventID, "call_id", j.call)
-		return ended{result: result{job: j}, cutOff: true}
+		return ended{result: result{job: j}, unmade: true}
 	}
 	now := time.Now()
 	var next delivery
@@ -358,15 +404,6 @@ func (l *lane) currentHealth() health {
 	return l.health
 }
 
-func (l *lane) attemptEnded(e ended) {
-	l.underWay--
-	if e.cutOff {
-		delete(l.claimed, e.result.job.number)
-		return
-	}
-	l.add(e.result)
-}
-
 // flush starts a commit of the results if it is time, and says when it will be.
 func (l *lane) flush(work context.Context) (at time.Time) {
 	if l.recording || len(l.results) == 0 {
@@ -380,7 +417,7 @@ func (l *lane) flush(work context.Context) (at time.Time) {
 		return time.Time{}
 	case now.Before(l.recordAt):
 		return sooner(l.recordAt, now.Add(storeAgain))
-	case l.underWay > 0 && len(l.results) < mostOutcomes && now.Before(l.waiting.Add(outcomeWait)):
+	case l.ordered > 0 && len(l.results) < mostOutcomes && now.Before(l.waiting.Add(outcomeWait)):
 		return l.waiting.Add(outcomeWait)
 	}
 	batch := l.results
