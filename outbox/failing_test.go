@@ -247,7 +247,10 @@ func TestOvertaken(t *testing.T) {
 		from     time.Duration // when it is sent at the earliest, after the beginning; 0 is never
 		state    state
 	}{
-		"a pause":   {first: func(_ int, _ received, w http.ResponseWriter) { w.Header().Set("Retry-After", "30"); w.WriteHeader(429) }, ringing: time.Hour, from: 32 * time.Second, state: delivered},
+		"a pause": {first: func(_ int, _ received, w http.ResponseWriter) {
+			w.Header().Set("Retry-After", "30")
+			w.WriteHeader(429)
+		}, ringing: time.Hour, from: 32 * time.Second, state: delivered},
 		"a failure": {failures: failingAfter - 1, first: refuse, ringing: time.Hour, from: 6 * time.Second, state: delivered},
 		"too late":  {first: func(int, received, http.ResponseWriter) {}, ringing: time.Second, state: expired},
 		"the end":   {first: func(int, received, http.ResponseWriter) {}, ringing: time.Hour, stop: true, state: pending},

@@ -482,5 +482,15 @@ func (l *lane) log(j job, d delivery, o outcome, took time.Duration) {
 			attrs = append(attrs, slog.String("retry_in", time.Until(time.Unix(0, d.due)).Round(time.Millisecond).String()))
 		}
 	}
-	l.logger.LogAttrs(context.Background(), level, message, attrs...)
+	logLine(l.logger, level, message, attrs)
+}
+
+// logLine is Logger.LogAttrs but for where in the code the line comes from: nobody is told, and to find out took a sixth of the time of a line.
+func logLine(logger *slog.Logger, level slog.Level, message string, attrs []slog.Attr) {
+	ctx, handler := context.Background(), logger.Handler()
+	if handler.Enabled(ctx, level) {
+		r := slog.NewRecord(time.Now(), level, message, 0)
+		r.AddAttrs(attrs...)
+		_ = handler.Handle(ctx, r) // as a Logger does
+	}
 }

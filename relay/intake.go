@@ -3,6 +3,7 @@ package relay
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -145,8 +146,9 @@ func (in *intake) tooOld(e telephony.Event) bool {
 // run appends until finish has been called and the queue is empty.
 func (in *intake) run() {
 	defer close(in.done)
+	batch := make([]telephony.Event, 0, batchSize)
 	for e := range in.queue {
-		batch := append(make([]telephony.Event, 0, min(batchSize, 1+len(in.queue))), e)
+		batch = append(batch[:0], e)
 		for len(batch) < batchSize && len(in.queue) > 0 {
 			batch = append(batch, <-in.queue)
 		}
@@ -158,6 +160,7 @@ func (in *intake) run() {
 			}
 		}
 		in.giveRoom(batch)
+		clear(batch) // so that they can be forgotten
 	}
 }
 
@@ -169,12 +172,7 @@ func (in *intake) append(batch []telephony.Event) bool {
 		err := in.opts.Sink.Append(in.giveUp, batch)
 		if err == nil {
 			in.trouble.Recovered("events are stored again")
-			for _, e := range batch {
-				if telephony.IsOperational(e.Type) {
-					continue // it is stored only where somebody wants it
-				}
-				in.opts.Logger.Debug("event stored", "event_id", e.ID, "type", string(e.Type), "call_id", e.CallID)
-			}
+			in.logStored(batch)
 			return true
 		}
 		in.trouble.Failed("events cannot be stored and wait in memory", err, "events", len(batch)+len(in.queue))
@@ -182,6 +180,18 @@ func (in *intake) append(batch []telephony.Event) bool {
 		case <-in.giveUp.Done():
 			return false
 		case <-time.After(wait):
+		}
+	}
+}
+
+// logStored is for who looks for an event with LOG_LEVEL=debug.
+func (in *intake) logStored(batch []telephony.Event) {
+	if !in.opts.Logger.Enabled(context.Background(), slog.LevelDebug) {
+		return
+	}
+	for i := range batch {
+		if e := &batch[i]; !telephony.IsOperational(e.Type) { // one that is operational is stored only where somebody wants it
+			in.opts.Logger.Debug("event stored", "event_id", e.ID, "type", string(e.Type), "call_id", e.CallID)
 		}
 	}
 }
