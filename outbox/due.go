@@ -37,13 +37,15 @@ type found struct {
 // take adds the delivery of a key of the index.
 func (f *found) take(tx *txn, q *queue, k []byte) {
 	n := binary.BigEndian.Uint64(k[8:])
-	d, _ := q.get(n)
-	e, err := decodeEvent(tx.events.Get(k[8:]))
-	if d == nil || err != nil {
+	v, _ := q.byNumber.next(q.deliveries, n)
+	d, damaged := decodeDelivery(v)
+	v, _ = tx.byNumber.next(tx.events, n)
+	e, err := decodeEvent(v)
+	if damaged != nil || err != nil {
 		f.damaged = append(f.damaged, n)
 		return
 	}
-	f.jobs = append(f.jobs, job{number: n, delivery: *d, stored: e, eventID: e.id.String()})
+	f.jobs = append(f.jobs, job{number: n, delivery: d, stored: e, eventID: e.id.String()})
 }
 
 // due gives up to limit deliveries of an endpoint that are due, oldest first, but for those that are claimed. A due time more than horizon
@@ -174,6 +176,11 @@ type result struct {
 func (s *store) record(endpoint string, results []result) error {
 	return s.commit(func(tx *txn) error {
 		q := tx.queue(endpoint)
+		numbers := make([]uint64, len(results))
+		for i := range results {
+			numbers[i] = results[i].job.number
+		}
+		q.readTogether(numbers)
 		for i := range results {
 			if err := s.recordOne(tx, q, &results[i]); err != nil {
 				return err
@@ -234,7 +241,7 @@ func (tx *txn) giveUp(q *queue, n uint64, hold time.Duration) error {
 		}
 	}
 	if tx.events.Get(number(n)) == nil {
-		return q.deliveries.Delete(number(n))
+		return q.forget(n)
 	}
 	now := delivery{}.ended(dead, time.Now())
 	if e, _, err := decodeEventHead(tx.events.Get(number(n))); err == nil {
