@@ -69,7 +69,7 @@ func BenchmarkRecordOutcomes(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			f, err := o.store.due("crm", n, nil, time.Hour)
+			f, err := o.store.due("crm", n, nil, time.Now())
 			if err != nil || len(f.jobs) != n {
 				b.Fatal(len(f.jobs), err)
 			}

@@ -112,7 +112,7 @@ func TestDamagedCounts(t *testing.T) {
 		}
 	}()
 	for range 2 { // claim, deliver, record, claim
-		f, err := o.store.due("crm", 64, nil, time.Hour)
+		f, err := o.store.due("crm", 64, nil, time.Now())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -123,6 +123,29 @@ func TestDamagedCounts(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A key of the due index that is damaged is told of and taken away, and holds up nothing.
+func TestDamagedDueKey(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Logger: slog.New(slog.DiscardHandler)})
+		for _, k := range [][]byte{{0}, []byte("twelve bytes"), []byte("a key of some thirty bytes")} {
+			if err := o.store.commit(func(tx *txn) error { return tx.queue("crm").due.Put(k, nil) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		mustAppend(t, o, event("call.completed", "5"))
+		if _, err := o.OldestPending("crm"); err != nil {
+			t.Error(err)
+		}
+		stop := run(t, o)
+		synctest.Wait()
+		stop()
+		if got := states(t, o, "crm"); got[delivered] != 1 || c.count() != 1 {
+			t.Errorf("states: %v", got)
+		}
+	})
 }
 
 // A file with pages that are overwritten is refused with a sentence.

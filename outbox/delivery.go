@@ -149,7 +149,7 @@ func (d delivery) tried(o outcome, schedule []time.Duration, now time.Time, rand
 	case hopeless:
 		return d.ended(dead, now)
 	}
-	if d.failedAt == 0 {
+	if d.failedAt == 0 || d.failedAt > now.UnixNano() { // the clock was set back
 		d.failedAt = now.UnixNano()
 	}
 	if d.step >= len(schedule) {
@@ -169,6 +169,20 @@ func (d delivery) probed(o outcome, now time.Time) delivery {
 		return d.tried(o, nil, now, 0)
 	}
 	d.attempts++
+	return d
+}
+
+// setBack gives a pending delivery that is to be tried later the time that it should have once the clock has been set back to now. What was tried at a time
+// that is still to come has waited long enough, and what waits behind such a one waits no longer than hold. Longest is past any wait that there can be: a due
+// time that is further ahead is a mistake too.
+func (d delivery) setBack(lastTried, now time.Time, hold, longest time.Duration) delivery {
+	ahead := time.Duration(d.due - now.UnixNano())
+	switch {
+	case d.failedAt == 0 && ahead > hold: // it waits for the one before it in its call
+		d.due = now.Add(hold).UnixNano()
+	case d.failedAt != 0 && (ahead > longest || lastTried.After(now)):
+		d.due, d.failedAt = now.UnixNano(), min(d.failedAt, now.UnixNano())
+	}
 	return d
 }
 

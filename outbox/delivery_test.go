@@ -65,6 +65,43 @@ func TestNext(t *testing.T) {
 	}
 }
 
+// What waits gets the time that it should have once the clock has been set back.
+func TestSetBack(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	const hold, longest = time.Minute, 24 * time.Hour
+	in := func(d time.Duration) int64 { return now.Add(d).UnixNano() }
+	for name, c := range map[string]struct {
+		due, failed, tried time.Duration // from now on
+		untried            bool
+		wantDue, wantFail  time.Duration
+	}{
+		"tried before now":             {due: time.Hour, failed: -time.Hour, tried: -time.Minute, wantDue: time.Hour, wantFail: -time.Hour},
+		"tried after now":              {due: time.Hour, failed: time.Minute, tried: time.Minute},
+		"tried before and after now":   {due: time.Hour, failed: -time.Hour, tried: time.Minute, wantFail: -time.Hour},
+		"further ahead than any wait":  {due: 25 * time.Hour, failed: -time.Hour, tried: -time.Minute, wantFail: -time.Hour},
+		"held for a part of the hold":  {due: time.Second, untried: true, wantDue: time.Second},
+		"held for longer than it may":  {due: time.Hour, untried: true, wantDue: hold},
+		"asked for again, and is held": {due: time.Second, tried: time.Hour, untried: true, wantDue: time.Second},
+	} {
+		d := delivery{attempts: 3, step: 2, next: 7, due: in(c.due)}
+		want := d
+		want.due = in(c.wantDue)
+		if !c.untried {
+			d.failedAt, want.failedAt = in(c.failed), in(c.wantFail)
+		}
+		got := d.setBack(now.Add(c.tried), now, hold, longest)
+		if got != want {
+			t.Errorf("%s: got %+v, want %+v", name, got, want)
+		}
+		if again := got.setBack(now.Add(c.tried), now, hold, longest); again != got {
+			t.Errorf("%s: done twice, it is %+v, once %+v", name, again, got)
+		}
+	}
+	if d := (delivery{failedAt: in(time.Hour)}).tried(outcome{status: 500}, []time.Duration{time.Minute}, now, 0); d.failedAt != in(0) {
+		t.Errorf("one that failed in the future fails again, and holds its call from %s on", time.Unix(0, d.failedAt))
+	}
+}
+
 // When an event goes, by how the one before it in its call stands.
 func TestOrder(t *testing.T) {
 	const hold, failed = time.Minute, int64(1e18)

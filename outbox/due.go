@@ -34,9 +34,8 @@ type found struct {
 	damaged []uint64      // numbers of deliveries that stand in the index and cannot be read
 }
 
-// take adds the delivery of a key of the index.
-func (f *found) take(tx *txn, q *queue, k []byte) {
-	n := binary.BigEndian.Uint64(k[8:])
+// take adds a delivery.
+func (f *found) take(tx *txn, q *queue, n uint64) {
 	v, _ := q.byNumber.next(q.deliveries, n)
 	d, damaged := decodeDelivery(v)
 	v, _ = tx.byNumber.next(tx.events, n)
@@ -48,44 +47,71 @@ func (f *found) take(tx *txn, q *queue, k []byte) {
 	f.jobs = append(f.jobs, job{number: n, delivery: d, stored: e, eventID: e.id.String()})
 }
 
-// due gives up to limit deliveries of an endpoint that are due, oldest first, but for those that are claimed. A due time more than horizon
-// ahead counts as due: the clock was set back.
-func (s *store) due(endpoint string, limit int, claimed map[uint64]bool, horizon time.Duration) (f found, err error) {
+// due gives up to limit deliveries of an endpoint that are due, oldest first, but for those that are claimed.
+func (s *store) due(endpoint string, limit int, claimed map[uint64]bool, now time.Time) (f found, err error) {
 	err = s.view(func(tx *txn) error {
 		q := tx.queue(endpoint)
 		f.jobs = make([]job, 0, min(uint64(limit), q.counts[pending]))
-		now := time.Now().UnixNano()
-		take := func(k []byte) {
-			if !claimed[binary.BigEndian.Uint64(k[8:])] {
-				f.take(tx, q, k)
-			}
-		}
 		c := q.due.Cursor()
-		k, _ := c.First()
-		for ; k != nil && len(f.jobs) < limit; k, _ = c.Next() {
-			if at := int64(binary.BigEndian.Uint64(k)); at > now && at <= now+int64(horizon) {
-				f.wait = time.Duration(at - now)
-				break
+		for k, _ := c.First(); k != nil && len(f.jobs) < limit; k, _ = c.Next() {
+			at, n := readDueKey(k)
+			if f.wait = time.Duration(at - now.UnixNano()); f.wait > 0 {
+				return nil
 			}
-			take(k)
-		}
-		// What is too far ahead is at the end; where the loop came that far it has taken it already.
-		if k == nil {
-			return nil
-		}
-		for k, _ = c.Last(); k != nil && len(f.jobs) < limit; k, _ = c.Prev() {
-			if at := int64(binary.BigEndian.Uint64(k)); at <= now+int64(horizon) {
-				break
+			if !claimed[n] {
+				f.take(tx, q, n)
 			}
-			take(k)
 		}
+		f.wait = 0
 		return nil
 	})
 	return f, err
 }
 
-// lineBatch is how many deliveries one transaction puts in line.
+// lineBatch is how many deliveries one transaction puts in line, or gives another time.
 const lineBatch = 256
+
+// clockSetBack gives the deliveries of an endpoint that are to be tried later the time that they should have by a clock that was set back to now: see
+// delivery.setBack.
+func (s *store) clockSetBack(endpoint string, now time.Time, longest time.Duration) error {
+	for from := dueKey(now.UnixNano()+1, 0); from != nil; {
+		var wrong []uint64
+		err := s.view(func(tx *txn) error {
+			q := tx.queue(endpoint)
+			c := q.due.Cursor()
+			k, _ := c.Seek(from)
+			for ; k != nil && len(wrong) < lineBatch; k, _ = c.Next() {
+				_, n := readDueKey(k)
+				if d, history := q.get(n); d == nil || *d != d.setBack(lastTried(history), now, s.hold, longest) {
+					wrong = append(wrong, n)
+				}
+			}
+			from = bytes.Clone(k)
+			return nil
+		})
+		if err != nil || len(wrong) == 0 {
+			return err
+		}
+		err = s.commit(func(tx *txn) error {
+			q := tx.queue(endpoint)
+			for _, n := range wrong {
+				d, history := q.get(n)
+				if d == nil {
+					return tx.giveUp(q, n, s.hold)
+				}
+				right := d.setBack(lastTried(history), now, s.hold, longest)
+				if err := q.put(n, d, right, history); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 // lineUp makes everything that waits for an endpoint due at once, in the order of the events: what has been tried loses its own time, and holds
 // the later events of its call again. Nothing of it may be under way.
@@ -96,7 +122,8 @@ func (s *store) lineUp(endpoint string) error {
 			var tried []uint64
 			c := q.due.Cursor()
 			for k, _ := c.Seek(dueKey(1, 0)); k != nil && len(tried) < lineBatch; k, _ = c.Next() {
-				tried = append(tried, binary.BigEndian.Uint64(k[8:]))
+				_, n := readDueKey(k)
+				tried = append(tried, n)
 			}
 			done = len(tried) < lineBatch
 			slices.Sort(tried)
@@ -147,8 +174,8 @@ func (s *store) probe(endpoint string, after uint64, limit int, claimed map[uint
 		first = bytes.Clone(first)
 		for k := first; k != nil; {
 			before := len(f.jobs)
-			if !claimed[binary.BigEndian.Uint64(k[8:])] {
-				f.take(tx, q, k)
+			if _, n := readDueKey(k); !claimed[n] {
+				f.take(tx, q, n)
 			}
 			if len(f.jobs) == limit || len(f.jobs) > before && stop(f.jobs[before]) {
 				return nil
@@ -233,7 +260,7 @@ func (tx *txn) giveUp(q *queue, n uint64, hold time.Duration) error {
 	// Its place in the index cannot be known from its record.
 	c := q.due.Cursor()
 	for k, _ := c.First(); k != nil; k, _ = c.Next() {
-		if binary.BigEndian.Uint64(k[8:]) == n {
+		if _, other := readDueKey(k); other == n {
 			if err := c.Delete(); err != nil {
 				return err
 			}

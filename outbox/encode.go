@@ -34,6 +34,14 @@ func dueKey(due int64, n uint64) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(make([]byte, 0, 16), uint64(due)), n)
 }
 
+// readDueKey is 0, which is no delivery's number, for a key that is damaged.
+func readDueKey(k []byte) (due int64, n uint64) {
+	if len(k) != 16 {
+		return 0, 0
+	}
+	return int64(binary.BigEndian.Uint64(k)), binary.BigEndian.Uint64(k[8:])
+}
+
 // longestCall is how long a call's ID may be before its hash stands for it.
 const longestCall = 32
 
@@ -151,6 +159,14 @@ func decodeAttempts(history []byte) []Attempt {
 		})
 	}
 	return list
+}
+
+// lastTried is when the last attempt of a record was made, zero if none was.
+func lastTried(history []byte) (at time.Time) {
+	if list := decodeAttempts(history); len(list) > 0 {
+		at = list[len(list)-1].At
+	}
+	return at
 }
 
 // encodeEvent: ID (16 bytes), sequence (8), time in unix milliseconds (8), type and call (each: length as 4 bytes, text), body.

@@ -40,7 +40,7 @@ type lane struct {
 	// questions makes the attempts of questions, which take no place of the lane: see asker.
 	questions *sender
 	opts      Options
-	horizon   time.Duration
+	longest   time.Duration // see longestWait
 	limit     *rate.Limiter // nil: none
 	logger    *slog.Logger
 	reading   *repeat.Log // of the file
@@ -95,7 +95,7 @@ type recorded struct {
 func newLane(e Endpoint, s *store, opts Options, announce func(telephony.Event)) *lane {
 	logger := opts.Logger.With("endpoint", e.Name)
 	l := &lane{
-		endpoint: e, store: s, announce: announce, sender: newSender(e, e.Concurrency, opts), questions: newSender(e, 0, opts), opts: opts, horizon: longestWait(opts.RetrySchedule, opts.OrderHold),
+		endpoint: e, store: s, announce: announce, sender: newSender(e, e.Concurrency, opts), questions: newSender(e, 0, opts), opts: opts, longest: longestWait(opts.RetrySchedule, opts.OrderHold),
 		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger),
 		wake: make(chan struct{}, 1), orders: make(chan order, 2*e.Concurrency), handed: make(chan struct{}, 1), recorded: make(chan recorded),
 		claimed: map[uint64]bool{}, stale: true,
@@ -281,6 +281,12 @@ func (l *lane) claim(now time.Time, failing bool) (at time.Time) {
 	if !l.stale && (l.nextDue.IsZero() || now.Before(l.nextDue) && now.Before(l.readAt.Add(lookAgain))) {
 		return l.nextDue
 	}
+	if now.Round(0).Before(l.readAt.Round(0)) || l.readAt.IsZero() { // by the wall clock; who knows what it was before the start
+		if err := l.store.clockSetBack(l.endpoint.Name, now, l.longest); err != nil {
+			l.reading.Failed("what waits cannot be given the time of a clock that was set back", err)
+			return now.Add(storeAgain)
+		}
+	}
 	l.readAt = now
 	limit := readAhead * l.endpoint.Concurrency
 	var f found
@@ -289,7 +295,7 @@ func (l *lane) claim(now time.Time, failing bool) (at time.Time) {
 		limit = mostOutcomes
 		f, err = l.store.probe(l.endpoint.Name, l.lastProbe, limit, l.claimed, func(j job) bool { return !l.tooLate(j, now) })
 	} else {
-		f, err = l.store.due(l.endpoint.Name, limit, l.claimed, l.horizon)
+		f, err = l.store.due(l.endpoint.Name, limit, l.claimed, now)
 	}
 	if err == nil && len(f.damaged) > 0 {
 		l.logger.Error("deliveries are dead: their records in the outbox are damaged", "deliveries", len(f.damaged))

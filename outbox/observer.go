@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"encoding/binary"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -63,13 +62,13 @@ func (o *Outbox) OldestPending(endpoint string) (at time.Time, err error) {
 		}
 		oldest := uint64(0)
 		note := func(k []byte) {
-			if n := binary.BigEndian.Uint64(k[8:]); oldest == 0 || n < oldest {
+			if _, n := readDueKey(k); oldest == 0 || n < oldest {
 				oldest = n
 			}
 		}
 		c := q.due.Cursor()
 		k, _ := c.First()
-		if k != nil && binary.BigEndian.Uint64(k) == 0 { // those that have not been tried are in the order of the events
+		if due, _ := readDueKey(k); k != nil && due == 0 { // those that have not been tried are in the order of the events
 			note(k)
 			k, _ = c.Seek(dueKey(1, 0))
 		}

@@ -418,23 +418,45 @@ func brokenReply() (net.Conn, error) {
 	return client, nil
 }
 
-// Deliveries that wait for their time do not wait longer because the clock is set back.
+// Deliveries that wait for their time do not wait longer because the clock is set back, be it while the bridge runs or while it does not.
 func TestClockSetBack(t *testing.T) {
-	o := openOutbox(t, Options{})
-	mustAppend(t, o, event("call.incoming", "5"))
-	f, err := o.store.due("crm", 10, nil, o.lanes[0].horizon)
-	if err != nil || len(f.jobs) != 1 {
-		t.Fatal(f, err)
-	}
-	for ahead, want := range map[time.Duration]int{30 * time.Minute: 0, 365 * 24 * time.Hour: 1} {
-		next := delivery{attempts: 1, due: time.Now().Add(ahead).UnixNano()}
-		if err := o.store.record("crm", []result{{job: f.jobs[0], now: next}}); err != nil {
-			t.Fatal(err)
-		}
-		again, err := o.store.due("crm", 10, nil, o.lanes[0].horizon)
-		if err != nil || len(again.jobs) != want || (want == 0) != (again.wait > 0) {
-			t.Errorf("%s ahead: %d due, wait %s, %v", ahead, len(again.jobs), again.wait, err)
-		}
+	const again, hold = 5 * time.Minute, time.Minute
+	for name, c := range map[string]struct {
+		running bool
+		back    time.Duration
+		ready   int           // deliveries
+		next    time.Duration // until the next one is due
+	}{
+		"not, at a start":    {false, 0, 0, hold},
+		"not, while it runs": {true, 0, 0, hold},
+		"at a start":         {false, time.Hour, 1, hold},
+		"while it runs":      {true, time.Hour, 1, hold},
+	} {
+		t.Run(name, func(t *testing.T) {
+			receiver := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(http.StatusServiceUnavailable) }}
+			bubble(t, receiver, func(t *testing.T) {
+				o := openOutbox(t, Options{DialContext: receiver.net.Dial, OrderHold: hold, RetrySchedule: []time.Duration{again, 24 * time.Hour}})
+				stop := run(t, o)
+				mustAppend(t, o, event("call.completed", "5"))
+				synctest.Wait() // it has failed
+				stop()
+				mustAppend(t, o, event("call.completed", "5")) // held for a minute
+				l := newLane(endpoint("crm"), o.store, o.opts, o.announce)
+				if c.running {
+					l.claim(time.Now(), false)
+				}
+				now := time.Now().Add(-c.back)
+				l.stale = true
+				l.claim(now, false)
+				if len(l.ready) != c.ready || c.ready > 0 && l.ready[0].number != 1 {
+					t.Errorf("%d are ready, want %d: %+v", len(l.ready), c.ready, l.ready)
+				}
+				l.ready, l.stale = nil, true // as if it were under way
+				if at := l.claim(now, false); len(l.ready) > 0 || at.Sub(now) != c.next {
+					t.Errorf("%d are ready, the next is in %s, want %s", len(l.ready), at.Sub(now), c.next)
+				}
+			})
+		})
 	}
 }
 
