@@ -172,10 +172,7 @@ func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 	}
 	questions, crowded, err := o.store.append(records)
 	if crowded {
-		select {
-		case o.crowded <- struct{}{}:
-		default:
-		}
+		signal(o.crowded)
 	}
 	if err != nil {
 		return err

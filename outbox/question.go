@@ -48,10 +48,7 @@ func (a *asker) put(numbers []uint64) {
 	a.mu.Lock()
 	a.fresh = append(a.fresh, numbers...)
 	a.mu.Unlock()
-	select {
-	case a.wake <- struct{}{}:
-	default:
-	}
+	signal(a.wake)
 }
 
 // take gives those that have not been taken up yet, beside the old ones.
