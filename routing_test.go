@@ -579,6 +579,37 @@ func TestAskedAgainIsNoDecline(t *testing.T) {
 	})
 }
 
+// A call that ended while the bridge was away is over: nobody gets it any more. The end of an older call with the same ID says nothing of it.
+func TestOverWhileAway(t *testing.T) {
+	for name, c := range map[string]struct {
+		ended time.Duration // after it has asked
+		over  bool
+	}{"this call": {2 * time.Second, true}, "an older one": {-time.Hour, false}} {
+		t.Run(name, func(t *testing.T) {
+			inOffice(t, nil, func(o *office) {
+				o.asks("5")
+				o.server.Close()
+				time.Sleep(2 * time.Second)
+				end := time.Now().Add(c.ended - 2*time.Second).Unix()
+				o.happens("history 7343 101 %d %d 60 in http://x/1.mp3 1 5", end-60, end)
+				o.serve()
+				time.Sleep(3 * time.Second)
+				if n := o.told("a", "call.completed"); n != 1 {
+					t.Fatalf("it is told %d times that a call is over", n)
+				}
+				if err := o.post("5", "a", "101"); errors.Is(err, telephony.ErrCallOver) != c.over || err != nil && !c.over {
+					t.Errorf("an answer gets %v", err)
+				}
+				if c.over {
+					o.wants()
+				} else {
+					o.wants("5=101")
+				}
+			})
+		})
+	}
+}
+
 // A transfer that surely did not reach the server is written when the winner says its number again, once.
 func TestWinnerSaysItAgain(t *testing.T) {
 	inOffice(t, nil, func(o *office) {

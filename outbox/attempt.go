@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"html"
 	"io"
 	"net"
 	"net/http"
@@ -180,12 +181,41 @@ func hider(e Endpoint) *strings.Replacer {
 	for _, secret := range e.Secrets {
 		add(string(secret), base64.StdEncoding.EncodeToString(secret))
 	}
+	for _, s := range slices.Clone(secrets) {
+		secrets = append(secrets, written(s)...)
+	}
 	slices.SortFunc(secrets, func(a, b string) int { return len(b) - len(a) }) // the first that fits is taken
 	var pairs []string
 	for _, s := range secrets {
 		pairs = append(pairs, s, "(hidden)")
 	}
 	return strings.NewReplacer(pairs...)
+}
+
+// written gives the ways in which an answer may write a secret that it repeats: in JSON, in HTML and in an address, as PHP and others do it.
+func written(secret string) (ways []string) {
+	inJSON := strings.Trim(string(appendString(nil, secret)), `"`)
+	inAddress := url.QueryEscape(secret)
+	for _, way := range []string{
+		inJSON, strings.ReplaceAll(inJSON, "/", `\/`), html.EscapeString(secret),
+		inAddress, strings.ReplaceAll(inAddress, "+", "%20"), lowerEscapes(inAddress), lowerEscapes(secret),
+	} {
+		if way != secret && !slices.Contains(ways, way) {
+			ways = append(ways, way)
+		}
+	}
+	return ways
+}
+
+// lowerEscapes writes the hexadecimal digits of an address's escapes small.
+func lowerEscapes(s string) string {
+	b := []byte(s)
+	for i := 0; i+2 < len(b); i++ {
+		if b[i] == '%' {
+			copy(b[i+1:i+3], bytes.ToLower(b[i+1:i+3]))
+		}
+	}
+	return string(b)
 }
 
 func isBadLocation(err error) bool { return strings.Contains(err.Error(), "Location header") }

@@ -678,6 +678,29 @@ func TestNoBasicAuthInAnswers(t *testing.T) {
 	})
 }
 
+// Nor one that writes the address as its language does.
+func TestNoSecretHoweverItIsWritten(t *testing.T) {
+	e := endpoint("crm")
+	e.URL = "http://crm.example/in/p4th-s3cret?token=abc%2Fdef&SECRET=T%26A%22IL~ok<ay>"
+	hide := hider(e)
+	for name, answer := range map[string]string{
+		"as it is":                  "/in/p4th-s3cret?token=abc%2Fdef&SECRET=T%26A%22IL~ok<ay>",
+		"PHP's json_encode":         `{"uri":"\/in\/p4th-s3cret?token=abc%2Fdef&SECRET=T%26A%22IL~ok<ay>"}`,
+		"small digits":              "token=abc%2fdef, T%26A%22IL~ok<ay>, t%26a",
+		"decoded":                   `abc/def T&A"IL~ok<ay>`,
+		"decoded, in JSON":          `{"token":"abc\/def","s":"T&A\"IL~ok<ay>"}`,
+		"decoded, in HTML":          "<p>abc/def T&amp;A&#34;IL~ok&lt;ay&gt;</p>",
+		"decoded and encoded again": "abc%2Fdef T%26A%22IL~ok%3Cay%3E T%26A%22IL~ok%3cay%3e",
+	} {
+		got := hide.Replace(answer)
+		for _, part := range []string{"abc", "def", "IL~ok", "p4th"} {
+			if strings.Contains(got, part) {
+				t.Errorf("%s: %q is shown in %q", name, part, got)
+			}
+		}
+	}
+}
+
 // Nor one that is so long that it is kept only in part.
 func TestNoSecretAtTheCut(t *testing.T) {
 	token := strings.Repeat("abcdefghij", 40)

@@ -51,6 +51,12 @@ func (r *record) asks() bool {
 	return r.kind == telephony.EventTransferRequested && r.call != "" && !r.replayed
 }
 
+// isOlder says whether an event that is replayed tells of a call that bore the same ID before the one which has asked. The server's clock may differ from ours
+// by a minute.
+func (r *record) isOlder(route telephony.Route) bool {
+	return r.replayed && !r.endedAt.IsZero() && r.endedAt.Before(route.AskedAt.Add(-time.Minute))
+}
+
 // reception is what an event that is being stored means for the route of its call, and what that means for the event.
 type reception struct {
 	asking bool             // the endpoints are to be asked now
@@ -81,7 +87,7 @@ func (s *store) receive(tx *txn, r *record) (reception, error) {
 	case r.asks():
 		// The same call asks again: as long as the first question is open, an answer to this one is an answer too.
 		return reception{asking: route.Outcome == telephony.RouteOpen, route: route}, nil
-	case r.kind == telephony.EventCompleted && !r.replayed && route != nil && route.OverAt.IsZero():
+	case r.kind == telephony.EventCompleted && route != nil && route.OverAt.IsZero() && !r.isOlder(*route):
 		route.OverAt = r.at
 		if route.Outcome == telephony.RouteOpen {
 			route.Outcome, route.DecidedAt = telephony.RouteOver, r.at

@@ -3,11 +3,13 @@ package relay
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -606,9 +608,18 @@ func TestReplayMaxAge(t *testing.T) {
 
 // Over real TLS: a certificate is trusted by its CA or by its fingerprint, an old server only by the explicit choice.
 func TestTLS(t *testing.T) {
+	// Neither modern nor as old as the vendor's: suites that Go does not offer by itself, and some that it does.
+	with := func(version uint16, suites ...uint16) *pztest.Server {
+		config := pztest.LegacyTLS()
+		config.MinVersion, config.MaxVersion, config.CipherSuites = version, version, suites
+		return pztest.NewServer(pztest.Options{TLS: config})
+	}
 	modern, legacy := pztest.NewServer(pztest.Options{TLS: pztest.ModernTLS()}), pztest.NewServer(pztest.Options{TLS: pztest.LegacyTLS()})
-	defer modern.Close()
-	defer legacy.Close()
+	exchange, older := with(tls.VersionTLS12, tls.TLS_RSA_WITH_AES_128_GCM_SHA256), with(tls.VersionTLS10, tls.TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA)
+	between := with(tls.VersionTLS12, tls.TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA)
+	for _, s := range []*pztest.Server{modern, legacy, exchange, older, between} {
+		defer s.Close()
+	}
 	sum := func(s *pztest.Server) []byte {
 		b, err := hex.DecodeString(s.Fingerprint())
 		if err != nil {
@@ -633,6 +644,11 @@ func TestTLS(t *testing.T) {
 		{"old, by choice", legacy, nil, sum(legacy), true, ""},
 		{"old, by choice, another's fingerprint", legacy, nil, sum(modern), true, legacy.Fingerprint()},
 		{"old, without the choice", legacy, nil, sum(legacy), false, "PZ_TLS_LEGACY=true"},
+		{"RSA key exchange, without the choice", exchange, nil, sum(exchange), false, "PZ_TLS_LEGACY=true"},
+		{"RSA key exchange, by choice", exchange, nil, sum(exchange), true, ""},
+		{"TLS 1.0 with ECDHE, by choice", older, nil, sum(older), true, ""},
+		{"ECDHE with CBC", between, nil, sum(between), false, ""},
+		{"ECDHE with CBC, with the choice", between, nil, sum(between), true, ""},
 		{"modern, with the choice for old ones", modern, nil, sum(modern), true, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -900,34 +916,118 @@ func TestGoodbye(t *testing.T) {
 
 // What is no Prostie Zvonki server may send the handshake back, and with it the password: no error shows it.
 func TestNoPasswordInErrors(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		echo := func(context.Context, string, string) (net.Conn, error) {
-			client, server := net.Pipe()
-			go func() {
-				b := make([]byte, 4096)
-				n, _ := server.Read(b)
-				_, _ = server.Write(b[:n])
-				_ = server.Close()
-			}()
-			return client, nil
-		}
-		var b log
-		s, err := New(Options{
-			URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{Password: "t0psecret?", GUID: "g", EventsMask: 65535, Protocol: 2},
-			Grace: 5 * time.Second, Sink: &sink{}, Logger: slog.New(slog.NewJSONHandler(&b, nil)), DialContext: echo,
+	const password, packed = "t0psecret?", "dDBwc2VjcmV0P"
+	for name, answer := range map[string]func(handshake string) string{
+		"the handshake": func(handshake string) string { return handshake },
+		"the password":  func(string) string { return "client " + password + " refused" },
+		"the handshake in a header": func(handshake string) string {
+			return "HTTP/1.1 101 Ok\r\nContent-Length: " + strings.Fields(handshake)[1] + "\r\n\r\n"
+		},
+		"the password in a header": func(string) string { return "HTTP/1.1 101 Ok\r\nContent-Length: " + password + "\r\n\r\n" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				echo := func(context.Context, string, string) (net.Conn, error) {
+					client, server := net.Pipe()
+					go func() {
+						b := make([]byte, 4096)
+						n, _ := server.Read(b)
+						_, _ = io.WriteString(server, answer(string(b[:n])))
+						_ = server.Close()
+					}()
+					return client, nil
+				}
+				var b log
+				s, err := New(Options{
+					URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{Password: password, GUID: "g", EventsMask: 65535, Protocol: 2},
+					Grace: 5 * time.Second, Sink: &sink{}, Logger: slog.New(slog.NewJSONHandler(&b, nil)), DialContext: echo,
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				ended := make(chan error, 1)
+				go func() { ended <- s.Run(ctx) }()
+				time.Sleep(2 * time.Second)
+				text := s.Connection().LastError
+				cancel()
+				<-ended
+				spoke := strings.Contains(name, "header")
+				if all := text + b.b.String(); strings.Contains(text, "does not speak HTTP") == spoke || strings.Contains(text, "(hidden)") != spoke || strings.Contains(all, packed) || strings.Contains(all, password) {
+					t.Errorf("last error: %s\nlog: %s", text, b.b.String())
+				}
+			})
 		})
-		if err != nil {
-			t.Fatal(err)
+	}
+}
+
+// A connection that had lasted is dialled again soon when it breaks, however often that happens; one that breaks at once is not.
+func TestRedialAfterALastingConnection(t *testing.T) {
+	for name, c := range map[string]struct{ lasts, least, most time.Duration }{
+		"a while": {20 * time.Second, redialFirst / 2, redialFirst},
+		"hardly":  {time.Second, 20 * time.Second, redialMost},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+				var away time.Duration
+				for range 12 {
+					time.Sleep(c.lasts)
+					w.server.Disconnect(1001)
+					broke := time.Now()
+					if err := w.session.WaitConnected(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					synctest.Wait()
+					if w.server.Connected() == 0 { // it had not noticed yet
+						time.Sleep(time.Millisecond)
+						_ = w.session.WaitConnected(t.Context())
+					}
+					away = time.Since(broke)
+				}
+				if away < c.least || away > c.most+time.Second {
+					t.Errorf("the last time it was away for %s, want %s to %s", away, c.least, c.most)
+				}
+			})
+		})
+	}
+}
+
+// Whoever switches the connection on does not wait for the next dial.
+func TestEnableDialsAtOnce(t *testing.T) {
+	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+		synctest.Wait()
+		w.server.Disconnect(4009)
+		time.Sleep(time.Minute)
+		if c := w.session.Connection(); c.State != telephony.Disconnected {
+			t.Fatalf("after 4009: %+v", c)
 		}
+		w.session.Enable(true)
+		synctest.Wait()
+		if c := w.session.Connection(); c.State != telephony.Connected {
+			t.Errorf("switched on: %+v", c)
+		}
+		w.session.Enable(true) // it is: nothing happens
+		synctest.Wait()
+		if c := w.session.Connection(); c.State != telephony.Connected || len(w.log.lines(t, "connected to the")) != 3 { // two of these begin with "not"
+			t.Errorf("switched on again: %+v, %d lines", c, len(w.log.lines(t, "connected to the")))
+		}
+	})
+}
+
+// A connection that is switched off before the server has said its version never counts as made.
+func TestSwitchedOffWhileIdentifying(t *testing.T) {
+	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+		synctest.Wait()
 		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- s.Run(ctx) }()
-		time.Sleep(2 * time.Second)
-		text := s.Connection().LastError
 		cancel()
-		<-ended
-		if !strings.Contains(text, "(hidden)") || strings.Contains(text+b.b.String(), "dDBwc2VjcmV0P") {
-			t.Errorf("last error: %s\nlog: %s", text, b.b.String())
+		w.session.connected(ctx, nil, "late")
+		if c := w.session.Connection(); c.ServerVersion == "late" {
+			t.Errorf("it is made although it is being given up: %+v", c)
+		}
+		w.session.Enable(false)
+		w.session.connected(t.Context(), nil, "late")
+		if c := w.session.Connection(); c.State != telephony.Disabled {
+			t.Errorf("it is %s", c.State)
 		}
 	})
 }

@@ -29,6 +29,9 @@ const (
 	redialMost     = time.Minute
 	redialHopeless = 5 * time.Minute
 
+	// settled is how long a connection must have lasted for its end to be new trouble, and not the old one going on.
+	settled = 10 * time.Second
+
 	dialTimeout = 15 * time.Second
 	// identifyTimeout is how long a server may take to say its version before it is taken for one that does not tell.
 	identifyTimeout = 5 * time.Second
@@ -49,6 +52,7 @@ type Session struct {
 	// enabled says that there is to be a connection; switched is closed when that changes.
 	enabled  bool
 	switched chan struct{}
+	dialNow  chan struct{} // somebody does not want to wait for the next dial
 
 	ended chan struct{} // closed when Run has ended
 }
@@ -68,7 +72,7 @@ func New(opts Options) (*Session, error) {
 		// A server answers what it cannot parse with some ID; to start somewhere keeps such noise away from our own.
 		lastID: rand.Uint32N(1 << 30),
 		up:     make(chan struct{}), ended: make(chan struct{}),
-		enabled: !opts.Disabled, switched: make(chan struct{}),
+		enabled: !opts.Disabled, switched: make(chan struct{}), dialNow: make(chan struct{}, 1),
 	}
 	if opts.URL.Scheme == "wss" {
 		s.codec = pz.Plain
@@ -88,7 +92,6 @@ func (s *Session) Run(ctx context.Context) error {
 		if !s.waitEnabled(ctx) {
 			break
 		}
-		began := time.Now()
 		err := s.connectWhileEnabled(ctx)
 		if ctx.Err() != nil {
 			break
@@ -98,8 +101,8 @@ func (s *Session) Run(ctx context.Context) error {
 			attempt = -1 // it will be dialled at once when it is switched on again
 			continue
 		}
-		if time.Since(began) > redialMost {
-			attempt = 0 // it had worked for a while: this is new trouble, not the old one
+		if c := s.Connection(); c.State == telephony.Connected && time.Since(c.Since) > settled {
+			attempt = 0
 		}
 		wait := redialWait(attempt, err, rand.Float64())
 		s.disconnected(err, wait)
@@ -107,6 +110,8 @@ func (s *Session) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-switched:
+		case <-s.dialNow:
+			attempt = -1
 		case <-time.After(wait):
 		}
 	}
@@ -114,7 +119,7 @@ func (s *Session) Run(ctx context.Context) error {
 	return s.intake.finish()
 }
 
-// Enable connects, or hangs up and stays so until it is called again. It does not wait for that.
+// Enable connects, at once where it would wait to dial again, or hangs up and stays so until it is called again. It does not wait for that.
 func (s *Session) Enable(enabled bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,6 +127,11 @@ func (s *Session) Enable(enabled bool) {
 		s.enabled = enabled
 		close(s.switched)
 		s.switched = make(chan struct{})
+	} else if enabled && s.status.State == telephony.Disconnected && s.status.DialsAt.After(time.Now()) {
+		select {
+		case s.dialNow <- struct{}{}:
+		default:
+		}
 	}
 	switch {
 	case !enabled:
@@ -214,7 +224,7 @@ func (s *Session) connectOnce(ctx context.Context) error {
 	c := newConn(ws, s.codec)
 	var helpers sync.WaitGroup
 	helpers.Go(c.write)
-	helpers.Go(func() { s.identify(c) })
+	helpers.Go(func() { s.identify(ctx, c) })
 	helpers.Go(func() {
 		select {
 		case <-ctx.Done():
@@ -256,8 +266,10 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 		return nil, errors.New("the server refused the handshake with HTTP 403: check PZ_PASSWORD, and that PZ_URL is a Prostie Zvonki server")
 	case errors.Is(err, websocket.ErrBadHandshake):
 		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
+	case err != nil && strings.Contains(err.Error(), "malformed"): // net/http quotes what it cannot read, and that may be an echo of the password
+		return nil, errors.New("what answered the handshake does not speak HTTP: check that PZ_URL is a Prostie Zvonki server")
 	case err != nil:
-		return nil, hidden{dialError(s.opts.URL.Host, err), secrets(u.RawQuery)}
+		return nil, hidden{dialError(s.opts.URL.Host, err), secrets(u.RawQuery, s.opts.Identity.Password)}
 	}
 	return ws, nil
 }
@@ -273,9 +285,12 @@ func (h hidden) Error() string { return h.secrets.Replace(h.error.Error()) }
 
 func (h hidden) Unwrap() error { return h.error }
 
-// secrets takes a handshake's query out of a text, and the password alone, as it is written there.
-func secrets(query string) *strings.Replacer {
+// secrets takes a handshake's query out of a text, and the password alone, as it is written there and as it is.
+func secrets(query, password string) *strings.Replacer {
 	pairs := []string{query, "(hidden)"}
+	if password != "" {
+		pairs = append(pairs, password, "(hidden)")
+	}
 	for pair := range strings.SplitSeq(query, "&") {
 		if name, value, _ := strings.Cut(pair, "="); name == "CID" && value != "" {
 			pairs = append(pairs, value, "(hidden)")
@@ -295,7 +310,7 @@ func dialError(host string, err error) error {
 	case errors.As(err, &untrusted):
 		sum := sha256.Sum256(untrusted.UnverifiedCertificates[0].Raw)
 		return fmt.Errorf("%w: name its CA in PZ_TLS_CA_FILE or, if the certificate is really that server's, set PZ_TLS_FINGERPRINT=%x", err, sum)
-	case strings.Contains(err.Error(), "protocol version"):
+	case strings.Contains(err.Error(), "protocol version"), strings.Contains(err.Error(), "handshake failure"):
 		return fmt.Errorf("%w: an old connector needs PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY=true", err)
 	case errors.As(err, &refused): // it names the host
 		return err
@@ -305,22 +320,27 @@ func dialError(host string, err error) error {
 
 // identify asks the server for its version. A server with a wrong password accepts the handshake and closes right after, so the
 // connection counts as made only when the server has answered something, or stayed for identifyTimeout.
-func (s *Session) identify(c *conn) {
-	ctx, cancel := context.WithTimeout(context.Background(), identifyTimeout)
+func (s *Session) identify(ctx context.Context, c *conn) {
+	patience, cancel := context.WithTimeout(context.Background(), identifyTimeout)
 	defer cancel()
-	resp, err := s.request(ctx, c, pz.Request{Method: pz.MethodGetVersion})
-	if err != nil && ctx.Err() == nil {
+	resp, err := s.request(patience, c, pz.Request{Method: pz.MethodGetVersion})
+	if err != nil && patience.Err() == nil {
 		return // the connection has ended
 	}
 	select {
 	case <-c.gone:
 	default:
-		s.connected(c, resp.Version)
+		s.connected(ctx, c, resp.Version)
 	}
 }
 
-func (s *Session) connected(c *conn, version string) {
+// connected lets commands begin on a connection, unless it is being given up.
+func (s *Session) connected(ctx context.Context, c *conn, version string) {
 	s.mu.Lock()
+	if ctx.Err() != nil || !s.enabled {
+		s.mu.Unlock()
+		return
+	}
 	s.live = c
 	close(s.up)
 	s.status = telephony.Connection{

@@ -10,7 +10,7 @@ import (
 )
 
 // TLS says whom to trust over wss: roots (nil for what the system trusts), or with a SHA-256 fingerprint exactly that certificate, whatever
-// else it says of itself. Legacy also speaks TLS 1.0 with RSA key exchange, as old connectors do; it is for a fingerprint only,
+// else it says of itself. Legacy also speaks TLS 1.0, and with RSA key exchange, as old connectors do; it is for a fingerprint only,
 // since a certificate of that age proves nothing by itself.
 func TLS(roots *x509.CertPool, fingerprint []byte, legacy bool) *tls.Config {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
@@ -29,9 +29,11 @@ func TLS(roots *x509.CertPool, fingerprint []byte, legacy bool) *tls.Config {
 	if legacy {
 		cfg.MinVersion = tls.VersionTLS10
 		cfg.CipherSuites = []uint16{
-			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
 			tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
 			tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_256_CBC_SHA,
+		}
+		for _, suite := range tls.CipherSuites() {
+			cfg.CipherSuites = append(cfg.CipherSuites, suite.ID)
 		}
 	}
 	return cfg

@@ -290,13 +290,14 @@ func readJSON(w http.ResponseWriter, r *http.Request, into any) *problem {
 	d := json.NewDecoder(strings.NewReader(string(body)))
 	d.DisallowUnknownFields()
 	err := d.Decode(into)
+	_, after := d.Token()
 	var wrongType *json.UnmarshalTypeError
 	switch field, unknown := strings.CutPrefix(fmt.Sprint(err), "json: unknown field "); {
 	case errors.As(err, &wrongType):
 		return badFields(&fieldError{wrongType.Field, "is of the wrong type: it is a " + wrongType.Value})
 	case unknown:
 		return badFields(&fieldError{strings.Trim(field, `"`), "is not a field of this request"})
-	case err != nil || d.More():
+	case err != nil || !errors.Is(after, io.EOF):
 		return &problem{Status: http.StatusBadRequest, Detail: "The body must be one JSON object in UTF-8."}
 	}
 	return nil

@@ -343,7 +343,7 @@ func TestSwitchConnection(t *testing.T) {
 			t.Errorf("%v: %d %s, kept %v, %v", enabled, w.Code, w.Body, kept, err)
 		}
 	}
-	for _, body := range []string{`{}`, `{"enabled":"no"}`, `{"enable":true}`} {
+	for _, body := range []string{`{}`, `{"enabled":"no"}`, `{"enable":true}`, `{"enabled":false}}`, `{"enabled":false}] more`, `{"enabled":false} {}`} {
 		if w := send(a, "PUT", "/v1/connection", operatorToken, body); w.Code != 400 {
 			t.Errorf("%s: %d", body, w.Code)
 		}

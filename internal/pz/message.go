@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 )
 
@@ -118,8 +117,34 @@ func ParseServerMessage(doc []byte) (events []Event, responses []Response, err e
 	return parseXML(doc)
 }
 
-// parseXML reads any message.
+// parseXML reads any message. Where one element of several is broken, the others are as good as ever: the socket brings them once.
 func parseXML(doc []byte) (events []Event, responses []Response, err error) {
+	events, responses, err = parseElements(doc)
+	parts := splitElements(doc)
+	if err == nil || len(parts) < 2 {
+		return events, responses, err
+	}
+	events, responses = nil, nil
+	for _, part := range parts {
+		e, r, _ := parseElements(part)
+		events, responses = append(events, e...), append(responses, r...)
+	}
+	return events, responses, err
+}
+
+// splitElements cuts a message before each Event and each Response.
+func splitElements(doc []byte) (parts [][]byte) {
+	begin := 0
+	for i := range doc {
+		if i > begin && doc[i] == '<' && (bytes.HasPrefix(doc[i:], []byte("<Event")) || bytes.HasPrefix(doc[i:], []byte("<Response"))) {
+			parts, begin = append(parts, doc[begin:i]), i
+		}
+	}
+	return append(parts, doc[begin:])
+}
+
+// parseElements reads a message up to what is broken in it.
+func parseElements(doc []byte) (events []Event, responses []Response, err error) {
 	var unknown error
 	err = eachRoot(doc, func(d *xml.Decoder, root xml.StartElement) error {
 		switch root.Name.Local {
@@ -210,14 +235,21 @@ func eachRoot(doc []byte, f func(*xml.Decoder, xml.StartElement) error) error {
 // old connector says there, sanitize makes UTF-8 of it, and the rest is XML enough.
 func withoutDeclarations(doc []byte) []byte {
 	doc = bytes.TrimPrefix(doc, []byte("\uFEFF"))
-	for {
-		before, declaration, found := bytes.Cut(doc, []byte("<?xml"))
-		if !found {
-			return doc
-		}
-		_, after, _ := bytes.Cut(declaration, []byte("?>"))
-		doc = slices.Concat(before, after)
+	const declares = "<?xml"
+	if !bytes.Contains(doc, []byte(declares)) {
+		return doc
 	}
+	out := make([]byte, 0, len(doc))
+	var at place
+	for len(doc) > 0 {
+		if at.outside() && bytes.HasPrefix(doc, []byte(declares)) {
+			_, doc, _ = bytes.Cut(doc, []byte("?>"))
+			continue
+		}
+		at.step(doc)
+		out, doc = append(out, doc[0]), doc[1:]
+	}
+	return out
 }
 
 // attributes keeps the first of the attributes that bear one name; XML forbids a second.

@@ -24,7 +24,7 @@ func sanitize(doc []byte) []byte {
 			out, doc = append(out, "&lt;"...), doc[1:]
 			continue
 		}
-		if doc[0] == '&' {
+		if doc[0] == '&' && at.until == "" {
 			n, ok := reference(doc)
 			switch {
 			case n == 0:
@@ -58,17 +58,27 @@ func clean(doc []byte) bool {
 	return true
 }
 
-// place is where in a document a byte stands: outside of tags, in a tag, or in a value there.
+// place is where in a document a byte stands: outside of tags, in a tag, in a value there, or in what is passed over.
 type place struct {
 	inTag bool
-	quote byte // that ends the value; 0 outside of one
+	quote byte   // that ends the value; 0 outside of one
+	until string // that ends a comment or a CDATA section; empty outside of one
 }
 
-// step takes the place to the first byte of the rest of a document, and says whether that stands in a value. What is no tag of an element, such as a
-// comment, has no values.
-func (p *place) step(rest []byte) (inValue bool) {
+func (p *place) outside() bool { return !p.inTag && p.quote == 0 && p.until == "" }
+
+// passed are what has neither tags nor values, and what ends it.
+var passed = []struct{ begin, end string }{{"<!--", "-->"}, {"<![CDATA[", "]]>"}}
+
+// step takes the place to the first byte of the rest of a document, and says whether that stands in a value, or is a less-than sign that begins nothing.
+func (p *place) step(rest []byte) (inText bool) {
 	b := rest[0]
 	switch {
+	case p.until != "":
+		if bytes.HasPrefix(rest, []byte(p.until)) {
+			p.until = ""
+		}
+		return false
 	case p.quote != 0:
 		if b == p.quote {
 			p.quote = 0
@@ -79,10 +89,25 @@ func (p *place) step(rest []byte) (inValue bool) {
 		p.quote = b
 	case p.inTag && b == '>':
 		p.inTag = false
-	case b == '<':
-		p.inTag = len(rest) > 1 && rest[1] != '!' && rest[1] != '?'
+	case b == '<' && !p.inTag:
+		for _, other := range passed {
+			if bytes.HasPrefix(rest, []byte(other.begin)) {
+				p.until = other.end
+				return false
+			}
+		}
+		if len(rest) > 1 && (rest[1] == '!' || rest[1] == '?') {
+			return false
+		}
+		p.inTag = len(rest) > 1 && (rest[1] == '/' || beginsName(rest[1]))
+		return !p.inTag
 	}
 	return false
+}
+
+// beginsName says whether an element's name may begin with a byte. It may be a part of a letter that is not ASCII.
+func beginsName(b byte) bool {
+	return b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b == '_' || b == ':' || b >= utf8.RuneSelf
 }
 
 // allowed is XML 1.0's production 2, Char.
