@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/dustin/go-humanize"
 	"github.com/google/uuid"
@@ -46,9 +47,12 @@ func (s *store) append(records []record) (asking []uint64, crowded bool, err err
 		}
 		return nil
 	})
-	s.mu.Lock()
-	s.full = err
-	s.mu.Unlock()
+	// News of the bridge itself is appended once: that it failed says nothing once the disk is well again.
+	if err == nil || !slices.ContainsFunc(records, func(r record) bool { return telephony.IsOperational(r.kind) }) {
+		s.mu.Lock()
+		s.full = err
+		s.mu.Unlock()
+	}
 	return asking, crowded, err
 }
 

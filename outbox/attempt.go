@@ -13,9 +13,11 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-retryablehttp"
+	"golang.org/x/time/rate"
 )
 
 // Within one attempt a transport error (a refused or broken connection) is redialled at once, twice at most: a CRM that restarts
@@ -34,6 +36,8 @@ type sender struct {
 	request  *http.Request // what every attempt begins with; nil if the endpoint's URL is none
 	client   *retryablehttp.Client
 	signer   signer
+	limit    *rate.Limiter     // of the endpoint's lane; nil: none
+	stopping atomic.Bool       // nothing new is sent
 	hide     *strings.Replacer // takes what is secret out of an answer
 }
 
@@ -53,7 +57,10 @@ func newSender(e Endpoint, connections int, opts Options) *sender {
 		},
 		Logger:   nil, // its lines quote the URL's query, where a token may stand
 		RetryMax: redials, RetryWaitMin: redialWait, RetryWaitMax: redialWait,
-		CheckRetry: redialable,
+		CheckRetry: func(ctx context.Context, resp *http.Response, err error) (bool, error) {
+			again, err := redialable(ctx, resp, err)
+			return again && !s.stopping.Load() && (s.limit == nil || s.limit.Allow()), err
+		},
 		// The library's own backoff obeys a Retry-After of any length; that header is the schedule's business.
 		Backoff:      func(wait, _ time.Duration, _ int, _ *http.Response) time.Duration { return wait },
 		ErrorHandler: retryablehttp.PassthroughErrorHandler,

@@ -33,7 +33,7 @@ type delivery struct {
 	due         int64  // unix nanoseconds; 0 is at once, held is not yet. Once it is not pending any more: when that came to be
 	failedAt    int64  // unix nanoseconds of the first attempt that failed; 0 if none has
 	next        uint64 // the number of the delivery that comes after this one in its call and may wait for it; 0 if there is none
-	redelivered bool   // somebody asked for it again: it does not expire
+	redelivered uint8  // how often somebody asked for it again, by which one such wish is told from the next; if so, it does not expire
 }
 
 // isDue says whether the delivery stands in the due index.
@@ -74,8 +74,11 @@ func (d delivery) after(before delivery, hold time.Duration) delivery {
 }
 
 // inLine is a pending delivery of an endpoint that is failing: it is due at once, in the order of the events, behind the one before it in its call as
-// if neither had been tried. It keeps its place in the schedule.
-func (d delivery) inLine(before *delivery) delivery {
+// if neither had been tried. It keeps its place in the schedule, where a wait that is cut short does not count.
+func (d delivery) inLine(before *delivery, now time.Time) delivery {
+	if d.failedAt != 0 && d.due > now.UnixNano() {
+		d.step = max(0, d.step-1)
+	}
 	d.due, d.failedAt = 0, 0
 	if before != nil && before.state == pending {
 		d.due = held
@@ -83,10 +86,13 @@ func (d delivery) inLine(before *delivery) delivery {
 	return d
 }
 
-// again is a delivery that somebody asked for again: from the beginning of the schedule, behind the one before it in its call.
-func (d delivery) again(before *delivery, hold time.Duration) delivery {
-	d.state, d.step, d.failedAt, d.redelivered = pending, 0, 0, true
-	d.due = behind(before, hold).due
+// again is a delivery that somebody asked for again: from the beginning of the schedule, behind the one before it in its call, and behind what has not been
+// tried yet, to which a call may be going on.
+func (d delivery) again(before *delivery, now time.Time, hold time.Duration) delivery {
+	d.state, d.step, d.failedAt, d.redelivered = pending, 0, 0, max(1, d.redelivered+1)
+	if d.due = behind(before, hold).due; d.due == 0 {
+		d.due = now.UnixNano()
+	}
 	return d
 }
 
@@ -151,6 +157,9 @@ func (d delivery) tried(o outcome, schedule []time.Duration, now time.Time, rand
 	}
 	if d.failedAt == 0 || d.failedAt > now.UnixNano() { // the clock was set back
 		d.failedAt = now.UnixNano()
+		if o.status == http.StatusTooManyRequests { // nothing goes to the endpoint before that: to overtake would gain nothing
+			d.failedAt += int64(min(o.retryAfter, maxRetryAfter))
+		}
 	}
 	if d.step >= len(schedule) {
 		return d.ended(dead, now)

@@ -59,6 +59,9 @@ func TestNext(t *testing.T) {
 		if classify(c.o.status) == retry {
 			want.failedAt = now.UnixNano()
 		}
+		if c.o.status == http.StatusTooManyRequests { // its call is held for that much longer
+			want.failedAt = now.Add(c.o.retryAfter).UnixNano()
+		}
 		if got != want {
 			t.Errorf("%s: got %+v, want %+v", c.name, got, want)
 		}
@@ -121,7 +124,12 @@ func TestOrder(t *testing.T) {
 		if got := behind(c.before, hold); got != (delivery{due: c.fresh}) {
 			t.Errorf("%s: appended, it is %+v", c.name, got)
 		}
-		if got := (delivery{state: dead, attempts: 7, step: 6, failedAt: 5}).again(c.before, hold); got != (delivery{attempts: 7, due: c.fresh, redelivered: true}) {
+		now := time.Unix(1e9, 0)
+		again := delivery{attempts: 7, due: c.fresh, redelivered: 1}
+		if c.fresh == 0 {
+			again.due = now.UnixNano() // behind what has not been tried
+		}
+		if got := (delivery{state: dead, attempts: 7, step: 6, failedAt: 5}).again(c.before, now, hold); got != again {
 			t.Errorf("%s: asked for again, it is %+v", c.name, got)
 		}
 		if c.before == nil {

@@ -144,3 +144,23 @@ func TestOpenMeetsCompact(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// News of the bridge itself that could not be stored does not leave it unready for ever.
+func TestReadyAfterNewsWasLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "outbox.db")
+		e := endpoint("crm")
+		e.Events = Filter{"call.*", "delivery.dead"}
+		o := openOutbox(t, Options{Path: path, Endpoints: []Endpoint{e}, Logger: slog.New(slog.DiscardHandler)})
+		mustAppend(t, o, event("call.completed", "1"))
+		restore := swapFile(t, path, "/dev/full", os.O_RDWR)
+		o.announce(telephony.Event{Type: telephony.EventDeliveryDead, Endpoint: "crm"})
+		if err := o.Writable(); err == nil {
+			t.Error("on a full disk it is ready")
+		}
+		restore()
+		if err := o.Writable(); err != nil {
+			t.Errorf("once the disk is well again: %v", err)
+		}
+	})
+}

@@ -21,7 +21,7 @@ type job struct {
 
 // expires is when it is no longer of use to deliver the event; zero is never.
 func (j job) expires(routing, ringing time.Duration) time.Time {
-	if life := lifetime(j.kind, routing, ringing); life > 0 && !j.delivery.redelivered {
+	if life := lifetime(j.kind, routing, ringing); life > 0 && j.delivery.redelivered == 0 {
 		return j.at.Add(life)
 	}
 	return time.Time{}
@@ -47,22 +47,37 @@ func (f *found) take(tx *txn, q *queue, n uint64) {
 	f.jobs = append(f.jobs, job{number: n, delivery: d, stored: e, eventID: e.id.String()})
 }
 
-// due gives up to limit deliveries of an endpoint that are due, oldest first, but for those that are claimed.
+// due gives up to limit deliveries of an endpoint that are due, but for those that are claimed: those that have not been tried in the order of the events, and
+// a part of the room is for those whose time has come, oldest first. Else a backlog of the first would keep the others waiting for as long as it lasts.
 func (s *store) due(endpoint string, limit int, claimed map[uint64]bool, now time.Time) (f found, err error) {
 	err = s.view(func(tx *txn) error {
 		q := tx.queue(endpoint)
 		f.jobs = make([]job, 0, min(uint64(limit), q.counts[pending]))
 		c := q.due.Cursor()
-		for k, _ := c.First(); k != nil && len(f.jobs) < limit; k, _ = c.Next() {
-			at, n := readDueKey(k)
-			if f.wait = time.Duration(at - now.UnixNano()); f.wait > 0 {
-				return nil
+		take := func(k []byte, until int64, limit int) []byte {
+			for ; k != nil && len(f.jobs) < limit; k, _ = c.Next() {
+				at, n := readDueKey(k)
+				if at > until {
+					break
+				}
+				if !claimed[n] {
+					f.take(tx, q, n)
+				}
 			}
-			if !claimed[n] {
-				f.take(tx, q, n)
-			}
+			return bytes.Clone(k)
 		}
-		f.wait = 0
+		timed, _ := c.Seek(dueKey(1, 0))
+		timed = take(timed, now.UnixNano(), max(1, limit/4))
+		untried, _ := c.First()
+		take(untried, 0, limit)
+		if timed == nil || len(f.jobs) == limit {
+			return nil
+		}
+		c.Seek(timed)
+		if timed = take(timed, now.UnixNano(), limit); timed != nil && len(f.jobs) < limit {
+			at, _ := readDueKey(timed)
+			f.wait = time.Duration(at - now.UnixNano())
+		}
 		return nil
 	})
 	return f, err
@@ -151,7 +166,7 @@ func (tx *txn) lineUp(q *queue, n uint64) error {
 		return nil // the one before it has put it in line already
 	}
 	at, before, beforeHistory := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev)
-	inLine := d.inLine(before)
+	inLine := d.inLine(before, time.Now())
 	if err := q.put(n, d, inLine, history); err != nil {
 		return err
 	}
@@ -224,7 +239,7 @@ func (s *store) recordOne(tx *txn, q *queue, r *result) error {
 		return nil // pruned, or damaged meanwhile: the dispatcher finds out
 	}
 	now.next = before.next
-	if before.redelivered && !r.job.delivery.redelivered && now.state != delivered {
+	if before.redelivered != r.job.delivery.redelivered && now.state != delivered {
 		now = *before // it was asked for again while the attempt was under way: that counts
 	}
 	if r.attempt != nil {

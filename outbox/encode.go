@@ -59,17 +59,10 @@ func callKey(call string) []byte {
 // deliverySize is how long a delivery's record is before its attempts begin.
 const deliverySize = 32
 
-// The flags of a delivery's record.
-const flagRedelivered = 1
-
-// encodeDelivery: state (1 byte), flags (1), step (2), attempts (4), due (8), failedAt (8), next (8). Then the last attempts follow, oldest first.
+// encodeDelivery: state (1 byte), redelivered (1), step (2), attempts (4), due (8), failedAt (8), next (8). Then the last attempts follow, oldest first.
 func encodeDelivery(d delivery, history []byte) []byte {
 	v := make([]byte, 0, deliverySize+len(history))
-	flags := byte(0)
-	if d.redelivered {
-		flags = flagRedelivered
-	}
-	v = append(v, byte(d.state), flags)
+	v = append(v, byte(d.state), d.redelivered)
 	v = binary.BigEndian.AppendUint16(v, uint16(d.step))
 	v = binary.BigEndian.AppendUint32(v, uint32(d.attempts))
 	v = binary.BigEndian.AppendUint64(v, uint64(d.due))
@@ -82,7 +75,7 @@ func decodeDelivery(v []byte) (delivery, error) {
 		return delivery{}, errDamaged
 	}
 	return delivery{
-		state: state(v[0]), redelivered: v[1]&flagRedelivered != 0,
+		state: state(v[0]), redelivered: v[1],
 		step: int(binary.BigEndian.Uint16(v[2:])), attempts: int(binary.BigEndian.Uint32(v[4:])),
 		due: int64(binary.BigEndian.Uint64(v[8:])), failedAt: int64(binary.BigEndian.Uint64(v[16:])), next: binary.BigEndian.Uint64(v[24:]),
 	}, nil

@@ -201,6 +201,34 @@ func TestProbesTakeTurns(t *testing.T) {
 	})
 }
 
+// A CRM that takes ten a second and answers 503 to all beyond that is failing again and again. Waits that are cut short by that use up no schedule.
+func TestWaitsCutShortDoNotCount(t *testing.T) {
+	var mu sync.Mutex
+	var taken time.Time
+	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) {
+		time.Sleep(time.Millisecond)
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(taken) < 100*time.Millisecond {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		taken = time.Now()
+	}}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial, RetrySchedule: []time.Duration{5 * time.Second, 5 * time.Minute, time.Hour, 2 * time.Hour, 5 * time.Hour}})
+		stop := run(t, o)
+		for i := range 300 {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+		}
+		time.Sleep(2 * time.Minute)
+		stop()
+		if got := states(t, o, "crm"); got[dead] > 0 {
+			t.Errorf("two minutes later: %v, %d requests", got, c.count())
+		}
+	})
+}
+
 // A 429 with a Retry-After stops everything for the endpoint, not only the event that it answered.
 func TestPause(t *testing.T) {
 	c := &crm{answer: func(n int, _ received, w http.ResponseWriter) {

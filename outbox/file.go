@@ -4,28 +4,47 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
 	bolt "go.etcd.io/bbolt"
 )
 
-// Backup writes a copy of the file as it stands now; begin is told its size in bytes first. Events come in and go out meanwhile, but the pages that they
-// free are not used again until the copy is done.
+// Backup writes a copy of the file as it stands now; begin is told its size in bytes first. The copy is made beside the file, and takes as much room there until
+// it is written: whoever takes it may be slow, and as long as bbolt is read from, no page that becomes free is used again.
 func (o *Outbox) Backup(begin func(size int64) io.Writer) error {
-	return o.store.db.View(func(tx *bolt.Tx) error {
-		_, err := tx.WriteTo(begin(tx.Size()))
+	copied, err := os.CreateTemp(filepath.Dir(o.opts.Path), filepath.Base(o.opts.Path)+".backup-*")
+	if err != nil {
+		return fmt.Errorf("make a copy of the outbox: %w", plain(err))
+	}
+	defer func() { _ = copied.Close() }()
+	if err := os.Remove(copied.Name()); err != nil { // it is gone with the process then, however that ends
+		return fmt.Errorf("make a copy of the outbox: %w", plain(err))
+	}
+	var size int64
+	err = o.store.db.View(func(tx *bolt.Tx) error {
+		size, err = tx.WriteTo(copied)
 		return err
 	})
+	if err == nil {
+		_, err = copied.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		return fmt.Errorf("make a copy of the outbox: %w", plain(err))
+	}
+	_, err = io.Copy(begin(size), copied)
+	return err
 }
 
 // Compact rewrites the file without the room in it that is free, and gives its size in bytes before and after. No bridge may have it open: it
 // fails with ErrInUse or ErrNotOutbox, or says what went wrong; the file is then as it was.
 func Compact(path string) (before, after int64, err error) {
-	if _, err := os.Stat(path); err != nil {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
 		return 0, 0, fmt.Errorf("compact the outbox %s: %w", path, plain(err))
 	}
-	before, after, err = compact(path)
+	before, after, err = compact(real)
 	if err != nil {
 		err = fmt.Errorf("compact the outbox %s: %w", path, err)
 	}
@@ -59,14 +78,23 @@ func compact(path string) (before, after int64, err error) {
 	return before, after, err
 }
 
-// copyTo lets bbolt copy all that is in use, in transactions of 64 KiB, and syncs the copy.
+// copyTo lets bbolt copy all that is in use, in transactions of 64 KiB, cuts off what bbolt has taken ahead, and syncs the copy.
 func copyTo(path string, src *bolt.DB) error {
 	dst, err := bolt.Open(path, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, NoSync: true})
 	if err != nil {
 		return err
 	}
 	const step = 64 << 10 // bytes
-	return errors.Join(bolt.Compact(dst, src, step), dst.Sync(), dst.Close())
+	err = guarded(func() error { return bolt.Compact(dst, src, step) })
+	var used int64
+	err = errors.Join(err, dst.View(func(tx *bolt.Tx) error {
+		used = tx.Size()
+		return nil
+	}), dst.Sync(), dst.Close())
+	if err != nil {
+		return err
+	}
+	return os.Truncate(path, used)
 }
 
 // Restore puts a copy of a backup in the file's place, and gives where it has left what was there, empty if nothing was. No bridge may have the file open: it
@@ -80,7 +108,8 @@ func Restore(path, backup string) (before string, err error) {
 }
 
 func restore(path, backup string) (before string, err error) {
-	if _, err := os.Stat(path); err == nil {
+	if real, err := filepath.EvalSymlinks(path); err == nil {
+		path = real
 		// The lock on what is there is held until the backup is in its place. What is damaged is nobody's, and is the very reason to restore.
 		there, err := openFile(path, 0)
 		if err == nil {
@@ -88,7 +117,7 @@ func restore(path, backup string) (before string, err error) {
 		} else if !errors.Is(err, ErrNotOutbox) {
 			return "", err
 		}
-		before = path + ".before-restore"
+		before = unused(path + ".before-restore")
 	}
 	copied := path + ".restore"
 	if err := copyFile(copied, backup); err != nil {
@@ -112,6 +141,19 @@ func restore(path, backup string) (before string, err error) {
 	return before, syncFolder(filepath.Dir(path))
 }
 
+// unused gives a name that no file has: that one, or with the first number behind it that makes it so.
+func unused(name string) string {
+	for n := 1; ; n++ {
+		numbered := name
+		if n > 1 {
+			numbered = fmt.Sprintf("%s-%d", name, n)
+		}
+		if _, err := os.Lstat(numbered); errors.Is(err, fs.ErrNotExist) {
+			return numbered
+		}
+	}
+}
+
 // copyFile copies a file and syncs the copy. Its folder is made if need be.
 func copyFile(to, from string) error {
 	src, err := os.Open(from)
@@ -130,7 +172,7 @@ func copyFile(to, from string) error {
 	return errors.Join(err, dst.Sync(), dst.Close())
 }
 
-// isOutbox fails with ErrNotOutbox if a file that nobody has open is none, or damaged, or of a newer version.
+// isOutbox fails with ErrNotOutbox if a file that nobody has open is none, or damaged in any page, or of a newer version.
 func isOutbox(path string) error {
 	db, err := openFile(path, 0)
 	if err != nil {
@@ -142,10 +184,30 @@ func isOutbox(path string) error {
 			if meta == nil || meta.Get(keySchema) == nil {
 				return ErrNotOutbox
 			}
-			return tooNew(decodeNumber(meta.Get(keySchema)))
+			if info, err := os.Stat(path); err != nil || info.Size() < tx.Size() {
+				return errors.Join(fmt.Errorf("%w (its end is missing)", ErrNotOutbox), err)
+			}
+			if err := tooNew(decodeNumber(meta.Get(keySchema))); err != nil {
+				return err
+			}
+			return tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return readAll(b) })
 		})
 	})
 	return errors.Join(err, db.Close())
+}
+
+// readAll reads whatever is in a bucket, and so meets what is damaged. The bolt.Tx's own Check does so in a goroutine, where a fault ends the process.
+func readAll(b *bolt.Bucket) error {
+	last := byte(0)
+	return b.ForEach(func(k, v []byte) error {
+		if v == nil {
+			return readAll(b.Bucket(k))
+		}
+		if len(v) > 0 {
+			last ^= v[len(v)-1]
+		}
+		return nil
+	})
 }
 
 func size(path string) (int64, error) {

@@ -129,6 +129,36 @@ func TestCompact(t *testing.T) {
 	if left, _ := filepath.Glob(path + "?*"); len(left) > 0 {
 		t.Errorf("it leaves %v", left)
 	}
+	link := filepath.Join(t.TempDir(), "link.db")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	before, after, err = Compact(link)
+	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("a link is no link any more: %v, %v", info, err)
+	}
+	if err != nil || after > before {
+		t.Errorf("once more, from %d to %d bytes: %v", before, after, err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for page := 2; page*os.Getpagesize() < len(whole); page++ {
+		damaged := bytes.Clone(whole)
+		copy(damaged[page*os.Getpagesize():], bytes.Repeat([]byte("x"), os.Getpagesize()))
+		bad := filepath.Join(t.TempDir(), "bad.db")
+		if err := os.WriteFile(bad, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := Compact(bad) // it may be a page that is not in use
+		if err != nil && !errors.Is(err, ErrNotOutbox) {
+			t.Errorf("page %d is damaged: %v", page, err)
+		}
+		if left, _ := filepath.Glob(bad + "?*"); len(left) > 0 {
+			t.Errorf("page %d is damaged: it leaves %v", page, left)
+		}
+	}
 	opts.Endpoints = nil
 	again := openOutbox(t, Options{Path: path})
 	if got := states(t, again, "crm"); got[pending] != 2 {
@@ -388,7 +418,10 @@ func TestRestore(t *testing.T) {
 	if err := o.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for name, content := range map[string][]byte{"empty": nil, "text": []byte("hello"), "cut off": copied.Bytes()[:copied.Len()/2]} {
+	whole := copied.Bytes()
+	for name, content := range map[string][]byte{
+		"empty": nil, "text": []byte("hello"), "cut in half": whole[:len(whole)/2], "without its last page": whole[:len(whole)-os.Getpagesize()],
+	} {
 		bad := filepath.Join(t.TempDir(), "bad.db")
 		if err := os.WriteFile(bad, content, 0o600); err != nil {
 			t.Fatal(err)
@@ -400,6 +433,26 @@ func TestRestore(t *testing.T) {
 	if calls := callsIn(t, opts); !slices.Equal(calls, []string{"2", "1"}) {
 		t.Errorf("after all that failed, the file holds the calls %v", calls)
 	}
+	refused := 0
+	for page := 2; page*os.Getpagesize() < len(whole); page++ {
+		damaged := bytes.Clone(whole)
+		copy(damaged[page*os.Getpagesize():], bytes.Repeat([]byte("x"), os.Getpagesize()))
+		bad, there := filepath.Join(t.TempDir(), "bad.db"), opts
+		there.Path = filepath.Join(t.TempDir(), "outbox.db")
+		if err := os.WriteFile(bad, damaged, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Restore(there.Path, bad); err == nil { // then it is a page that nothing stands on
+			if calls := callsIn(t, there); !slices.Equal(calls, []string{"1"}) {
+				t.Errorf("page %d is damaged: the calls are %v", page, calls)
+			}
+		} else if refused++; !errors.Is(err, ErrNotOutbox) {
+			t.Errorf("page %d is damaged: %v", page, err)
+		}
+	}
+	if refused == 0 {
+		t.Error("nothing that is damaged was refused")
+	}
 	before, err := Restore(path, backup)
 	if err != nil {
 		t.Fatal(err)
@@ -407,9 +460,23 @@ func TestRestore(t *testing.T) {
 	if calls := callsIn(t, opts); !slices.Equal(calls, []string{"1"}) {
 		t.Errorf("the file holds the calls %v", calls)
 	}
+	second, err := Restore(path, backup)
+	if err != nil || second == before {
+		t.Errorf("once more: what was there is %q, %v", second, err)
+	}
 	opts.Path = before
 	if calls := callsIn(t, opts); !slices.Equal(calls, []string{"2", "1"}) {
 		t.Errorf("what was there holds the calls %v", calls)
+	}
+	link := filepath.Join(t.TempDir(), "link.db")
+	if err := os.Symlink(path, link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(link, backup); err != nil {
+		t.Error(err)
+	}
+	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
+		t.Errorf("a link is no link any more: %v, %v", info, err)
 	}
 	opts.Path = filepath.Join(t.TempDir(), "new", "outbox.db")
 	if before, err := Restore(opts.Path, backup); before != "" || err != nil || len(callsIn(t, opts)) != 1 {

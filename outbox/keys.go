@@ -62,6 +62,11 @@ func (o *Outbox) ReleaseKey(key [32]byte) error {
 	return o.store.commit(func(tx *txn) error { return tx.keys.Delete(key[:]) })
 }
 
+// isOldKey says whether a key may be forgotten, by its record.
+func isOldKey(v []byte, now time.Time) bool {
+	return len(v) < 8 || now.Sub(time.UnixMilli(int64(binary.BigEndian.Uint64(v)))) >= KeyLife
+}
+
 // pruneKeys forgets the keys that are too old, some in each transaction.
 func (s *store) pruneKeys(now time.Time) error {
 	for {
@@ -69,7 +74,7 @@ func (s *store) pruneKeys(now time.Time) error {
 		err := s.view(func(tx *txn) error {
 			c := tx.keys.Cursor()
 			for k, v := c.First(); k != nil && len(old) < pruneBatch; k, v = c.Next() {
-				if len(v) < 8 || now.Sub(time.UnixMilli(int64(binary.BigEndian.Uint64(v)))) >= KeyLife {
+				if isOldKey(v, now) {
 					old = append(old, bytes.Clone(k))
 				}
 			}
@@ -80,6 +85,9 @@ func (s *store) pruneKeys(now time.Time) error {
 		}
 		err = s.commit(func(tx *txn) error {
 			for _, k := range old {
+				if !isOldKey(tx.keys.Get(k), now) { // it was taken anew meanwhile
+					continue
+				}
 				if err := tx.keys.Delete(k); err != nil {
 					return err
 				}

@@ -89,6 +89,7 @@ func newLane(e Endpoint, s *store, opts Options, announce func(telephony.Event))
 	}
 	if e.Rate > 0 {
 		l.limit = rate.NewLimiter(rate.Limit(e.Rate), 1)
+		l.sender.limit = l.limit
 	}
 	return l
 }
@@ -127,6 +128,7 @@ func (l *lane) run(ctx, work context.Context) {
 		select {
 		case <-done:
 			stopping, done = true, nil
+			l.sender.stopping.Store(true)
 			l.drop()
 		case <-l.handed:
 		case r := <-l.recorded:

@@ -171,7 +171,7 @@ func describe(e stored, endpoint string, d *delivery, history []byte) Delivery {
 	id := e.id.String()
 	out := Delivery{
 		ID: id + "." + endpoint, EventID: id, Endpoint: endpoint, Type: e.kind, CallID: e.call, EventTime: e.at.UTC(),
-		State: d.state.String(), Attempts: d.attempts, Redelivered: d.redelivered,
+		State: d.state.String(), Attempts: d.attempts, Redelivered: d.redelivered > 0,
 	}
 	if e.call != "" {
 		out.Sequence = e.sequence

@@ -60,14 +60,14 @@ func (m *model) record(i int, now delivery) {
 func (m *model) lineUp() {
 	for i := range m.list {
 		if d := m.list[i].delivery; d.isDue() && d.due > 0 {
-			m.list[i].delivery = d.inLine(m.before(i))
+			m.list[i].delivery = d.inLine(m.before(i), time.Now())
 			m.settle(i, 0)
 		}
 	}
 }
 
 func (m *model) redeliver(i int) {
-	m.list[i].delivery = m.list[i].again(m.before(i), m.hold)
+	m.list[i].delivery = m.list[i].again(m.before(i), time.Now(), m.hold)
 	m.settle(i, 0)
 }
 

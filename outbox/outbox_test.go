@@ -24,6 +24,7 @@ import (
 	"github.com/google/uuid"
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 	bolt "go.etcd.io/bbolt"
+	"golang.org/x/time/rate"
 
 	"pzbridge/internal/pipenet"
 	"pzbridge/internal/telephony"
@@ -595,20 +596,26 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
-// A timeout below the attempt's own (here of the TLS handshake) is not redialled; a refused connection is, twice.
+func refused() (net.Conn, error) { return nil, errors.New("connection refused") }
+
+// A timeout below the attempt's own (here of the TLS handshake) is not redialled; a refused connection is, twice, unless the bridge is stopping or the
+// endpoint's rate forbids it.
 func TestQuickRedials(t *testing.T) {
 	for name, c := range map[string]struct {
 		scheme string
 		dial   func() (net.Conn, error)
+		change func(*sender)
 		dials  int
 	}{
 		"a silent peer": {"https", func() (net.Conn, error) {
 			near, far := net.Pipe()
 			go func() { _, _ = io.Copy(io.Discard, far) }()
 			return near, nil
-		}, 1},
-		"a redirect to nowhere": {"http", brokenReply, 1},
-		"nobody there":          {"https", func() (net.Conn, error) { return nil, errors.New("connection refused") }, 3},
+		}, nil, 1},
+		"a redirect to nowhere":             {"http", brokenReply, nil, 1},
+		"nobody there":                      {"https", refused, nil, 3},
+		"nobody there, during a shutdown":   {"https", refused, func(s *sender) { s.stopping.Store(true) }, 1},
+		"nobody there, one more is to come": {"https", refused, func(s *sender) { s.limit = rate.NewLimiter(rate.Every(time.Hour), 1) }, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -619,6 +626,9 @@ func TestQuickRedials(t *testing.T) {
 					dials++
 					return c.dial()
 				}})
+				if c.change != nil {
+					c.change(s)
+				}
 				began := time.Now()
 				o, err := s.attempt(t.Context(), job{eventID: uuid.NewString(), stored: stored{body: []byte("{}")}})
 				if err != nil || o.err == nil || dials != c.dials {

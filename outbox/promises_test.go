@@ -534,27 +534,149 @@ func TestRedeliver(t *testing.T) {
 	})
 }
 
-// What is asked for again while an attempt at it is under way is made again at once if that fails, from the beginning of the schedule.
+// What is asked for again while an attempt at it is under way is made again at once if that fails, from the beginning of the schedule; be it asked for the
+// first time or once more.
 func TestRedeliverWhileUnderWay(t *testing.T) {
+	for name, attempt := range map[string]int{"the first attempt": 1, "the one that was asked for": 2} {
+		t.Run(name, func(t *testing.T) {
+			c := &crm{answer: func(n int, _ received, w http.ResponseWriter) {
+				if n == attempt {
+					time.Sleep(10 * time.Second)
+					w.WriteHeader(http.StatusGone)
+				}
+			}}
+			bubble(t, c, func(t *testing.T) {
+				o, _ := openEngine(t, Options{DialContext: c.net.Dial, RetrySchedule: []time.Duration{24 * time.Hour}})
+				stop := run(t, o)
+				e := event("call.completed", "5")
+				mustAppend(t, o, e)
+				for range attempt {
+					time.Sleep(time.Second)
+					if _, err := o.Redeliver(e.ID + ".crm"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				time.Sleep(time.Minute)
+				stop()
+				if d, attempts, err := o.Delivery(e.ID + ".crm"); err != nil || d.State != "delivered" || !d.Redelivered || len(attempts) != attempt+1 {
+					t.Errorf("%+v, %d attempts, %v", d, len(attempts), err)
+				}
+			})
+		})
+	}
+}
+
+// Once the bridge is stopping, a connection that is refused is not dialled again.
+func TestNoRedialWhileStopping(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dials := 0
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			dials++
+			time.Sleep(time.Second)
+			return nil, errors.New("connection refused")
+		}
+		o, closeEngine := openEngine(t, Options{DialContext: dial, Grace: 10 * time.Second, RetrySchedule: []time.Duration{time.Hour}})
+		stop := run(t, o)
+		mustAppend(t, o, event("call.completed", "5"))
+		synctest.Wait()
+		stop()
+		time.Sleep(time.Minute)
+		if dials != 1 {
+			t.Errorf("%d dials", dials)
+		}
+		closeEngine()
+	})
+}
+
+// However much waits that has not been tried yet, a retry goes when its time has come, and so does what it has held.
+func TestRetriesBesideABacklog(t *testing.T) {
+	failed := false
+	c := &crm{}
+	c.answer = func(_ int, r received, w http.ResponseWriter) {
+		if call, _ := callOf(t, r); call == "sick" && !failed {
+			failed = true
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+	}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.Rate = 10
+		o, _ := openEngine(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{5 * time.Second}})
+		stop := run(t, o)
+		began := time.Now()
+		mustAppend(t, o, event("call.outgoing", "sick"), event("call.completed", "sick"))
+		synctest.Wait()
+		for i := range 200 {
+			mustAppend(t, o, event("call.completed", fmt.Sprint("before ", i)))
+		}
+		for i := range 120 { // a fifth more than the rate, for two minutes
+			for k := range 12 {
+				mustAppend(t, o, event("call.completed", fmt.Sprint(i, ".", k)))
+			}
+			time.Sleep(time.Second)
+		}
+		stop()
+		var sent []time.Duration
+		for _, r := range c.received() {
+			if call, _ := callOf(t, r); call == "sick" {
+				sent = append(sent, r.at.Sub(began).Round(time.Second))
+			}
+		}
+		if len(sent) != 3 || sent[1] > 20*time.Second || sent[2] > 40*time.Second {
+			t.Errorf("the one that failed and the one behind it were sent after %v", sent)
+		}
+	})
+}
+
+// A mass that is delivered again does not keep a live call's news waiting until it is of no use.
+func TestRedeliverAllHoldsUpNoLiveCall(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.Rate, e.RingingTTL = 20, 5*time.Minute
+		o, _ := openEngine(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		stop := run(t, o)
+		const many = 8000 // twenty a second for longer than it rings
+		for i := range many {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+		}
+		time.Sleep(time.Hour)
+		if n, err := o.RedeliverAll(t.Context(), Redelivery{Endpoint: "crm"}); n != many || err != nil {
+			t.Fatal(n, err)
+		}
+		live := event("call.incoming", "live")
+		mustAppend(t, o, live)
+		time.Sleep(time.Minute)
+		if d, _, err := o.Delivery(live.ID + ".crm"); err != nil || d.State != "delivered" {
+			t.Errorf("a minute later: %+v, %v", d, err)
+		}
+		stop()
+	})
+}
+
+// While an endpoint has asked for a pause nothing can be sent, so nothing is overtaken: the events of a call go in order after it.
+func TestOrderThroughAPause(t *testing.T) {
 	c := &crm{answer: func(n int, _ received, w http.ResponseWriter) {
 		if n == 1 {
-			time.Sleep(10 * time.Second)
-			w.WriteHeader(http.StatusServiceUnavailable)
+			w.Header().Set("Retry-After", "120")
+			w.WriteHeader(http.StatusTooManyRequests)
 		}
 	}}
 	bubble(t, c, func(t *testing.T) {
-		o, _ := openEngine(t, Options{DialContext: c.net.Dial, RetrySchedule: []time.Duration{24 * time.Hour}})
+		e := endpoint("crm")
+		e.Concurrency = 1
+		o, _ := openEngine(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, OrderHold: time.Minute})
 		stop := run(t, o)
-		e := event("call.completed", "5")
-		mustAppend(t, o, e)
-		time.Sleep(time.Second)
-		if _, err := o.Redeliver(e.ID + ".crm"); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Minute)
+		mustAppend(t, o, event("call.outgoing", "5"), event("call.outgoing_answered", "5"), event("call.completed", "5"))
+		time.Sleep(10 * time.Minute)
 		stop()
-		if d, attempts, err := o.Delivery(e.ID + ".crm"); err != nil || d.State != "delivered" || !d.Redelivered || len(attempts) != 2 {
-			t.Errorf("%+v, %d attempts, %v", d, len(attempts), err)
+		var sequences []int
+		for _, r := range c.received() {
+			_, n := callOf(t, r)
+			sequences = append(sequences, n)
+		}
+		if !slices.Equal(sequences, []int{1, 1, 2, 3}) {
+			t.Errorf("sent: %v", sequences)
 		}
 	})
 }

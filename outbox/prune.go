@@ -41,7 +41,11 @@ func (o *Outbox) prune(ctx context.Context) {
 		if err == nil && o.store.nearlyFull() {
 			p.early = true
 			p.before = time.Now()
-			if err = p.run(ctx); p.removed == 0 {
+			if err = p.run(ctx); err == nil && o.store.nearlyFull() {
+				p.latest = true
+				err = p.run(ctx)
+			}
+			if p.removed == 0 {
 				fruitless = time.Now()
 			}
 		}
@@ -80,6 +84,7 @@ type pruning struct {
 	store     *store
 	before    time.Time            // events that came before it may go
 	early     bool                 // only until there is room again
+	latest    bool                 // also the latest event of a call that may go on: rather its numbering begins anew than that nothing is taken any more
 	abandoned map[string]time.Time // endpoints that are failing: what came before that time does not wait for them any more
 	removed   int                  // events
 	given     int                  // deliveries that were pending
@@ -167,10 +172,10 @@ func (p *pruning) goesOn(tx *txn, n uint64, e stored) bool {
 	return last == n
 }
 
-// waitedFor says whether an event has to stay: it would go early while its call goes on, or an endpoint of the configuration still waits for it. What waits for an endpoint that is
-// configured no longer has waited long enough.
+// waitedFor says whether an event has to stay: it would go early while its call goes on, or an endpoint still waits for it. What waits for an endpoint that
+// is configured no longer waits as long as the retention.
 func (p *pruning) waitedFor(tx *txn, n uint64, e stored) bool {
-	if p.early && p.goesOn(tx, n, e) {
+	if p.early && !p.latest && p.goesOn(tx, n, e) {
 		return true
 	}
 	if e.kind == telephony.EventTransferRequested {
@@ -178,8 +183,10 @@ func (p *pruning) waitedFor(tx *txn, n uint64, e stored) bool {
 			return true // who has won it must be known until the call is over
 		}
 	}
-	for i := range p.store.endpoints {
-		name := p.store.endpoints[i].Name
+	for _, name := range tx.names() {
+		if !p.early && !p.store.configured(name) {
+			continue
+		}
 		d, _ := tx.queue(name).get(n)
 		if d != nil && d.state == pending && !e.at.Before(p.abandoned[name]) {
 			return true

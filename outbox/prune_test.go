@@ -169,3 +169,57 @@ func TestSequenceOutlivesEarlyPruning(t *testing.T) {
 		}
 	})
 }
+
+// It is never full of what has been delivered, also if no call is told to be over.
+func TestNeverFullOfWhatIsDelivered(t *testing.T) {
+	c := &crm{forget: true}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial, MaxBytes: 1 << 20, Logger: slog.New(slog.DiscardHandler)})
+		stop := run(t, o)
+		full := false
+		for n := 0; n < 5000 && !full; n++ {
+			full = o.Append(t.Context(), []telephony.Event{event("call.outgoing", fmt.Sprint(n))}) != nil
+		}
+		time.Sleep(2 * pruneEvery)
+		if err := o.Append(t.Context(), []telephony.Event{event("call.completed", "1")}); err != nil || !full {
+			t.Errorf("two minutes later (it was full: %v): %v, %v", full, err, states(t, o, "crm"))
+		}
+		synctest.Wait()
+		stop()
+	})
+}
+
+// What waits for an endpoint that is configured no longer waits as long as the retention, also when the file is nearly full.
+func TestOrphansDoNotGoEarly(t *testing.T) {
+	c := &crm{forget: true}
+	bubble(t, c, func(t *testing.T) {
+		opts := Options{
+			Path: filepath.Join(t.TempDir(), "outbox.db"), DialContext: c.net.Dial, MaxBytes: 1 << 20, Endpoints: []Endpoint{endpoint("crm"), endpoint("other")},
+			Logger: slog.New(slog.DiscardHandler),
+		}
+		o, err := Open(withDefaults(t, opts))
+		if err != nil {
+			t.Fatal(err)
+		}
+		const many = 50
+		for i := range many {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+		}
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+		opts.Endpoints = opts.Endpoints[:1]
+		o = openOutbox(t, opts)
+		stop := run(t, o)
+		for i := range 3000 { // more than there is room for
+			_ = o.Append(t.Context(), []telephony.Event{event("call.completed", fmt.Sprint("later ", i))})
+			if i%100 == 0 {
+				time.Sleep(crowdedAgain + time.Second)
+			}
+		}
+		stop()
+		if n := len(list(t, o, DeliveryQuery{Endpoint: "other", Limit: 500})); n != many {
+			t.Errorf("%d of %d are left", n, many)
+		}
+	})
+}

@@ -197,7 +197,7 @@ func (tx *txn) redeliver(q *queue, n uint64, hold time.Duration) error {
 	if old != nil {
 		d = *old
 	}
-	d = d.again(before, hold)
+	d = d.again(before, time.Now(), hold)
 	d.next, _, _ = tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Next)
 	if err := q.put(n, old, d, history); err != nil {
 		return err
