@@ -122,7 +122,8 @@ func TestCommandsThatAsk(t *testing.T) {
 	if out, code := ask("redeliver", "-endpoint", "crm", "-since", "1h", "-states", "delivered,dead"); code != 0 || !strings.Contains(out, "are sent again") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
-	for _, args := range [][]string{{"redeliver"}, {"redeliver", "x", "-endpoint", "crm"}, {"deliveries", "a", "b"}, {"tail", "x"}} {
+	for _, args := range [][]string{{"redeliver"}, {"redeliver", "x", "-endpoint", "crm"}, {"redeliver", "-dry-run", id}, {"redeliver", "-since", "1h", id},
+		{"redeliver", "-endpoint", "crm", "-since", "7d"}, {"deliveries", "a", "b"}, {"tail", "x"}} {
 		if out, code := ask(args...); code != 2 {
 			t.Errorf("%v: exit code %d: %s", args, code, out)
 		}

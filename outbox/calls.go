@@ -99,11 +99,11 @@ func (e *PrunedError) Error() string {
 func (o *Outbox) Events(q EventQuery) (bodies [][]byte, cursor string, err error) {
 	format := FormatStandard
 	if q.Endpoint != "" {
-		i := slices.IndexFunc(o.opts.Endpoints, func(e Endpoint) bool { return e.Name == q.Endpoint })
-		if i < 0 {
-			return nil, "", fmt.Errorf("%w: %q", ErrNoEndpoint, q.Endpoint)
+		e, err := o.store.endpoint(q.Endpoint)
+		if err != nil {
+			return nil, "", err
 		}
-		format = o.opts.Endpoints[i].Format
+		format = e.Format
 	}
 	var after uint64
 	switch q.After {

@@ -39,14 +39,14 @@ type delivery struct {
 // isDue says whether the delivery stands in the due index.
 func (d delivery) isDue() bool { return d.state == pending && d.due != held && d.due != asking }
 
-// held is the due time of a delivery that waits for an earlier event of its call, and of none that is in the due index.
+// held is the due time of a delivery that waits for an earlier event of its call. Such a delivery is not in the due index.
 const held = -1
 
 // asking is the due time of a question while the asker has it.
 const asking = -2
 
-// behind gives a new delivery its due time. Before is the delivery of the event just before it in its call, nil if there is none: while
-// that is pending the new one is held, but once it has failed for no longer than hold.
+// behind gives a new delivery its due time. Before is the delivery of the event just before it in its call, nil if there is none. While that is pending the
+// new one is held; once that has failed, until hold after its first failure.
 //
 // It is enough to look at the one before. If that is done with, whatever is pending before it has been overtaken already.
 func behind(before *delivery, hold time.Duration) delivery {

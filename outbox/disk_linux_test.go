@@ -2,12 +2,14 @@ package outbox
 
 import (
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -161,6 +163,33 @@ func TestReadyAfterNewsWasLost(t *testing.T) {
 		restore()
 		if err := o.Writable(); err != nil {
 			t.Errorf("once the disk is well again: %v", err)
+		}
+	})
+}
+
+// While the disk fails, what becomes of questions is told as often as any failure that goes on: every 30 s, however many there are.
+func TestQuestionsOnAFailingDisk(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		var log lockedBuffer
+		path := filepath.Join(t.TempDir(), "outbox.db")
+		e := endpoint("crm")
+		e.AnswersLater = true
+		o := openOutbox(t, Options{Path: path, DialContext: c.net.Dial, Endpoints: []Endpoint{e}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		for call := range 5 {
+			mustAppend(t, o, event("call.transfer_requested", fmt.Sprint(call)))
+		}
+		restore := swapFile(t, path, "/dev/full", os.O_RDWR)
+		stop := run(t, o)
+		time.Sleep(2 * time.Minute)
+		restore()
+		time.Sleep(time.Minute)
+		stop()
+		if n := strings.Count(log.String(), "what became of a question cannot be recorded"); n == 0 || n > 10 {
+			t.Errorf("%d lines in two minutes", n)
+		}
+		if !strings.Contains(log.String(), "recorded again") {
+			t.Error("nothing says that it is over")
 		}
 	})
 }

@@ -381,14 +381,23 @@ func TestRateBehindSlowRequests(t *testing.T) {
 	})
 }
 
+// givenUp counts what is given up.
+type givenUp struct {
+	unobserved
+	n atomic.Int64
+}
+
+func (g *givenUp) GivenUp(_ string, n int) { g.n.Add(int64(n)) }
+
 // An endpoint that never returns does not fill the disk for ever: what has waited longer than the retention and the schedule together goes.
 func TestAbandoned(t *testing.T) {
 	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) }}
 	bubble(t, c, func(t *testing.T) {
 		var log lockedBuffer
+		gone := &givenUp{}
 		o := openOutbox(t, Options{
 			DialContext: c.net.Dial, RetrySchedule: []time.Duration{24 * time.Hour}, Retention: 48 * time.Hour, OrderHold: 1000 * time.Hour,
-			Logger: slog.New(slog.NewTextHandler(&log, nil)),
+			Logger: slog.New(slog.NewTextHandler(&log, nil)), Observer: gone,
 		})
 		stop := run(t, o)
 		for i := range 30 {
@@ -404,6 +413,9 @@ func TestAbandoned(t *testing.T) {
 			t.Errorf("afterwards %d keys are left", n)
 		}
 		stop()
+		if gone.n.Load() != 60 {
+			t.Errorf("%d were counted as given up", gone.n.Load())
+		}
 	})
 }
 

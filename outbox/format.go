@@ -56,13 +56,8 @@ func (f Format) object(body []byte) []byte {
 
 // Sent gives what an endpoint is sent of an event: the content type, and the body, of which standard is the form in which the outbox keeps it.
 func (o *Outbox) Sent(endpoint string, standard []byte) (contentType string, body []byte) {
-	format := FormatStandard
-	for _, e := range o.opts.Endpoints {
-		if e.Name == endpoint {
-			format = e.Format
-		}
-	}
-	return format.contentType(), format.render(standard)
+	e, _ := o.store.endpoint(endpoint) // one that is configured no longer has the standard format
+	return e.Format.contentType(), e.Format.render(standard)
 }
 
 // member is one member of a JSON object; raw is its value as it stands there.

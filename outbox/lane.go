@@ -238,7 +238,9 @@ func (l *lane) claim(now time.Time, failing bool) (at time.Time) {
 	}
 	if err == nil && len(f.damaged) > 0 {
 		l.logger.Error("deliveries are dead: their records in the outbox are damaged", "deliveries", len(f.damaged))
-		err = l.store.giveUp(l.endpoint.Name, f.damaged)
+		if err = l.store.giveUp(l.endpoint.Name, f.damaged); err == nil {
+			l.opts.Observer.GivenUp(l.endpoint.Name, len(f.damaged))
+		}
 	}
 	if err != nil {
 		l.reading.Failed("the outbox cannot be read", err)
@@ -270,10 +272,15 @@ func (l *lane) tooLate(j job, now time.Time) bool {
 }
 
 func (l *lane) expire(j job, now time.Time) {
+	l.add(result{job: j, now: l.hasExpired(j, now)})
+}
+
+// hasExpired tells everybody that it is too late for a delivery, and gives it as it is then.
+func (l *lane) hasExpired(j job, now time.Time) delivery {
 	l.logger.Warn("delivery has expired: it is too late to be of use",
 		"event_id", j.eventID, "type", string(j.kind), "call_id", j.call, "attempts", j.delivery.attempts)
 	l.opts.Observer.Expired(l.endpoint.Name)
-	l.add(result{job: j, now: j.delivery.ended(expired, now)})
+	return j.delivery.ended(expired, now)
 }
 
 // collect takes what the workers have handed in.

@@ -10,8 +10,9 @@ import (
 type Observer interface {
 	// AttemptEnded tells of an attempt that took so long, at an event that was read so long ago, and what came of it: one of the outcomes below.
 	AttemptEnded(endpoint, outcome string, took, age time.Duration)
-	Expired(endpoint string)      // a delivery is made no more, since it is too late
-	Committed(took time.Duration) // to the file
+	Expired(endpoint string)        // a delivery is made no more, since it is too late
+	GivenUp(endpoint string, n int) // so many are dead without another attempt: they are damaged, or were waited for too long
+	Committed(took time.Duration)   // to the file
 }
 
 // The outcomes of attempts, and of what was too late for one.
@@ -38,6 +39,9 @@ func (unobserved) AttemptEnded(string, string, time.Duration, time.Duration) {}
 
 // Expired does nothing.
 func (unobserved) Expired(string) {}
+
+// GivenUp does nothing.
+func (unobserved) GivenUp(string, int) {}
 
 // Committed does nothing.
 func (unobserved) Committed(time.Duration) {}

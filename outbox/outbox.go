@@ -76,7 +76,7 @@ type Options struct {
 	// RingingOnlyToWinner keeps it from all endpoints that a call rings, or was answered, if it has asked where to go and no endpoint wants it.
 	// Otherwise all are told.
 	RingingOnlyToWinner bool
-	// Retention is how long events stay after they have been delivered or given up.
+	// Retention is how long an event stays, counted from when it was read. One that an endpoint still waits for stays longer.
 	Retention time.Duration
 	// MaxBytes is how much of the file may be in use; then Append fails with ErrFull. From nine tenths on the oldest events that are
 	// delivered or given up go before Retention is over.
@@ -135,7 +135,7 @@ func Open(opts Options) (*Outbox, error) {
 		return nil, fmt.Errorf("open the outbox %s: %w", opts.Path, err)
 	}
 	o := &Outbox{opts: opts, store: store, crowded: make(chan struct{}, 1), trouble: repeat.New(opts.Logger)}
-	o.asker = &asker{box: o, wake: make(chan struct{}, 1), known: map[uint64]bool{}}
+	o.asker = &asker{box: o, trouble: repeat.New(opts.Logger), wake: make(chan struct{}, 1), known: map[uint64]bool{}}
 	for _, e := range opts.Endpoints {
 		o.lanes = append(o.lanes, newLane(e, store, opts, o.announce))
 	}

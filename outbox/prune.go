@@ -60,8 +60,9 @@ func (o *Outbox) prune(ctx context.Context) {
 		if p.removed > 0 {
 			o.opts.Logger.Debug("old events removed from the outbox", "events", p.removed)
 		}
-		if p.given > 0 {
-			o.opts.Logger.Error("events were given up: their endpoint has been failing for longer than OUTBOX_RETENTION", "deliveries", p.given)
+		for name, n := range p.given {
+			o.opts.Observer.GivenUp(name, n)
+			o.opts.Logger.Error("events were given up: their endpoint has been failing for longer than OUTBOX_RETENTION", "endpoint", name, "deliveries", n)
 		}
 	}
 }
@@ -87,10 +88,13 @@ type pruning struct {
 	latest    bool                 // also the latest event of a call that may go on: rather its numbering begins anew than that nothing is taken any more
 	abandoned map[string]time.Time // endpoints that are failing: what came before that time does not wait for them any more
 	removed   int                  // events
-	given     int                  // deliveries that were pending
+	given     map[string]int       // deliveries that were pending, by endpoint
 }
 
 func (p *pruning) run(ctx context.Context) error {
+	if p.given == nil {
+		p.given = map[string]int{}
+	}
 	for from := uint64(0); from != pruneDone && ctx.Err() == nil; {
 		if p.early && !p.store.nearlyFull() {
 			return nil
@@ -104,11 +108,11 @@ func (p *pruning) run(ctx context.Context) error {
 		if len(old) == 0 {
 			continue
 		}
-		removed, given := 0, 0
+		removed, given := 0, map[string]int{}
 		err = p.store.commit(func(tx *txn) error {
-			removed, given = 0, 0
+			removed, given = 0, map[string]int{}
 			for _, k := range old {
-				gone, err := p.prune(tx, k, &given)
+				gone, err := p.prune(tx, k, given)
 				if err != nil {
 					return err
 				}
@@ -122,7 +126,9 @@ func (p *pruning) run(ctx context.Context) error {
 			return err
 		}
 		p.removed += removed
-		p.given += given
+		for name, n := range given {
+			p.given[name] += n
+		}
 	}
 	return nil
 }
@@ -160,7 +166,7 @@ func (p *pruning) oldEvents(from uint64) (old [][]byte, next uint64, err error) 
 	return old, next, err
 }
 
-// goesOnFor is how long a call may go on without a new event for its next one to be counted on.
+// goesOnFor is after how long without an event a call counts as over, so that its numbering may begin anew.
 const goesOnFor = 4 * time.Hour
 
 // goesOn says whether an event is the latest of a call that may go on: the sequence of the next one follows from it, and must not begin anew.
@@ -196,7 +202,7 @@ func (p *pruning) waitedFor(tx *txn, n uint64, e stored) bool {
 }
 
 // prune removes one event with all that points to it, if it may still go.
-func (p *pruning) prune(tx *txn, k []byte, given *int) (bool, error) {
+func (p *pruning) prune(tx *txn, k []byte, given map[string]int) (bool, error) {
 	n := binary.BigEndian.Uint64(k)
 	e, _, err := decodeEventHead(tx.events.Get(k))
 	if err != nil || p.waitedFor(tx, n, e) {
@@ -210,7 +216,7 @@ func (p *pruning) prune(tx *txn, k []byte, given *int) (bool, error) {
 		}
 		if d.state == pending {
 			if p.store.configured(name) {
-				*given++
+				given[name]++
 			}
 			if err := tx.release(q, d.ended(dead, time.Now()), 0); err != nil {
 				return false, err

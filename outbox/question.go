@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 )
 
@@ -32,7 +33,8 @@ const sayAgain = 500 * time.Millisecond
 // asker asks the endpoints where a call should go. A question goes ahead of everything: it is in no lane, so it waits for no place, rate, pause, probe
 // or earlier event. While it is being asked its deliveries are out of the due index, and its number is in the bucket of questions.
 type asker struct {
-	box *Outbox
+	box     *Outbox
+	trouble *repeat.Log // with recording
 
 	mu    sync.Mutex
 	fresh []uint64        // numbers of events that ask, stored since the asker has looked
@@ -139,18 +141,19 @@ func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
 
 // end takes a question from the file's list. While the file cannot be written it tries again: what comes behind it in its call waits for that.
 func (a *asker) end(ctx context.Context, n uint64) {
-	a.box.persist(ctx, func() error { return a.box.store.endQuestion(n, a.box.opts.OrderHold) })
+	a.persist(ctx, func() error { return a.box.store.endQuestion(n, a.box.opts.OrderHold) })
 	a.box.wakeUp()
 }
 
 // persist writes until it has succeeded, or ctx ends.
-func (o *Outbox) persist(ctx context.Context, write func() error) {
+func (a *asker) persist(ctx context.Context, write func() error) {
 	for err := write(); err != nil; err = write() {
-		o.opts.Logger.Error("what became of a question cannot be recorded", "err", err.Error())
+		a.trouble.Failed("what became of a question cannot be recorded", err)
 		if !sleepUntil(ctx, time.Now().Add(storeAgain)) {
 			return
 		}
 	}
+	a.trouble.Recovered("what became of questions is recorded again")
 }
 
 // sleepUntil is false if ctx ended before.
@@ -201,8 +204,7 @@ func (i *inquiry) run(ctx, work context.Context) {
 			return
 		}
 	}
-	i.job.delivery = i.job.delivery.ended(expired, time.Now())
-	i.box.opts.Observer.Expired(i.lane.endpoint.Name)
+	i.job.delivery = i.lane.hasExpired(i.job, time.Now())
 	i.record(ctx, nil)
 }
 
@@ -223,7 +225,7 @@ func (i *inquiry) attempt(work context.Context) (o outcome, cutOff bool) {
 
 // record keeps how the delivery stands, and lets the lane go on with what waits behind it.
 func (i *inquiry) record(ctx context.Context, made *Attempt) {
-	i.box.persist(ctx, func() error {
+	i.box.asker.persist(ctx, func() error {
 		return i.box.store.record(i.lane.endpoint.Name, []result{{job: i.job, now: i.job.delivery, attempt: made}})
 	})
 	i.lane.wakeUp()

@@ -2,6 +2,9 @@ package outbox
 
 import (
 	"context"
+	"log/slog"
+	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -40,8 +43,30 @@ func TestQuestionAndClockSetBack(t *testing.T) {
 		time.Sleep(3 * time.Hour)
 		cancel()
 		running.Wait()
-		if len(router.at) != 1 || router.at[0].Sub(began) > 11*time.Second {
+		if len(router.at) != 1 {
+			t.Fatalf("its time was up %d times", len(router.at))
+		}
+		if router.at[0].Sub(began) > 11*time.Second {
 			t.Errorf("ROUTING_TIMEOUT is 10s, its time was up after %s", router.at[0].Sub(began))
 		}
+	})
+}
+
+// A question that a CRM has not taken in time has expired, which the log says once.
+func TestQuestionExpires(t *testing.T) {
+	c := &crm{answer: func(int, received, http.ResponseWriter) { time.Sleep(time.Hour) }}
+	bubble(t, c, func(t *testing.T) {
+		var log lockedBuffer
+		e := endpoint("crm")
+		e.AnswersLater = true
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		stop := run(t, o)
+		mustAppend(t, o, event("call.transfer_requested", "5"))
+		time.Sleep(time.Minute)
+		stop()
+		if got := states(t, o, "crm"); got[expired] != 1 || strings.Count(log.String(), "delivery has expired") != 1 {
+			t.Errorf("states: %v, log: %s", got, log.String())
+		}
+		time.Sleep(time.Hour) // lets the receiver's handler end
 	})
 }

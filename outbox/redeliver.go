@@ -115,14 +115,20 @@ func (o *Outbox) RedeliverAll(ctx context.Context, r Redelivery) (count int, err
 
 // takesWebhooks fails with ErrNoEndpoint or ErrNoURL.
 func (s *store) takesWebhooks(name string) error {
-	i := slices.IndexFunc(s.endpoints, func(e Endpoint) bool { return e.Name == name })
-	switch {
-	case i < 0:
-		return fmt.Errorf("%w: %q", ErrNoEndpoint, name)
-	case s.endpoints[i].URL == "":
-		return fmt.Errorf("%w: %q", ErrNoURL, name)
+	e, err := s.endpoint(name)
+	if err == nil && e.URL == "" {
+		err = fmt.Errorf("%w: %q", ErrNoURL, name)
 	}
-	return nil
+	return err
+}
+
+// endpoint gives the endpoint of a name. It fails with ErrNoEndpoint.
+func (s *store) endpoint(name string) (Endpoint, error) {
+	i := slices.IndexFunc(s.endpoints, func(e Endpoint) bool { return e.Name == name })
+	if i < 0 {
+		return Endpoint{}, fmt.Errorf("%w: %q", ErrNoEndpoint, name)
+	}
+	return s.endpoints[i], nil
 }
 
 func (s *store) configured(name string) bool {
@@ -141,7 +147,10 @@ func (s *store) lastNumber() (n uint64, err error) {
 // matching gives, of the next events from a number to the last, those that a redelivery is for, and the number to go on from.
 func (s *store) matching(r Redelivery, from, last uint64) (list []uint64, next uint64, err error) {
 	const looked = 4096 // events in one read: a long one would keep pages from being used again
-	endpoint := s.endpoints[slices.IndexFunc(s.endpoints, func(e Endpoint) bool { return e.Name == r.Endpoint })]
+	endpoint, err := s.endpoint(r.Endpoint)
+	if err != nil {
+		return nil, 0, err
+	}
 	next = last + 1
 	err = s.view(func(tx *txn) error {
 		q := tx.queue(r.Endpoint)

@@ -93,8 +93,8 @@ func TestDeliveries(t *testing.T) {
 				t.Errorf("%q: %v", id, err)
 			}
 		}
-		for _, cursor := range []string{"x", "5", "-1.crm", "1.crm.x.y"} {
-			if _, _, err := o.Deliveries(DeliveryQuery{Cursor: cursor, Limit: 1}); !errors.Is(err, ErrBadCursor) && cursor[0] != '1' {
+		for _, cursor := range []string{"x", "5", "-1.crm"} {
+			if _, _, err := o.Deliveries(DeliveryQuery{Cursor: cursor, Limit: 1}); !errors.Is(err, ErrBadCursor) {
 				t.Errorf("cursor %q: %v", cursor, err)
 			}
 		}

@@ -16,14 +16,10 @@ var ErrNoURL = errors.New("the endpoint has no URL: it reads its events")
 // SendTest sends an endpoint a signed event of the type pzbridge.test, past everything that waits for it, and tells how that attempt ended. The event
 // is not kept and not tried again. It fails with ErrNoEndpoint, ErrNoURL or ctx's error.
 func (o *Outbox) SendTest(ctx context.Context, endpoint string) (eventID string, made Attempt, err error) {
-	i := slices.IndexFunc(o.lanes, func(l *lane) bool { return l.endpoint.Name == endpoint })
-	switch {
-	case i < 0:
-		return "", Attempt{}, fmt.Errorf("%w: %q", ErrNoEndpoint, endpoint)
-	case o.lanes[i].endpoint.URL == "":
-		return "", Attempt{}, fmt.Errorf("%w: %q", ErrNoURL, endpoint)
+	if err := o.store.takesWebhooks(endpoint); err != nil {
+		return "", Attempt{}, err
 	}
-	l := o.lanes[i]
+	l := o.lanes[slices.IndexFunc(o.lanes, func(l *lane) bool { return l.endpoint.Name == endpoint })]
 	eventID, made, err = sendTest(ctx, l.questions)
 	if err == nil {
 		l.logger.Info("test sent", "event_id", eventID, "status", made.Status, "err", made.Error, "took", made.Took.Round(time.Microsecond).String())

@@ -218,17 +218,19 @@ func note(route *telephony.Route, reply telephony.Reply, now time.Time) {
 
 // change changes a call's route, gives it as it is then, and says whether a Transfer is to be written for it.
 func (r *Router) change(callID string, change func(route *telephony.Route, now time.Time) (write bool)) (after telephony.Route, write bool, err error) {
-	decided := false
+	decided, begun := false, false
 	err = r.opts.Ledger.ChangeRoute(callID, func(route *telephony.Route) {
 		wasOpen := route.Outcome == telephony.RouteOpen
 		write = change(route, time.Now())
 		decided = wasOpen && route.Outcome != telephony.RouteOpen
 		after = *route
 		if write {
+			begun = true
 			r.begins(callID) // before anybody can see that it is being written
 		}
 	})
-	if err != nil && write {
+	write = write && err == nil
+	if begun && !write { // it was not stored, or was applied once more, to other ends
 		r.ends(callID)
 	}
 	if err == nil && decided {

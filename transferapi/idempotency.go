@@ -50,7 +50,7 @@ func (a *API) once(r *http.Request, key string, cmd telephony.Command, carryOut 
 		}}
 	case taken.Status == 0:
 		return answer{problem: &problem{
-			Status: http.StatusGatewayTimeout, Detail: "The bridge was stopped while it carried this command out: it may have been carried out.",
+			Status: http.StatusGatewayTimeout, Detail: "How this command ended is not known, since the bridge was stopped or its disk failed meanwhile: it may have been carried out.",
 		}}
 	default:
 		return answer{status: taken.Status, body: taken.Answer, again: true}

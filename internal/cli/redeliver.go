@@ -17,7 +17,7 @@ func (p Program) redeliver(ctx context.Context, args []string) error {
 		"Ctrl-C ends the following, not the sending.\n"+apiHelp)
 	endpoint := fs.String("endpoint", "", "send again what is for the endpoint of that `name`")
 	since := fs.String("since", "", "only events from that `time` on, such as 2026-11-23T06:25:53Z, or so long ago, such as 24h")
-	until := fs.String("until", "", "only events before that `time`")
+	until := fs.String("until", "", "only events before that `time`, or before so long ago")
 	states := fs.String("states", "dead,expired", "only those that are `dead`, expired, delivered or missing")
 	types := fs.String("types", "", "only events of these `types`, separated by commas")
 	dryRun := fs.Bool("dry-run", false, "only say how many")
@@ -29,7 +29,9 @@ func (p Program) redeliver(ctx context.Context, args []string) error {
 		return err
 	}
 	switch {
-	case fs.NArg() == 1 && *endpoint == "":
+	case fs.NArg() == 1 && fs.NFlag() > 0:
+		return usageError("the flags choose among many deliveries: name one by its ID alone, or many with -endpoint")
+	case fs.NArg() == 1:
 		var d delivery
 		if err := a.call(ctx, http.MethodPost, "/v1/deliveries/"+url.PathEscape(fs.Arg(0))+"/redeliver", nil, &d); err != nil {
 			return err
@@ -44,12 +46,14 @@ func (p Program) redeliver(ctx context.Context, args []string) error {
 		request["types"] = list
 	}
 	for name, value := range map[string]string{"since": *since, "until": *until} {
-		if ago, err := time.ParseDuration(value); err == nil {
-			value = time.Now().Add(-ago).UTC().Format(time.RFC3339)
+		if value == "" {
+			continue
 		}
-		if value != "" {
-			request[name] = value
+		at, err := timeOrAgo(value)
+		if err != nil {
+			return usageError(fmt.Sprintf("-%s %v", name, err))
 		}
+		request[name] = at
 	}
 	before, err := a.waiting(ctx, *endpoint)
 	if err != nil {
@@ -67,6 +71,18 @@ func (p Program) redeliver(ctx context.Context, args []string) error {
 	}
 	fmt.Fprintf(p.Out, "%d deliveries are sent again.\n", answer.Deliveries)
 	return p.follow(ctx, a, *endpoint, before, answer.Deliveries)
+}
+
+// timeOrAgo reads a time, or how long ago it was.
+func timeOrAgo(s string) (time.Time, error) {
+	if ago, err := time.ParseDuration(s); err == nil {
+		return time.Now().Add(-ago), nil
+	}
+	at, err := time.Parse(time.RFC3339, s)
+	if err != nil {
+		return at, fmt.Errorf("must be a time such as 2026-11-23T06:25:53Z, or so long ago, such as 24h; it is %q", s)
+	}
+	return at, nil
 }
 
 // follow draws how many of the deliveries that were asked for do not wait any more. New events count too, so it may end a little late.

@@ -139,6 +139,7 @@ func TestMistakes(t *testing.T) {
 		{"OUTBOX_MAX_BYTES=99999999999999999999", "OUTBOX_MAX_BYTES", "no size"},
 		{"OUTBOX_MAX_BYTES=1000", "OUTBOX_MAX_BYTES", "at least 1.0 MiB"},
 		{"COMMAND_TIMEOUT=0", "COMMAND_TIMEOUT", "at least"},
+		{"COMMAND_TIMEOUT=61s", "COMMAND_TIMEOUT", "at most"},
 		{"LISTEN_ADDR=8080", "LISTEN_ADDR", "host:port"},
 		{"LISTEN_ADDR=:http", "LISTEN_ADDR", "host:port"},
 		{"API_TOKEN=hunter2", "API_TOKEN", "16 characters"},

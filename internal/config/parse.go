@@ -48,7 +48,7 @@ func (t text) parse(p *problems) Config {
 		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, p),
 		RoutingTimeout:  duration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
 		OutboxPath:      t.OutboxPath, ListenAddr: t.ListenAddr, APIToken: t.APIToken, LogFormat: t.LogFormat,
-		CommandTimeout: duration("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, p),
+		CommandTimeout: durationUpTo("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, time.Minute, p),
 		APIRate:        parseRate("API_RATE", "requests", t.APIRate, p),
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
 	}
@@ -158,6 +158,15 @@ func duration(variable, s string, least time.Duration, p *problems) time.Duratio
 		p.add(variable, "must not be negative; it is %s", s)
 	case d < least:
 		p.add(variable, "must be at least %s; it is %s", least, s)
+	}
+	return d
+}
+
+// durationUpTo is duration with an upper bound.
+func durationUpTo(variable, s string, least, most time.Duration, p *problems) time.Duration {
+	d := duration(variable, s, least, p)
+	if d > most {
+		p.add(variable, "must be at most %s; it is %s", most, s)
 	}
 	return d
 }

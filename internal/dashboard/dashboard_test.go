@@ -130,6 +130,7 @@ func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 type observed struct{ *Stats }
 
 func (observed) Expired(string)          {}
+func (observed) GivenUp(string, int)     {}
 func (observed) Committed(time.Duration) {}
 
 func (s *stage) happens(t *testing.T, call string, kinds ...telephony.EventType) {

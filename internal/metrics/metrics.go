@@ -143,6 +143,11 @@ func (m *Metrics) AttemptEnded(endpoint, outcome string, took, age time.Duration
 	}
 }
 
+// GivenUp counts deliveries that are dead without another attempt.
+func (m *Metrics) GivenUp(endpoint string, n int) {
+	m.deliveries.WithLabelValues(endpoint, outbox.OutcomeDead).Add(float64(n))
+}
+
 // Expired counts a delivery that is made no more, since it is too late.
 func (m *Metrics) Expired(endpoint string) {
 	m.deliveries.WithLabelValues(endpoint, outbox.OutcomeExpired).Inc()
