@@ -47,7 +47,13 @@ func TestDoctor(t *testing.T) {
 		"a redirect":            {open, nil, 301, 1, []string{"✗ crm: it redirects with HTTP 301", "final address"}},
 		"a CRM that is gone":    {open, nil, 410, 1, []string{"✗ crm: HTTP 410", "dead"}},
 		"a CRM that is busy":    {open, nil, 429, 1, []string{"✗ crm: HTTP 429", "RATE"}},
-		"a CRM that is broken":  {open, nil, 500, 1, []string{"✗ crm: it answers webhooks with HTTP 500"}},
+		"a CRM behind a proxy": {
+			open,
+			[]string{"HTTP_PROXY=" + crm.URL, "ENDPOINT_0_URL=http://crm.invalid/hook"},
+			204, 0,
+			[]string{"✓ crm: it is reached through the proxy " + strings.TrimPrefix(crm.URL, "http://"), "✓ crm: it took a webhook"},
+		},
+		"a CRM that is broken": {open, nil, 500, 1, []string{"✗ crm: it answers webhooks with HTTP 500"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			status.Store(int64(c.crm))
@@ -122,8 +128,15 @@ func TestCommandsThatAsk(t *testing.T) {
 	if out, code := ask("redeliver", "-endpoint", "crm", "-since", "1h", "-states", "delivered,dead"); code != 0 || !strings.Contains(out, "are sent again") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
-	for _, args := range [][]string{{"redeliver"}, {"redeliver", "x", "-endpoint", "crm"}, {"redeliver", "-dry-run", id}, {"redeliver", "-since", "1h", id},
-		{"redeliver", "-endpoint", "crm", "-since", "7d"}, {"deliveries", "a", "b"}, {"tail", "x"}} {
+	for _, args := range [][]string{
+		{"redeliver"},
+		{"redeliver", "x", "-endpoint", "crm"},
+		{"redeliver", "-dry-run", id},
+		{"redeliver", "-since", "1h", id},
+		{"redeliver", "-endpoint", "crm", "-since", "7d"},
+		{"deliveries", "a", "b"},
+		{"tail", "x"},
+	} {
 		if out, code := ask(args...); code != 2 {
 			t.Errorf("%v: exit code %d: %s", args, code, out)
 		}

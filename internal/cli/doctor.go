@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"net/url"
 	"strings"
 	"sync"
@@ -220,7 +221,12 @@ func (d *examination) endpoint(ctx context.Context, e config.Endpoint) {
 		return
 	}
 	u, err := url.Parse(e.URL)
-	if err != nil || !d.reach(ctx, e.Name, u, "its URL") {
+	if err != nil {
+		return
+	}
+	if proxy, err := http.ProxyFromEnvironment(&http.Request{URL: u}); err == nil && proxy != nil { // then this machine need not know its name
+		d.well(e.Name, "it is reached through the proxy %s", proxy.Host)
+	} else if !d.reach(ctx, e.Name, u, "its URL") {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.Timeout+patience)
