@@ -633,10 +633,10 @@ func TestRedeliverAllHoldsUpNoLiveCall(t *testing.T) {
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
 		e := endpoint("crm")
-		e.Rate, e.RingingTTL = 20, 5*time.Minute
+		e.Rate, e.RingingTTL = 2, 5*time.Minute
 		o, _ := openEngine(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
 		stop := run(t, o)
-		const many = 8000 // twenty a second for longer than it rings
+		const many = 800 // two a second for longer than it rings
 		for i := range many {
 			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
 		}
