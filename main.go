@@ -51,7 +51,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	counted := metrics.New(version)
 	boxOptions := outboxOptions(cfg, logger)
 	seen := dashboard.NewStats()
-	boxOptions.Observer = observers{counted, seen}
+	boxOptions.Observer, boxOptions.Stopping = observers{counted, seen}, ctx
 	box, err := outbox.Open(boxOptions)
 	if err != nil {
 		return err
@@ -138,7 +138,7 @@ func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
 	opts := outbox.Options{
 		Path: cfg.OutboxPath, RetrySchedule: cfg.RetrySchedule, OrderHold: cfg.OrderHold, RoutingTimeout: cfg.RoutingTimeout,
 		RingingOnlyToWinner: cfg.RingingOnlyToWinner,
-		Retention:           cfg.OutboxRetention, MaxBytes: cfg.OutboxMaxBytes, Grace: cfg.ShutdownGrace / 2,
+		Retention:           cfg.OutboxRetention, MaxBytes: cfg.OutboxMaxBytes, Grace: cfg.ShutdownGrace * 9 / 10, // the rest is for recording how they ended
 		UserAgent: "pzbridge/" + version, Logger: logger,
 	}
 	for _, e := range cfg.Endpoints {

@@ -81,8 +81,10 @@ type Options struct {
 	// MaxBytes is how much of the file may be in use; then Append fails with ErrFull. From nine tenths on the oldest events that are
 	// delivered or given up go before Retention is over.
 	MaxBytes int64
-	// Grace is how long attempts in flight may go on after Run's context has ended.
-	Grace     time.Duration
+	// Grace is how long attempts in flight may go on after Run's context has ended, or, if that is earlier, after Stopping.
+	Grace time.Duration
+	// Stopping ends when the program begins to stop, which may be before it is the outbox's turn. May be nil.
+	Stopping  context.Context
 	UserAgent string
 	Logger    *slog.Logger
 	Observer  Observer // may be nil
@@ -213,13 +215,17 @@ func (o *Outbox) IsToConnect() (bool, error) { return o.store.isToConnect() }
 // Writable says why events cannot be stored, nil if they can: the last Append and the last commit went well, or a commit does now.
 func (o *Outbox) Writable() error { return o.store.writable() }
 
-// Run delivers until ctx ends; attempts in flight may then go on for Options.Grace, and how they ended is recorded. Router is told of what the endpoints
+// Run delivers until ctx ends; attempts in flight may then go on for what is left of Options.Grace, and how they ended is recorded. Router is told of what the endpoints
 // say to a question where a call should go.
 func (o *Outbox) Run(ctx context.Context, router Router) error {
 	// Attempts outlive ctx: a webhook that is under way when a shutdown begins is better finished than sent twice.
 	work, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	defer context.AfterFunc(ctx, func() { time.AfterFunc(o.opts.Grace, stop) })()
+	endWork := func() { time.AfterFunc(o.opts.Grace, stop) }
+	defer context.AfterFunc(ctx, endWork)()
+	if o.opts.Stopping != nil {
+		defer context.AfterFunc(o.opts.Stopping, endWork)()
+	}
 	var parts sync.WaitGroup
 	for _, l := range o.lanes {
 		if l.endpoint.URL != "" {

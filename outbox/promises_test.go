@@ -566,6 +566,28 @@ func TestRedeliverWhileUnderWay(t *testing.T) {
 	}
 }
 
+// The time for attempts in flight begins when the program begins to stop, whatever stops before the outbox does.
+func TestGraceBeginsWithTheStop(t *testing.T) {
+	receiver := &crm{answer: func(int, received, http.ResponseWriter) { time.Sleep(time.Hour) }}
+	bubble(t, receiver, func(t *testing.T) {
+		e := endpoint("crm")
+		e.Timeout = time.Hour
+		stopping, begin := context.WithCancel(t.Context())
+		o, _ := openEngine(t, Options{Grace: 10 * time.Second, Stopping: stopping, DialContext: receiver.net.Dial, Endpoints: []Endpoint{e}})
+		stop := run(t, o)
+		mustAppend(t, o, event("call.completed", "5"))
+		synctest.Wait()
+		began := time.Now()
+		begin()
+		time.Sleep(4 * time.Second)
+		stop()
+		if took := time.Since(began); took != 10*time.Second {
+			t.Errorf("it took %s", took)
+		}
+		time.Sleep(time.Hour) // lets the receiver's handler end
+	})
+}
+
 // Once the bridge is stopping, a connection that is refused is not dialled again.
 func TestNoRedialWhileStopping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
