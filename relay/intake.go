@@ -26,16 +26,18 @@ const (
 // intake takes events from the reader and appends them to the sink: whatever waits goes together.
 type intake struct {
 	opts    Options
-	queue   chan telephony.Event
+	queued  chan struct{} // there is something in the queue, or it is closed
 	room    chan struct{} // something was appended while put waited for it
 	trouble *repeat.Log
 	skipped int // replayed calls that were too old, since the last line about them
 
 	mu     sync.Mutex
-	events int  // that are in memory
-	bytes  int  // that they take
-	paused bool // put waits: the socket is not read
-	closed bool // nothing is taken any more
+	queue  []telephony.Event
+	spare  []telephony.Event // the room of what run has, which the queue after the next one will have
+	events int               // that are in memory, in the queue or with run
+	bytes  int               // that they take
+	paused bool              // put waits: the socket is not read
+	closed bool              // nothing is taken any more
 
 	// giveUp ends, during a shutdown only, the appending of what the sink does not take.
 	giveUp context.Context
@@ -46,7 +48,7 @@ type intake struct {
 }
 
 func newIntake(opts Options) *intake {
-	in := &intake{opts: opts, queue: make(chan telephony.Event, intakeSize), room: make(chan struct{}, 1), trouble: repeat.New(opts.Logger), done: make(chan struct{})}
+	in := &intake{opts: opts, queued: make(chan struct{}, 1), room: make(chan struct{}, 1), trouble: repeat.New(opts.Logger), done: make(chan struct{})}
 	in.giveUp, in.cancel = context.WithCancel(context.Background())
 	return in
 }
@@ -57,9 +59,7 @@ func (in *intake) put(wire pz.Event) {
 	in.opts.Observer.EventReceived(e.Type)
 	if in.tooOld(e) {
 		in.skipped++
-	} else if in.waitForRoom(sizeOf(e)) {
-		in.queue <- e
-	} else {
+	} else if !in.enqueue(&e) {
 		in.unread++
 	}
 	if final := wire.Attrs.Get(pz.AttrMissedFinal) == "1"; final && in.skipped > 0 {
@@ -74,50 +74,57 @@ func (in *intake) announce(e telephony.Event) {
 	e.ID, e.Time = uuid.Must(uuid.NewV7()).String(), time.Now().UTC()
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if !in.closed && in.takeRoomIfAny(sizeOf(e)) {
-		in.queue <- e // there is room, so it does not wait
+	if !in.closed {
+		in.enqueueIfRoom(&e)
 	}
 }
 
-// waitForRoom takes room for an event. It is false only when a shutdown did not leave the time.
-func (in *intake) waitForRoom(size int) bool {
-	for !in.takeRoom(size) {
+// enqueue waits until there is room for an event in the queue. It is false only when a shutdown did not leave the time.
+func (in *intake) enqueue(e *telephony.Event) bool {
+	for {
+		in.mu.Lock()
+		queued := in.enqueueIfRoom(e)
+		in.paused = !queued
+		in.mu.Unlock()
+		if queued {
+			return true
+		}
 		select {
 		case <-in.room:
 		case <-in.giveUp.Done():
 			return false
 		}
 	}
-	return true
 }
 
-func (in *intake) takeRoom(size int) bool {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	in.paused = !in.takeRoomIfAny(size)
-	return !in.paused
-}
-
-// takeRoomIfAny is takeRoom with mu held.
-func (in *intake) takeRoomIfAny(size int) bool {
+// enqueueIfRoom puts an event into the queue, unless there is no room. The caller holds mu.
+func (in *intake) enqueueIfRoom(e *telephony.Event) bool {
+	size := sizeOf(e)
 	// One that is larger than all the room there is goes alone.
 	if in.events == intakeSize || in.events > 0 && in.bytes+size > intakeBytes {
 		return false
 	}
 	in.events++
 	in.bytes += size
+	in.queue = append(in.queue, *e)
+	signal(in.queued)
 	return true
 }
 
 func (in *intake) giveRoom(batch []telephony.Event) {
 	in.mu.Lock()
 	in.events -= len(batch)
-	for _, e := range batch {
-		in.bytes -= sizeOf(e)
+	for i := range batch {
+		in.bytes -= sizeOf(&batch[i])
 	}
 	in.mu.Unlock()
+	signal(in.room)
+}
+
+// signal wakes whoever waits on a channel with room for one.
+func signal(c chan<- struct{}) {
 	select {
-	case in.room <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -130,7 +137,7 @@ func (in *intake) isPaused() bool {
 }
 
 // sizeOf is about how many bytes an event takes in memory.
-func sizeOf(e telephony.Event) int {
+func sizeOf(e *telephony.Event) int {
 	const fixed, perAttr = 400, 32
 	n := fixed + len(e.Text) + len(e.RecordingURL)
 	for _, a := range e.Wire {
@@ -146,22 +153,35 @@ func (in *intake) tooOld(e telephony.Event) bool {
 // run appends until finish has been called and the queue is empty.
 func (in *intake) run() {
 	defer close(in.done)
-	batch := make([]telephony.Event, 0, batchSize)
-	for e := range in.queue {
-		batch = append(batch[:0], e)
-		for len(batch) < batchSize && len(in.queue) > 0 {
-			batch = append(batch, <-in.queue)
-		}
-		if !in.append(batch) {
-			for _, e := range batch {
-				if !telephony.IsOperational(e.Type) { // the server has not sent it
-					in.unkept++
+	for {
+		queue, closed := in.take()
+		for len(queue) > 0 {
+			batch := queue[:min(len(queue), batchSize)]
+			if !in.append(batch) {
+				for i := range batch {
+					if !telephony.IsOperational(batch[i].Type) { // the server has not sent it
+						in.unkept++
+					}
 				}
 			}
+			in.giveRoom(batch)
+			clear(batch) // so that they can be forgotten
+			queue = queue[len(batch):]
 		}
-		in.giveRoom(batch)
-		clear(batch) // so that they can be forgotten
+		if closed {
+			return
+		}
+		<-in.queued
 	}
+}
+
+// take gives the queue, whose events take their room until giveRoom, and says whether nothing will come after it. The queue before is done with.
+func (in *intake) take() (queue []telephony.Event, closed bool) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	queue = in.queue
+	in.queue, in.spare = in.spare, queue[:0]
+	return queue, in.closed
 }
 
 // append tries until the sink has taken the batch: what is on this socket was sent once and is gone. It is false only when a shutdown did
@@ -175,7 +195,7 @@ func (in *intake) append(batch []telephony.Event) bool {
 			in.logStored(batch)
 			return true
 		}
-		in.trouble.Failed("events cannot be stored and wait in memory", err, "events", len(batch)+len(in.queue))
+		in.trouble.Failed("events cannot be stored and wait in memory", err, "events", in.waiting())
 		select {
 		case <-in.giveUp.Done():
 			return false
@@ -196,6 +216,13 @@ func (in *intake) logStored(batch []telephony.Event) {
 	}
 }
 
+// waiting is how many events are in memory.
+func (in *intake) waiting() int {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.events
+}
+
 // stopping is called when a shutdown begins: from then on Options.Grace is left to store what has been read.
 func (in *intake) stopping() { time.AfterFunc(in.opts.Grace, in.cancel) }
 
@@ -203,8 +230,8 @@ func (in *intake) stopping() { time.AfterFunc(in.opts.Grace, in.cancel) }
 func (in *intake) finish() error {
 	in.mu.Lock()
 	in.closed = true
-	close(in.queue)
 	in.mu.Unlock()
+	signal(in.queued)
 	<-in.done
 	in.cancel()
 	if lost := in.unread + in.unkept; lost > 0 {
