@@ -31,7 +31,7 @@ const version = "0.1.0"
 
 // gcPercent lets the heap grow to five times what lives in it, which is a few MiB: at Go's 100 the collector runs so often that it costs a seventh of
 // BenchmarkBridge's events a second.
-const gcPercent = 600
+const gcPercent = 400
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -496,34 +497,56 @@ func TestDamagedRecord(t *testing.T) {
 	})
 }
 
-// Changes that wait while a commit runs go into the next one together.
+// stops is an observer that stops whoever has committed, once it is told to.
+type stops struct {
+	unobserved
+	at      atomic.Bool
+	release chan struct{}
+}
+
+func (s *stops) Committed(time.Duration) {
+	if s.at.Load() {
+		<-s.release
+	}
+}
+
+// Changes that come before a commit begins go with it, and those that come while it runs go into the next one together.
 func TestWaitingChangesAreCommittedTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := openOutbox(t, Options{})
-		release := make(chan struct{})
+		committed := &stops{release: make(chan struct{})}
+		o := openOutbox(t, Options{Observer: committed})
+		const many = 200
 		var changes sync.WaitGroup
+		appendMany := func() {
+			for i := range many {
+				changes.Go(func() {
+					if err := o.Append(t.Context(), []telephony.Event{event("call.incoming", fmt.Sprint(i))}); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			synctest.Wait()
+		}
+		applying := make(chan struct{})
+		before := lastTx(t, o)
 		changes.Go(func() {
-			if err := o.store.commit(func(*txn) error { <-release; return nil }); err != nil {
+			if err := o.store.commit(func(*txn) error { <-applying; return nil }); err != nil {
 				t.Error(err)
 			}
 		})
 		synctest.Wait()
-		before := lastTx(t, o)
-		const many = 200
-		for i := range many {
-			changes.Go(func() {
-				if err := o.Append(t.Context(), []telephony.Event{event("call.incoming", fmt.Sprint(i))}); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		synctest.Wait()
-		close(release)
+		appendMany()
+		committed.at.Store(true)
+		close(applying)
+		synctest.Wait() // it is on the disk, and nobody has been told
+		appendMany()
+		committed.at.Store(false)
+		close(committed.release)
 		changes.Wait()
 		if commits := lastTx(t, o) - before; commits != 2 {
-			t.Errorf("%d commits: the one that ran, and one for the %d that waited, would do", commits, many)
+			t.Errorf("%d commits for twice %d changes", commits, many)
 		}
-		if got := states(t, o, "crm"); got[pending] != many {
+		if got := states(t, o, "crm"); got[pending] != 2*many {
 			t.Errorf("states: %v", got)
 		}
 	})

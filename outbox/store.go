@@ -71,6 +71,7 @@ type store struct {
 	mu         sync.Mutex
 	waiting    []*change // for the next commit
 	committing bool
+	crowd      int   // changes that may be brought together, by the last commit
 	failed     error // of the last commit; nil if it went well
 	full       error // of the last append; nil if it went well
 }
@@ -224,14 +225,10 @@ func (s *store) commit(apply func(*txn) error) error {
 		s.mu.Lock()
 	}
 	s.committing = true
-	group := s.waiting
-	s.waiting = nil
+	expected := s.crowd
 	s.mu.Unlock()
 
-	results := s.commitGroup(group)
-	s.mu.Lock()
-	expected := len(s.waiting) + len(group) - 1 // this one comes again only when it has handed on the lead
-	s.mu.Unlock()
+	group, results := s.commitGroup(expected)
 	var mine error
 	for i, other := range group {
 		if other == c {
@@ -240,8 +237,8 @@ func (s *store) commit(apply func(*txn) error) error {
 			other.turn <- turn{err: results[i]}
 		}
 	}
-	s.gather(expected)
 	s.mu.Lock()
+	s.crowd = len(s.waiting) + len(group) // who was told just now may bring the next change
 	s.committing = len(s.waiting) > 0
 	if s.committing {
 		s.waiting[0].turn <- turn{lead: true}
@@ -250,42 +247,30 @@ func (s *store) commit(apply func(*txn) error) error {
 	return mine
 }
 
-// gather lets those run that have just been told how their change ended, and may bring the next one: else one half of a crowd would wait for the commit
-// of the other. It is over when as many wait as are expected, or nobody comes any more.
-func (s *store) gather(expected int) {
-	const patience = 64 // rounds in which nobody comes: others may be preparing theirs on another processor
-	for waiting, quiet := 0, 0; quiet < patience; quiet++ {
-		s.mu.Lock()
-		n := len(s.waiting)
-		s.mu.Unlock()
-		if n >= expected {
-			return
-		}
-		if n > waiting {
-			waiting, quiet = n, 0
-		}
-		runtime.Gosched()
-	}
-}
-
-// commitGroup commits changes together and says how each ended.
-func (s *store) commitGroup(group []*change) []error {
-	results := make([]error, len(group))
-	for {
+// commitGroup commits all changes that wait, and those that come while it applies them, and says how each ended. As many may be expected: they are waited
+// for as long as they keep coming.
+func (s *store) commitGroup(expected int) (group []*change, results []error) {
+	for closed := false; ; closed = true {
 		culprit := -1 // the change that failed, not the disk
 		began := time.Now()
 		err := s.db.Update(func(tx *bolt.Tx) error {
 			t := newTxn(tx)
-			for i, c := range group {
+			for i := 0; ; i++ {
+				if i == len(group) && !closed {
+					group = append(group, s.arrivals(i < expected)...)
+					results = append(results, make([]error, len(group)-len(results))...)
+				}
+				if i == len(group) {
+					return t.putCounts()
+				}
 				if results[i] != nil {
 					continue
 				}
-				if err := c.applyTo(t); err != nil {
+				if err := group[i].applyTo(t); err != nil {
 					culprit = i
 					return err
 				}
 			}
-			return t.putCounts()
 		})
 		if culprit >= 0 {
 			results[culprit] = err
@@ -300,8 +285,24 @@ func (s *store) commitGroup(group []*change) []error {
 				results[i] = err
 			}
 		}
-		return results
+		return group, results
 	}
+}
+
+// arrivals takes the changes that wait. If more are expected and none does, it lets those run that have just been told how their last one ended, and may be
+// preparing the next: else one half of a crowd would wait for the commit of the other.
+func (s *store) arrivals(expected bool) (list []*change) {
+	const patience = 64 // rounds in which nobody comes: others may be preparing theirs on another processor
+	for range patience {
+		s.mu.Lock()
+		list, s.waiting = s.waiting, nil
+		s.mu.Unlock()
+		if len(list) > 0 || !expected {
+			return list
+		}
+		runtime.Gosched()
+	}
+	return nil
 }
 
 // view reads from the file as it stands now.
