@@ -192,6 +192,8 @@ func (r *Router) ended(ctx context.Context, route telephony.Route) error {
 		case <-writing:
 		case <-ctx.Done():
 		}
+	}
+	if route.Transfer == telephony.TransferWriting { // it may have ended since that was read
 		if err := r.opts.Ledger.ChangeRoute(route.CallID, func(kept *telephony.Route) { route = *kept }); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"reflect"
 	"testing"
@@ -102,6 +103,29 @@ func TestWinnerSaysItAgain(t *testing.T) {
 		first, second := r.Answer(t.Context(), "5", "a", "101"), r.Answer(t.Context(), "5", "a", "101")
 		if !reflect.DeepEqual(first, c.err) || !reflect.DeepEqual(second, c.err) || pbx.asked != c.asked {
 			t.Errorf("%v: first %v, then %v, by %d commands", c.err, first, second, pbx.asked)
+		}
+	}
+}
+
+// kept is a ledger of one route.
+type kept struct{ route telephony.Route }
+
+func (k *kept) ChangeRoute(_ string, change func(*telephony.Route)) error {
+	change(&k.route)
+	return nil
+}
+
+// The winner that says its number again hears how the Transfer has ended, also if it ended between what it has read and that it asks.
+func TestTransferEndsMeanwhile(t *testing.T) {
+	for state, want := range map[telephony.TransferState]error{
+		telephony.TransferDone: nil, telephony.TransferNotSent: telephony.ErrNotSent, telephony.TransferWriting: telephony.ErrNoAnswer,
+	} {
+		read := telephony.Route{CallID: "5", Outcome: telephony.RouteWon, Winner: "a", To: "101", Transfer: telephony.TransferWriting}
+		ledger := &kept{read}
+		ledger.route.Transfer = state
+		r := &Router{opts: RouterOptions{Ledger: ledger}, writing: map[string]chan struct{}{}}
+		if err := r.ended(t.Context(), read); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", state, err, want)
 		}
 	}
 }
