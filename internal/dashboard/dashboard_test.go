@@ -393,7 +393,9 @@ func TestInABrowser(t *testing.T) {
 	if focused := evaluate[string](t, tab, `document.activeElement.id`); focused != "b-connection" {
 		t.Errorf("the focus went to %q", focused)
 	}
-	do(chromedp.SendKeys("#b-connection", "\n"))
+	evaluate[bool](t, tab, `window.before = true`)
+	do(chromedp.SendKeys("#b-connection", "\n")) // which loads the page anew, and that may be later than the news of what it does
+	await(t, tab, `window.before !== true && document.getElementById("live")?.textContent === "live"`)
 	await(t, tab, `document.getElementById("b-connection")?.textContent === "Pause the connection"`)
 	// While a button is down, or text is marked, nothing is taken away from under it; what was new meanwhile is there right after.
 	pointer := func(kind string) string {
