@@ -91,7 +91,7 @@ const Now = "now"
 type PrunedError struct{ Oldest string }
 
 func (e *PrunedError) Error() string {
-	return fmt.Sprintf("events after this cursor have been removed from the outbox (OUTBOX_RETENTION); the oldest that are left come after %q", e.Oldest)
+	return fmt.Sprintf("events after this cursor have been removed from the outbox (by OUTBOX_RETENTION, or earlier since it was nearly full); the oldest that are left come after %q", e.Oldest)
 }
 
 // Events reads events, oldest first, as the endpoint's webhooks tell them, and gives the cursor to go on from: also when there is none. It fails with

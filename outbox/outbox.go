@@ -55,9 +55,9 @@ type Endpoint struct {
 	Timeout time.Duration // of a whole attempt
 	// RingingTTL is how long it is of use to tell it that a call rings or was answered.
 	RingingTTL time.Duration
-	// Concurrency is how many attempts may be under way at once.
+	// Concurrency is how many attempts may be under way at once, those at questions not counted.
 	Concurrency int
-	// Rate is how many attempts a second may begin; 0 is no limit.
+	// Rate is how many attempts a second may begin, those at questions not counted; 0 is no limit.
 	Rate float64
 	// AnswersLater says that the endpoint has other ways to answer where a call should go than the response to its webhook.
 	AnswersLater bool
