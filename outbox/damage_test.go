@@ -185,3 +185,36 @@ func TestDamagedPages(t *testing.T) {
 		_ = o.Close()
 	}
 }
+
+// A delivery that waits and is damaged is given up when the clock is set back, and takes nothing from those behind it.
+func TestClockSetBackOverDamage(t *testing.T) {
+	o, err := Open(withDefaults(t, Options{Logger: slog.New(slog.DiscardHandler)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	mustAppend(t, o, event("call.completed", "1"), event("call.completed", "2"), event("call.completed", "3"))
+	f, err := o.store.due("crm", 10, nil, time.Now())
+	if err != nil || len(f.jobs) != 3 {
+		t.Fatal(f, err)
+	}
+	later := time.Now().Add(time.Hour)
+	for _, j := range f.jobs {
+		failed := result{job: j, now: j.delivery.tried(outcome{status: 500}, []time.Duration{time.Minute}, later, 0), attempt: &Attempt{At: later}}
+		if err := o.store.record("crm", []result{failed}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := o.store.commit(func(tx *txn) error { return tx.queue("crm").deliveries.Put(number(1), []byte("x")) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.store.clockSetBack("crm", time.Now(), 24*time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := o.store.due("crm", 10, nil, time.Now()); err != nil || len(f.jobs) != 2 {
+		t.Errorf("%d of the 2 that can be read are due, %v", len(f.jobs), err)
+	}
+	if got := states(t, o, "crm"); got[dead] != 1 {
+		t.Errorf("states: %v", got)
+	}
+}

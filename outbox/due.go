@@ -111,11 +111,14 @@ func (s *store) clockSetBack(endpoint string, now time.Time, longest time.Durati
 			q := tx.queue(endpoint)
 			for _, n := range wrong {
 				d, history := q.get(n)
-				if d == nil {
-					return tx.giveUp(q, n, s.hold)
+				var err error
+				switch {
+				case d == nil:
+					err = tx.giveUp(q, n, s.hold)
+				case d.isDue(): // else it has ended meanwhile
+					err = q.put(n, d, d.setBack(lastTried(history), now, s.hold, longest), history)
 				}
-				right := d.setBack(lastTried(history), now, s.hold, longest)
-				if err := q.put(n, d, right, history); err != nil {
+				if err != nil {
 					return err
 				}
 			}

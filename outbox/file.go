@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -148,7 +147,7 @@ func unused(name string) string {
 		if n > 1 {
 			numbered = fmt.Sprintf("%s-%d", name, n)
 		}
-		if _, err := os.Lstat(numbered); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(numbered); err != nil { // if it is not that there is none, the renaming will say so
 			return numbered
 		}
 	}
@@ -184,9 +183,6 @@ func isOutbox(path string) error {
 			if meta == nil || meta.Get(keySchema) == nil {
 				return ErrNotOutbox
 			}
-			if info, err := os.Stat(path); err != nil || info.Size() < tx.Size() {
-				return errors.Join(fmt.Errorf("%w (its end is missing)", ErrNotOutbox), err)
-			}
 			if err := tooNew(decodeNumber(meta.Get(keySchema))); err != nil {
 				return err
 			}
@@ -196,7 +192,7 @@ func isOutbox(path string) error {
 	return errors.Join(err, db.Close())
 }
 
-// readAll reads whatever is in a bucket, and so meets what is damaged. The bolt.Tx's own Check does so in a goroutine, where a fault ends the process.
+// readAll reads whatever is in a bucket, and so meets what is damaged or missing. The bolt.Tx's own Check does so in a goroutine, where a fault ends the process.
 func readAll(b *bolt.Bucket) error {
 	last := byte(0)
 	return b.ForEach(func(k, v []byte) error {

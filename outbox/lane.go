@@ -129,6 +129,7 @@ func (l *lane) run(ctx, work context.Context) {
 		case <-done:
 			stopping, done = true, nil
 			l.sender.stopping.Store(true)
+			l.questions.stopping.Store(true)
 			l.drop()
 		case <-l.handed:
 		case r := <-l.recorded:

@@ -247,8 +247,8 @@ func (s *store) commit(apply func(*txn) error) error {
 	return mine
 }
 
-// commitGroup commits all changes that wait, and those that come while it applies them, and says how each ended. As many may be expected: they are waited
-// for as long as they keep coming.
+// commitGroup commits all changes that wait, and those that come while it applies them, and says how each ended. Up to as many as are expected are waited for,
+// as long as they keep coming.
 func (s *store) commitGroup(expected int) (group []*change, results []error) {
 	for closed := false; ; closed = true {
 		culprit := -1 // the change that failed, not the disk
@@ -370,6 +370,7 @@ type txn struct {
 	cursor   *bolt.Cursor                 // of calls: see lastOf
 	inUse    int64                        // bytes of the file, as the transaction began; 0 until it was asked for
 	prints   map[string]map[[16]byte]bool // what has been told of a call: see told
+	known    []string                     // see names
 	newest   []byte                       // the largest ID that is stored, nil until it was looked for: see knows
 }
 
@@ -409,14 +410,16 @@ func (tx *txn) queue(endpoint string) *queue {
 	return q
 }
 
-// names lists the endpoints that the file knows, also those that are configured no longer.
+// names lists the endpoints that the file knows, also those that are configured no longer. No transaction but that of the start adds one.
 func (tx *txn) names() []string {
-	var list []string
-	_ = tx.endpoints.ForEachBucket(func(name []byte) error {
-		list = append(list, string(name))
-		return nil
-	})
-	return list
+	if tx.known == nil {
+		tx.known = []string{}
+		_ = tx.endpoints.ForEachBucket(func(name []byte) error {
+			tx.known = append(tx.known, string(name))
+			return nil
+		})
+	}
+	return tx.known
 }
 
 func (tx *txn) putCounts() error {

@@ -128,10 +128,7 @@ func (s *Session) Enable(enabled bool) {
 		close(s.switched)
 		s.switched = make(chan struct{})
 	} else if enabled && s.status.State == telephony.Disconnected && s.status.DialsAt.After(time.Now()) {
-		select {
-		case s.dialNow <- struct{}{}:
-		default:
-		}
+		signal(s.dialNow)
 	}
 	switch {
 	case !enabled:
