@@ -183,6 +183,10 @@ func isOutbox(path string) error {
 			if meta == nil || meta.Get(keySchema) == nil {
 				return ErrNotOutbox
 			}
+			// Pages at the end may hold nothing; a copy without them is cut off all the same.
+			if info, err := os.Stat(path); err != nil || info.Size() < tx.Size() {
+				return errors.Join(fmt.Errorf("%w (its end is missing)", ErrNotOutbox), err)
+			}
 			if err := tooNew(decodeNumber(meta.Get(keySchema))); err != nil {
 				return err
 			}

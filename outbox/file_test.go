@@ -511,3 +511,30 @@ func callsIn(t *testing.T, opts Options) []string {
 	}
 	return calls
 }
+
+// A copy that is cut off is refused also where nothing stands on the pages that are missing.
+func TestRestoreOfACopyWithoutItsFreeEnd(t *testing.T) {
+	o, err := Open(withDefaults(t, Options{Logger: slog.New(slog.DiscardHandler)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 500 {
+		mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+	}
+	old := pruning{store: o.store, before: time.Now().Add(time.Hour), abandoned: map[string]time.Time{"crm": time.Now().Add(time.Hour)}}
+	if err := old.run(t.Context()); err != nil || old.removed != 500 {
+		t.Fatal(old.removed, err)
+	}
+	mustAppend(t, o, event("call.completed", "last"))
+	var copied bytes.Buffer
+	if err := errors.Join(o.Backup(func(int64) io.Writer { return &copied }), o.Close()); err != nil {
+		t.Fatal(err)
+	}
+	bad := filepath.Join(t.TempDir(), "bad.db")
+	if err := os.WriteFile(bad, copied.Bytes()[:copied.Len()-os.Getpagesize()], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(filepath.Join(t.TempDir(), "outbox.db"), bad); !errors.Is(err, ErrNotOutbox) || !strings.Contains(err.Error(), "its end is missing") {
+		t.Errorf("got %v", err)
+	}
+}
