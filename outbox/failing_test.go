@@ -262,6 +262,143 @@ func TestPause(t *testing.T) {
 	})
 }
 
+// What has become too late expires on time, whatever it waits for; and what it has held goes the same way.
+func TestTooLateWhileItWaits(t *testing.T) {
+	pause := func(_ int, _ received, w http.ResponseWriter) {
+		w.Header().Set("Retry-After", "3600")
+		w.WriteHeader(http.StatusTooManyRequests)
+	}
+	const slow = 20 * time.Minute
+	for name, c := range map[string]struct {
+		first  int // events before it, of other calls
+		answer func(int, received, http.ResponseWriter)
+		rate   float64
+		as     string // how the endpoint stands meanwhile
+	}{
+		"a pause":        {first: 1, answer: pause, as: statePaused},
+		"the next probe": {first: failingAfter, answer: func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(http.StatusBadGateway) }, as: stateFailing},
+		"its turn":       {first: 100, answer: func(int, received, http.ResponseWriter) {}, rate: 0.01, as: stateOK},
+		"a slow CRM":     {first: 100, answer: func(int, received, http.ResponseWriter) { time.Sleep(slow) }, as: stateOK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			receiver := &crm{answer: c.answer}
+			bubble(t, receiver, func(t *testing.T) {
+				e := endpoint("crm")
+				e.RingingTTL, e.Rate, e.Timeout = 5*time.Minute, c.rate, time.Hour
+				o := openOutbox(t, Options{DialContext: receiver.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: slices.Repeat([]time.Duration{time.Hour}, 9)})
+				stop := run(t, o)
+				defer time.Sleep(slow) // until the CRM has answered the last one, which the stop cuts off
+				defer stop()
+				for i := range c.first {
+					mustAppend(t, o, event("call.completed", fmt.Sprint("before ", i)))
+				}
+				time.Sleep(11 * time.Minute) // the waits between probes are long by now
+				mustAppend(t, o, event("call.incoming", "A"), event("call.incoming_answered", "A"), event("call.completed", "A"))
+				time.Sleep(3 * time.Minute)
+				mustAppend(t, o, event("call.outgoing", "B"))
+				for _, want := range []struct {
+					in      time.Duration
+					expired int
+				}{{2*time.Minute - time.Second, 0}, {5 * time.Second, 2}, {3*time.Minute - 6*time.Second, 2}, {5 * time.Second, 3}} {
+					time.Sleep(want.in)
+					status, err := o.Endpoints()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got := states(t, o, "crm"); got[expired] != want.expired || got[dead] != 0 || status[0].State != c.as {
+						t.Errorf("%s later: %v, the endpoint is %s; want %d expired, and %s", want.in, got, status[0].State, want.expired, c.as)
+					}
+				}
+			})
+		})
+	}
+}
+
+// What has become too late is found also among what was read to be sent next, where it was tried before its endpoint began to fail, and behind a delivery
+// that died meanwhile.
+func TestTooLateWhereverItIs(t *testing.T) {
+	const ttl, soon = 5 * time.Minute, 15 * time.Second
+	for name, c := range map[string]struct {
+		rate  float64
+		given []string // what comes, as type and call
+		until string   // the state of the first event of the call "late" from which on its news is to expire at once; empty: when it is too late
+	}{
+		"to be sent next":      {rate: 0.001, given: []string{"call.completed busy", "call.completed busy", "call.incoming late"}},
+		"tried before":         {given: append([]string{"call.incoming late"}, slices.Repeat([]string{"call.completed busy"}, failingAfter+5)...)},
+		"behind one that died": {given: append(slices.Repeat([]string{"call.completed busy"}, failingAfter), "call.completed late", "call.incoming late", "call.completed busy"), until: "dead"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			receiver := &crm{answer: func(_ int, r received, w http.ResponseWriter) {
+				time.Sleep(time.Second)
+				switch call, _ := callOf(t, r); {
+				case strings.HasPrefix(call, "busy") || c.until == "":
+					w.WriteHeader(http.StatusBadGateway)
+				case call == "late":
+					w.WriteHeader(http.StatusGone)
+				}
+			}}
+			bubble(t, receiver, func(t *testing.T) {
+				e := endpoint("crm")
+				e.RingingTTL, e.Rate, e.Concurrency = ttl, c.rate, 1
+				o := openOutbox(t, Options{
+					DialContext: receiver.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: slices.Repeat([]time.Duration{24 * time.Hour}, 9), OrderHold: 48 * time.Hour,
+				})
+				stop := run(t, o)
+				defer time.Sleep(time.Second)
+				defer stop()
+				for n, given := range c.given {
+					kind, call, _ := strings.Cut(given, " ")
+					if call == "busy" {
+						call = fmt.Sprint("busy", n)
+					}
+					mustAppend(t, o, event(typeOf(kind), call))
+				}
+				time.Sleep(ttl)
+				stateOf := func(n int) string {
+					list, _, err := o.Deliveries(DeliveryQuery{CallID: "late"})
+					if err != nil {
+						t.Fatal(err)
+					}
+					return list[len(list)-1-n].State
+				}
+				for c.until != "" && stateOf(0) != c.until {
+					time.Sleep(time.Second)
+				}
+				time.Sleep(soon)
+				if got := stateOf(strings.Count(strings.Join(c.given, ","), " late") - 1); got != "expired" {
+					t.Errorf("it is %s", got)
+				}
+			})
+		})
+	}
+}
+
+// A question takes no part in the pause of its endpoint. What waits behind it has its time too once it has ended.
+func TestTooLateBehindAQuestion(t *testing.T) {
+	c := &crm{answer: func(_ int, r received, w http.ResponseWriter) {
+		if call, _ := callOf(t, r); call == "A" {
+			time.Sleep(2 * time.Minute)
+			return
+		}
+		w.Header().Set("Retry-After", "3600")
+		w.WriteHeader(http.StatusTooManyRequests)
+	}}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.RingingTTL = 5 * time.Minute
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, RoutingTimeout: time.Minute})
+		stop := run(t, o)
+		defer stop()
+		mustAppend(t, o, event("call.completed", "before"))
+		time.Sleep(30 * time.Second) // what has been tried so far is looked through before the question ends
+		mustAppend(t, o, event("call.transfer_requested", "A"), event("call.incoming", "A"), event("call.completed", "B"))
+		time.Sleep(5*time.Minute + 5*time.Second)
+		if got, _, err := o.Deliveries(DeliveryQuery{CallID: "A"}); err != nil || len(got) != 2 || got[0].State != "expired" {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
+}
+
 // What waits for its turn at an endpoint that is busy does not get it when it is no longer to be sent then: it waits in the outbox, or has expired.
 func TestOvertaken(t *testing.T) {
 	// Each first attempt takes so long that the second event waits for it.

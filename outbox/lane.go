@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -67,6 +68,10 @@ type lane struct {
 	failing   bool            // the endpoint was, when it was looked at last
 	inLine    bool            // since then its deliveries have been lined up
 	lastProbe uint64          // number of the delivery with which it was probed last
+	sweepAt   time.Time       // when to look next for what has become too late
+	swept     uint64          // of what has not been tried, nothing before this number can become too late
+
+	freed atomic.Bool // a question that has ended may have held something: swept says too much
 
 	mu     sync.Mutex
 	health health
@@ -170,13 +175,24 @@ func (l *lane) dispatch(hire func()) (at time.Time) {
 		l.inLine = true
 	}
 	slots, at := h.allows(now, l.endpoint.Concurrency)
+	if slots > 0 {
+		at = l.giveOrders(now, h.failing, slots, hire)
+	}
+	if l.stale || len(l.ready) > 0 { // something waits
+		at = sooner(at, l.sweep(now))
+	}
+	return at
+}
+
+// giveOrders orders attempts until so many are under way and each worker has one more waiting, and says when to go on.
+func (l *lane) giveOrders(now time.Time, failing bool, slots int, hire func()) (at time.Time) {
 	most := slots
-	if !h.failing && l.limit == nil { // else what waits for a worker would have its turn too late, or all at once
+	if !failing && l.limit == nil { // else what waits for a worker would have its turn too late, or all at once
 		most = 2 * slots
 	}
 	for l.ordered < most && len(l.results) < mostOutcomes && l.recordAt.IsZero() {
 		if len(l.ready) == 0 {
-			if at = l.claim(now, h.failing); len(l.ready) == 0 {
+			if at = l.claim(now, failing); len(l.ready) == 0 {
 				break
 			}
 		}
@@ -191,14 +207,14 @@ func (l *lane) dispatch(hire func()) (at time.Time) {
 		}
 		l.ready = l.ready[1:]
 		l.ordered++
-		if h.failing {
+		if failing {
 			l.lastProbe = j.number
 		}
 		if l.workers < min(l.ordered, slots) {
 			l.workers++
 			hire()
 		}
-		l.orders <- order{j, h.failing}
+		l.orders <- order{j, failing}
 	}
 	return at
 }
@@ -267,23 +283,6 @@ func (l *lane) drop() {
 	l.ready, l.stale = nil, true
 }
 
-func (l *lane) tooLate(j job, now time.Time) bool {
-	end := j.expires(l.opts.RoutingTimeout, l.endpoint.RingingTTL)
-	return !end.IsZero() && !now.Before(end)
-}
-
-func (l *lane) expire(j job, now time.Time) {
-	l.add(result{job: j, now: l.hasExpired(j, now)})
-}
-
-// hasExpired tells everybody that it is too late for a delivery, and gives it as it is then.
-func (l *lane) hasExpired(j job, now time.Time) delivery {
-	l.logger.Warn("delivery has expired: it is too late to be of use",
-		"event_id", j.eventID, "type", string(j.kind), "call_id", j.call, "attempts", j.delivery.attempts)
-	l.opts.Observer.Expired(l.endpoint.Name)
-	return j.delivery.ended(expired, now)
-}
-
 // collect takes what the workers have handed in.
 func (l *lane) collect() {
 	l.mu.Lock()
@@ -346,7 +345,9 @@ func (l *lane) commitEnded(r recorded) {
 	l.writing.Recovered("outcomes are recorded again")
 	l.recordAt, l.stale = time.Time{}, true
 	for i := range r.results {
-		delete(l.claimed, r.results[i].job.number)
+		n := r.results[i].job.number
+		delete(l.claimed, n)
+		l.swept = min(l.swept, n) // it may have held one that comes after it
 	}
 	clear(r.results) // so that what was sent can be forgotten
 	l.spare = r.results[:0]

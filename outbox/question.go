@@ -228,6 +228,7 @@ func (i *inquiry) record(ctx context.Context, made *Attempt) {
 	i.box.asker.persist(ctx, func() error {
 		return i.box.store.record(i.lane.endpoint.Name, []result{{job: i.job, now: i.job.delivery, attempt: made}})
 	})
+	i.lane.freed.Store(true)
 	i.lane.wakeUp()
 }
 
