@@ -90,6 +90,7 @@ func (g *gauge) leave() {
 // A CRM is down for a day with 100,000 events, then up. Meanwhile it is probed now and then; afterwards everything arrives, in order within each
 // call, with no more requests at once than CONCURRENCY and within the rate, and no delivery has died of the day.
 func TestDownForADay(t *testing.T) {
+	t.Parallel()
 	const (
 		perAppend, perCall     = 200, 4
 		concurrency, perSecond = 64, 20_000
@@ -528,6 +529,7 @@ func (g *givenUp) GivenUp(_ string, n int) { g.n.Add(int64(n)) }
 
 // An endpoint that never returns does not fill the disk for ever: what has waited longer than the retention and the schedule together goes.
 func TestAbandoned(t *testing.T) {
+	t.Parallel()
 	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) }}
 	bubble(t, c, func(t *testing.T) {
 		var log lockedBuffer

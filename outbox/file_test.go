@@ -26,6 +26,7 @@ import (
 
 // While a CRM is away the file fills: what is finished goes early, then Append says that it is full, and nothing else is refused. It ends by itself.
 func TestFull(t *testing.T) {
+	t.Parallel()
 	var up atomic.Bool
 	up.Store(true)
 	c := &crm{forget: true, answer: func(_ int, _ received, w http.ResponseWriter) {

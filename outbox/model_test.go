@@ -91,6 +91,7 @@ func (m *model) due(now time.Time) (list []uint64) {
 
 // Whatever happens in whatever order, clocks that jump either way and restarts among it, the file holds what the model says.
 func TestModel(t *testing.T) {
+	t.Parallel()
 	const once = 17055720127494412875 // a delivery asked for again was held by one that had failed
 	for _, seed := range []uint64{once, rand.Uint64(), rand.Uint64(), rand.Uint64(), rand.Uint64(), rand.Uint64()} {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

@@ -143,6 +143,7 @@ func TestTheNextGoesWhenOneIsDone(t *testing.T) {
 // Whatever fails, and whenever the bridge is restarted: while no hold runs out, each call's events are delivered in order, none is missing, calls
 // overtake each other, and there are never more attempts at once than allowed.
 func TestOrderAtRandom(t *testing.T) {
+	t.Parallel()
 	for range 5 {
 		seed := rand.Uint64()
 		t.Run(fmt.Sprint(seed), func(t *testing.T) { orderAtRandom(t, rand.New(rand.NewPCG(seed, 0))) })
@@ -266,6 +267,7 @@ func TestIsolation(t *testing.T) {
 
 // What is of use only while a call lives is tried for so long and not later; the rest goes through the whole schedule.
 func TestFreshness(t *testing.T) {
+	t.Parallel()
 	c := &crm{}
 	c.answer = func(_ int, r received, w http.ResponseWriter) {
 		if call, _ := callOf(t, r); call != "taken" {
@@ -612,6 +614,7 @@ func TestNoRedialWhileStopping(t *testing.T) {
 
 // However much waits that has not been tried yet, a retry goes when its time has come, and so does what it has held.
 func TestRetriesBesideABacklog(t *testing.T) {
+	t.Parallel()
 	failed := false
 	c := &crm{}
 	c.answer = func(_ int, r received, w http.ResponseWriter) {
@@ -652,6 +655,7 @@ func TestRetriesBesideABacklog(t *testing.T) {
 
 // A mass that is delivered again does not keep a live call's news waiting until it is of no use.
 func TestRedeliverAllHoldsUpNoLiveCall(t *testing.T) {
+	t.Parallel()
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
 		e := endpoint("crm")

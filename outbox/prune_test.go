@@ -39,6 +39,7 @@ func keys(t *testing.T, o *Outbox) int {
 
 // What is old and done with goes, whole; what an endpoint waits for stays, unless that endpoint is configured no longer.
 func TestRetention(t *testing.T) {
+	t.Parallel()
 	fails := map[string]bool{"9": true}
 	c := &crm{}
 	c.answer = func(_ int, r received, w http.ResponseWriter) {
@@ -87,6 +88,7 @@ func TestRetention(t *testing.T) {
 
 // Under a steady load the file stops growing.
 func TestFileStopsGrowing(t *testing.T) {
+	t.Parallel()
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "outbox.db")
@@ -124,6 +126,7 @@ func TestFileStopsGrowing(t *testing.T) {
 
 // Readiness says that the file is full no longer than it is, also if nothing is appended after that.
 func TestFullEndsByItself(t *testing.T) {
+	t.Parallel()
 	c := &crm{forget: true}
 	bubble(t, c, func(t *testing.T) {
 		const limit = 1 << 20
@@ -172,6 +175,7 @@ func TestSequenceOutlivesEarlyPruning(t *testing.T) {
 
 // It is never full of what has been delivered, also if no call is told to be over.
 func TestNeverFullOfWhatIsDelivered(t *testing.T) {
+	t.Parallel()
 	c := &crm{forget: true}
 	bubble(t, c, func(t *testing.T) {
 		o := openOutbox(t, Options{DialContext: c.net.Dial, MaxBytes: 1 << 20, Logger: slog.New(slog.DiscardHandler)})
@@ -191,6 +195,7 @@ func TestNeverFullOfWhatIsDelivered(t *testing.T) {
 
 // What waits for an endpoint that is configured no longer waits as long as the retention, also when the file is nearly full.
 func TestOrphansDoNotGoEarly(t *testing.T) {
+	t.Parallel()
 	c := &crm{forget: true}
 	bubble(t, c, func(t *testing.T) {
 		opts := Options{

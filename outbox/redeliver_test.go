@@ -132,6 +132,7 @@ func TestLastAttempts(t *testing.T) {
 
 // Many at once: by state, type and time, only counted or for real; also for an endpoint that was not there when the events came.
 func TestRedeliverAll(t *testing.T) {
+	t.Parallel()
 	c := &crm{}
 	c.answer = func(_ int, r received, w http.ResponseWriter) {
 		if call, _ := callOf(t, r); call == "1" && r.path == "/crm" {
