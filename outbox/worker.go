@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"runtime"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -24,6 +25,8 @@ type ended struct {
 // work makes attempts until run ends. They run under work; once ctx has ended, none begins.
 func (l *lane) work(ctx, work context.Context) {
 	for o := range l.orders {
+		// Other workers' answers are read first. Requests that go out behind one another find a receiver that is awake, and are written while it works.
+		runtime.Gosched()
 		if ctx.Err() != nil || l.overtaken(o) {
 			l.handIn(ended{result: result{job: o.job}, unmade: true})
 		} else {
