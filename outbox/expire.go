@@ -110,6 +110,7 @@ func (s *store) late(e Endpoint, from uint64, limit int, claimed map[uint64]bool
 		for k, _ := c.Seek(dueKey(1, 0)); k != nil && f.looked < sweepMost && len(f.jobs) < limit; k, _ = c.Next() {
 			at, n := readDueKey(k)
 			if at > now.UnixNano() {
+				f.next = sooner(f.next, time.Unix(0, at)) // it may be due when it becomes too late
 				break
 			}
 			f.looked++

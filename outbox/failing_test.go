@@ -374,6 +374,26 @@ func TestTooLateWhereverItIs(t *testing.T) {
 	}
 }
 
+// News that was answered with a 429 expires on time too, and not when the pause ends that the 429 has asked for.
+func TestTooLateAfterItWasTried(t *testing.T) {
+	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) {
+		w.Header().Set("Retry-After", "3600")
+		w.WriteHeader(http.StatusTooManyRequests)
+	}}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.RingingTTL = 15 * time.Second
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		stop := run(t, o)
+		defer stop()
+		mustAppend(t, o, event("call.incoming", "A"))
+		time.Sleep(e.RingingTTL + 2*time.Second)
+		if got, _, err := o.Deliveries(DeliveryQuery{}); err != nil || len(got) != 1 || got[0].State != "expired" || got[0].Attempts != 1 {
+			t.Errorf("%+v, %v", got, err)
+		}
+	})
+}
+
 // A question takes no part in the pause of its endpoint. What waits behind it has its time too once it has ended.
 func TestTooLateBehindAQuestion(t *testing.T) {
 	c := &crm{answer: func(_ int, r received, w http.ResponseWriter) {
