@@ -414,7 +414,7 @@ func TestTooLateBehindAQuestion(t *testing.T) {
 		time.Sleep(30 * time.Second) // what has been tried so far is looked through before the question ends
 		mustAppend(t, o, event("call.transfer_requested", "A"), event("call.incoming", "A"), event("call.completed", "B"))
 		time.Sleep(5*time.Minute + 5*time.Second)
-		if got, _, err := o.Deliveries(DeliveryQuery{CallID: "A"}); err != nil || len(got) != 2 || got[0].State != "expired" {
+		if got, _, err := o.Deliveries(DeliveryQuery{CallID: "A"}); err != nil || len(got) != 2 || got[0].State != "expired" || got[1].State != "expired" {
 			t.Errorf("%+v, %v", got, err)
 		}
 	})

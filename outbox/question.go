@@ -189,7 +189,8 @@ func (i *inquiry) run(ctx, work context.Context) {
 			i.heard(work, o)
 		}
 		now := time.Now()
-		i.job.delivery = i.job.delivery.asked(o, try == len(askAgain), now)
+		timeUp := !now.Before(i.answerBy) // an attempt that this has cut off says nothing against the endpoint
+		i.job.delivery = i.job.delivery.asked(o, try == len(askAgain) && !timeUp, now)
 		made := i.lane.tell(i.job, i.job.delivery, o, false, began, now)
 		i.record(ctx, &made)
 		switch i.job.delivery.state {
@@ -199,6 +200,9 @@ func (i *inquiry) run(ctx, work context.Context) {
 			return
 		default:
 			return
+		}
+		if timeUp {
+			break
 		}
 		if !sleepUntil(ctx, sooner(now.Add(askAgain[try]), i.answerBy)) {
 			return
