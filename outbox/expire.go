@@ -6,8 +6,7 @@ import (
 )
 
 const (
-	// sweepGap is the shortest time from one sweep to the next, and sweepCost is added for each delivery that was looked at: a sweep of a long backlog
-	// takes a two-hundredth of the time at most.
+	// sweepGap is the shortest time from one sweep to the next, and sweepCost is added for each delivery that was looked at, which takes a small part of that.
 	sweepGap  = time.Second
 	sweepCost = 100 * time.Microsecond
 	// sweepMost is how many deliveries one sweep looks at. The oldest come first, and most live as long as one another.
@@ -43,11 +42,11 @@ func (l *lane) sweep(now time.Time) (at time.Time) {
 		l.swept = 0
 	}
 	l.ready = slices.DeleteFunc(l.ready, func(j job) bool {
-		late := l.tooLate(j, now)
-		if late {
+		isLate := l.tooLate(j, now)
+		if isLate {
 			l.expire(j, now)
 		}
-		return late
+		return isLate
 	})
 	f, err := l.store.late(l.endpoint, l.swept, mostOutcomes, l.claimed, now)
 	if err != nil {
@@ -81,31 +80,28 @@ type late struct {
 // of those whose time has come. What cannot be read is passed over; claim finds it.
 func (s *store) late(e Endpoint, from uint64, limit int, claimed map[uint64]bool, now time.Time) (f late, err error) {
 	shortest := min(s.routing, e.RingingTTL)
-	f = late{next: now.Add(shortest)}
+	f = late{from: from, next: now.Add(shortest)}
 	err = s.view(func(tx *txn) error {
 		q := tx.queue(e.Name)
 		c := q.due.Cursor()
+		fixed := false // from stands before the first that may become too late
 		for k, _ := c.Seek(dueKey(0, from)); k != nil && f.looked < sweepMost && len(f.jobs) < limit; k, _ = c.Next() {
 			at, n := readDueKey(k)
 			if at > 0 {
 				break
 			}
 			f.looked++
-			if f.from == 0 {
-				from = n + 1
-			}
 			j, end := s.expiring(tx, q, e, n)
-			if f.from == 0 && (claimed[n] || !end.IsZero()) {
-				f.from = n // it is to be looked at again
+			if !fixed && end.IsZero() {
+				f.from = n + 1
+			} else if !fixed {
+				f.from, fixed = n, true
 			}
 			if !end.IsZero() && now.Sub(j.at) < shortest { // and so is all that comes after it
 				f.next = sooner(f.next, j.at.Add(shortest))
 				break
 			}
 			f.add(j, end, now, claimed)
-		}
-		if f.from == 0 {
-			f.from = from
 		}
 		for k, _ := c.Seek(dueKey(1, 0)); k != nil && f.looked < sweepMost && len(f.jobs) < limit; k, _ = c.Next() {
 			at, n := readDueKey(k)
