@@ -286,7 +286,8 @@ func TestTooLateWhileItWaits(t *testing.T) {
 			bubble(t, receiver, func(t *testing.T) {
 				e := endpoint("crm")
 				e.RingingTTL, e.Rate, e.Timeout = 5*time.Minute, c.rate, time.Hour
-				o := openOutbox(t, Options{DialContext: receiver.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: slices.Repeat([]time.Duration{time.Hour}, 9)})
+				var told expirations
+				o := openOutbox(t, Options{DialContext: receiver.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: slices.Repeat([]time.Duration{time.Hour}, 9), Observer: &told})
 				stop := run(t, o)
 				defer time.Sleep(slow) // until the CRM has answered the last one, which the stop cuts off
 				defer stop()
@@ -306,7 +307,7 @@ func TestTooLateWhileItWaits(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					if got := states(t, o, "crm"); got[expired] != want.expired || got[dead] != 0 || status[0].State != c.as {
+					if got := states(t, o, "crm"); got[expired] != want.expired || told.n.Load() != int64(want.expired) || got[dead] != 0 || status[0].State != c.as {
 						t.Errorf("%s later: %v, the endpoint is %s; want %d expired, and %s", want.in, got, status[0].State, want.expired, c.as)
 					}
 				}
@@ -315,6 +316,15 @@ func TestTooLateWhileItWaits(t *testing.T) {
 	}
 }
 
+// expirations counts them.
+type expirations struct {
+	unobserved
+	n atomic.Int64
+}
+
+// Expired counts one.
+func (e *expirations) Expired(string) { e.n.Add(1) }
+
 // What has become too late is found also among what was read to be sent next, where it was tried before its endpoint began to fail, and behind a delivery
 // that died meanwhile.
 func TestTooLateWhereverItIs(t *testing.T) {
@@ -322,17 +332,17 @@ func TestTooLateWhereverItIs(t *testing.T) {
 	for name, c := range map[string]struct {
 		rate  float64
 		given []string // what comes, as type and call
-		until string   // the state of the first event of the call "late" from which on its news is to expire at once; empty: when it is too late
+		dies  bool     // call.completed of the call "late" does, and until then what is too late is held by it
 	}{
 		"to be sent next":      {rate: 0.001, given: []string{"call.completed busy", "call.completed busy", "call.incoming late"}},
 		"tried before":         {given: append([]string{"call.incoming late"}, slices.Repeat([]string{"call.completed busy"}, failingAfter+5)...)},
-		"behind one that died": {given: append(slices.Repeat([]string{"call.completed busy"}, failingAfter), "call.completed late", "call.incoming late", "call.completed busy"), until: "dead"},
+		"behind one that died": {given: append(slices.Repeat([]string{"call.completed busy"}, failingAfter), "call.completed late", "call.incoming late", "call.completed busy"), dies: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			receiver := &crm{answer: func(_ int, r received, w http.ResponseWriter) {
 				time.Sleep(time.Second)
 				switch call, _ := callOf(t, r); {
-				case strings.HasPrefix(call, "busy") || c.until == "":
+				case strings.HasPrefix(call, "busy") || !c.dies:
 					w.WriteHeader(http.StatusBadGateway)
 				case call == "late":
 					w.WriteHeader(http.StatusGone)
@@ -341,33 +351,31 @@ func TestTooLateWhereverItIs(t *testing.T) {
 			bubble(t, receiver, func(t *testing.T) {
 				e := endpoint("crm")
 				e.RingingTTL, e.Rate, e.Concurrency = ttl, c.rate, 1
+				var told expirations
 				o := openOutbox(t, Options{
-					DialContext: receiver.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: slices.Repeat([]time.Duration{24 * time.Hour}, 9), OrderHold: 48 * time.Hour,
+					DialContext: receiver.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: slices.Repeat([]time.Duration{24 * time.Hour}, 9), OrderHold: 48 * time.Hour, Observer: &told,
 				})
 				stop := run(t, o)
 				defer time.Sleep(time.Second)
 				defer stop()
+				var events []telephony.Event
 				for n, given := range c.given {
 					kind, call, _ := strings.Cut(given, " ")
 					if call == "busy" {
 						call = fmt.Sprint("busy", n)
 					}
-					mustAppend(t, o, event(typeOf(kind), call))
+					events = append(events, event(typeOf(kind), call))
 				}
+				mustAppend(t, o, events[0])
+				time.Sleep(2 * time.Second) // nothing is under way when the others come
+				mustAppend(t, o, events[1:]...)
 				time.Sleep(ttl)
-				stateOf := func(n int) string {
-					list, _, err := o.Deliveries(DeliveryQuery{CallID: "late"})
-					if err != nil {
-						t.Fatal(err)
-					}
-					return list[len(list)-1-n].State
-				}
-				for c.until != "" && stateOf(0) != c.until {
+				for c.dies && states(t, o, "crm")[dead] == 0 {
 					time.Sleep(time.Second)
 				}
 				time.Sleep(soon)
-				if got := stateOf(strings.Count(strings.Join(c.given, ","), " late") - 1); got != "expired" {
-					t.Errorf("it is %s", got)
+				if got := states(t, o, "crm"); got[expired] != 1 || told.n.Load() != 1 {
+					t.Errorf("%v, told %d times", got, told.n.Load())
 				}
 			})
 		})
