@@ -156,7 +156,7 @@ func TestReadyAfterNewsWasLost(t *testing.T) {
 		o := openOutbox(t, Options{Path: path, Endpoints: []Endpoint{e}, Logger: slog.New(slog.DiscardHandler)})
 		mustAppend(t, o, event("call.completed", "1"))
 		restore := swapFile(t, path, "/dev/full", os.O_RDWR)
-		o.announce(telephony.Event{Type: telephony.EventDeliveryDead, Endpoint: "crm"})
+		o.announce([]telephony.Event{{Type: telephony.EventDeliveryDead, Endpoint: "crm"}})
 		if err := o.Writable(); err == nil {
 			t.Error("on a full disk it is ready")
 		}

@@ -13,13 +13,18 @@ const (
 	sweepMost = 1 << 16
 )
 
+// expiry is when it becomes too late for a delivery; zero is never.
+func (l *lane) expiry(j job) time.Time {
+	return j.expires(l.opts.RoutingTimeout, l.endpoint.RingingTTL)
+}
+
 func (l *lane) tooLate(j job, now time.Time) bool {
-	end := j.expires(l.opts.RoutingTimeout, l.endpoint.RingingTTL)
+	end := l.expiry(j)
 	return !end.IsZero() && !now.Before(end)
 }
 
 func (l *lane) expire(j job, now time.Time) {
-	l.add(result{job: j, now: l.hasExpired(j, now)})
+	l.add(result{job: j, now: l.hasExpired(j, now)}, now)
 }
 
 // hasExpired tells everybody that it is too late for a delivery, and gives it as it is then.
@@ -59,7 +64,7 @@ func (l *lane) sweep(now time.Time) (at time.Time) {
 		f.next = now // for those that it has held
 	}
 	for i := range l.ready {
-		if end := l.ready[i].expires(l.opts.RoutingTimeout, l.endpoint.RingingTTL); !end.IsZero() {
+		if end := l.expiry(l.ready[i]); !end.IsZero() {
 			f.next = sooner(f.next, end)
 		}
 	}

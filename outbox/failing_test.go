@@ -382,7 +382,7 @@ func TestTooLateWhereverItIs(t *testing.T) {
 	}
 }
 
-// News that was answered with a 429 expires on time too, and not when the pause ends that the 429 has asked for.
+// News that was answered with a 429 expires on time too, and not when the pause ends that the 429 has asked for. The log says so from the start.
 func TestTooLateAfterItWasTried(t *testing.T) {
 	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) {
 		w.Header().Set("Retry-After", "3600")
@@ -391,10 +391,15 @@ func TestTooLateAfterItWasTried(t *testing.T) {
 	bubble(t, c, func(t *testing.T) {
 		e := endpoint("crm")
 		e.RingingTTL = 15 * time.Second
-		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		var log lockedBuffer
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		stop := run(t, o)
 		defer stop()
 		mustAppend(t, o, event("call.incoming", "A"))
+		synctest.Wait()
+		if got := log.String(); !strings.Contains(got, "expires_in=15s") || strings.Contains(got, "retry_in") {
+			t.Error(got)
+		}
 		time.Sleep(e.RingingTTL + 2*time.Second)
 		if got, _, err := o.Deliveries(DeliveryQuery{}); err != nil || len(got) != 1 || got[0].State != "expired" || got[0].Attempts != 1 {
 			t.Errorf("%+v, %v", got, err)

@@ -30,12 +30,12 @@ const (
 //
 // One goroutine, run, decides everything: which deliveries are claimed from the file, which are to be tried, when outcomes are committed. Attempts are
 // made by workers, as many as have been needed at once; they stay, since a new goroutine would grow its stack anew for every attempt. A worker that is done
-// finds its next order waiting, and run is woken only when there is something to decide: at full load each of the two would else wait for the other once
-// for every attempt. A commit runs in a goroutine of its own.
+// finds its next order waiting, and run is woken only when there is something to decide: see handIn. What attempts have brought is then told together. A
+// commit runs in a goroutine of its own.
 type lane struct {
 	endpoint Endpoint
 	store    *store
-	announce func(telephony.Event) // tells of the bridge itself
+	announce func([]telephony.Event) // tells of the bridge itself
 	sender   *sender
 	// questions makes the attempts of questions, which take no place of the lane: see asker.
 	questions *sender
@@ -49,12 +49,12 @@ type lane struct {
 	wake     chan struct{} // the file holds something new
 	orders   chan order    // to the workers; there is room for as many as may be given
 	handed   chan struct{} // the workers have handed in something to decide upon
+	soon     *time.Timer   // something was handed in outcomeWait ago
 	recorded chan recorded
 
 	// What follows is run's alone.
 	claimed   map[uint64]bool // numbers of the deliveries that are ready, ordered, or not recorded yet
 	ready     []job           // to be ordered next
-	ordered   int             // attempts that are under way or wait for a worker
 	workers   int             // that have been started
 	taken     []ended         // room for what was handed in, while it is not in use
 	results   []result        // to be recorded
@@ -71,11 +71,13 @@ type lane struct {
 	sweepAt   time.Time       // when to look next for what has become too late
 	swept     uint64          // of what has not been tried, nothing before this number can become too late
 
-	freed atomic.Bool // a question that has ended may have held something: swept says too much
+	hungry atomic.Bool // more waits to be ordered
+	freed  atomic.Bool // a question that has ended may have held something: swept says too much
 
-	mu     sync.Mutex
-	health health
-	ended  []ended // handed in by the workers
+	mu      sync.Mutex
+	health  health
+	ended   []ended      // handed in by the workers
+	ordered atomic.Int64 // attempts that are under way, wait for a worker or are handed in. They become fewer under mu, together with ended
 }
 
 // recorded tells run that a commit of results has ended.
@@ -84,14 +86,15 @@ type recorded struct {
 	err     error
 }
 
-func newLane(e Endpoint, s *store, opts Options, announce func(telephony.Event)) *lane {
+func newLane(e Endpoint, s *store, opts Options, announce func([]telephony.Event)) *lane {
 	logger := opts.Logger.With("endpoint", e.Name)
 	l := &lane{
 		endpoint: e, store: s, announce: announce, sender: newSender(e, e.Concurrency, opts), questions: newSender(e, 0, opts), opts: opts, longest: longestWait(opts.RetrySchedule, opts.OrderHold),
 		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger),
-		wake: make(chan struct{}, 1), orders: make(chan order, 2*e.Concurrency), handed: make(chan struct{}, 1), recorded: make(chan recorded),
+		wake: make(chan struct{}, 1), orders: make(chan order, 2*e.Concurrency), handed: make(chan struct{}, 1), soon: time.NewTimer(lookAgain), recorded: make(chan recorded),
 		claimed: map[uint64]bool{}, stale: true,
 	}
+	l.soon.Stop()
 	if e.Rate > 0 {
 		l.limit = rate.NewLimiter(rate.Limit(e.Rate), 1)
 		l.sender.limit = l.limit
@@ -120,11 +123,13 @@ func (l *lane) run(ctx, work context.Context) {
 	defer close(l.orders)
 	stopping, done := false, ctx.Done() // a context that never ends has no Done
 	for !stopping || l.busy() {
-		var at time.Time // when to look again even if nothing happens; zero: never
+		var at time.Time     // when to look again even if nothing happens; zero: never
+		l.hungry.Store(true) // who is done while orders are given may be the last to say so
 		if !stopping {
 			at = l.dispatch(func() { workers.Go(func() { l.work(ctx, work) }) })
 		}
 		at = sooner(at, l.flush(work))
+		l.hungry.Store(l.stale || len(l.ready) > 0)
 		if !at.IsZero() {
 			alarm.Reset(max(0, min(time.Until(at), lookAgain)))
 		} else {
@@ -137,6 +142,7 @@ func (l *lane) run(ctx, work context.Context) {
 			l.questions.stopping.Store(true)
 			l.drop()
 		case <-l.handed:
+		case <-l.soon.C:
 		case r := <-l.recorded:
 			l.commitEnded(r)
 		case <-l.wake:
@@ -154,7 +160,7 @@ func sooner(a, b time.Time) time.Time {
 	return a
 }
 
-func (l *lane) busy() bool { return l.ordered > 0 || l.recording || len(l.results) > 0 }
+func (l *lane) busy() bool { return l.ordered.Load() > 0 || l.recording || len(l.results) > 0 }
 
 // dispatch orders the attempts that may start now or as soon as a worker is free, and says when the next one may. Hire starts a worker.
 func (l *lane) dispatch(hire func()) (at time.Time) {
@@ -190,7 +196,7 @@ func (l *lane) giveOrders(now time.Time, failing bool, slots int, hire func()) (
 	if !failing && l.limit == nil { // else what waits for a worker would have its turn too late, or all at once
 		most = 2 * slots
 	}
-	for l.ordered < most && len(l.results) < mostOutcomes && l.recordAt.IsZero() {
+	for int(l.ordered.Load()) < most && len(l.results) < mostOutcomes && l.recordAt.IsZero() {
 		if len(l.ready) == 0 {
 			if at = l.claim(now, failing); len(l.ready) == 0 {
 				break
@@ -206,11 +212,11 @@ func (l *lane) giveOrders(now time.Time, failing bool, slots int, hire func()) (
 			return now.Add(wait)
 		}
 		l.ready = l.ready[1:]
-		l.ordered++
+		ordered := int(l.ordered.Add(1))
 		if failing {
 			l.lastProbe = j.number
 		}
-		if l.workers < min(l.ordered, slots) {
+		if l.workers < min(ordered, slots) {
 			l.workers++
 			hire()
 		}
@@ -283,29 +289,33 @@ func (l *lane) drop() {
 	l.ready, l.stale = nil, true
 }
 
-// collect takes what the workers have handed in.
+// collect takes what the workers have handed in, and tells of it.
 func (l *lane) collect() {
 	l.mu.Lock()
 	list := l.ended
 	l.ended = l.taken
+	l.ordered.Add(-int64(len(list)))
 	l.mu.Unlock()
+	var news []telephony.Event
 	for i := range list {
-		l.ordered--
-		if list[i].unmade {
-			delete(l.claimed, list[i].result.job.number)
+		e := &list[i]
+		if e.unmade {
+			delete(l.claimed, e.result.job.number)
 			l.stale = true
-		} else {
-			l.add(list[i].result)
+			continue
 		}
+		news = append(news, l.tell(e)...)
+		l.add(e.result, e.at)
 	}
+	l.announce(news)
 	clear(list) // so that what was sent can be forgotten
 	l.taken = list[:0]
 }
 
-// add puts a result to those that are to be recorded.
-func (l *lane) add(r result) {
+// add puts a result to those that are to be recorded. It was there at a time that the caller gives.
+func (l *lane) add(r result, at time.Time) {
 	if len(l.results) == 0 {
-		l.waiting = time.Now()
+		l.waiting = at
 	}
 	l.results = append(l.results, r)
 }
@@ -323,7 +333,7 @@ func (l *lane) flush(work context.Context) (at time.Time) {
 		return time.Time{}
 	case now.Before(l.recordAt):
 		return sooner(l.recordAt, now.Add(storeAgain))
-	case l.ordered > 0 && len(l.results) < mostOutcomes && now.Before(l.waiting.Add(outcomeWait)):
+	case l.ordered.Load() > 0 && len(l.results) < mostOutcomes && now.Before(l.waiting.Add(outcomeWait)):
 		return l.waiting.Add(outcomeWait)
 	}
 	batch := l.results

@@ -185,14 +185,17 @@ func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 	return nil
 }
 
-// announce stores an event that tells of the bridge itself, where somebody wants it. If it cannot be stored, the log has said what it says.
-func (o *Outbox) announce(e telephony.Event) {
-	if len(o.store.subscribers(e.Type)) == 0 {
+// announce stores events that tell of the bridge itself, where somebody wants them. If they cannot be stored, the log has said what they say.
+func (o *Outbox) announce(news []telephony.Event) {
+	news = slices.DeleteFunc(news, func(e telephony.Event) bool { return len(o.store.subscribers(e.Type)) == 0 })
+	if len(news) == 0 {
 		return
 	}
-	e.ID, e.Time = uuid.Must(uuid.NewV7()).String(), time.Now()
-	if err := o.Append(context.Background(), []telephony.Event{e}); err != nil {
-		o.opts.Logger.Warn("an operational event cannot be stored", "type", string(e.Type), "err", err.Error())
+	for i := range news {
+		news[i].ID, news[i].Time = uuid.Must(uuid.NewV7()).String(), time.Now()
+	}
+	if err := o.Append(context.Background(), news); err != nil {
+		o.opts.Logger.Warn("operational events cannot be stored", "events", len(news), "err", err.Error())
 	}
 }
 

@@ -191,8 +191,9 @@ func (i *inquiry) run(ctx, work context.Context) {
 		now := time.Now()
 		timeUp := !now.Before(i.answerBy) // an attempt that this has cut off says nothing against the endpoint
 		i.job.delivery = i.job.delivery.asked(o, try == len(askAgain) && !timeUp, now)
-		made := i.lane.tell(i.job, i.job.delivery, o, false, began, now)
-		i.record(ctx, &made)
+		e := i.lane.note(i.job, i.job.delivery, o, false, began, now)
+		i.box.announce(i.lane.tell(&e))
+		i.record(ctx, e.result.attempt)
 		switch i.job.delivery.state {
 		case pending:
 		case dead:

@@ -16,10 +16,14 @@ type order struct {
 	probe bool
 }
 
-// ended tells run what became of an order.
+// ended is what became of an order.
 type ended struct {
 	result result
 	unmade bool // no attempt was made, or the shutdown has cut it off: how it would have ended is unknown
+
+	outcome       outcome
+	at            time.Time
+	before, after health // of the endpoint
 }
 
 // work makes attempts until run ends. They run under work; once ctx has ended, none begins.
@@ -43,15 +47,20 @@ func (l *lane) overtaken(o order) bool {
 	return slots == 0 || l.tooLate(o.job, now)
 }
 
-// handIn tells run what became of an order. It wakes run for the first, with which the time for a commit begins, for as many as are committed at once,
-// and when the workers are about to run out of orders.
+// handIn tells run what became of an order. It wakes run when the workers are about to run out of orders, for as many as are committed at once, and for the
+// last one that is out: nothing else comes with which it could be told and recorded. For the others run may sleep on until the first of them has waited for
+// outcomeWait. At full load run and the workers would else wait for one another once for every attempt.
 func (l *lane) handIn(e ended) {
 	l.mu.Lock()
 	l.ended = append(l.ended, e)
 	n := len(l.ended)
+	isLast := n == int(l.ordered.Load())
 	l.mu.Unlock()
-	if n == 1 || n == mostOutcomes || len(l.orders) <= l.endpoint.Concurrency/2 {
+	switch {
+	case isLast, n == mostOutcomes, l.hungry.Load() && len(l.orders) <= max(1, l.endpoint.Concurrency/2):
 		signal(l.handed)
+	case n == 1:
+		l.soon.Reset(outcomeWait)
 	}
 }
 
@@ -70,56 +79,57 @@ func (l *lane) attempt(work context.Context, j job, probe bool) ended {
 	} else {
 		next = j.delivery.tried(o, l.opts.RetrySchedule, now, rand.Float64())
 	}
-	made := l.tell(j, next, o, probe, began, now)
-	if end := j.expires(l.opts.RoutingTimeout, l.endpoint.RingingTTL); !probe && !end.IsZero() && next.state == pending {
+	if end := l.expiry(j); !probe && !end.IsZero() && next.state == pending {
 		next.due = min(next.due, end.UnixNano()) // it expires on time, not when its next attempt would be
 	}
-	return ended{result: result{job: j, now: next, attempt: &made}}
+	return l.note(j, next, o, probe, began, now)
 }
 
-// tell lets everybody know how an attempt ended, and what the delivery is after it, and gives it as it is to be kept.
-func (l *lane) tell(j job, next delivery, o outcome, probe bool, began, now time.Time) Attempt {
-	took := now.Sub(began)
-	l.log(j, next, o, took)
-	l.opts.Observer.AttemptEnded(l.endpoint.Name, outcomeOf(next), took, now.Sub(j.at))
-	l.note(o, probe, now)
-	l.mourn(j, next, o)
-	return Attempt{At: began, Took: took, Status: o.status, Response: o.response, Error: o.errText()}
-}
-
-// note draws from an attempt what it says of the endpoint as a whole.
-func (l *lane) note(o outcome, probe bool, now time.Time) {
+// note draws from an attempt what it says of the endpoint as a whole, and gives all that is to be told of it. Next is the delivery after it.
+func (l *lane) note(j job, next delivery, o outcome, probe bool, began, now time.Time) ended {
+	made := &Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()}
+	e := ended{result: result{job: j, now: next, attempt: made}, outcome: o, at: now}
+	random := rand.Float64()
 	l.mu.Lock()
-	before := l.health
-	l.health = before.after(o, probe, now, rand.Float64())
-	after := l.health
-	l.mu.Unlock()
-	switch {
+	defer l.mu.Unlock()
+	e.before = l.health
+	l.health = e.before.after(o, probe, now, random)
+	e.after = l.health
+	return e
+}
+
+// tell lets everybody know how an attempt ended, and gives what the endpoints are to be told of it.
+func (l *lane) tell(e *ended) (news []telephony.Event) {
+	j, made := &e.result.job, e.result.attempt
+	l.log(e)
+	l.opts.Observer.AttemptEnded(l.endpoint.Name, outcomeOf(e.result.now), made.Took, e.at.Sub(j.at))
+	switch before, after := &e.before, &e.after; {
 	case after.failing && !before.failing:
 		l.logger.Warn("endpoint is failing: from now on it is only probed, and everything else waits",
-			"failures", after.failures, "err", after.lastError, "next_probe_in", time.Until(after.probeAt).Round(time.Millisecond).String())
-		l.announce(telephony.Event{Type: telephony.EventEndpointFailing, Endpoint: l.endpoint.Name, Reason: after.lastError})
+			"failures", after.failures, "err", after.lastError, "next_probe_in", after.probeAt.Sub(e.at).Round(time.Millisecond).String())
+		news = append(news, telephony.Event{Type: telephony.EventEndpointFailing, Endpoint: l.endpoint.Name, Reason: after.lastError})
 	case !after.failing && before.failing:
-		l.logger.Info("endpoint has recovered: what has waited is delivered now", "failed_for", now.Sub(before.since).Round(time.Second).String())
-		l.announce(telephony.Event{Type: telephony.EventEndpointRecovered, Endpoint: l.endpoint.Name})
+		l.logger.Info("endpoint has recovered: what has waited is delivered now", "failed_for", e.at.Sub(before.since).Round(time.Second).String())
+		news = append(news, telephony.Event{Type: telephony.EventEndpointRecovered, Endpoint: l.endpoint.Name})
 	case after.pausedUntil.After(before.pausedUntil):
-		l.logger.Warn("endpoint has asked for a pause", "status", o.status, "until", after.pausedUntil.UTC().Format(time.RFC3339))
+		l.logger.Warn("endpoint has asked for a pause", "status", e.outcome.status, "until", after.pausedUntil.UTC().Format(time.RFC3339))
 	}
-}
-
-// mourn tells of a delivery that is dead. That of such news itself is no news, or they would never end.
-func (l *lane) mourn(j job, d delivery, o outcome) {
-	if d.state == dead && !telephony.IsOperational(j.kind) {
-		l.announce(telephony.Event{Type: telephony.EventDeliveryDead, Endpoint: l.endpoint.Name, DeliveryID: j.eventID + "." + l.endpoint.Name, Reason: o.text()})
+	// Of a delivery of such news itself nothing is told, or they would never end.
+	if e.result.now.state == dead && !telephony.IsOperational(j.kind) {
+		news = append(news, telephony.Event{
+			Type: telephony.EventDeliveryDead, Endpoint: l.endpoint.Name, DeliveryID: j.eventID + "." + l.endpoint.Name, Reason: e.outcome.text(),
+		})
 	}
+	return news
 }
 
 // log is the one line of an attempt.
-func (l *lane) log(j job, d delivery, o outcome, took time.Duration) {
+func (l *lane) log(e *ended) {
+	j, d, o := &e.result.job, e.result.now, &e.outcome
 	attrs := make([]slog.Attr, 0, 7)
 	attrs = append(attrs,
 		slog.String("event_id", j.eventID), slog.String("type", string(j.kind)), slog.String("call_id", j.call), slog.Int("attempt", d.attempts),
-		slog.String("took", took.Round(time.Microsecond).String()),
+		slog.String("took", e.result.attempt.Took.Round(time.Microsecond).String()),
 	)
 	if o.err != nil {
 		attrs = append(attrs, slog.String("err", o.err.Error()))
@@ -133,18 +143,22 @@ func (l *lane) log(j job, d delivery, o outcome, took time.Duration) {
 		level, message = slog.LevelError, "delivery is dead: it will not be tried again"
 	default:
 		level, message = slog.LevelWarn, "attempt failed"
+		next := "retry_in"
+		if end := l.expiry(*j); !end.IsZero() && d.due >= end.UnixNano() {
+			next = "expires_in"
+		}
 		if d.due > 0 {
-			attrs = append(attrs, slog.String("retry_in", time.Until(time.Unix(0, d.due)).Round(time.Millisecond).String()))
+			attrs = append(attrs, slog.String(next, time.Unix(0, d.due).Sub(e.at).Round(time.Millisecond).String()))
 		}
 	}
-	logLine(l.logger, level, message, attrs)
+	logLine(l.logger, e.at, level, message, attrs)
 }
 
-// logLine is Logger.LogAttrs but for where in the code the line comes from: nobody is told, and to find out took a sixth of the time of a line.
-func logLine(logger *slog.Logger, level slog.Level, message string, attrs []slog.Attr) {
+// logLine is Logger.LogAttrs but for the time, and for where in the code the line comes from: nobody is told, and to find out took a sixth of the time of a line.
+func logLine(logger *slog.Logger, at time.Time, level slog.Level, message string, attrs []slog.Attr) {
 	ctx, handler := context.Background(), logger.Handler()
 	if handler.Enabled(ctx, level) {
-		r := slog.NewRecord(time.Now(), level, message, 0)
+		r := slog.NewRecord(at, level, message, 0)
 		r.AddAttrs(attrs...)
 		_ = handler.Handle(ctx, r) // as a Logger does
 	}
