@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -216,5 +217,30 @@ func TestClockSetBackOverDamage(t *testing.T) {
 	}
 	if got := states(t, o, "crm"); got[dead] != 1 {
 		t.Errorf("states: %v", got)
+	}
+}
+
+// Keys of the due index that no delivery knows of do not keep a failing endpoint from being lined up.
+func TestLineUpOverStaleKeys(t *testing.T) {
+	o := openOutbox(t, Options{})
+	mustAppend(t, o, event("call.completed", "1"))
+	err := o.store.commit(func(tx *txn) (err error) {
+		for i := range 2 * lineBatch {
+			err = errors.Join(err, tx.queue("crm").due.Put(dueKey(int64(1+i), 1), nil))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- o.store.lineUp("crm") }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it goes on for ever")
 	}
 }

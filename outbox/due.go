@@ -138,15 +138,21 @@ func (s *store) lineUp(endpoint string) error {
 		err := s.commit(func(tx *txn) error {
 			q := tx.queue(endpoint)
 			var tried []uint64
+			var keys [][]byte
 			c := q.due.Cursor()
 			for k, _ := c.Seek(dueKey(1, 0)); k != nil && len(tried) < lineBatch; k, _ = c.Next() {
 				_, n := readDueKey(k)
-				tried = append(tried, n)
+				tried, keys = append(tried, n), append(keys, bytes.Clone(k))
 			}
 			done = len(tried) < lineBatch
 			slices.Sort(tried)
 			for _, n := range tried {
 				if err := tx.lineUp(q, n); err != nil {
+					return err
+				}
+			}
+			for _, k := range keys { // what is still there belongs to no delivery
+				if err := q.due.Delete(k); err != nil {
 					return err
 				}
 			}
