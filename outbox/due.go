@@ -221,6 +221,8 @@ type result struct {
 	job     job
 	now     delivery
 	attempt *Attempt // nil if none was made
+
+	overruled bool // by what is in the file: see recordOne
 }
 
 // record stores results, and what they mean for the next delivery of each call.
@@ -242,13 +244,15 @@ func (s *store) record(endpoint string, results []result) error {
 }
 
 func (s *store) recordOne(tx *txn, q *queue, r *result) error {
-	n, now := r.job.number, r.now
+	n := r.job.number
 	before, history := q.get(n)
 	if before == nil {
+		r.overruled = true
 		return nil // pruned, or damaged meanwhile: the dispatcher finds out
 	}
-	now.next = before.next
-	if before.redelivered != r.job.delivery.redelivered && now.state != delivered {
+	r.now.next = before.next
+	now := r.now
+	if r.overruled = before.redelivered != r.job.delivery.redelivered && now.state != delivered; r.overruled {
 		now = *before // it was asked for again while the attempt was under way: that counts
 	}
 	if r.attempt != nil {

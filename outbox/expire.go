@@ -24,15 +24,14 @@ func (l *lane) tooLate(j job, now time.Time) bool {
 }
 
 func (l *lane) expire(j job, now time.Time) {
-	l.add(result{job: j, now: l.hasExpired(j, now)}, now)
+	l.add(result{job: j, now: j.delivery.ended(expired, now)}, now)
 }
 
-// hasExpired tells everybody that it is too late for a delivery, and gives it as it is then.
-func (l *lane) hasExpired(j job, now time.Time) delivery {
+// tellExpired lets everybody know that it was too late for a delivery.
+func (l *lane) tellExpired(j job) {
 	l.logger.Warn("delivery has expired: it is too late to be of use",
 		"event_id", j.eventID, "type", string(j.kind), "call_id", j.call, "attempts", j.delivery.attempts)
 	l.opts.Observer.Expired(l.endpoint.Name)
-	return j.delivery.ended(expired, now)
 }
 
 // sweep expires what has become too late while it waits: for the end of a pause, for the next probe, or behind others. It says when to sweep again.
@@ -69,7 +68,8 @@ func (l *lane) sweep(now time.Time) (at time.Time) {
 		}
 	}
 	l.swept = f.from
-	l.sweepAt = later(f.next, now.Add(sweepGap+time.Duration(f.looked)*sweepCost))
+	// From now on, not at the time of an event: that goes by the wall clock, which may be set back.
+	l.sweepAt = now.Add(max(f.next.Sub(now), sweepGap+time.Duration(f.looked)*sweepCost))
 	return l.sweepAt
 }
 
@@ -102,7 +102,7 @@ func (s *store) late(e Endpoint, from uint64, limit int, claimed map[uint64]bool
 			} else if !fixed {
 				f.from, fixed = n, true
 			}
-			if !end.IsZero() && now.Sub(j.at) < shortest { // and so is all that comes after it
+			if age := now.Sub(j.at); !end.IsZero() && age >= 0 && age < shortest { // and so is all that comes after it
 				f.next = sooner(f.next, j.at.Add(shortest))
 				break
 			}

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -230,6 +231,15 @@ func TestWaitsCutShortDoNotCount(t *testing.T) {
 	})
 }
 
+// A pause keeps its reason when an attempt that was under way is answered well.
+func TestAPauseKeepsItsReason(t *testing.T) {
+	now := time.Now()
+	h := health{}.after(outcome{status: http.StatusTooManyRequests, retryAfter: time.Minute}, false, now, 0).after(outcome{status: http.StatusOK}, false, now, 0)
+	if state, _ := h.state(now); state != statePaused || h.lastError != "HTTP 429" {
+		t.Errorf("%s: %q", state, h.lastError)
+	}
+}
+
 // A 429 with a Retry-After stops everything for the endpoint, not only the event that it answered.
 func TestPause(t *testing.T) {
 	c := &crm{answer: func(n int, _ received, w http.ResponseWriter) {
@@ -259,176 +269,6 @@ func TestPause(t *testing.T) {
 			if wait := h.at.Sub(began); wait < 30*time.Second {
 				t.Errorf("an attempt after %s", wait)
 			}
-		}
-	})
-}
-
-// What has become too late expires on time, whatever it waits for; and what it has held goes the same way.
-func TestTooLateWhileItWaits(t *testing.T) {
-	pause := func(_ int, _ received, w http.ResponseWriter) {
-		w.Header().Set("Retry-After", "3600")
-		w.WriteHeader(http.StatusTooManyRequests)
-	}
-	const slow = 20 * time.Minute
-	for name, c := range map[string]struct {
-		first  int // events before it, of other calls
-		answer func(int, received, http.ResponseWriter)
-		rate   float64
-		as     string // how the endpoint stands meanwhile
-	}{
-		"a pause":        {first: 1, answer: pause, as: statePaused},
-		"the next probe": {first: failingAfter, answer: func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(http.StatusBadGateway) }, as: stateFailing},
-		"its turn":       {first: 100, answer: func(int, received, http.ResponseWriter) {}, rate: 0.01, as: stateOK},
-		"a slow CRM":     {first: 100, answer: func(int, received, http.ResponseWriter) { time.Sleep(slow) }, as: stateOK},
-	} {
-		t.Run(name, func(t *testing.T) {
-			receiver := &crm{answer: c.answer}
-			bubble(t, receiver, func(t *testing.T) {
-				e := endpoint("crm")
-				e.RingingTTL, e.Rate, e.Timeout = 5*time.Minute, c.rate, time.Hour
-				var told expirations
-				o := openOutbox(t, Options{DialContext: receiver.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: slices.Repeat([]time.Duration{time.Hour}, 9), Observer: &told})
-				stop := run(t, o)
-				defer time.Sleep(slow) // until the CRM has answered the last one, which the stop cuts off
-				defer stop()
-				for i := range c.first {
-					mustAppend(t, o, event("call.completed", fmt.Sprint("before ", i)))
-				}
-				time.Sleep(11 * time.Minute) // the waits between probes are long by now
-				mustAppend(t, o, event("call.incoming", "A"), event("call.incoming_answered", "A"), event("call.completed", "A"))
-				time.Sleep(3 * time.Minute)
-				mustAppend(t, o, event("call.outgoing", "B"))
-				for _, want := range []struct {
-					in      time.Duration
-					expired int
-				}{{2*time.Minute - time.Second, 0}, {5 * time.Second, 2}, {3*time.Minute - 6*time.Second, 2}, {5 * time.Second, 3}} {
-					time.Sleep(want.in)
-					status, err := o.Endpoints()
-					if err != nil {
-						t.Fatal(err)
-					}
-					if got := states(t, o, "crm"); got[expired] != want.expired || told.n.Load() != int64(want.expired) || got[dead] != 0 || status[0].State != c.as {
-						t.Errorf("%s later: %v, the endpoint is %s; want %d expired, and %s", want.in, got, status[0].State, want.expired, c.as)
-					}
-				}
-			})
-		})
-	}
-}
-
-// expirations counts them.
-type expirations struct {
-	unobserved
-	n atomic.Int64
-}
-
-// Expired counts one.
-func (e *expirations) Expired(string) { e.n.Add(1) }
-
-// What has become too late is found also among what was read to be sent next, where it was tried before its endpoint began to fail, and behind a delivery
-// that died meanwhile.
-func TestTooLateWhereverItIs(t *testing.T) {
-	const ttl, soon = 5 * time.Minute, 15 * time.Second
-	for name, c := range map[string]struct {
-		rate  float64
-		given []string // what comes, as type and call
-		dies  bool     // call.completed of the call "late" does, and until then what is too late is held by it
-	}{
-		"to be sent next":      {rate: 0.001, given: []string{"call.completed busy", "call.completed busy", "call.incoming late"}},
-		"tried before":         {given: append([]string{"call.incoming late"}, slices.Repeat([]string{"call.completed busy"}, failingAfter+5)...)},
-		"behind one that died": {given: append(slices.Repeat([]string{"call.completed busy"}, failingAfter), "call.completed late", "call.incoming late", "call.completed busy"), dies: true},
-	} {
-		t.Run(name, func(t *testing.T) {
-			receiver := &crm{answer: func(_ int, r received, w http.ResponseWriter) {
-				time.Sleep(time.Second)
-				switch call, _ := callOf(t, r); {
-				case strings.HasPrefix(call, "busy") || !c.dies:
-					w.WriteHeader(http.StatusBadGateway)
-				case call == "late":
-					w.WriteHeader(http.StatusGone)
-				}
-			}}
-			bubble(t, receiver, func(t *testing.T) {
-				e := endpoint("crm")
-				e.RingingTTL, e.Rate, e.Concurrency = ttl, c.rate, 1
-				var told expirations
-				o := openOutbox(t, Options{
-					DialContext: receiver.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: slices.Repeat([]time.Duration{24 * time.Hour}, 9), OrderHold: 48 * time.Hour, Observer: &told,
-				})
-				stop := run(t, o)
-				defer time.Sleep(time.Second)
-				defer stop()
-				var events []telephony.Event
-				for n, given := range c.given {
-					kind, call, _ := strings.Cut(given, " ")
-					if call == "busy" {
-						call = fmt.Sprint("busy", n)
-					}
-					events = append(events, event(typeOf(kind), call))
-				}
-				mustAppend(t, o, events[0])
-				time.Sleep(2 * time.Second) // nothing is under way when the others come
-				mustAppend(t, o, events[1:]...)
-				time.Sleep(ttl)
-				for c.dies && states(t, o, "crm")[dead] == 0 {
-					time.Sleep(time.Second)
-				}
-				time.Sleep(soon)
-				if got := states(t, o, "crm"); got[expired] != 1 || told.n.Load() != 1 {
-					t.Errorf("%v, told %d times", got, told.n.Load())
-				}
-			})
-		})
-	}
-}
-
-// News that was answered with a 429 expires on time too, and not when the pause ends that the 429 has asked for. The log says so from the start.
-func TestTooLateAfterItWasTried(t *testing.T) {
-	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) {
-		w.Header().Set("Retry-After", "3600")
-		w.WriteHeader(http.StatusTooManyRequests)
-	}}
-	bubble(t, c, func(t *testing.T) {
-		e := endpoint("crm")
-		e.RingingTTL = 15 * time.Second
-		var log lockedBuffer
-		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
-		stop := run(t, o)
-		defer stop()
-		mustAppend(t, o, event("call.incoming", "A"))
-		synctest.Wait()
-		if got := log.String(); !strings.Contains(got, "expires_in=15s") || strings.Contains(got, "retry_in") {
-			t.Error(got)
-		}
-		time.Sleep(e.RingingTTL + 2*time.Second)
-		if got, _, err := o.Deliveries(DeliveryQuery{}); err != nil || len(got) != 1 || got[0].State != "expired" || got[0].Attempts != 1 {
-			t.Errorf("%+v, %v", got, err)
-		}
-	})
-}
-
-// A question takes no part in the pause of its endpoint. What waits behind it has its time too once it has ended.
-func TestTooLateBehindAQuestion(t *testing.T) {
-	c := &crm{answer: func(_ int, r received, w http.ResponseWriter) {
-		if call, _ := callOf(t, r); call == "A" {
-			time.Sleep(2 * time.Minute)
-			return
-		}
-		w.Header().Set("Retry-After", "3600")
-		w.WriteHeader(http.StatusTooManyRequests)
-	}}
-	bubble(t, c, func(t *testing.T) {
-		e := endpoint("crm")
-		e.RingingTTL = 5 * time.Minute
-		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, RoutingTimeout: time.Minute})
-		stop := run(t, o)
-		defer stop()
-		mustAppend(t, o, event("call.completed", "before"))
-		time.Sleep(30 * time.Second) // what has been tried so far is looked through before the question ends
-		mustAppend(t, o, event("call.transfer_requested", "A"), event("call.incoming", "A"), event("call.completed", "B"))
-		time.Sleep(5*time.Minute + 5*time.Second)
-		if got, _, err := o.Deliveries(DeliveryQuery{CallID: "A"}); err != nil || len(got) != 2 || got[0].State != "expired" || got[1].State != "expired" {
-			t.Errorf("%+v, %v", got, err)
 		}
 	})
 }
@@ -608,6 +448,113 @@ func TestRetryAfterDateIsBounded(t *testing.T) {
 		if n := c.count(); n != 2 {
 			list, _ := o.Endpoints()
 			t.Errorf("after two hours %d attempts; the endpoint is %s until %s (now %s)", n, list[0].State, list[0].NextAttempt, time.Now())
+		}
+	})
+}
+
+// What is told of an endpoint is told in the order in which it came to be, whoever's attempt has brought it.
+func TestTurnsAreToldInOrder(t *testing.T) {
+	c := &crm{}
+	c.answer = func(_ int, r received, w http.ResponseWriter) {
+		switch call, _ := callOf(t, r); call {
+		case "hangs":
+			time.Sleep(10 * time.Second)
+		case "question":
+			time.Sleep(101 * time.Millisecond)
+		case "last":
+			time.Sleep(100 * time.Millisecond)
+			w.WriteHeader(http.StatusServiceUnavailable)
+		default:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}
+	bubble(t, c, func(t *testing.T) {
+		var log lockedBuffer
+		o := openOutbox(t, Options{DialContext: c.net.Dial, RetrySchedule: []time.Duration{10 * time.Hour}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		stop := run(t, o)
+		for i := range failingAfter - 1 {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+		}
+		time.Sleep(time.Second)
+		mustAppend(t, o, event("call.completed", "hangs"), event("call.completed", "last"), event("call.transfer_requested", "question"))
+		time.Sleep(time.Second)
+		_, after, fails := strings.Cut(log.String(), "endpoint is failing")
+		if !fails || !strings.Contains(after, "endpoint has recovered") {
+			t.Error(log.String())
+		}
+		time.Sleep(10 * time.Second)
+		stop()
+	})
+}
+
+// An endpoint that has begun to fail gets one attempt at a time, whatever was ordered before and had to wait for a worker.
+func TestFailingWhileOrdersWait(t *testing.T) {
+	var g gauge
+	c := &crm{}
+	c.answer = func(n int, r received, w http.ResponseWriter) {
+		if n <= 8 {
+			time.Sleep(time.Minute)
+		} else if call, _ := callOf(t, r); call[0] == 'w' {
+			g.enter()
+			defer g.leave()
+			time.Sleep(time.Second)
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.Concurrency, e.Timeout = 8, time.Hour
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{10 * time.Hour}})
+		stop := run(t, o)
+		for _, kind := range []string{"hangs", "waits"} {
+			for i := range e.Concurrency {
+				mustAppend(t, o, event("call.completed", fmt.Sprint(kind, i)))
+			}
+		}
+		synctest.Wait()
+		for i := range failingAfter / (1 + len(askAgain)) {
+			mustAppend(t, o, event("call.transfer_requested", fmt.Sprint("q", i)))
+		}
+		time.Sleep(2 * time.Hour) // probes take turns
+		stop()
+		if g.most != 1 {
+			t.Errorf("%d at once", g.most)
+		}
+	})
+}
+
+// fuse counts lines, and calls blow at the hundredth.
+type fuse struct {
+	lines atomic.Int64
+	blow  func()
+}
+
+func (f *fuse) Write(p []byte) (int, error) {
+	if f.lines.Add(1) == 100 {
+		f.blow()
+	}
+	return len(p), nil
+}
+
+// When the shutdown's time is up and Run has not been told to end, nothing is sent any more, and the lane does not turn round and round.
+func TestGraceIsOverBeforeRunEnds(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		log := &fuse{blow: cancel}
+		stopping, stopped := context.WithCancel(t.Context())
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Stopping: stopping, Logger: slog.New(slog.NewTextHandler(log, nil))})
+		var running sync.WaitGroup
+		running.Go(func() { _ = o.Run(ctx, nobody{}) })
+		stopped()
+		time.Sleep(6 * time.Second) // the grace is five
+		mustAppend(t, o, event("call.completed", "A"))
+		time.Sleep(time.Second)
+		cancel()
+		running.Wait()
+		if n := log.lines.Load(); n > 2 || c.count() != 0 {
+			t.Errorf("%d lines, %d webhooks", n, c.count())
 		}
 	})
 }

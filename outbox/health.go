@@ -36,7 +36,7 @@ type health struct {
 // A 429 that says when to come back is obeyed and not counted: an endpoint that says so is well.
 func (h health) after(o outcome, probe bool, now time.Time, random float64) health {
 	if classify(o.status) == success {
-		return health{pausedUntil: h.pausedUntil}
+		return health{pausedUntil: h.pausedUntil, lastError: h.lastError} // a pause goes on, and has its reason
 	}
 	h.lastError = o.text()
 	asked := o.status == http.StatusTooManyRequests && o.retryAfter > 0

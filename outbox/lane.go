@@ -76,8 +76,9 @@ type lane struct {
 
 	mu      sync.Mutex
 	health  health
-	ended   []ended      // handed in by the workers
-	ordered atomic.Int64 // attempts that are under way, wait for a worker or are handed in. They become fewer under mu, together with ended
+	turns   []turnOfHealth // that have not been told
+	ended   []ended        // handed in by the workers
+	ordered atomic.Int64   // attempts that are under way, wait for a worker or are handed in. They become fewer under mu, together with ended
 }
 
 // recorded tells run that a commit of results has ended.
@@ -125,7 +126,7 @@ func (l *lane) run(ctx, work context.Context) {
 	for !stopping || l.busy() {
 		var at time.Time     // when to look again even if nothing happens; zero: never
 		l.hungry.Store(true) // who is done while orders are given may be the last to say so
-		if !stopping {
+		if !stopping && work.Err() == nil {
 			at = l.dispatch(func() { workers.Go(func() { l.work(ctx, work) }) })
 		}
 		at = sooner(at, l.flush(work))
@@ -178,7 +179,7 @@ func (l *lane) dispatch(hire func()) (at time.Time) {
 			l.reading.Failed("what waits for a failing endpoint cannot be lined up", err)
 			return now.Add(storeAgain)
 		}
-		l.inLine = true
+		l.inLine, l.swept = true, 0
 	}
 	slots, at := h.allows(now, l.endpoint.Concurrency)
 	if slots > 0 {
@@ -292,8 +293,8 @@ func (l *lane) drop() {
 // collect takes what the workers have handed in, and tells of it.
 func (l *lane) collect() {
 	l.mu.Lock()
-	list := l.ended
-	l.ended = l.taken
+	list, turns := l.ended, l.turns
+	l.ended, l.turns = l.taken, nil
 	l.ordered.Add(-int64(len(list)))
 	l.mu.Unlock()
 	var news []telephony.Event
@@ -306,6 +307,9 @@ func (l *lane) collect() {
 		}
 		news = append(news, l.tell(e)...)
 		l.add(e.result, e.at)
+	}
+	for i := range turns {
+		news = append(news, l.tellTurn(&turns[i])...)
 	}
 	l.announce(news)
 	clear(list) // so that what was sent can be forgotten
@@ -355,9 +359,14 @@ func (l *lane) commitEnded(r recorded) {
 	l.writing.Recovered("outcomes are recorded again")
 	l.recordAt, l.stale = time.Time{}, true
 	for i := range r.results {
-		n := r.results[i].job.number
-		delete(l.claimed, n)
-		l.swept = min(l.swept, n) // it may have held one that comes after it
+		result := &r.results[i]
+		delete(l.claimed, result.job.number)
+		if result.now.next != 0 {
+			l.swept = min(l.swept, result.now.next) // it may have held that
+		}
+		if result.attempt == nil && !result.overruled {
+			l.tellExpired(result.job)
+		}
 	}
 	clear(r.results) // so that what was sent can be forgotten
 	l.spare = r.results[:0]

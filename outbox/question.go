@@ -209,8 +209,9 @@ func (i *inquiry) run(ctx, work context.Context) {
 			return
 		}
 	}
-	i.job.delivery = i.lane.hasExpired(i.job, time.Now())
+	i.job.delivery = i.job.delivery.ended(expired, time.Now())
 	i.record(ctx, nil)
+	i.lane.tellExpired(i.job)
 }
 
 // attempt asks once, for no longer than an answer is of use.

@@ -21,9 +21,15 @@ type ended struct {
 	result result
 	unmade bool // no attempt was made, or the shutdown has cut it off: how it would have ended is unknown
 
-	outcome       outcome
+	outcome outcome
+	at      time.Time
+}
+
+// turnOfHealth is what an attempt has changed of the endpoint as a whole, as far as it is told.
+type turnOfHealth struct {
+	before, after health
 	at            time.Time
-	before, after health // of the endpoint
+	status        int // of the answer; 0 if there was none
 }
 
 // work makes attempts until run ends. They run under work; once ctx has ended, none begins.
@@ -43,8 +49,9 @@ func (l *lane) work(ctx, work context.Context) {
 // pause, or it became too late.
 func (l *lane) overtaken(o order) bool {
 	now := time.Now()
-	slots, _ := l.currentHealth().allows(now, 1)
-	return slots == 0 || l.tooLate(o.job, now)
+	h := l.currentHealth()
+	slots, _ := h.allows(now, 1)
+	return slots == 0 || h.failing && !o.probe || l.tooLate(o.job, now)
 }
 
 // handIn tells run what became of an order. It wakes run when the workers are about to run out of orders, for as many as are committed at once, and for the
@@ -88,14 +95,15 @@ func (l *lane) attempt(work context.Context, j job, probe bool) ended {
 // note draws from an attempt what it says of the endpoint as a whole, and gives all that is to be told of it. Next is the delivery after it.
 func (l *lane) note(j job, next delivery, o outcome, probe bool, began, now time.Time) ended {
 	made := &Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()}
-	e := ended{result: result{job: j, now: next, attempt: made}, outcome: o, at: now}
 	random := rand.Float64()
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	e.before = l.health
-	l.health = e.before.after(o, probe, now, random)
-	e.after = l.health
-	return e
+	before := l.health
+	l.health = before.after(o, probe, now, random)
+	if l.health.failing != before.failing || l.health.pausedUntil.After(before.pausedUntil) {
+		l.turns = append(l.turns, turnOfHealth{before, l.health, now, o.status})
+	}
+	l.mu.Unlock()
+	return ended{result: result{job: j, now: next, attempt: made}, outcome: o, at: now}
 }
 
 // tell lets everybody know how an attempt ended, and gives what the endpoints are to be told of it.
@@ -103,17 +111,6 @@ func (l *lane) tell(e *ended) (news []telephony.Event) {
 	j, made := &e.result.job, e.result.attempt
 	l.log(e)
 	l.opts.Observer.AttemptEnded(l.endpoint.Name, outcomeOf(e.result.now), made.Took, e.at.Sub(j.at))
-	switch before, after := &e.before, &e.after; {
-	case after.failing && !before.failing:
-		l.logger.Warn("endpoint is failing: from now on it is only probed, and everything else waits",
-			"failures", after.failures, "err", after.lastError, "next_probe_in", after.probeAt.Sub(e.at).Round(time.Millisecond).String())
-		news = append(news, telephony.Event{Type: telephony.EventEndpointFailing, Endpoint: l.endpoint.Name, Reason: after.lastError})
-	case !after.failing && before.failing:
-		l.logger.Info("endpoint has recovered: what has waited is delivered now", "failed_for", e.at.Sub(before.since).Round(time.Second).String())
-		news = append(news, telephony.Event{Type: telephony.EventEndpointRecovered, Endpoint: l.endpoint.Name})
-	case after.pausedUntil.After(before.pausedUntil):
-		l.logger.Warn("endpoint has asked for a pause", "status", e.outcome.status, "until", after.pausedUntil.UTC().Format(time.RFC3339))
-	}
 	// Of a delivery of such news itself nothing is told, or they would never end.
 	if e.result.now.state == dead && !telephony.IsOperational(j.kind) {
 		news = append(news, telephony.Event{
@@ -121,6 +118,21 @@ func (l *lane) tell(e *ended) (news []telephony.Event) {
 		})
 	}
 	return news
+}
+
+// tellTurn does the same for what has changed of the endpoint. Only run calls it: turns are told in their order, whoever's attempt has brought them.
+func (l *lane) tellTurn(t *turnOfHealth) (news []telephony.Event) {
+	switch before, after := &t.before, &t.after; {
+	case after.failing && !before.failing:
+		l.logger.Warn("endpoint is failing: from now on it is only probed, and everything else waits",
+			"failures", after.failures, "err", after.lastError, "next_probe_in", after.probeAt.Sub(t.at).Round(time.Millisecond).String())
+		return []telephony.Event{{Type: telephony.EventEndpointFailing, Endpoint: l.endpoint.Name, Reason: after.lastError}}
+	case !after.failing && before.failing:
+		l.logger.Info("endpoint has recovered: what has waited is delivered now", "failed_for", t.at.Sub(before.since).Round(time.Second).String())
+		return []telephony.Event{{Type: telephony.EventEndpointRecovered, Endpoint: l.endpoint.Name}}
+	}
+	l.logger.Warn("endpoint has asked for a pause", "status", t.status, "until", t.after.pausedUntil.UTC().Format(time.RFC3339))
+	return nil
 }
 
 // log is the one line of an attempt.
@@ -148,7 +160,7 @@ func (l *lane) log(e *ended) {
 			next = "expires_in"
 		}
 		if d.due > 0 {
-			attrs = append(attrs, slog.String(next, time.Unix(0, d.due).Sub(e.at).Round(time.Millisecond).String()))
+			attrs = append(attrs, slog.String(next, max(0, time.Unix(0, d.due).Sub(e.at)).Round(time.Millisecond).String()))
 		}
 	}
 	logLine(l.logger, e.at, level, message, attrs)
