@@ -86,12 +86,12 @@ type EventQuery struct {
 // Now is the cursor behind all events that there are.
 const Now = "now"
 
-// PrunedError means that events after a cursor have been removed, or that the cursor is of another file. Oldest is the cursor from which on nothing is
-// missing.
+// PrunedError means that events after a cursor have been removed, or that the cursor is of a file in whose place a backup was put. Oldest is the cursor from
+// which on nothing is missing.
 type PrunedError struct{ Oldest string }
 
 func (e *PrunedError) Error() string {
-	return fmt.Sprintf("events after this cursor have been removed from the outbox (by OUTBOX_RETENTION, or earlier since it was nearly full); the oldest that are left come after %q", e.Oldest)
+	return fmt.Sprintf("events after this cursor have been removed from the outbox (by OUTBOX_RETENTION, or earlier since it was nearly full), or a backup was restored; the oldest that are left come after %q", e.Oldest)
 }
 
 // Events reads events, oldest first, as the endpoint's webhooks tell them, and gives the cursor to go on from: also when there is none. It fails with
@@ -174,13 +174,28 @@ func (s *store) closeReaders() error {
 	return nil
 }
 
-// whole says whether all events after a number are still there.
+// whole says whether all events after a number are still there. A number at which there is no event, nor the next one, is of a file that a backup has
+// taken the place of: see renumber.
 func (s *store) whole(after uint64) error {
 	return s.view(func(tx *txn) error {
-		if pruned := decodeNumber(tx.meta.Get(keyPruned)); after < pruned || after > tx.events.Sequence() {
-			return &PrunedError{Oldest: strconv.FormatUint(pruned, 10)}
+		pruned := decodeNumber(tx.meta.Get(keyPruned))
+		switch {
+		case after < pruned:
+		case after == pruned, after == tx.events.Sequence(), tx.events.Get(number(after)) != nil, tx.events.Get(number(after+1)) != nil:
+			return nil
 		}
-		return nil
+		oldest := pruned
+		if after > pruned {
+			c := tx.events.Cursor()
+			k, _ := c.Seek(number(after))
+			if k == nil {
+				k, _ = c.Last()
+			} else {
+				k, _ = c.Prev()
+			}
+			oldest = max(oldest, decodeNumber(k))
+		}
+		return &PrunedError{Oldest: strconv.FormatUint(oldest, 10)}
 	})
 }
 

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -126,6 +127,9 @@ func restore(path, backup string) (before string, err error) {
 	if err := isOutbox(copied); err != nil {
 		return "", errors.Join(err, os.Remove(copied))
 	}
+	if err := renumber(copied, time.Now()); err != nil {
+		return "", errors.Join(err, os.Remove(copied))
+	}
 	if before != "" {
 		if err := os.Rename(path, before); err != nil {
 			return "", errors.Join(err, os.Remove(copied))
@@ -191,6 +195,22 @@ func isOutbox(path string) error {
 				return err
 			}
 			return tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return readAll(b) })
+		})
+	})
+	return errors.Join(err, db.Close())
+}
+
+// renumber gives the events that are to come higher numbers than any that were given since a backup was made, or after it was restored before: a CRM that
+// reads its events would take new ones for those that it has read. Numbers begin at the microseconds since 1970: never so many events come.
+func renumber(path string, now time.Time) error {
+	db, err := openFile(path, 0)
+	if err != nil {
+		return err
+	}
+	err = guarded(func() error {
+		return db.Update(func(tx *bolt.Tx) error {
+			events := tx.Bucket(bucketEvents)
+			return events.SetSequence(max(events.Sequence(), uint64(now.UnixMicro())))
 		})
 	})
 	return errors.Join(err, db.Close())

@@ -539,3 +539,77 @@ func TestRestoreOfACopyWithoutItsFreeEnd(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A CRM that reads its events misses none after a restore and reads none of the new ones as old: not those whose numbers the file had given before, and not
+// when the same backup is restored twice.
+func TestReadingAfterARestore(t *testing.T) {
+	folder := t.TempDir()
+	path, backup := filepath.Join(folder, "outbox.db"), filepath.Join(folder, "backup.db")
+	reader := Endpoint{Name: "crm", Events: all, Timeout: time.Second, Concurrency: 1, RingingTTL: time.Hour}
+	opts := withDefaults(t, Options{Path: path, Endpoints: []Endpoint{reader}, Logger: slog.New(slog.DiscardHandler)})
+	session := func(f func(*Outbox)) {
+		t.Helper()
+		o, err := Open(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f(o)
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	read := func(o *Outbox, after string) (calls []string, cursor string) {
+		t.Helper()
+		bodies, cursor, err := o.Events(EventQuery{Endpoint: "crm", After: after, Limit: 100})
+		if pruned, ok := errors.AsType[*PrunedError](err); ok {
+			return []string{"gone"}, pruned.Oldest
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, b := range bodies {
+			call, _ := callOf(t, received{body: b})
+			calls = append(calls, call)
+		}
+		return calls, cursor
+	}
+	var early, late string
+	session(func(o *Outbox) {
+		mustAppend(t, o, event("call.completed", "1"), event("call.completed", "2"))
+		_, early = read(o, "")
+		var copied bytes.Buffer
+		if err := o.Backup(func(int64) io.Writer { return &copied }); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(backup, copied.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		mustAppend(t, o, event("call.completed", "lost"), event("call.completed", "lost"))
+		_, late = read(o, "")
+	})
+	for round := range 2 {
+		if _, err := Restore(path, backup); err != nil {
+			t.Fatal(err)
+		}
+		session(func(o *Outbox) {
+			nothing, end := read(o, early)
+			if len(nothing) != 0 {
+				t.Errorf("round %d: nothing is new, but there are %v", round, nothing)
+			}
+			for range 3 {
+				mustAppend(t, o, event("call.completed", "new"))
+			}
+			calls, oldest := read(o, late)
+			if !slices.Equal(calls, []string{"gone"}) {
+				t.Fatalf("round %d: after %s there are %v", round, late, calls)
+			}
+			for _, from := range []string{oldest, early, end} {
+				if calls, cursor := read(o, from); !slices.Equal(calls, []string{"new", "new", "new"}) {
+					t.Errorf("round %d: after %s there are %v", round, from, calls)
+				} else {
+					late = cursor
+				}
+			}
+		})
+	}
+}
