@@ -174,8 +174,8 @@ func (s *store) closeReaders() error {
 	return nil
 }
 
-// whole says whether all events after a number are still there. A number at which there is no event, nor the next one, is of a file that a backup has
-// taken the place of: see renumber.
+// whole says whether all events after a number are still there. A number at which there is no event, nor the next one, is of a file in whose place a backup was
+// put (see renumber): what comes after that is new. One that was never given is of a file of which nothing is known.
 func (s *store) whole(after uint64) error {
 	return s.view(func(tx *txn) error {
 		pruned := decodeNumber(tx.meta.Get(keyPruned))
@@ -185,7 +185,7 @@ func (s *store) whole(after uint64) error {
 			return nil
 		}
 		oldest := pruned
-		if after > pruned {
+		if after > pruned && after < tx.events.Sequence() {
 			c := tx.events.Cursor()
 			k, _ := c.Seek(number(after))
 			if k == nil {

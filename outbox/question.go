@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -246,8 +247,12 @@ func (i *inquiry) heard(work context.Context, o outcome) {
 			"event_id", i.job.eventID, "call_id", i.job.call, "err", err.Error())
 	}
 	if !said {
+		why := "it took the question without an answer, and has no token to answer later"
+		if err != nil {
+			why = "its answer does not count, and it has no token to answer later: " + err.Error()
+		}
 		if !i.lane.endpoint.AnswersLater {
-			i.out(work, "it took the question without an answer, and has no token to answer later")
+			i.out(work, why)
 		}
 		return
 	}
@@ -262,12 +267,13 @@ func (i *inquiry) out(work context.Context, why string) {
 	}
 }
 
-// readAnswer reads {"transfer_to":"101"} of a webhook's response. What is no JSON object, or has no such member, says nothing.
+// readAnswer reads {"transfer_to":"101"} of a webhook's response. What is no JSON object, or has no such member, says nothing. A byte order mark, with which
+// some programs begin what they write, is passed over.
 func readAnswer(body []byte) (to string, said bool, err error) {
 	var answer struct {
 		TransferTo json.RawMessage `json:"transfer_to"`
 	}
-	if json.Unmarshal(body, &answer) != nil || answer.TransferTo == nil || string(answer.TransferTo) == "null" {
+	if json.Unmarshal(bytes.TrimPrefix(body, []byte("\uFEFF")), &answer) != nil || answer.TransferTo == nil || string(answer.TransferTo) == "null" {
 		return "", false, nil
 	}
 	if json.Unmarshal(answer.TransferTo, &to) != nil {

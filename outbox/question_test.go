@@ -70,3 +70,50 @@ func TestQuestionExpires(t *testing.T) {
 		time.Sleep(time.Hour) // lets the receiver's handler end
 	})
 }
+
+// outs notes why endpoints are out.
+type outs struct {
+	nobody
+	mu  sync.Mutex
+	why []string
+}
+
+func (o *outs) Out(_ context.Context, _, _, _, why string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.why = append(o.why, why)
+}
+
+// Of an answer that does not count the call tells why, and not that there was none.
+func TestAnswerThatDoesNotCount(t *testing.T) {
+	for body, want := range map[string]string{
+		"OK":                    "without an answer",
+		`{"transfer_to":null}`:  "without an answer",
+		`{"transfer_to":101}`:   "does not count, and it has no token to answer later: transfer_to must be a string",
+		`{"transfer_to":"1;x"}`: "does not count, and it has no token to answer later: transfer_to",
+	} {
+		c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { _, _ = w.Write([]byte(body)) }}
+		bubble(t, c, func(t *testing.T) {
+			o := openOutbox(t, Options{DialContext: c.net.Dial})
+			router := &outs{}
+			ctx, cancel := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			running.Go(func() { _ = o.Run(ctx, router) })
+			mustAppend(t, o, event("call.transfer_requested", "5"))
+			time.Sleep(time.Second)
+			cancel()
+			running.Wait()
+			if len(router.why) != 1 || !strings.Contains(router.why[0], want) {
+				t.Errorf("%s: %q", body, router.why)
+			}
+		})
+	}
+}
+
+// A byte order mark before the answer is no mistake worth losing a call for.
+func TestAnswerBehindAByteOrderMark(t *testing.T) {
+	to, said, err := readAnswer([]byte("\uFEFF" + `{"transfer_to":"101"}`))
+	if to != "101" || !said || err != nil {
+		t.Errorf("%q, %v, %v", to, said, err)
+	}
+}

@@ -22,7 +22,11 @@ func (o *Outbox) SendTest(ctx context.Context, endpoint string) (eventID string,
 	l := o.lanes[slices.IndexFunc(o.lanes, func(l *lane) bool { return l.endpoint.Name == endpoint })]
 	eventID, made, err = sendTest(ctx, l.questions)
 	if err == nil {
-		l.logger.Info("test sent", "event_id", eventID, "status", made.Status, "err", made.Error, "took", made.Took.Round(time.Microsecond).String())
+		logger := l.logger.With("status", made.Status)
+		if made.Error != "" {
+			logger = l.logger.With("err", made.Error)
+		}
+		logger.Info("test sent", "event_id", eventID, "took", made.Took.Round(time.Microsecond).String())
 	}
 	return eventID, made, err
 }

@@ -20,7 +20,7 @@ const (
 	intakeBytes = 4 << 20 // bytes, roughly
 	batchSize   = 1024    // events in one Append
 	appendAgain = 100 * time.Millisecond
-	appendMost  = 5 * time.Second
+	appendMost  = time.Second
 )
 
 // intake takes events from the reader and appends them to the sink: whatever waits goes together.

@@ -1,12 +1,15 @@
 package transferapi
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -171,6 +174,9 @@ func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 	n, err := a.opts.Deliveries.RedeliverAll(r.Context(), what)
 	if err != nil {
 		p := deliveryProblem(err)
+		if p.Field == "state" {
+			p.Field = "states"
+		}
 		if n > 0 {
 			p.Detail += fmt.Sprintf(" Until then it was done for %d deliveries.", n)
 		}
@@ -261,6 +267,7 @@ func (a *API) backup(w http.ResponseWriter, _ *http.Request) {
 	})
 	switch {
 	case err != nil && !begun:
+		a.opts.Logger.Warn("backup cannot be made", "err", err.Error())
 		deliveryProblem(err).write(w)
 	case err != nil:
 		a.opts.Logger.Warn("backup was broken off", "err", err.Error())
@@ -287,17 +294,28 @@ func readJSON(w http.ResponseWriter, r *http.Request, into any) *problem {
 	if refusal != nil {
 		return refusal
 	}
-	d := json.NewDecoder(strings.NewReader(string(body)))
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(body, &fields) != nil || fields == nil {
+		return &problem{Status: http.StatusBadRequest, Detail: "The body must be one JSON object in UTF-8."}
+	}
+	for _, name := range slices.Sorted(maps.Keys(fields)) {
+		switch {
+		case name != strings.ToLower(name): // encoding/json would take it for the field that is written small
+			return badFields(&fieldError{name, "is not a field of this request"})
+		case string(fields[name]) == "null":
+			return badFields(&fieldError{name, "is null: leave it out, or give it a value"})
+		}
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	err := d.Decode(into)
-	_, after := d.Token()
 	var wrongType *json.UnmarshalTypeError
 	switch field, unknown := strings.CutPrefix(fmt.Sprint(err), "json: unknown field "); {
 	case errors.As(err, &wrongType):
 		return badFields(&fieldError{wrongType.Field, "is of the wrong type: it is a " + wrongType.Value})
 	case unknown:
 		return badFields(&fieldError{strings.Trim(field, `"`), "is not a field of this request"})
-	case err != nil || !errors.Is(after, io.EOF):
+	case err != nil:
 		return &problem{Status: http.StatusBadRequest, Detail: "The body must be one JSON object in UTF-8."}
 	}
 	return nil

@@ -374,7 +374,10 @@ func TestDeliveries(t *testing.T) {
 		`{"endpoint":"crm","dry_run":"yes"}`:      400,
 		`{"endpoint":"crm","dryrun":true}`:        400,
 		`{"endpoint":"crm"} {}`:                   400,
+		`{"endpoint":"crm","dry_run":null}`:       400,
+		`{"endpoint":"crm","Dry_run":true}`:       400,
 		`[]`:                                      400,
+		`null`:                                    400,
 	} {
 		all.Deliveries = nil
 		if status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &all); status != want || status == 200 && (all.Deliveries == nil || *all.Deliveries != 0) {
