@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"runtime"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -30,34 +29,25 @@ import (
 
 const version = "0.1.0"
 
+// gcPercent lets the heap grow to five times what lives in it, which is a few MiB: at Go's 100 the collector runs so often that it costs a seventh of
+// BenchmarkBridge's events a second.
+const gcPercent = 400
+
 func main() {
-	tuneRuntime()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // from the first signal on, a second one ends the process at once
 	program := cli.Program{Version: version, Bridge: bridge, In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
 	os.Exit(program.Main(ctx, os.Args[1:]))
 }
 
-// tuneRuntime sets what Go does not know of a program that keeps little and waits for the disk often. Whoever sets the variables knows better.
-func tuneRuntime() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-	if os.Getenv("GOMAXPROCS") == "" {
-		// One more than Go takes: while a commit waits for the disk it counts as running for a while, and with a single processor nothing else would run.
-		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 1)
-	}
-}
-
-// gcPercent lets the heap grow to five times what lives in it, which is a few MiB: at Go's 100 the collector runs so often that it costs a seventh of
-// BenchmarkBridge's events a second.
-const gcPercent = 400
-
 // bridge runs until ctx ends, or until a part of it fails.
 func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error) {
 	// net/http has things to tell that it gives to nobody but the standard logger, such as a CRM that sends more than it announced.
 	log.SetFlags(0)
 	log.SetOutput(slog.NewLogLogger(logger.Handler(), slog.LevelDebug).Writer())
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	counted := metrics.New(version)
 	boxOptions := outboxOptions(cfg, logger)
 	seen := dashboard.NewStats()
