@@ -312,7 +312,7 @@ func readJSON(w http.ResponseWriter, r *http.Request, into any) *problem {
 	var wrongType *json.UnmarshalTypeError
 	switch field, unknown := strings.CutPrefix(fmt.Sprint(err), "json: unknown field "); {
 	case errors.As(err, &wrongType):
-		return badFields(&fieldError{wrongType.Field, "is of the wrong type: it is a " + wrongType.Value})
+		return badFields(&fieldError{wrongType.Field, "is of the wrong type (" + wrongType.Value + ")"})
 	case unknown:
 		return badFields(&fieldError{strings.Trim(field, `"`), "is not a field of this request"})
 	case err != nil:

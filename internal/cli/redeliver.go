@@ -13,7 +13,7 @@ import (
 )
 
 func (p Program) redeliver(ctx context.Context, args []string) error {
-	fs := p.flags("redeliver [flags] [ID]", "Send a delivery again, or with -endpoint many, and follow how they arrive. "+
+	fs := p.flags("redeliver [flags] [ID]", "Send a delivery again, or with -endpoint many, and then follow how those arrive. "+
 		"Ctrl-C ends the following, not the sending.\n"+apiHelp)
 	endpoint := fs.String("endpoint", "", "send again what is for the endpoint of that `name`")
 	since := fs.String("since", "", "only events from that `time` on, such as 2026-11-23T06:25:53Z, or so long ago, such as 24h")
