@@ -179,9 +179,8 @@ func (s *store) closeReaders() error {
 func (s *store) whole(after uint64) error {
 	return s.view(func(tx *txn) error {
 		pruned := decodeNumber(tx.meta.Get(keyPruned))
-		switch {
-		case after < pruned:
-		case after == pruned, after == tx.events.Sequence(), tx.events.Get(number(after)) != nil, tx.events.Get(number(after+1)) != nil:
+		wasGiven := after == pruned || after == tx.events.Sequence() || tx.events.Get(number(after)) != nil || tx.events.Get(number(after+1)) != nil
+		if after >= pruned && wasGiven {
 			return nil
 		}
 		oldest := pruned

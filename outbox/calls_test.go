@@ -139,9 +139,7 @@ func TestQuestionsAreAskedOnce(t *testing.T) {
 	bubble(t, c, func(t *testing.T) {
 		o := openOutbox(t, Options{DialContext: c.net.Dial})
 		router := &asked{}
-		ctx, stop := context.WithCancel(t.Context())
-		var running sync.WaitGroup
-		running.Go(func() { _ = o.Run(ctx, router) })
+		stop := runWith(t, o, router)
 		synctest.Wait()
 		question := event("call.transfer_requested", "5")
 		r, err := newRecord(&question, time.Second)
@@ -179,7 +177,6 @@ func TestQuestionsAreAskedOnce(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		stop()
-		running.Wait()
 		if list, err := o.store.questions(); len(list) != 0 || err != nil {
 			t.Errorf("questions are left: %v, %v", list, err)
 		}

@@ -140,11 +140,11 @@ func (s *store) lineUp(endpoint string) error {
 			var tried []uint64
 			var keys [][]byte
 			c := q.due.Cursor()
-			for k, _ := c.Seek(dueKey(1, 0)); k != nil && len(tried) < lineBatch; k, _ = c.Next() {
+			for k, _ := c.Seek(dueKey(1, 0)); k != nil && len(keys) < lineBatch; k, _ = c.Next() {
 				_, n := readDueKey(k)
 				tried, keys = append(tried, n), append(keys, bytes.Clone(k))
 			}
-			done = len(tried) < lineBatch
+			done = len(keys) < lineBatch
 			slices.Sort(tried)
 			for _, n := range tried {
 				if err := tx.lineUp(q, n); err != nil {

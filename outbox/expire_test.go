@@ -14,12 +14,14 @@ import (
 	"pzbridge/internal/telephony"
 )
 
+// pause answers that nothing is to be sent for an hour.
+func pause(_ int, _ received, w http.ResponseWriter) {
+	w.Header().Set("Retry-After", "3600")
+	w.WriteHeader(http.StatusTooManyRequests)
+}
+
 // What has become too late expires on time, whatever it waits for; and what it has held goes the same way.
 func TestTooLateWhileItWaits(t *testing.T) {
-	pause := func(_ int, _ received, w http.ResponseWriter) {
-		w.Header().Set("Retry-After", "3600")
-		w.WriteHeader(http.StatusTooManyRequests)
-	}
 	const slow = 20 * time.Minute
 	for name, c := range map[string]struct {
 		first  int // events before it, of other calls
@@ -135,10 +137,7 @@ func TestTooLateWhereverItIs(t *testing.T) {
 
 // News that was answered with a 429 expires on time too, and not when the pause ends that the 429 has asked for. The log says so from the start.
 func TestTooLateAfterItWasTried(t *testing.T) {
-	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) {
-		w.Header().Set("Retry-After", "3600")
-		w.WriteHeader(http.StatusTooManyRequests)
-	}}
+	c := &crm{answer: pause}
 	bubble(t, c, func(t *testing.T) {
 		e := endpoint("crm")
 		e.RingingTTL = 15 * time.Second
@@ -160,13 +159,12 @@ func TestTooLateAfterItWasTried(t *testing.T) {
 
 // A question takes no part in the pause of its endpoint. What waits behind it has its time too once it has ended.
 func TestTooLateBehindAQuestion(t *testing.T) {
-	c := &crm{answer: func(_ int, r received, w http.ResponseWriter) {
+	c := &crm{answer: func(n int, r received, w http.ResponseWriter) {
 		if call, _ := callOf(t, r); call == "A" {
 			time.Sleep(2 * time.Minute)
 			return
 		}
-		w.Header().Set("Retry-After", "3600")
-		w.WriteHeader(http.StatusTooManyRequests)
+		pause(n, r, w)
 	}}
 	bubble(t, c, func(t *testing.T) {
 		e := endpoint("crm")
@@ -197,12 +195,11 @@ func stateOf(t *testing.T, o *Outbox, call string) string {
 // What was tried before its endpoint began to fail is due anew then, and expires on time all the same.
 func TestTooLateInLine(t *testing.T) {
 	c := &crm{}
-	c.answer = func(_ int, r received, w http.ResponseWriter) {
+	c.answer = func(n int, r received, w http.ResponseWriter) {
 		switch call, _ := callOf(t, r); call {
 		case "slow":
 			time.Sleep(time.Minute)
-			w.Header().Set("Retry-After", "3600")
-			w.WriteHeader(http.StatusTooManyRequests)
+			pause(n, r, w)
 			return
 		case "late":
 		default:
@@ -233,13 +230,12 @@ func TestTooLateInLine(t *testing.T) {
 // What is let go by the one before it in its call while its endpoint is paused expires on time, though sweeps have looked behind it already.
 func TestTooLateOnceItIsLetGo(t *testing.T) {
 	c := &crm{}
-	c.answer = func(_ int, r received, w http.ResponseWriter) {
+	c.answer = func(n int, r received, w http.ResponseWriter) {
 		switch call, _ := callOf(t, r); call {
 		case "A":
 			time.Sleep(time.Minute)
 		case "pauses":
-			w.Header().Set("Retry-After", "3600")
-			w.WriteHeader(http.StatusTooManyRequests)
+			pause(n, r, w)
 		}
 	}
 	bubble(t, c, func(t *testing.T) {
@@ -289,10 +285,7 @@ func TestTooLateBehindABacklog(t *testing.T) {
 
 // An event from before the clock was set back is dated ahead. What comes after it expires on time.
 func TestTooLateBehindTheFuture(t *testing.T) {
-	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) {
-		w.Header().Set("Retry-After", "3600")
-		w.WriteHeader(http.StatusTooManyRequests)
-	}}
+	c := &crm{answer: pause}
 	bubble(t, c, func(t *testing.T) {
 		e := endpoint("crm")
 		e.RingingTTL = 15 * time.Second

@@ -253,10 +253,16 @@ func (nobody) Out(context.Context, string, string, string, string)  {}
 // run delivers until the function that it returns is called.
 func run(t *testing.T, o engine) (stop func()) {
 	t.Helper()
+	return runWith(t, o, nobody{})
+}
+
+// runWith does the same with a router of the test's own.
+func runWith(t *testing.T, o engine, router Router) (stop func()) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := o.Run(ctx, nobody{}); err != nil {
+		if err := o.Run(ctx, router); err != nil {
 			t.Error(err)
 		}
 	})

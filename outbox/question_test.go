@@ -33,16 +33,13 @@ func TestQuestionAndClockSetBack(t *testing.T) {
 		e.AnswersLater = true
 		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
 		router := &settles{}
-		ctx, cancel := context.WithCancel(t.Context())
-		var running sync.WaitGroup
-		running.Go(func() { _ = o.Run(ctx, router) })
+		stop := runWith(t, o, router)
 		q := event("call.transfer_requested", "5")
 		q.Time = time.Now().Add(time.Hour) // it was read, then the clock was set back by an hour
 		began := time.Now()
 		mustAppend(t, o, q)
 		time.Sleep(3 * time.Hour)
-		cancel()
-		running.Wait()
+		stop()
 		if len(router.at) != 1 {
 			t.Fatalf("its time was up %d times", len(router.at))
 		}
@@ -96,13 +93,10 @@ func TestAnswerThatDoesNotCount(t *testing.T) {
 		bubble(t, c, func(t *testing.T) {
 			o := openOutbox(t, Options{DialContext: c.net.Dial})
 			router := &outs{}
-			ctx, cancel := context.WithCancel(t.Context())
-			var running sync.WaitGroup
-			running.Go(func() { _ = o.Run(ctx, router) })
+			stop := runWith(t, o, router)
 			mustAppend(t, o, event("call.transfer_requested", "5"))
 			time.Sleep(time.Second)
-			cancel()
-			running.Wait()
+			stop()
 			if len(router.why) != 1 || !strings.Contains(router.why[0], want) {
 				t.Errorf("%s: %q", body, router.why)
 			}

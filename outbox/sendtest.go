@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"time"
 
@@ -22,11 +23,11 @@ func (o *Outbox) SendTest(ctx context.Context, endpoint string) (eventID string,
 	l := o.lanes[slices.IndexFunc(o.lanes, func(l *lane) bool { return l.endpoint.Name == endpoint })]
 	eventID, made, err = sendTest(ctx, l.questions)
 	if err == nil {
-		logger := l.logger.With("status", made.Status)
+		how := slog.Int("status", made.Status)
 		if made.Error != "" {
-			logger = l.logger.With("err", made.Error)
+			how = slog.String("err", made.Error)
 		}
-		logger.Info("test sent", "event_id", eventID, "took", made.Took.Round(time.Microsecond).String())
+		l.logger.LogAttrs(ctx, slog.LevelInfo, "test sent", slog.String("event_id", eventID), how, slog.String("took", made.Took.Round(time.Microsecond).String()))
 	}
 	return eventID, made, err
 }

@@ -1031,3 +1031,27 @@ func TestSwitchedOffWhileIdentifying(t *testing.T) {
 		}
 	})
 }
+
+// What waits in memory while the sink takes nothing is offered to it again within a second: from then on it is stored, and not only said to be kept.
+func TestAppendedSoonAfterTheSinkIsWell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		got := &sink{fail: errors.New("the outbox is full")}
+		in := newIntake(Options{Sink: got, Observer: unobserved{}, Logger: slog.New(slog.DiscardHandler), Grace: time.Second})
+		go in.run()
+		in.put(pz.Event{Attrs: pz.Attrs{{Name: pz.AttrType, Value: pz.TypeCompleted}, {Name: pz.AttrCallID, Value: "5"}}})
+		time.Sleep(time.Minute)
+		got.mu.Lock()
+		got.fail = nil
+		got.mu.Unlock()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		got.mu.Lock()
+		if len(got.events) != 1 {
+			t.Errorf("%d events are stored", len(got.events))
+		}
+		got.mu.Unlock()
+		if err := in.finish(); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -211,13 +211,9 @@ func badFields(err error) *problem {
 // readFields reads the request's object, or says what is wrong with it. A field that is none of the names is refused: it is a slip of
 // the pen, and what was meant would be missing.
 func readFields(w http.ResponseWriter, r *http.Request, names []string) (fields, *problem) {
-	body, refusal := readBody(w, r)
+	_, members, refusal := readObject(w, r, `, such as {"from":"101","to":"102"}`)
 	if refusal != nil {
 		return nil, refusal
-	}
-	var members map[string]json.RawMessage
-	if err := json.Unmarshal(body, &members); err != nil || members == nil {
-		return nil, &problem{Status: http.StatusBadRequest, Detail: "The body must be one JSON object in UTF-8, such as {\"from\":\"101\",\"to\":\"102\"}."}
 	}
 	f := fields{}
 	for name, raw := range members {
@@ -253,6 +249,17 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 		return nil, &problem{Status: http.StatusBadRequest, Detail: "The body is not UTF-8."}
 	}
 	return body, nil
+}
+
+// readObject reads the request's one JSON object, or says that it is none; example ends that sentence.
+func readObject(w http.ResponseWriter, r *http.Request, example string) (body []byte, members map[string]json.RawMessage, refusal *problem) {
+	if body, refusal = readBody(w, r); refusal != nil {
+		return nil, nil, refusal
+	}
+	if json.Unmarshal(body, &members) != nil || members == nil {
+		return nil, nil, &problem{Status: http.StatusBadRequest, Detail: "The body must be one JSON object in UTF-8" + example + "."}
+	}
+	return body, members, nil
 }
 
 // sentence makes an error's text one: capital letter, full stop.

@@ -290,19 +290,15 @@ func (p patient) Write(b []byte) (int, error) {
 
 // readJSON reads the request's object into a struct, or says what is wrong with it.
 func readJSON(w http.ResponseWriter, r *http.Request, into any) *problem {
-	body, refusal := readBody(w, r)
+	body, members, refusal := readObject(w, r, "")
 	if refusal != nil {
 		return refusal
 	}
-	var fields map[string]json.RawMessage
-	if json.Unmarshal(body, &fields) != nil || fields == nil {
-		return &problem{Status: http.StatusBadRequest, Detail: "The body must be one JSON object in UTF-8."}
-	}
-	for _, name := range slices.Sorted(maps.Keys(fields)) {
+	for _, name := range slices.Sorted(maps.Keys(members)) {
 		switch {
 		case name != strings.ToLower(name): // encoding/json would take it for the field that is written small
 			return badFields(&fieldError{name, "is not a field of this request"})
-		case string(fields[name]) == "null":
+		case string(members[name]) == "null":
 			return badFields(&fieldError{name, "is null: leave it out, or give it a value"})
 		}
 	}
@@ -310,13 +306,12 @@ func readJSON(w http.ResponseWriter, r *http.Request, into any) *problem {
 	d.DisallowUnknownFields()
 	err := d.Decode(into)
 	var wrongType *json.UnmarshalTypeError
-	switch field, unknown := strings.CutPrefix(fmt.Sprint(err), "json: unknown field "); {
+	switch {
 	case errors.As(err, &wrongType):
 		return badFields(&fieldError{wrongType.Field, "is of the wrong type (" + wrongType.Value + ")"})
-	case unknown:
-		return badFields(&fieldError{strings.Trim(field, `"`), "is not a field of this request"})
-	case err != nil:
-		return &problem{Status: http.StatusBadRequest, Detail: "The body must be one JSON object in UTF-8."}
+	case err != nil: // all else is well by now
+		name := strings.TrimPrefix(err.Error(), "json: unknown field ")
+		return badFields(&fieldError{strings.Trim(name, `"`), "is not a field of this request"})
 	}
 	return nil
 }

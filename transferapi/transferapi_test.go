@@ -64,7 +64,8 @@ func (e *exchange) Connection() telephony.Connection {
 // box is a real outbox whose disk fails as it is told.
 type box struct {
 	*outbox.Outbox
-	err error
+	folder string // of its file
+	err    error
 }
 
 func (b *box) Writable() error { return b.err }
@@ -75,8 +76,9 @@ func newBox(t *testing.T) *box { return newBoxAt(t, "http://127.0.0.1:1/?token=t
 // newBoxAt opens one whose endpoints have that address.
 func newBoxAt(t *testing.T, url string) *box {
 	t.Helper()
+	folder := t.TempDir()
 	opts := outbox.Options{
-		Path: filepath.Join(t.TempDir(), "outbox.db"), Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30,
+		Path: filepath.Join(folder, "outbox.db"), Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30,
 		Logger: slog.New(slog.DiscardHandler),
 	}
 	for _, name := range []string{"crm", "other"} {
@@ -94,7 +96,7 @@ func newBoxAt(t *testing.T, url string) *box {
 			t.Error(err)
 		}
 	})
-	return &box{Outbox: o}
+	return &box{Outbox: o, folder: folder}
 }
 
 func newAPI(t *testing.T, e *exchange, o *box, log *bytes.Buffer) *API {
@@ -384,6 +386,14 @@ func TestDeliveries(t *testing.T) {
 			t.Errorf("%s: %d %+v", body, status, all)
 		}
 	}
+	for body, want := range map[string]string{
+		`{"endpoint":"crm","states":["foo"]}`: "states", `{"endpoint":"crm","dry_run":null}`: "dry_run", `{"endpoint":"crm","Dry_run":true}`: "Dry_run",
+		`{"endpoint":"crm","dryrun":true}`: "dryrun", `{"endpoint":"crm","types":"call.completed"}`: "types",
+	} {
+		if p := asProblem(t, send(a, "POST", "/v1/redeliver", operatorToken, body)); p.Field != want {
+			t.Errorf("%s: the field is %q", body, p.Field)
+		}
+	}
 	var endpoints struct {
 		Endpoints []struct {
 			Name, State string
@@ -393,6 +403,19 @@ func TestDeliveries(t *testing.T) {
 	request(t, a, "GET", "/v1/endpoints", operatorToken, "", &endpoints)
 	if len(endpoints.Endpoints) != 2 || endpoints.Endpoints[0].Name != "crm" || endpoints.Endpoints[0].State != "ok" || endpoints.Endpoints[0].Deliveries.Pending != 3 {
 		t.Errorf("endpoints: %+v", endpoints)
+	}
+}
+
+// A backup that cannot be made is told of to whoever asks, and in the log.
+func TestBackupThatCannotBeMade(t *testing.T) {
+	o := newBox(t)
+	var log bytes.Buffer
+	a := newAPI(t, &exchange{}, o, &log)
+	if err := os.RemoveAll(o.folder); err != nil {
+		t.Fatal(err)
+	}
+	if status := request(t, a, "GET", "/v1/backup", operatorToken, "", nil); status != 500 || !strings.Contains(log.String(), "backup cannot be made") {
+		t.Errorf("%d, %s", status, log.String())
 	}
 }
 
