@@ -349,6 +349,50 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// Whoever reads the log has stopped to: the bridge goes on, and ends in time.
+func TestLogThatIsNotRead(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	unread, written, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unread.Close()
+	p := &process{exec.Command(os.Args[0]), &logLines{}}
+	p.Env, p.Stderr = []string{"RUN_MAIN=1"}, written
+	for k, v := range variables(t, server, crm, "SHUTDOWN_GRACE=5s") {
+		p.Env = append(p.Env, k+"="+v)
+	}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = p.Process.Kill() }()
+	_ = written.Close()
+	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+	const events = 1000 // with two lines each, which is several times what a pipe takes
+	for n := range events {
+		err := server.Generate(pz.Attrs{{Name: "Event", Value: "2"}, {Name: "CallID", Value: fmt.Sprint(n)}, {Name: "From", Value: "7343"}, {Name: "To", Value: "101"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all events have arrived, though nobody reads the log", func() bool { return len(crm.webhooks(t)) == events })
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan int, 1)
+	go func() { ended <- p.exitCode() }()
+	select {
+	case code := <-ended:
+		if code != 0 {
+			t.Errorf("after SIGTERM it exits with %d", code)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it does not end while nobody reads its log")
+	}
+}
+
 // The server is away for a minute: the bridge comes back by itself, and finished calls that it missed arrive, once.
 func TestServerAwayForAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

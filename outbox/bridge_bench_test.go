@@ -24,6 +24,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"pzbridge/internal/asynclog"
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
 	"pzbridge/internal/telephony"
@@ -125,11 +126,12 @@ func benchOptions(b *testing.B, e Endpoint) Options {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = nowhere.Close() })
+	lines := asynclog.New(nowhere, nil)
+	b.Cleanup(func() { lines.Close(); _ = nowhere.Close() })
 	return Options{
 		Path: filepath.Join(b.TempDir(), "outbox.db"), Endpoints: []Endpoint{e}, RetrySchedule: []time.Duration{time.Second}, Retention: time.Hour,
 		RoutingTimeout: time.Hour, MaxBytes: 1 << 40, Grace: time.Second,
-		Logger: slog.New(slog.NewJSONHandler(nowhere, nil)), // lines are made and written, as they are by default
+		Logger: slog.New(slog.NewJSONHandler(lines, nil)), // lines are made and written, as they are by default
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 
+	"pzbridge/internal/asynclog"
 	"pzbridge/internal/config"
 )
 
@@ -102,7 +103,11 @@ func (p Program) runBridge(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.Bridge(ctx, cfg, cfg.Logger())
+	lines := asynclog.New(p.Err, func(out io.Writer, leftOut int) {
+		cfg.Logger(out).Warn("lines of the log are missing here: for a while nobody has read it", "lines", leftOut)
+	})
+	defer lines.Close()
+	return p.Bridge(ctx, cfg, cfg.Logger(lines))
 }
 
 func load() (config.Config, error) {

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
+	"io"
 	"log/slog"
 	"math"
 	"net"
@@ -360,11 +361,11 @@ func isPrivate(host string) bool {
 	return ip == nil && !strings.Contains(host, ".") || ip != nil && (ip.IsPrivate() || ip.IsLoopback())
 }
 
-// Logger makes the program's logger.
-func (c Config) Logger() *slog.Logger {
+// Logger makes a logger that writes to out as the program's log is to be written.
+func (c Config) Logger(out io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: c.LogLevel}
 	if c.LogFormat == "text" {
-		return slog.New(slog.NewTextHandler(os.Stderr, opts))
+		return slog.New(slog.NewTextHandler(out, opts))
 	}
-	return slog.New(slog.NewJSONHandler(os.Stderr, opts))
+	return slog.New(slog.NewJSONHandler(out, opts))
 }
