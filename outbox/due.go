@@ -285,6 +285,10 @@ func (tx *txn) giveUp(q *queue, n uint64, hold time.Duration) error {
 		history = addAttempt(nil, history, Attempt{At: time.Now(), Error: errDamaged.Error()})
 		return errors.Join(q.put(n, before, now, history), tx.release(q, now, hold))
 	}
+	if q.deliveries.Get(number(n)) != nil { // what cannot be read was pending, or nobody would have come to it
+		q.changed = true
+		q.counts.less(pending)
+	}
 	// Its place in the index cannot be known from its record.
 	c := q.due.Cursor()
 	for k, _ := c.First(); k != nil; k, _ = c.Next() {

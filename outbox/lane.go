@@ -275,9 +275,12 @@ func (l *lane) claim(now time.Time, failing bool) (at time.Time) {
 		l.claimed[j.number] = true
 	}
 	l.ready = f.jobs
-	l.stale, l.nextDue = len(f.jobs) == limit || failing, time.Time{}
+	l.stale, l.nextDue = len(f.jobs) == limit || failing || len(f.damaged) > 0, time.Time{}
 	if f.wait > 0 {
 		l.nextDue = now.Add(f.wait)
+	}
+	if len(f.damaged) > 0 {
+		return now // what they have held is due
 	}
 	return l.nextDue
 }

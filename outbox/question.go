@@ -109,8 +109,9 @@ func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
 	case !q.stands: // it was done with before it was taken up again
 		return
 	}
-	// Not longer than from now on: the clock may have been set back since it came.
-	q.answerBy = sooner(q.event.at, time.Now()).Add(a.box.opts.RoutingTimeout)
+	// Not longer than from now on: the clock may have been set back since it came. What the clock does from now on is nothing to it.
+	now := time.Now()
+	q.answerBy = now.Add(a.box.opts.RoutingTimeout - max(0, now.Sub(q.event.at)))
 	if timeUp := !time.Now().Before(q.answerBy); timeUp || len(q.asked) == 0 {
 		router.Settle(work, q.event.call, q.opened, timeUp)
 	}
@@ -125,10 +126,12 @@ func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
 		}
 	}
 	attempts.Wait()
-	if a.box.store.isOpen(q) {
-		if !sleepUntil(ctx, q.answerBy) {
+	for a.box.store.isOpen(q) && time.Now().Before(q.answerBy) { // somebody may answer with POST /v1/transfers
+		if !sleepUntil(ctx, sooner(q.answerBy, time.Now().Add(sayAgain))) {
 			return // the next start goes on with it
 		}
+	}
+	if a.box.store.isOpen(q) {
 		router.Settle(work, q.event.call, q.opened, true)
 	}
 	for a.box.store.isUnsent(q) {

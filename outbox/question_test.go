@@ -6,8 +6,11 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"pzbridge/internal/telephony"
 )
 
 // settles notes when the time of a question is up.
@@ -65,6 +68,54 @@ func TestQuestionExpires(t *testing.T) {
 			t.Errorf("states: %v, log: %s", got, log.String())
 		}
 		time.Sleep(time.Hour) // lets the receiver's handler end
+	})
+}
+
+// unsents counts how often a decision that was not sent is to be sent.
+type unsents struct {
+	nobody
+	n atomic.Int64
+}
+
+func (u *unsents) Settle(_ context.Context, _, _ string, timeUp bool) {
+	if !timeUp {
+		u.n.Add(1)
+	}
+}
+
+// A decision that was made with POST /v1/transfers after all endpoints had taken the question, and that could not be sent, is sent again like any other.
+func TestDecidedLaterAndNotSent(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.AnswersLater = true
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		router := &unsents{}
+		stop := runWith(t, o, router)
+		mustAppend(t, o, event("call.transfer_requested", "5"))
+		time.Sleep(time.Second)
+		decide := func(state telephony.TransferState) {
+			err := o.ChangeRoute("5", func(r *telephony.Route) {
+				r.Outcome, r.Winner, r.To, r.Transfer = telephony.RouteWon, "crm", "101", state
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := router.n.Load()
+		decide(telephony.TransferNotSent)
+		time.Sleep(2 * time.Second)
+		if sent := router.n.Load() - before; sent < 2 {
+			t.Errorf("in 2 s it was to be sent %d times", sent)
+		}
+		decide(telephony.TransferDone)
+		time.Sleep(time.Second)
+		before = router.n.Load()
+		time.Sleep(time.Minute)
+		if sent := router.n.Load() - before; sent != 0 {
+			t.Errorf("once it was sent it was to be sent %d times more", sent)
+		}
+		stop()
 	})
 }
 
