@@ -1014,6 +1014,31 @@ func TestEnableDialsAtOnce(t *testing.T) {
 	})
 }
 
+// Whoever switches it off and at once on again waits no longer than for the goodbye, however long an outage before had been.
+func TestOffAndOnAtOnce(t *testing.T) {
+	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+		for range 12 { // the waits grow
+			_ = w.session.WaitConnected(t.Context())
+			w.server.Disconnect(1001)
+			synctest.Wait()
+		}
+		_ = w.session.WaitConnected(t.Context())
+		time.Sleep(24 * time.Hour)
+		failures := len(w.log.lines(t, "not connected"))
+		began := time.Now()
+		w.session.Enable(false)
+		w.session.Enable(true)
+		synctest.Wait()
+		_ = w.session.WaitConnected(t.Context())
+		if c, took := w.session.Connection(), time.Since(began); c.State != telephony.Connected || took > time.Second {
+			t.Errorf("after %s: %+v", took, c)
+		}
+		if n := len(w.log.lines(t, "not connected")) - failures; n != 0 {
+			t.Errorf("%d failures are told", n)
+		}
+	})
+}
+
 // A connection that is switched off before the server has said its version never counts as made.
 func TestSwitchedOffWhileIdentifying(t *testing.T) {
 	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {

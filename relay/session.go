@@ -89,17 +89,19 @@ func (s *Session) Run(ctx context.Context) error {
 	appender.Go(s.intake.run)
 	defer context.AfterFunc(ctx, s.intake.stopping)()
 	for attempt := 0; ctx.Err() == nil; attempt++ {
-		if !s.waitEnabled(ctx) {
+		switched := s.waitEnabled(ctx)
+		if switched == nil {
 			break
 		}
-		err := s.connectWhileEnabled(ctx)
+		err := s.connectUntil(ctx, switched)
 		if ctx.Err() != nil {
 			break
 		}
-		switched, enabled := s.switchedNow()
-		if !enabled {
-			attempt = -1 // it will be dialled at once when it is switched on again
+		select {
+		case <-switched:
+			attempt = -1 // it is dialled at once when it is switched on again, which it may have been meanwhile
 			continue
+		default:
 		}
 		if c := s.Connection(); c.State == telephony.Connected && time.Since(c.Since) > settled {
 			attempt = 0
@@ -149,41 +151,29 @@ func (s *Session) switchedOff() {
 	}
 }
 
-// switchedNow says whether there is to be a connection, and gives what is closed when that changes.
-func (s *Session) switchedNow() (switched <-chan struct{}, enabled bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.switched, s.enabled
-}
-
-// waitEnabled waits until there is to be a connection. It is false if ctx ended before.
-func (s *Session) waitEnabled(ctx context.Context) bool {
+// waitEnabled waits until there is to be a connection, and gives what is closed when there is to be none any more; nil if ctx ended before.
+func (s *Session) waitEnabled(ctx context.Context) (switched <-chan struct{}) {
 	for {
-		switched, enabled := s.switchedNow()
-		if enabled {
-			return true
-		}
 		s.mu.Lock()
-		if s.status.State != telephony.Disabled {
+		switched, enabled := s.switched, s.enabled
+		if !enabled && s.status.State != telephony.Disabled {
 			s.switchedOff()
 		}
 		s.mu.Unlock()
+		if enabled {
+			return switched
+		}
 		select {
 		case <-switched:
 		case <-ctx.Done():
-			return false
+			return nil
 		}
 	}
 }
 
-// connectWhileEnabled serves one connection until it ends or is switched off.
-func (s *Session) connectWhileEnabled(ctx context.Context) error {
+// connectUntil serves one connection until it ends or is switched off.
+func (s *Session) connectUntil(ctx context.Context, switched <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	switched, enabled := s.switchedNow()
-	if !enabled {
-		return errors.New("it was switched off")
-	}
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer cancel()
