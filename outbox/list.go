@@ -75,22 +75,31 @@ func (o *Outbox) Deliveries(q DeliveryQuery) (list []Delivery, cursor string, er
 	if err != nil {
 		return nil, "", err
 	}
-	for {
-		var more bool
-		list, at, more, err = o.store.list(q, at, list)
-		switch {
-		case err != nil:
+	var found []listed
+	q.Limit++ // or nobody would know whether another one follows
+	for more := true; more && len(found) < q.Limit; {
+		if found, at, more, err = o.store.list(q, at, found); err != nil {
 			return nil, "", err
-		case len(list) == q.Limit:
-			return list, at.cursor(), nil
-		case !more:
-			return list, "", nil
 		}
 	}
+	if len(found) == q.Limit {
+		found = found[:q.Limit-1]
+		cursor = found[len(found)-1].at.cursor()
+	}
+	for _, f := range found {
+		list = append(list, f.Delivery)
+	}
+	return list, cursor, nil
 }
 
-// list adds what a query is for among the next events, and says where it ended and whether there is more.
-func (s *store) list(query DeliveryQuery, from position, list []Delivery) (_ []Delivery, end position, more bool, err error) {
+// listed is a delivery and where it stands.
+type listed struct {
+	Delivery
+	at position
+}
+
+// list adds what a query is for among the next events, and says where it ended and whether there may be more.
+func (s *store) list(query DeliveryQuery, from position, list []listed) (_ []listed, end position, more bool, err error) {
 	const looked = 4096 // events in one read: a long one would keep pages from being used again
 	err = s.view(func(tx *txn) error {
 		endpoints := tx.names()
@@ -113,10 +122,9 @@ func (s *store) list(query DeliveryQuery, from position, list []Delivery) (_ []D
 					continue
 				}
 				if e, _, err := decodeEventHead(v); err == nil {
-					list = append(list, describe(e, name, d, history))
+					list = append(list, listed{describe(e, name, d, history), position{n, name}})
 				}
 				if len(list) == query.Limit {
-					end, more = position{n, name}, true
 					return nil
 				}
 			}

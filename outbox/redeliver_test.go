@@ -23,6 +23,9 @@ func list(t *testing.T, o engine, q DeliveryQuery) (all []Delivery) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if len(page) == 0 && q.Cursor != "" {
+			t.Error("nothing follows the cursor that the page before has given")
+		}
 		if all = append(all, page...); cursor == "" {
 			return all
 		}
