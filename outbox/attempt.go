@@ -57,9 +57,8 @@ func newSender(e Endpoint, connections int, opts Options) *sender {
 		},
 		Logger:   nil, // its lines quote the URL's query, where a token may stand
 		RetryMax: redials, RetryWaitMin: redialWait, RetryWaitMax: redialWait,
-		CheckRetry: func(ctx context.Context, resp *http.Response, err error) (bool, error) {
-			again, err := redialable(ctx, resp, err)
-			return again && !s.stopping.Load() && (s.limit == nil || s.limit.Allow()), err
+		CheckRetry: func(ctx context.Context, _ *http.Response, err error) (bool, error) {
+			return redialable(ctx, err) && !s.stopping.Load() && (s.limit == nil || s.limit.Allow()), nil
 		},
 		// The library's own backoff obeys a Retry-After of any length; that header is the schedule's business.
 		Backoff:      func(wait, _ time.Duration, _ int, _ *http.Response) time.Duration { return wait },
@@ -96,12 +95,10 @@ func newRequest(e Endpoint, userAgent string) *http.Request {
 
 // redialable says whether to dial again within the attempt: after a transport error that is no timeout. An answer whose Location cannot be
 // read is an error of net/http's, but an answer all the same.
-func redialable(ctx context.Context, _ *http.Response, err error) (bool, error) {
+func redialable(ctx context.Context, err error) bool {
 	var timeout net.Error
-	if err == nil || ctx.Err() != nil || isBadLocation(err) || errors.As(err, &timeout) && timeout.Timeout() {
-		return false, nil
-	}
-	return true, nil
+	isTimeout := errors.As(err, &timeout) && timeout.Timeout()
+	return err != nil && ctx.Err() == nil && !isBadLocation(err) && !isTimeout
 }
 
 // attempt POSTs an event once, quick redials included. It fails, with ctx's error, only when ctx ended: how the attempt would have

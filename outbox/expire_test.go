@@ -151,7 +151,7 @@ func TestTooLateAfterItWasTried(t *testing.T) {
 			t.Error(got)
 		}
 		time.Sleep(e.RingingTTL + 2*time.Second)
-		if got, _, err := o.Deliveries(DeliveryQuery{}); err != nil || len(got) != 1 || got[0].State != "expired" || got[0].Attempts != 1 {
+		if got, _, err := o.Deliveries(DeliveryQuery{Limit: 10}); err != nil || len(got) != 1 || got[0].State != "expired" || got[0].Attempts != 1 {
 			t.Errorf("%+v, %v", got, err)
 		}
 	})
@@ -176,7 +176,7 @@ func TestTooLateBehindAQuestion(t *testing.T) {
 		time.Sleep(30 * time.Second) // what has been tried so far is looked through before the question ends
 		mustAppend(t, o, event("call.transfer_requested", "A"), event("call.incoming", "A"), event("call.completed", "B"))
 		time.Sleep(5*time.Minute + 5*time.Second)
-		if got, _, err := o.Deliveries(DeliveryQuery{CallID: "A"}); err != nil || len(got) != 2 || got[0].State != "expired" || got[1].State != "expired" {
+		if got, _, err := o.Deliveries(DeliveryQuery{CallID: "A", Limit: 10}); err != nil || len(got) != 2 || got[0].State != "expired" || got[1].State != "expired" {
 			t.Errorf("%+v, %v", got, err)
 		}
 	})
@@ -185,7 +185,7 @@ func TestTooLateBehindAQuestion(t *testing.T) {
 // stateOf is how the delivery of a call's only event stands.
 func stateOf(t *testing.T, o *Outbox, call string) string {
 	t.Helper()
-	list, _, err := o.Deliveries(DeliveryQuery{CallID: call})
+	list, _, err := o.Deliveries(DeliveryQuery{CallID: call, Limit: 10})
 	if err != nil || len(list) != 1 {
 		t.Fatalf("%+v, %v", list, err)
 	}
@@ -250,7 +250,7 @@ func TestTooLateOnceItIsLetGo(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		mustAppend(t, o, event("call.completed", "B"))
 		time.Sleep(e.RingingTTL)
-		list, _, err := o.Deliveries(DeliveryQuery{CallID: "A"})
+		list, _, err := o.Deliveries(DeliveryQuery{CallID: "A", Limit: 10})
 		if err != nil || len(list) != 2 || list[0].State != "expired" || list[1].State != "delivered" {
 			t.Errorf("%+v, %v", list, err)
 		}

@@ -331,7 +331,7 @@ func TestOvertaken(t *testing.T) {
 						sent = r.at.Sub(began)
 					}
 				}
-				list, _, err := o.Deliveries(DeliveryQuery{CallID: "second"})
+				list, _, err := o.Deliveries(DeliveryQuery{CallID: "second", Limit: 10})
 				if err != nil || len(list) != 1 || list[0].State != c.state.String() || sent < c.from || (sent > 0) != (c.from > 0) {
 					t.Errorf("it was sent after %s, want %s or more; %+v, want %s (%v)", sent, c.from, list, c.state, err)
 				}

@@ -175,7 +175,7 @@ func copyFile(to, from string) error {
 	return errors.Join(err, dst.Sync(), dst.Close())
 }
 
-// isOutbox fails with ErrNotOutbox if a file that nobody has open is none, or damaged in any page, or of a newer version.
+// isOutbox fails with ErrNotOutbox if a file that nobody has open is none, or damaged in any page, and with a sentence of its own if it is of a newer version.
 func isOutbox(path string) error {
 	db, err := openFile(path, 0)
 	if err != nil {

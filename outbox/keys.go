@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// KeyLife is how long an idempotency key is known.
-const KeyLife = 24 * time.Hour
+// keyLife is how long an idempotency key is known.
+const keyLife = 24 * time.Hour
 
 // Claim is what is known of an idempotency key.
 type Claim struct {
@@ -40,7 +40,7 @@ func (o *Outbox) ClaimKey(key, request [32]byte) (taken *Claim, err error) {
 		now := time.Now()
 		if v := tx.keys.Get(key[:]); v != nil {
 			at, c, err := decodeClaim(v)
-			if err == nil && now.Sub(at) < KeyLife {
+			if err == nil && now.Sub(at) < keyLife {
 				taken = &c
 				return nil
 			}
@@ -64,7 +64,7 @@ func (o *Outbox) ReleaseKey(key [32]byte) error {
 
 // isOldKey says whether a key may be forgotten, by its record.
 func isOldKey(v []byte, now time.Time) bool {
-	return len(v) < 8 || now.Sub(time.UnixMilli(int64(binary.BigEndian.Uint64(v)))) >= KeyLife
+	return len(v) < 8 || now.Sub(time.UnixMilli(int64(binary.BigEndian.Uint64(v)))) >= keyLife
 }
 
 // pruneKeys forgets the keys that are too old, some in each transaction.

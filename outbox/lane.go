@@ -20,7 +20,7 @@ const (
 	storeAgain = time.Second
 	// outcomeWait is how long an outcome may wait for others to be committed with, while attempts are under way.
 	outcomeWait = 2 * time.Millisecond
-	// mostOutcomes is how many are committed at once, and how many may wait for it before no attempt is started.
+	// mostOutcomes is how many are enough for a commit, and how many may wait for it before no attempt is started.
 	mostOutcomes = 256
 	// readAhead is how many due deliveries are read at once for each attempt that may be under way.
 	readAhead = 4

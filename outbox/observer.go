@@ -55,8 +55,8 @@ func (o *Outbox) InUse() (n int64) {
 	return n
 }
 
-// OldestPending is when the oldest event was read that waits for an endpoint; zero if none does. Of those that are retried at a later time only the
-// next few thousand are looked at.
+// OldestPending is when the oldest event was read that waits for an endpoint; zero if none does. A question that is being asked does not count, nor what waits
+// behind it. Of those that are retried at a later time only the next few thousand are looked at.
 func (o *Outbox) OldestPending(endpoint string) (at time.Time, err error) {
 	const looked = 4096
 	err = o.store.view(func(tx *txn) error {

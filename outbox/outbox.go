@@ -73,7 +73,7 @@ type Options struct {
 	OrderHold time.Duration
 	// RoutingTimeout is how long it is of use to ask where a call should go.
 	RoutingTimeout time.Duration
-	// RingingOnlyToWinner keeps it from all endpoints that a call rings, or was answered, if it has asked where to go and no endpoint wants it.
+	// RingingOnlyToWinner keeps it from all endpoints that a call rings, or was answered, if it has asked where to go and no endpoint wants it, or not yet.
 	// Otherwise all are told.
 	RingingOnlyToWinner bool
 	// Retention is how long an event stays, counted from when it was read. One that an endpoint still waits for stays longer.
@@ -162,7 +162,8 @@ func (o *Outbox) Close() error { return o.store.db.Close() }
 
 // Append stores events in the order given, all in one transaction, and returns nil only when they are on the disk. An event whose ID
 // is known is left alone, so a batch whose commit failed may be appended again; a replayed event that says what the
-// outbox has already been told is left alone too. It fails with ErrFull while Options.MaxBytes are in use.
+// outbox has already been told is left alone too. It fails with ErrFull while Options.MaxBytes are in use. The context is not
+// looked at: a commit cannot be called off.
 func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 	records := make([]record, len(events))
 	for i := range events {

@@ -363,7 +363,7 @@ func TestBody(t *testing.T) {
 	}
 }
 
-// bodies decodes what a webhook says.
+// decode reads what a webhook says.
 func decode(t *testing.T, r received) (id string, sequence int) {
 	t.Helper()
 	var body struct {

@@ -178,8 +178,8 @@ func (p *pruning) goesOn(tx *txn, n uint64, e stored) bool {
 	return last == n
 }
 
-// waitedFor says whether an event has to stay: it would go early while its call goes on, or an endpoint still waits for it. What waits for an endpoint that
-// is configured no longer waits as long as the retention.
+// waitedFor says whether an event has to stay: it would go early while its call goes on, it says who has won its call, or an endpoint still waits for it. What
+// waits for an endpoint that is configured no longer waits as long as the retention.
 func (p *pruning) waitedFor(tx *txn, n uint64, e stored) bool {
 	if p.early && !p.latest && p.goesOn(tx, n, e) {
 		return true

@@ -132,7 +132,8 @@ func (s *store) endpoint(name string) (Endpoint, error) {
 }
 
 func (s *store) configured(name string) bool {
-	return slices.ContainsFunc(s.endpoints, func(e Endpoint) bool { return e.Name == name })
+	_, err := s.endpoint(name)
+	return err == nil
 }
 
 // lastNumber is the number of the event that was appended last, also if it has been removed.

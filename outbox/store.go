@@ -34,7 +34,8 @@ import (
 //	endpoints/NAME/deliveries  number              -> a delivery and its last attempts: see encodeDelivery
 //	endpoints/NAME/due         time, number        -> nothing; one for each pending delivery that is not held, nor of a question
 //
-// An event's number says when it was appended: 1, 2, 3 … A record and its index change in one transaction.
+// An event's number says when it was appended: 1, 2, 3 …, and after a restore on from higher ones: see renumber. A record and its index change in one
+// transaction.
 var (
 	bucketMeta       = []byte("meta")
 	bucketEvents     = []byte("events")
@@ -92,7 +93,7 @@ func openStore(opts Options) (*store, error) {
 }
 
 // mapped is how much of the address space a file gets from the start that may have so many bytes in use. When a file outgrows its mapping, bbolt makes a new
-// one, and everybody waits for the longest reader: a backup that somebody takes slowly. Free pages make a file larger than what is in use.
+// one, and everybody waits for the longest reader, such as the copying for a backup. Free pages make a file larger than what is in use.
 func mapped(maxBytes int64) int {
 	if math.MaxInt == math.MaxInt32 {
 		return 0 // there is no room to spare

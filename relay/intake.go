@@ -39,7 +39,7 @@ type intake struct {
 	paused bool              // put waits: the socket is not read
 	closed bool              // nothing is taken any more
 
-	// giveUp ends, during a shutdown only, the appending of what the sink does not take.
+	// giveUp ends, during a shutdown only, the trying again of what the sink does not take.
 	giveUp context.Context
 	cancel context.CancelFunc
 	done   chan struct{} // closed when run has ended

@@ -22,7 +22,7 @@ type Ledger interface {
 // Exchange is the session, as far as the router needs it.
 type Exchange interface {
 	Do(ctx context.Context, cmd telephony.Command) error
-	// WaitConnected returns nil once there is a connection, or ctx's error.
+	// WaitConnected returns nil once there is a connection. It fails with ctx's error, or with telephony.ErrNotConnected if there will be none any more.
 	WaitConnected(ctx context.Context) error
 }
 
@@ -195,7 +195,7 @@ func (r *Router) ended(ctx context.Context, route telephony.Route) error {
 	}
 	if route.Transfer == telephony.TransferWriting { // it may have ended since that was read
 		if err := r.opts.Ledger.ChangeRoute(route.CallID, func(kept *telephony.Route) { route = *kept }); err != nil {
-			return err
+			return fmt.Errorf("%w: %w", telephony.ErrNoAnswer, err)
 		}
 	}
 	switch {

@@ -250,7 +250,7 @@ func (a *API) listEndpoints(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, answer)
 }
 
-// stalled is how long a backup waits for whoever takes it; while it waits, pages of the file that are free cannot be used again.
+// stalled is how long a backup waits for whoever takes it; while it waits, the copy takes room on the disk.
 const stalled = 30 * time.Second
 
 // backup sends a copy of the outbox's file.

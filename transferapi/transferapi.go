@@ -35,8 +35,8 @@ type Exchange interface {
 }
 
 // Router takes the answers to the question where a call should go. An empty number declines. Nil means that the number has won and the exchange has done
-// the transfer, or that the decline is noted; else it is telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, a *telephony.DecidedError, or what an
-// Exchange fails with.
+// the transfer, or that the decline is noted; else it is telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a *telephony.DecidedError,
+// or what an Exchange fails with.
 type Router interface {
 	Answer(ctx context.Context, callID, by, to string) error
 }

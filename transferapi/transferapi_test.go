@@ -61,14 +61,22 @@ func (e *exchange) Connection() telephony.Connection {
 	return e.connection
 }
 
-// box is a real outbox whose disk fails as it is told.
+// box is a real outbox whose disk fails as it is told, and whose endpoints do.
 type box struct {
 	*outbox.Outbox
-	folder string // of its file
-	err    error
+	folder    string // of its file
+	err       error
+	endpoints []outbox.EndpointStatus // nil: as they are
 }
 
 func (b *box) Writable() error { return b.err }
+
+func (b *box) Endpoints() ([]outbox.EndpointStatus, error) {
+	if b.endpoints != nil {
+		return b.endpoints, nil
+	}
+	return b.Outbox.Endpoints()
+}
 
 // newBox opens an outbox for the endpoints "crm" and "other".
 func newBox(t *testing.T) *box { return newBoxAt(t, "http://127.0.0.1:1/?token=t0psecret") }
@@ -280,6 +288,13 @@ func TestConnectionAndReadiness(t *testing.T) {
 	e.connection, o.err = telephony.Connection{State: telephony.Connected, ServerVersion: "v1"}, nil
 	if status, body := get("/readyz"); status != 200 || body != `{"status":"ready"}` {
 		t.Errorf("ready: %d %s", status, body)
+	}
+	o.endpoints = []outbox.EndpointStatus{
+		{Name: "crm", State: "failing", LastError: "HTTP 500", Pending: 7}, {Name: "other", State: "ok"}, {Name: "third", State: "paused", LastError: "HTTP 429"},
+	}
+	want = `{"status":"ready","warnings":["The endpoint crm is failing: HTTP 500. What is for it waits (7 events).","The endpoint third is paused: HTTP 429. What is for it waits (0 events)."]}`
+	if status, body := get("/readyz"); status != 200 || body != want {
+		t.Errorf("with endpoints that are not well: %d %s", status, body)
 	}
 }
 

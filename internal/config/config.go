@@ -95,7 +95,7 @@ type Config struct {
 	RoutingTimeout  time.Duration
 	// DeclineOnSilence is whether the server is told when no CRM wants a call.
 	DeclineOnSilence bool
-	// RingingOnlyToWinner is whether no CRM is told of the ringing of a call that none of them wanted.
+	// RingingOnlyToWinner is whether no CRM is told of the ringing of a call that has asked where to go and that none of them wants, or not yet.
 	RingingOnlyToWinner bool
 	ListenAddr          string
 	APIToken            string  // empty: no operator

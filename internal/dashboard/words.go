@@ -91,7 +91,6 @@ var russian = words{
 	"Timeline": "Ход звонка", "live": "обновляется", "not live: reload the page": "не обновляется: перезагрузите страницу",
 	"Skip to the content": "Перейти к содержимому",
 	"ms":                  "мс", "s": "с", "min": "мин", "h": "ч", "d": "д", "MiB": "МиБ", "times are in": "время —",
-	"delivery":                "доставка",
 	"call.transfer_requested": "спрашивает, куда переадресовать",
 	"call.incoming":           "звонит", "call.incoming_answered": "менеджер ответил", "call.outgoing": "звонит клиенту",
 	"call.outgoing_answered": "клиент ответил", "call.completed": "завершён", "sms.sent": "SMS", "sms.status": "статус SMS", "pz.event": "другое событие",

@@ -188,7 +188,7 @@ func (s *Server) startSimulation() {
 			case <-sim.stop:
 				return
 			case <-tick.C:
-				s.PlayIncoming(sim.stop)
+				s.playIncoming(sim.stop)
 			}
 		}
 	})
@@ -201,8 +201,8 @@ func (s *Server) stopSimulation() {
 	}
 }
 
-// PlayIncoming plays one incoming call from the question where it should go to its end, over some seconds, or until stop is closed.
-func (s *Server) PlayIncoming(stop <-chan struct{}) {
+// playIncoming plays one incoming call from the question where it should go to its end, over some seconds, or until stop is closed.
+func (s *Server) playIncoming(stop <-chan struct{}) {
 	s.mu.Lock()
 	id := s.newCallID()
 	s.mu.Unlock()

@@ -173,13 +173,6 @@ func (s *Server) Disconnect(code int) {
 	}
 }
 
-// Emit sends an event to all that are to get it, and keeps it for those who miss it. It does not wait for the clients.
-func (s *Server) Emit(e pz.Event) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.emit(e, "*")
-}
-
 // EmitRaw sends a payload to every client as it is, not even packed: for frames that no healthy server sends.
 func (s *Server) EmitRaw(payload []byte) {
 	s.mu.Lock()

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Period is how often a failure that does not change is told again.
-const Period = 30 * time.Second
+// period is how often a failure that does not change is told again.
+const period = 30 * time.Second
 
 // Log tells of one thing that may fail again and again. Its zero value is not ready: use New.
 type Log struct {
@@ -30,7 +30,7 @@ func (l *Log) Failed(message string, err error, args ...any) {
 	l.mu.Lock()
 	l.count++
 	text, count := message+err.Error(), l.count
-	quiet := text == l.text && time.Since(l.told) < Period
+	quiet := text == l.text && time.Since(l.told) < period
 	if !quiet {
 		l.text, l.told = text, time.Now()
 	}
