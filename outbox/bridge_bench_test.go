@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -284,6 +285,33 @@ func benchLatency(b *testing.B, others ...Endpoint) {
 	b.ReportMetric(float64(commit.Microseconds()), "commit-µs")
 	b.ReportMetric(p50.Seconds()/commit.Seconds(), "p50-commits")
 	b.ReportMetric(p99.Seconds()/commit.Seconds(), "p99-commits")
+}
+
+// BenchmarkIdle takes the processor time of a bridge that is connected and has nothing to do, and of its simulated server, for five seconds at a time.
+func BenchmarkIdle(b *testing.B) {
+	const watched = 5 * time.Second
+	e := endpoint("crm")
+	e.URL = startReceiver(b)
+	startBridge(b, benchOptions(b, e))
+	<-time.After(time.Second) // its start is over
+	b.ResetTimer()
+	var used time.Duration
+	for range b.N {
+		before := processorTime(b)
+		<-time.After(watched)
+		used += processorTime(b) - before
+	}
+	b.ReportMetric(used.Seconds()*1000/(float64(b.N)*watched.Minutes()), "CPU-ms/minute")
+}
+
+// processorTime is how much of it the process has used so far.
+func processorTime(b *testing.B) time.Duration {
+	b.Helper()
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
 }
 
 // BenchmarkBacklog starts with so many pending deliveries as its name says, takes the time from Open to the first that is recorded as
