@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"pzbridge/internal/telephony"
 )
 
 // A record of a call that is damaged is passed over: what is asked of that call works as far as it can, and of others as ever.
@@ -217,5 +220,57 @@ func TestLineUpOverStaleKeys(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("it goes on for ever")
+	}
+}
+
+// Pages that are damaged while the bridge runs are told of, and end neither the program nor what asks for them.
+func TestPagesDamagedWhileItRuns(t *testing.T) {
+	const leaf = 0x02
+	for name, damage := range map[string]func(page []byte){
+		"zeros":         func(page []byte) { clear(page) },
+		"noise":         func(page []byte) { copy(page, bytes.Repeat([]byte("\xa5\x5a\xff"), len(page))) },
+		"its elements":  func(page []byte) { clear(page[16:256]) },
+		"another place": func(page []byte) { page[0]++ }, // it says that it is the page behind
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := &crm{}
+			bubble(t, c, func(t *testing.T) {
+				opts := withDefaults(t, Options{DialContext: c.net.Dial, Logger: slog.New(slog.DiscardHandler)})
+				o, err := Open(opts)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = o.Close() }()
+				for i := range 300 {
+					mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+				}
+				file, err := os.ReadFile(opts.Path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				size := int(o.store.pageSize)
+				for at := 2 * size; at < len(file); at += size {
+					if page := file[at : at+size]; page[8] == leaf {
+						damage(page)
+					}
+				}
+				if err := os.WriteFile(opts.Path, file, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				stop := run(t, o)
+				time.Sleep(time.Minute)
+				isTold := func(err error) bool { return errors.Is(err, ErrNotOutbox) || errors.Is(err, errDamaged) }
+				if _, _, err := o.Deliveries(DeliveryQuery{Limit: 500}); !isTold(err) {
+					t.Errorf("the list: %v", err)
+				}
+				if err := o.Append(t.Context(), []telephony.Event{event("call.completed", "new")}); !isTold(err) {
+					t.Errorf("an append: %v", err)
+				}
+				if err := o.Writable(); !isTold(err) {
+					t.Errorf("Writable: %v", err)
+				}
+				stop()
+			})
+		})
 	}
 }

@@ -279,8 +279,8 @@ func (l *lane) claim(now time.Time, failing bool) (at time.Time) {
 	if f.wait > 0 {
 		l.nextDue = now.Add(f.wait)
 	}
-	if len(f.damaged) > 0 {
-		return now // what they have held is due
+	if len(f.damaged) > 0 { // what they have held is due now. Where pages are damaged there may be no end of them
+		return now.Add(storeAgain)
 	}
 	return l.nextDue
 }

@@ -268,7 +268,7 @@ func TestDamagedRecordHoldsNothing(t *testing.T) {
 					t.Fatal(err)
 				}
 				stop := run(t, o)
-				synctest.Wait()
+				time.Sleep(2 * storeAgain)
 				stop()
 				if got := states(t, o, "crm"); got[pending] != 0 || got[delivered] != 1 || got[dead] != 1 {
 					t.Errorf("states: %v", got)

@@ -74,6 +74,7 @@ type store struct {
 	committing bool
 	crowd      int   // changes that may be brought together, by the last commit
 	failed     error // of the last commit; nil if it went well
+	broken     error // not nil once a commit has met a page that is damaged: to write on could destroy more
 	full       error // of the last append; nil if it went well
 }
 
@@ -251,11 +252,15 @@ func (s *store) commit(apply func(*txn) error) error {
 // commitGroup commits all changes that wait, and those that come while it applies them, and says how each ended. Up to as many as are expected are waited for,
 // as long as they keep coming.
 func (s *store) commitGroup(expected int) (group []*change, results []error) {
+	group = s.arrivals(false) // also if no transaction can be begun
+	if s.broken != nil {
+		return group, slices.Repeat([]error{s.broken}, len(group))
+	}
+	results = make([]error, len(group))
 	for closed := false; ; closed = true {
 		culprit := -1 // the change that failed, not the disk
 		began := time.Now()
-		err := s.db.Update(func(tx *bolt.Tx) error {
-			t := newTxn(tx)
+		err := s.update(func(t *txn) error {
 			for i := 0; ; i++ {
 				if i == len(group) && !closed {
 					group = append(group, s.arrivals(i < expected)...)
@@ -276,6 +281,9 @@ func (s *store) commitGroup(expected int) (group []*change, results []error) {
 		if culprit >= 0 {
 			results[culprit] = err
 			continue
+		}
+		if errors.Is(err, ErrNotOutbox) {
+			s.broken = err
 		}
 		s.observer.Committed(time.Since(began))
 		s.mu.Lock()
@@ -306,9 +314,18 @@ func (s *store) arrivals(expected bool) (list []*change) {
 	return nil
 }
 
-// view reads from the file as it stands now.
+// update changes the file in one transaction. It fails with ErrNotOutbox where a page is damaged.
+func (s *store) update(change func(*txn) error) error {
+	return guarded(func() error {
+		return s.db.Update(func(tx *bolt.Tx) error { return change(newTxn(tx)) })
+	})
+}
+
+// view reads from the file as it stands now. It fails with ErrNotOutbox where a page is damaged.
 func (s *store) view(read func(*txn) error) error {
-	return s.db.View(func(tx *bolt.Tx) error { return read(newTxn(tx)) })
+	return guarded(func() error {
+		return s.db.View(func(tx *bolt.Tx) error { return read(newTxn(tx)) })
+	})
 }
 
 // writable says why events cannot be stored. That an append failed counts until one succeeds: on a full disk smaller changes still go through.
