@@ -164,7 +164,7 @@ func (s *store) appendDelivery(q *queue, tx *txn, n uint64, call string, sequenc
 	var history []byte
 	if last != 0 && call != "" {
 		if before, history = q.get(last); before == nil {
-			last, before, history = tx.neighbour(q, call, sequence, (*bolt.Cursor).Prev)
+			last, before, history = tx.neighbour(q, call, sequence, (*bolt.Cursor).Prev, delivery.isAny)
 		}
 	}
 	if err := q.follow(last, before, history, n); err != nil {
@@ -195,10 +195,10 @@ func (tx *txn) lastOf(place []byte) (sequence, n uint64) {
 	return binary.BigEndian.Uint64(k[len(place):]), binary.BigEndian.Uint64(v)
 }
 
-// neighbour gives the nearest event of a call, before or after the one with the sequence, that the endpoint gets at all: its number, its delivery
-// and the attempts. The delivery is nil when there is none; an event of no call has none. A record that is damaged is passed over.
+// neighbour gives the nearest delivery of a call to the endpoint, before or after the event with the sequence, that is of the kind: its number, how it stands
+// and the attempts. It is nil when there is none; an event of no call has none. A record that is damaged is passed over.
 func (tx *txn) neighbour(
-	q *queue, call string, sequence uint64, step func(*bolt.Cursor) ([]byte, []byte),
+	q *queue, call string, sequence uint64, step func(*bolt.Cursor) ([]byte, []byte), kind func(delivery) bool,
 ) (n uint64, d *delivery, history []byte) {
 	// Behind so many events that the endpoint does not get, order is nobody's concern; a scan without a bound would be everybody's.
 	const farthest = 1000
@@ -214,7 +214,7 @@ func (tx *txn) neighbour(
 			return 0, nil, nil
 		}
 		n = numberAt(v)
-		if d, history = q.get(n); d != nil {
+		if d, history = q.get(n); d != nil && kind(*d) {
 			return n, d, history
 		}
 	}

@@ -36,6 +36,10 @@ type delivery struct {
 	redelivered uint8  // how often somebody asked for it again, by which one such wish is told from the next; if so, it does not expire
 }
 
+func (d delivery) isAny() bool { return true }
+
+func (d delivery) isPending() bool { return d.state == pending }
+
 // isDue says whether the delivery stands in the due index.
 func (d delivery) isDue() bool { return d.state == pending && d.due != held && d.due != asking }
 
@@ -45,10 +49,11 @@ const held = -1
 // asking is the due time of a question while the asker has it.
 const asking = -2
 
-// behind gives a new delivery its due time. Before is the delivery of the event just before it in its call, nil if there is none. While that is pending the
-// new one is held; once that has failed, until hold after its first failure.
+// behind gives a delivery its due time. Before is the one that it has to wait for in its call, nil if there is none. While that is pending it is held; once
+// that has failed, until hold after its first failure.
 //
-// It is enough to look at the one before. If that is done with, whatever is pending before it has been overtaken already.
+// For a new one, that is the delivery of the event just before it. If that is done with, whatever is pending before it has been overtaken already, or somebody
+// asked for it again.
 func behind(before *delivery, hold time.Duration) delivery {
 	if before == nil || before.state != pending {
 		return delivery{}

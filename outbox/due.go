@@ -174,7 +174,7 @@ func (tx *txn) lineUp(q *queue, n uint64) error {
 	if d.due <= 0 {
 		return nil // the one before it has put it in line already
 	}
-	at, before, beforeHistory := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev)
+	at, before, beforeHistory := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev, delivery.isPending)
 	inLine := d.inLine(before, time.Now())
 	if err := q.put(n, d, inLine, history); err != nil {
 		return err
@@ -304,7 +304,7 @@ func (tx *txn) giveUp(q *queue, n uint64, hold time.Duration) error {
 	}
 	now := delivery{}.ended(dead, time.Now())
 	if e, _, err := decodeEventHead(tx.events.Get(number(n))); err == nil {
-		now.next, _, _ = tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Next)
+		now.next, _, _ = tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Next, delivery.isPending)
 	}
 	return errors.Join(
 		q.put(n, nil, now, addAttempt(nil, nil, Attempt{At: time.Now(), Error: errDamaged.Error()})),

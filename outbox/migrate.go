@@ -90,6 +90,6 @@ func (tx *txn) link(q *queue, n uint64, d delivery) error {
 	if d.state != pending || err != nil {
 		return nil
 	}
-	at, before, history := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev)
+	at, before, history := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev, delivery.isAny)
 	return q.follow(at, before, history, n)
 }

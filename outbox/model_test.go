@@ -22,37 +22,44 @@ type model struct {
 type modelled struct {
 	id, call string
 	tried    time.Time // last
-	delivery           // but for next, which is the file's own short cut
+	delivery           // next counts only while it is pending
 }
 
-func (m *model) before(i int) *delivery {
-	for j := i - 1; j >= 0; j-- {
-		if m.list[j].call == m.list[i].call {
-			return &m.list[j].delivery
+// near gives the nearest of the same call, before i or after it as step says, that is of the kind; -1 if there is none.
+func (m *model) near(i, step int, kind func(delivery) bool) int {
+	for j := i + step; j >= 0 && j < len(m.list); j += step {
+		if m.list[j].call == m.list[i].call && kind(m.list[j].delivery) {
+			return j
 		}
 	}
-	return nil
+	return -1
 }
 
-// settle lets the event after i in its call follow from how i stands now.
+// behind gives what i has to wait for, nil if that is not pending, and lets that know of it.
+func (m *model) behind(i int, kind func(delivery) bool) *delivery {
+	j := m.near(i, -1, kind)
+	if j < 0 || m.list[j].state != pending {
+		return nil
+	}
+	m.list[j].next = uint64(i + 1)
+	return &m.list[j].delivery
+}
+
+// settle lets what comes after i in its call follow from how i stands now.
 func (m *model) settle(i int, hold time.Duration) {
-	for j := i + 1; j < len(m.list); j++ {
-		if m.list[j].call == m.list[i].call {
-			if m.list[j].state == pending {
-				m.list[j].delivery = m.list[j].after(m.list[i].delivery, hold)
-			}
-			return
-		}
+	if next := int(m.list[i].next) - 1; next >= 0 && m.list[next].state == pending {
+		m.list[next].delivery = m.list[next].after(m.list[i].delivery, hold)
 	}
 }
 
 func (m *model) append(id, call string) {
 	m.list = append(m.list, modelled{id: id, call: call})
 	i := len(m.list) - 1
-	m.list[i].delivery = behind(m.before(i), m.hold)
+	m.list[i].delivery = behind(m.behind(i, delivery.isAny), m.hold)
 }
 
 func (m *model) record(i int, now delivery) {
+	now.next = m.list[i].next
 	m.list[i].delivery = now
 	m.settle(i, m.hold)
 }
@@ -60,14 +67,15 @@ func (m *model) record(i int, now delivery) {
 func (m *model) lineUp() {
 	for i := range m.list {
 		if d := m.list[i].delivery; d.isDue() && d.due > 0 {
-			m.list[i].delivery = d.inLine(m.before(i), time.Now())
+			m.list[i].delivery = d.inLine(m.behind(i, delivery.isPending), time.Now())
 			m.settle(i, 0)
 		}
 	}
 }
 
 func (m *model) redeliver(i int) {
-	m.list[i].delivery = m.list[i].again(m.before(i), time.Now(), m.hold)
+	m.list[i].delivery = m.list[i].again(m.behind(i, delivery.isPending), time.Now(), m.hold)
+	m.list[i].next = uint64(m.near(i, 1, delivery.isPending) + 1)
 	m.settle(i, 0)
 }
 

@@ -536,6 +536,66 @@ func TestRedeliver(t *testing.T) {
 	})
 }
 
+// The events of a call that are delivered again go in their order, also where those between them are not delivered again: together or one by one, the last
+// one first.
+func TestRedeliverWithAGap(t *testing.T) {
+	for name, again := range map[string]func(*testing.T, engine, []telephony.Event){
+		"together": func(t *testing.T, o engine, _ []telephony.Event) {
+			if n, err := o.RedeliverAll(t.Context(), Redelivery{Endpoint: "crm", States: []string{"dead"}}); n != 3 || err != nil {
+				t.Errorf("RedeliverAll = %d, %v", n, err)
+			}
+		},
+		"the last one first": func(t *testing.T, o engine, events []telephony.Event) {
+			for _, i := range []int{4, 2, 0} {
+				if _, err := o.Redeliver(events[i].ID + ".crm"); err != nil {
+					t.Error(err)
+				}
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var isAgain atomic.Bool
+			c := &crm{}
+			c.answer = func(_ int, r received, w http.ResponseWriter) {
+				_, n := callOf(t, r)
+				switch {
+				case !isAgain.Load() && n%2 == 1:
+					w.WriteHeader(http.StatusGone)
+				case n == 1 && c.count() < 8: // the first one that is delivered again is refused twice
+					w.WriteHeader(http.StatusServiceUnavailable)
+				}
+			}
+			bubble(t, c, func(t *testing.T) {
+				opts := withDefaults(t, Options{DialContext: c.net.Dial, OrderHold: time.Hour, RetrySchedule: slices.Repeat([]time.Duration{time.Minute}, 5)})
+				o, closeEngine := openEngine(t, opts)
+				stop := run(t, o)
+				var events []telephony.Event
+				for range 5 {
+					events = append(events, event("call.completed", "5"))
+					mustAppend(t, o, events[len(events)-1])
+				}
+				time.Sleep(time.Hour)
+				stop()
+				closeEngine()
+				isAgain.Store(true)
+				o, _ = openEngine(t, opts)
+				again(t, o, events)
+				stop = run(t, o)
+				time.Sleep(time.Hour)
+				stop()
+				var sequences []int
+				for _, h := range c.received()[5:] {
+					_, n := callOf(t, h)
+					sequences = append(sequences, n)
+				}
+				if !slices.Equal(sequences, []int{1, 1, 1, 3, 5}) {
+					t.Errorf("delivered again: %v", sequences)
+				}
+			})
+		})
+	}
+}
+
 // What is asked for again while an attempt at it is under way is made again at once if that fails, from the beginning of the schedule; be it asked for the
 // first time or once more.
 func TestRedeliverWhileUnderWay(t *testing.T) {

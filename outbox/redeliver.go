@@ -201,14 +201,14 @@ func (tx *txn) redeliver(q *queue, n uint64, hold time.Duration) error {
 	if err != nil {
 		return nil // it cannot be delivered, and nobody can be told but the one who looks at it
 	}
-	at, before, beforeHistory := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev)
+	at, before, beforeHistory := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev, delivery.isPending)
 	old, history := q.get(n)
 	var d delivery
 	if old != nil {
 		d = *old
 	}
 	d = d.again(before, time.Now(), hold)
-	d.next, _, _ = tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Next)
+	d.next, _, _ = tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Next, delivery.isPending)
 	if err := q.put(n, old, d, history); err != nil {
 		return err
 	}
