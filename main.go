@@ -144,7 +144,7 @@ func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
 	for _, e := range cfg.Endpoints {
 		opts.Endpoints = append(opts.Endpoints, outbox.Endpoint{
 			Name: e.Name, URL: e.URL, Secrets: e.Secrets, Events: e.Events, Headers: e.Headers, Timeout: e.Timeout,
-			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL, AnswersLater: e.Token != "", Format: e.Format,
+			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL, Token: e.Token, Format: e.Format,
 		})
 	}
 	return opts

@@ -71,10 +71,14 @@ func inOffice(t *testing.T, change func(*office), f func(o *office)) {
 			DialContext: crmNet.Dial,
 		}
 		for _, name := range crms {
-			o.outbox.Endpoints = append(o.outbox.Endpoints, outbox.Endpoint{
+			e := outbox.Endpoint{
 				Name: name, URL: "http://" + name, Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: 15 * time.Second,
-				Concurrency: 1, RingingTTL: 5 * time.Minute, AnswersLater: name != "c",
-			})
+				Concurrency: 1, RingingTTL: 5 * time.Minute,
+			}
+			if name != "c" {
+				e.Token = "the token of " + name
+			}
+			o.outbox.Endpoints = append(o.outbox.Endpoints, e)
 		}
 		if change != nil {
 			change(o)

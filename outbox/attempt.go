@@ -28,6 +28,8 @@ const (
 
 	// maxResponse is how much of an answer is read, in bytes: so that its connection can be used again, and for what it says about a call.
 	maxResponse = 64 << 10
+	// maxHead is how long an answer's head may be, in bytes; net/http's own bound would let the answers of one endpoint take all memory.
+	maxHead = 64 << 10
 )
 
 // sender makes attempts at one endpoint, with connections of its own.
@@ -46,7 +48,7 @@ func newSender(e Endpoint, connections int, opts Options) *sender {
 	transport := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: opts.DialContext, ForceAttemptHTTP2: true,
 		MaxIdleConnsPerHost: e.Concurrency, MaxConnsPerHost: connections,
-		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second,
+		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: maxHead,
 	}
 	s := &sender{endpoint: e, request: newRequest(e, opts.UserAgent), signer: newSigner(e.Secrets), hide: hider(e)}
 	s.client = &retryablehttp.Client{
@@ -132,6 +134,9 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 	// The status has said how it went; the rest is for people, and read so that the connection can be used again.
 	answer := firstBytes(resp)
 	_ = resp.Body.Close()
+	if resp.StatusCode < 100 { // net/http takes any three digits
+		return outcome{err: fmt.Errorf("the answer has the status %03d, which is none", resp.StatusCode)}, nil
+	}
 	return outcome{
 		status: resp.StatusCode, body: answer, response: cut(s.hide.Replace(string(answer)), keptResponse),
 		retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()),
@@ -160,6 +165,12 @@ func hider(e Endpoint) *strings.Replacer {
 			}
 		}
 	}
+	addUser := func(user *url.Userinfo) {
+		if password, set := user.Password(); set {
+			add(password, base64.StdEncoding.EncodeToString([]byte(user.Username()+":"+password)))
+		}
+		add(user.Username())
+	}
 	if u, err := url.Parse(e.URL); err == nil {
 		add(u.RequestURI(), u.RawQuery)
 		add(strings.Split(u.EscapedPath(), "/")...)
@@ -171,11 +182,12 @@ func hider(e Endpoint) *strings.Replacer {
 			_, value, _ := strings.Cut(pair, "=")
 			add(value)
 		}
-		if password, set := u.User.Password(); set {
-			add(password, base64.StdEncoding.EncodeToString([]byte(u.User.Username()+":"+password)))
+		addUser(u.User)
+		if proxy, err := http.ProxyFromEnvironment(&http.Request{URL: u}); err == nil && proxy != nil {
+			addUser(proxy.User)
 		}
-		add(u.User.Username())
 	}
+	add(e.Token)
 	for _, values := range e.Headers {
 		add(values...)
 		for _, v := range values {
@@ -183,7 +195,7 @@ func hider(e Endpoint) *strings.Replacer {
 		}
 	}
 	for _, secret := range e.Secrets {
-		add(string(secret), base64.StdEncoding.EncodeToString(secret))
+		add(string(secret), base64.StdEncoding.EncodeToString(secret), base64.RawStdEncoding.EncodeToString(secret))
 	}
 	for _, s := range slices.Clone(secrets) {
 		secrets = append(secrets, written(s)...)

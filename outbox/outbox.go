@@ -59,8 +59,8 @@ type Endpoint struct {
 	Concurrency int
 	// Rate is how many attempts a second may begin, those at questions not counted; 0 is no limit.
 	Rate float64
-	// AnswersLater says that the endpoint has other ways to answer where a call should go than the response to its webhook.
-	AnswersLater bool
+	// Token is what the endpoint calls the API with; empty if it cannot, and so has no way to answer where a call should go but the response to its webhook.
+	Token string
 }
 
 // Options says where the file is and whom to deliver to.

@@ -721,6 +721,7 @@ func TestNoBasicAuthInAnswers(t *testing.T) {
 func TestNoSecretHoweverItIsWritten(t *testing.T) {
 	e := endpoint("crm")
 	e.URL = "http://crm.example/in/p4th-s3cret?token=abc%2Fdef&SECRET=T%26A%22IL~ok<ay>"
+	e.Token, e.Secrets = "p4th-of-a-token", [][]byte{[]byte("p4th-of-the-secrets")}
 	hide := hider(e)
 	for name, answer := range map[string]string{
 		"as it is":                  "/in/p4th-s3cret?token=abc%2Fdef&SECRET=T%26A%22IL~ok<ay>",
@@ -729,14 +730,56 @@ func TestNoSecretHoweverItIsWritten(t *testing.T) {
 		"decoded":                   `abc/def T&A"IL~ok<ay>`,
 		"decoded, in JSON":          `{"token":"abc\/def","s":"T&A\"IL~ok<ay>"}`,
 		"decoded, in HTML":          "<p>abc/def T&amp;A&#34;IL~ok&lt;ay&gt;</p>",
+		"the token and the secret":  `{"token":"p4th-of-a-token","secret":"p4th-of-the-secrets"}`,
+		"the secret in base64":      "whsec_cDR0aC1vZi10aGUtc2VjcmV0cw, whsec_cDR0aC1vZi10aGUtc2VjcmV0cw==",
 		"decoded and encoded again": "abc%2Fdef T%26A%22IL~ok%3Cay%3E T%26A%22IL~ok%3cay%3e",
 	} {
 		got := hide.Replace(answer)
-		for _, part := range []string{"abc", "def", "IL~ok", "p4th"} {
+		for _, part := range []string{"abc", "def", "IL~ok", "p4th", "cDR0a"} {
 			if strings.Contains(got, part) {
 				t.Errorf("%s: %q is shown in %q", name, part, got)
 			}
 		}
+	}
+}
+
+// An answer whose head does not end takes no more memory than one that is allowed, and counts as none. So does a status that is none.
+func TestAnswersThatAreNone(t *testing.T) {
+	for name, c := range map[string]struct{ begins, goesOn, want string }{
+		"a head without end": {"HTTP/1.1 200 OK\r\nX: ", strings.Repeat("a", 1024), "headers exceeded"},
+		"no status":          {"HTTP/1.1 000 What\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", "", "the answer has the status 000"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var most atomic.Int64
+			crm := &crm{answer: func(_ int, _ received, w http.ResponseWriter) {
+				conn, _, err := http.NewResponseController(w).Hijack()
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer conn.Close()
+				n, err := io.WriteString(conn, c.begins)
+				for sent := int64(n); err == nil && c.goesOn != ""; sent += int64(n) {
+					most.Store(max(most.Load(), sent))
+					n, err = io.WriteString(conn, c.goesOn)
+				}
+			}}
+			bubble(t, crm, func(t *testing.T) {
+				o := openOutbox(t, Options{DialContext: crm.net.Dial})
+				stop := run(t, o)
+				e := event("call.completed", "5")
+				mustAppend(t, o, e)
+				time.Sleep(time.Second)
+				stop()
+				_, attempts, err := o.Delivery(e.ID + ".crm")
+				if err != nil || len(attempts) != 1 || attempts[0].Status != 0 || !strings.Contains(attempts[0].Error, c.want) {
+					t.Errorf("attempts: %+v, %v", attempts, err)
+				}
+				if n := most.Load(); n > 2*maxHead {
+					t.Errorf("%d bytes of it were taken", n)
+				}
+			})
+		})
 	}
 }
 

@@ -33,7 +33,7 @@ func TestQuestionAndClockSetBack(t *testing.T) {
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
 		e := endpoint("crm")
-		e.AnswersLater = true
+		e.Token = "a token"
 		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
 		router := &settles{}
 		stop := runWith(t, o, router)
@@ -58,7 +58,7 @@ func TestQuestionExpires(t *testing.T) {
 	bubble(t, c, func(t *testing.T) {
 		var log lockedBuffer
 		e := endpoint("crm")
-		e.AnswersLater = true
+		e.Token = "a token"
 		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		stop := run(t, o)
 		mustAppend(t, o, event("call.transfer_requested", "5"))
@@ -88,7 +88,7 @@ func TestDecidedLaterAndNotSent(t *testing.T) {
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
 		e := endpoint("crm")
-		e.AnswersLater = true
+		e.Token = "a token"
 		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
 		router := &unsents{}
 		stop := runWith(t, o, router)
