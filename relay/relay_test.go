@@ -1039,6 +1039,57 @@ func TestOffAndOnAtOnce(t *testing.T) {
 	})
 }
 
+// A server that takes the connection and says nothing holds up neither the end nor who switches the connection off and on.
+func TestServerThatSaysNothing(t *testing.T) {
+	for name, leave := range map[string]func(s *Session, stop func(), ended <-chan error){
+		"the end": func(_ *Session, stop func(), ended <-chan error) { stop(); <-ended },
+		"switching off": func(s *Session, stop func(), ended <-chan error) {
+			s.Enable(false)
+			synctest.Wait()
+			if c := s.Connection(); c.State != telephony.Disabled {
+				t.Errorf("%+v", c)
+			}
+			stop()
+			<-ended
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := pipenet.Listen()
+				opened := make(chan net.Conn, 10)
+				go func() {
+					for {
+						c, err := l.Accept()
+						if err != nil {
+							return
+						}
+						go func() { _, _ = io.Copy(io.Discard, c); opened <- c }()
+					}
+				}()
+				s, err := New(Options{
+					URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2},
+					Grace: time.Second, Sink: &sink{}, Logger: slog.New(slog.DiscardHandler), DialContext: l.Dial,
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				ended := make(chan error, 1)
+				go func() { ended <- s.Run(ctx) }()
+				time.Sleep(time.Second)
+				began := time.Now()
+				leave(s, cancel, ended)
+				if took := time.Since(began); took > 0 {
+					t.Errorf("it took %s", took)
+				}
+				_ = l.Close()
+				<-opened // its socket is closed
+			})
+		})
+	}
+}
+
 // A connection that is switched off before the server has said its version never counts as made.
 func TestSwitchedOffWhileIdentifying(t *testing.T) {
 	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {

@@ -65,6 +65,9 @@ func New(opts Options) (*Session, error) {
 	if opts.Observer == nil {
 		opts.Observer = unobserved{}
 	}
+	if opts.DialContext == nil {
+		opts.DialContext = (&net.Dialer{}).DialContext
+	}
 	s := &Session{
 		opts: opts, codec: pz.Base64, intake: newIntake(opts),
 		trouble: repeat.New(opts.Logger),
@@ -237,14 +240,25 @@ func (s *Session) notLive() {
 }
 
 func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	limited, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
-	dialer := websocket.Dialer{NetDialContext: s.opts.DialContext, TLSClientConfig: s.opts.TLS, HandshakeTimeout: dialTimeout}
+	stop := func() bool { return true }
+	dialer := websocket.Dialer{
+		TLSClientConfig: s.opts.TLS, HandshakeTimeout: dialTimeout,
+		NetDialContext: func(dialing context.Context, network, address string) (net.Conn, error) {
+			c, err := s.opts.DialContext(dialing, network, address)
+			if err == nil { // the library waits for the answer to its handshake also when ctx has ended
+				stop = context.AfterFunc(ctx, func() { _ = c.Close() })
+			}
+			return c, err
+		},
+	}
 	u := *s.opts.URL
 	u.Path = "/"
 	// A plus sign for a space is for forms; a server may decode percent signs only.
 	u.RawQuery = strings.ReplaceAll(s.opts.Identity.Query().Encode(), "+", "%20")
-	ws, resp, err := dialer.DialContext(ctx, u.String(), nil)
+	ws, resp, err := dialer.DialContext(limited, u.String(), nil)
+	stop()
 	if resp != nil {
 		_ = resp.Body.Close()
 	}
