@@ -349,8 +349,18 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// Whoever reads the log has stopped to: the bridge goes on, and ends in time.
+// Whoever reads the log has stopped to, or has gone: the bridge goes on, and ends in time.
 func TestLogThatIsNotRead(t *testing.T) {
+	for name, leave := range map[string]func(log *os.File){
+		"the reader stops": func(*os.File) {},
+		"the reader goes":  func(log *os.File) { _ = log.Close() },
+	} {
+		t.Run(name, func(t *testing.T) { withUnreadLog(t, leave) })
+	}
+}
+
+func withUnreadLog(t *testing.T, leave func(log *os.File)) {
+	t.Helper()
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	crm := newReceiver(t, nil)
@@ -370,6 +380,7 @@ func TestLogThatIsNotRead(t *testing.T) {
 	defer func() { _ = p.Process.Kill() }()
 	_ = written.Close()
 	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+	leave(unread)
 	const events = 1000 // with two lines each, which is several times what a pipe takes
 	for n := range events {
 		err := server.Generate(pz.Attrs{{Name: "Event", Value: "2"}, {Name: "CallID", Value: fmt.Sprint(n)}, {Name: "From", Value: "7343"}, {Name: "To", Value: "101"}})
