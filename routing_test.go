@@ -500,6 +500,30 @@ func TestTwoCallsAndOneTwice(t *testing.T) {
 	})
 }
 
+// A call that nobody wanted may ask again, and then somebody may want it. Once it goes somewhere it does not.
+func TestAsksAgainAfterNobodyWantedIt(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		for _, name := range crms {
+			o.says(name, 0, 200, `{"transfer_to":""}`)
+		}
+		o.asks("5")
+		time.Sleep(time.Second)
+		o.wants("5=")
+		o.asks("5")
+		time.Sleep(time.Second)
+		o.wants("5=", "5=")
+		o.says("b", time.Second, 200, `{"transfer_to":"102"}`)
+		o.asks("5")
+		time.Sleep(2 * time.Second)
+		o.wants("5=", "5=", "5=102")
+		o.says("a", 0, 200, `{"transfer_to":"101"}`)
+		o.asks("5")
+		time.Sleep(time.Minute)
+		o.wants("5=", "5=", "5=102")
+		o.rings("5", "b")
+	})
+}
+
 // A question goes ahead of whatever waits for its endpoint: a place, the rate, a pause, a probe, earlier events of its call.
 func TestAQuestionWaitsForNothing(t *testing.T) {
 	for name, takes := range map[string]func(http.ResponseWriter){

@@ -78,7 +78,7 @@ func (s *store) receive(tx *txn, r *record) (reception, error) {
 		route = nil // a record that is damaged must keep no event from being stored; the next question writes it anew
 	}
 	switch {
-	case r.asks() && (route == nil || !route.Live(r.at)):
+	case r.asks() && (route == nil || !route.Live(r.at) || route.Outcome == telephony.RouteClosed): // nobody wanted it when it asked before
 		at := r.at.Truncate(time.Millisecond) // as it is stored, and as the endpoints are told
 		opened := telephony.Route{
 			CallID: r.call, EventID: r.id.String(), AskedAt: at, AnswerBy: at.Add(s.routing), Asked: s.subscribers(r.kind), Outcome: telephony.RouteOpen,

@@ -85,7 +85,8 @@ func timeOrAgo(s string) (time.Time, error) {
 	return at, nil
 }
 
-// follow draws how many of the deliveries that were asked for do not wait any more. New events count too, so it may end a little late.
+// follow draws how many of the deliveries that were asked for do not wait any more. New events count too, and what waited before:
+// it may end a little late, or early beside a backlog.
 func (p Program) follow(ctx context.Context, a api, endpoint string, before, many int) error {
 	if many == 0 {
 		return nil
