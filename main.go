@@ -193,11 +193,17 @@ func runAll(ctx context.Context, parts ...func(context.Context) error) error {
 // events may wait for a minute.
 const writeTimeout = 2 * time.Minute
 
-// serve makes a part of an HTTP server: when its context ends, requests under way have grace to end.
+// lastWord is how much of its grace a server keeps for the answers of requests whose time is up.
+const lastWord = 100 * time.Millisecond
+
+// serve makes a part of an HTTP server: when its context ends, requests under way have grace to end; what would take longer is told so by its own context.
 func serve(l net.Listener, h http.Handler, grace time.Duration, logger *slog.Logger, drain ...func()) func(context.Context) error {
 	return func(ctx context.Context) error {
+		requests, timeUp := context.WithCancel(context.WithoutCancel(ctx))
+		defer timeUp()
 		server := &http.Server{
-			Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: 2 * time.Minute,
+			BaseContext: func(net.Listener) context.Context { return requests },
+			Handler:     h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: 2 * time.Minute,
 			MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 		}
 		for _, f := range drain { // what would wait for long ends with the server
@@ -206,6 +212,7 @@ func serve(l net.Listener, h http.Handler, grace time.Duration, logger *slog.Log
 		stopped := make(chan struct{})
 		defer context.AfterFunc(ctx, func() {
 			defer close(stopped)
+			defer time.AfterFunc(max(grace/2, grace-lastWord), timeUp).Stop()
 			// Not ctx: it has ended already.
 			graceCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 			defer cancel()

@@ -622,6 +622,39 @@ func TestMetricsOfARunningBridge(t *testing.T) {
 	}
 }
 
+// A request that would take longer than the shutdown may is answered all the same: it hears from its context that its time is up.
+func TestLastWord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := pipenet.Listen()
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			<-r.Context().Done()
+			w.WriteHeader(http.StatusGatewayTimeout)
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- serve(l, h, time.Second, slog.New(slog.DiscardHandler))(ctx) }()
+		c, err := l.Dial(t.Context(), "", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		synctest.Wait()
+		began := time.Now()
+		cancel()
+		resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil || resp.StatusCode != http.StatusGatewayTimeout {
+			t.Errorf("the answer: %v, %v", resp, err)
+		}
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
+
 // Whoever does not read an answer keeps neither a goroutine nor a connection for long.
 func TestStalledReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
