@@ -45,7 +45,6 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	// net/http has things to tell that it gives to nobody but the standard logger, such as a CRM that sends more than it announced.
 	log.SetFlags(0)
 	log.SetOutput(slog.NewLogLogger(logger.Handler(), slog.LevelDebug).Writer())
-	signal.Ignore(syscall.SIGPIPE) // whoever reads the log may go away; that is no reason to stop
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}

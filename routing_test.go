@@ -225,7 +225,7 @@ func (o *office) told(crm, kind string) (n int) {
 
 // answers by token, and how that ends.
 func (o *office) post(call, by, to string) error {
-	return o.router.Answer(o.t.Context(), call, by, to)
+	return o.router.Answer(o.t.Context(), call, "", by, to)
 }
 
 // rings lets a call ring, be answered and end, and holds who is told of the ringing.
@@ -522,6 +522,28 @@ func TestAsksAgainAfterNobodyWantedIt(t *testing.T) {
 		o.wants("5=", "5=", "5=102")
 		o.rings("5", "b")
 	})
+}
+
+// What an endpoint says late to the question before is no answer to the one that the call has asked since.
+func TestLateAnswerToTheQuestionBefore(t *testing.T) {
+	for _, late := range []string{`{"transfer_to":""}`, `{"transfer_to":"101"}`} {
+		t.Run(late, func(t *testing.T) {
+			inOffice(t, func(o *office) { o.outbox.Endpoints = o.outbox.Endpoints[:1] }, func(o *office) {
+				o.says("a", 3*time.Second, 200, late)
+				o.asks("5")
+				time.Sleep(time.Second)
+				if err := o.post("5", "a", ""); err != nil {
+					t.Error(err)
+				}
+				o.says("a", 5*time.Second, 200, `{"transfer_to":"102"}`)
+				o.asks("5")
+				time.Sleep(4 * time.Second)
+				o.wants("5=")
+				time.Sleep(4 * time.Second)
+				o.wants("5=", "5=102")
+			})
+		})
+	}
 }
 
 // A question goes ahead of whatever waits for its endpoint: a place, the rate, a pause, a probe, earlier events of its call.

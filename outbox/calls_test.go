@@ -126,7 +126,7 @@ func (a *asked) Settle(_ context.Context, call, _ string, timeUp bool) {
 	a.settled = append(a.settled, fmt.Sprint(call, timeUp))
 }
 
-func (a *asked) Answer(_ context.Context, call, endpoint, to string) error {
+func (a *asked) Answer(_ context.Context, call, _, endpoint, to string) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.answers = append(a.answers, call+endpoint+to)

@@ -223,6 +223,52 @@ func TestLineUpOverStaleKeys(t *testing.T) {
 	}
 }
 
+// Where a commit meets damage nothing more is written, and the program can end.
+func TestFreePagesDamaged(t *testing.T) {
+	const freelist = 0x10
+	opts := withDefaults(t, Options{Logger: slog.New(slog.DiscardHandler)})
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 10 {
+		mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+	}
+	file, err := os.ReadFile(opts.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sound := bytes.Clone(file)
+	size := int(o.store.pageSize)
+	for at := 2 * size; at < len(file); at += size {
+		if file[at+8] == freelist {
+			clear(file[at : at+16])
+		}
+	}
+	write := func(content []byte) {
+		if err := os.WriteFile(opts.Path, content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(file)
+	for _, what := range []string{"damaged", "sound again: who knows what else is wrong"} {
+		if err := o.Append(t.Context(), []telephony.Event{event("call.completed", "new")}); !errors.Is(err, ErrNotOutbox) {
+			t.Errorf("%s: an append: %v", what, err)
+		}
+		write(sound)
+	}
+	closed := make(chan error, 1)
+	go func() { closed <- o.Close() }()
+	select {
+	case err := <-closed:
+		if !errors.Is(err, ErrNotOutbox) {
+			t.Errorf("Close: %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("Close waits for ever")
+	}
+}
+
 // Pages that are damaged while the bridge runs are told of, and end neither the program nor what asks for them.
 func TestPagesDamagedWhileItRuns(t *testing.T) {
 	const leaf = 0x02

@@ -157,8 +157,13 @@ func (o *Outbox) warnOfOrphans() error {
 	return err
 }
 
-// Close closes the file. Run must have ended.
-func (o *Outbox) Close() error { return o.store.db.Close() }
+// Close closes the file. Run must have ended. Where the file was found to be damaged it fails with ErrNotOutbox, and the file is closed when the process ends.
+func (o *Outbox) Close() error {
+	if o.store.broken != nil {
+		return o.store.broken // bbolt may hold its own lock still, and would wait for it for ever
+	}
+	return o.store.db.Close()
+}
 
 // Append stores events in the order given, all in one transaction, and returns nil only when they are on the disk. An event whose ID
 // is known is left alone, so a batch whose commit failed may be appended again; a replayed event that says what the

@@ -20,7 +20,7 @@ type Router interface {
 	// Settle says that the endpoints which the call's route names are being asked, or that its time is up. The event is the one that has opened the question.
 	Settle(ctx context.Context, callID, eventID string, timeUp bool)
 	// Answer takes an endpoint's answer; an empty number declines. An error says why the answer does not count.
-	Answer(ctx context.Context, callID, endpoint, to string) error
+	Answer(ctx context.Context, callID, eventID, endpoint, to string) error
 	// Out says that no answer to that question is to be expected of an endpoint any more.
 	Out(ctx context.Context, callID, eventID, endpoint, why string)
 }
@@ -109,7 +109,7 @@ func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
 	case !q.stands: // it was done with before it was taken up again
 		return
 	}
-	// Not longer than from now on: the clock may have been set back since it came. What the clock does from now on is nothing to it.
+	// Not longer than from now on: the clock may have been set back since it came. To what the clock does from now on it does not listen.
 	now := time.Now()
 	q.answerBy = now.Add(a.box.opts.RoutingTimeout - max(0, now.Sub(q.event.at)))
 	if timeUp := !time.Now().Before(q.answerBy); timeUp || len(q.asked) == 0 {
@@ -259,7 +259,7 @@ func (i *inquiry) heard(work context.Context, o outcome) {
 		}
 		return
 	}
-	if err := i.router.Answer(work, i.job.call, i.lane.endpoint.Name, to); err != nil {
+	if err := i.router.Answer(work, i.job.call, i.opened, i.lane.endpoint.Name, to); err != nil {
 		i.lane.logger.Info("an endpoint answered where a call goes, to no effect", "event_id", i.job.eventID, "call_id", i.job.call, "err", err.Error())
 	}
 }
@@ -320,7 +320,8 @@ func (s *store) question(n uint64) (q question, err error) {
 		if q.event, err = decodeEvent(tx.events.Get(number(n))); err != nil {
 			return err
 		}
-		if r, err := tx.route(q.event.call); err == nil && r != nil {
+		q.opened = q.event.id.String()
+		if r, err := tx.route(q.event.call); err == nil && r != nil && !r.AskedAt.After(q.event.at) { // else the call has asked anew since
 			q.opened = r.EventID
 		}
 		q.asked = map[string]delivery{}

@@ -119,6 +119,38 @@ func TestDecidedLaterAndNotSent(t *testing.T) {
 	})
 }
 
+// A question that the call has asked anew since, as it is after a crash in between, closes nothing when its own time is up.
+func TestTheTimeOfTheQuestionBefore(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.Token = "a token"
+		opts := withDefaults(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		o, err := Open(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustAppend(t, o, event("call.transfer_requested", "5"))
+		if err := o.ChangeRoute("5", func(r *telephony.Route) { r.Outcome = telephony.RouteClosed }); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(6 * time.Second)
+		mustAppend(t, o, event("call.transfer_requested", "5"))
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+		o = openOutbox(t, opts)
+		router := &settles{}
+		stop := runWith(t, o, router)
+		began := time.Now()
+		time.Sleep(time.Minute)
+		stop()
+		if len(router.at) != 1 || router.at[0].Sub(began) != 10*time.Second {
+			t.Errorf("the time of a question that is asked for 10 s was up at %v, asked at %s", router.at, began)
+		}
+	})
+}
+
 // outs notes why endpoints are out.
 type outs struct {
 	nobody

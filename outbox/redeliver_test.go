@@ -284,6 +284,44 @@ func TestDamagedRecordHoldsNothing(t *testing.T) {
 	}
 }
 
+// A delivery whose record is damaged while it waits for its next attempt can be delivered again, once.
+func TestRedeliverWhatIsDamaged(t *testing.T) {
+	c := &crm{answer: func(n int, _ received, w http.ResponseWriter) {
+		if n == 1 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}}
+	bubble(t, c, func(t *testing.T) {
+		opts := withDefaults(t, Options{DialContext: c.net.Dial, Logger: slog.New(slog.DiscardHandler), RetrySchedule: []time.Duration{time.Minute}})
+		o, err := Open(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := event("call.completed", "5")
+		mustAppend(t, o, e)
+		stop := run(t, o)
+		time.Sleep(time.Second)
+		stop()
+		damage := func(tx *txn) error { return tx.queue("crm").deliveries.Put(number(1), []byte("x")) }
+		if err := errors.Join(o.store.commit(damage), o.Close()); err != nil {
+			t.Fatal(err)
+		}
+		o = openOutbox(t, opts)
+		if _, err := o.Redeliver(e.ID + ".crm"); err != nil {
+			t.Fatal(err)
+		}
+		stop = run(t, o)
+		time.Sleep(30 * time.Second)
+		if got := states(t, o, "crm"); got[delivered] != 1 || got[pending] != 0 || got[dead] != 0 {
+			t.Errorf("states: %v", got)
+		}
+		if n := dueKeys(t, o); n != 0 {
+			t.Errorf("%d are left in the due index", n)
+		}
+		stop()
+	})
+}
+
 // dueKeys is how many keys the due index has.
 func dueKeys(t *testing.T, o *Outbox) (n int) {
 	t.Helper()

@@ -43,7 +43,7 @@ type Router struct {
 	opts RouterOptions
 
 	mu      sync.Mutex
-	writing map[string]chan struct{} // by call, closed when its Transfer has ended
+	writing map[string]chan struct{} // by the event that asked, closed when its Transfer has ended
 }
 
 // NewRouter checks the options.
@@ -137,16 +137,19 @@ func (r *Router) hear(ctx context.Context, callID, eventID string, change func(*
 	}
 }
 
-// Answer takes an answer from an endpoint or the operator; an empty number declines. Nil means that the number has won and the exchange has done the
-// transfer, or that the decline is noted. It fails with telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a *telephony.DecidedError,
+// Answer takes an answer from an endpoint or the operator to the question that an event has asked, or to the latest of a call where its ID is empty; an
+// empty number declines. Nil means that the number has won and the exchange has done the transfer, or that the decline is noted. It fails with telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a *telephony.DecidedError,
 // or as a command does.
-func (r *Router) Answer(ctx context.Context, callID, by, to string) error {
+func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) error {
 	reply := telephony.Reply{By: by, Kind: telephony.ReplyNumber, To: to}
 	if to == "" {
 		reply.Kind = telephony.ReplyDeclined
 	}
-	wasOpen := false
+	wasOpen, isLate := false, false
 	route, write, err := r.change(callID, func(route *telephony.Route, now time.Time) bool {
+		if isLate = eventID != "" && eventID != route.EventID; isLate { // the call has asked anew since
+			return false
+		}
 		wasOpen = route.Outcome == telephony.RouteOpen
 		if route.Outcome == telephony.RouteWon && route.Winner == by && route.To == to {
 			again := route.Transfer == telephony.TransferNotSent && route.Live(now)
@@ -168,6 +171,8 @@ func (r *Router) Answer(ctx context.Context, callID, by, to string) error {
 		err = r.write(ctx, route)
 	}
 	switch {
+	case isLate:
+		return telephony.ErrRouteClosed
 	case route.Outcome == telephony.RouteOver, !route.Live(time.Now()):
 		return telephony.ErrCallOver
 	case wasOpen && to == "":
@@ -185,7 +190,7 @@ func (r *Router) Answer(ctx context.Context, callID, by, to string) error {
 // ended tells the winner that says its number again how the Transfer has ended, once it has.
 func (r *Router) ended(ctx context.Context, route telephony.Route) error {
 	r.mu.Lock()
-	writing := r.writing[route.CallID]
+	writing := r.writing[route.EventID]
 	r.mu.Unlock()
 	if writing != nil {
 		select {
@@ -228,12 +233,12 @@ func (r *Router) change(callID string, change func(route *telephony.Route, now t
 		after = *route
 		if write {
 			begun = true
-			r.begins(callID) // before anybody can see that it is being written
+			r.begins(route.EventID) // before anybody can see that it is being written
 		}
 	})
 	write = write && err == nil
 	if begun && !write { // it was not stored, or was applied once more, to other ends
-		r.ends(callID)
+		r.ends(after.EventID)
 	}
 	if err == nil && decided {
 		r.opts.Observer.Decided(after.Outcome, after.DecidedAt.Sub(after.AskedAt))
@@ -241,26 +246,26 @@ func (r *Router) change(callID string, change func(route *telephony.Route, now t
 	return after, write, err
 }
 
-func (r *Router) begins(callID string) {
+func (r *Router) begins(eventID string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.writing[callID] == nil {
-		r.writing[callID] = make(chan struct{})
+	if r.writing[eventID] == nil {
+		r.writing[eventID] = make(chan struct{})
 	}
 }
 
-func (r *Router) ends(callID string) {
+func (r *Router) ends(eventID string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if writing := r.writing[callID]; writing != nil {
+	if writing := r.writing[eventID]; writing != nil {
 		close(writing)
-		delete(r.writing, callID)
+		delete(r.writing, eventID)
 	}
 }
 
 // write writes the Transfer of a route that was just decided, and keeps how that went.
 func (r *Router) write(ctx context.Context, route telephony.Route) error {
-	defer r.ends(route.CallID)
+	defer r.ends(route.EventID)
 	err := r.transfer(ctx, route)
 	now := time.Now()
 	state, text := telephony.TransferDone, ""

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"log/slog"
 	"reflect"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -63,9 +65,14 @@ func TestVerdict(t *testing.T) {
 }
 
 // oneRoute is a ledger of one call.
-type oneRoute struct{ telephony.Route }
+type oneRoute struct {
+	mu sync.Mutex
+	telephony.Route
+}
 
 func (l *oneRoute) ChangeRoute(_ string, change func(*telephony.Route)) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	change(&l.Route)
 	return nil
 }
@@ -95,12 +102,12 @@ func TestWinnerSaysItAgain(t *testing.T) {
 		{telephony.ErrNotSent, 2},
 	} {
 		pbx := &answering{err: c.err}
-		ledger := &oneRoute{telephony.Route{CallID: "5", EventID: "e", AskedAt: time.Now(), AnswerBy: time.Now().Add(time.Minute), Asked: []string{"a"}, Outcome: telephony.RouteOpen}}
+		ledger := &oneRoute{Route: telephony.Route{CallID: "5", EventID: "e", AskedAt: time.Now(), AnswerBy: time.Now().Add(time.Minute), Asked: []string{"a"}, Outcome: telephony.RouteOpen}}
 		r, err := NewRouter(RouterOptions{Exchange: pbx, Ledger: ledger, Timeout: time.Second, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		first, second := r.Answer(t.Context(), "5", "a", "101"), r.Answer(t.Context(), "5", "a", "101")
+		first, second := r.Answer(t.Context(), "5", "", "a", "101"), r.Answer(t.Context(), "5", "", "a", "101")
 		if !reflect.DeepEqual(first, c.err) || !reflect.DeepEqual(second, c.err) || pbx.asked != c.asked {
 			t.Errorf("%v: first %v, then %v, by %d commands", c.err, first, second, pbx.asked)
 		}
@@ -128,4 +135,49 @@ func TestTransferEndsMeanwhile(t *testing.T) {
 			t.Errorf("%s: %v, want %v", state, err, want)
 		}
 	}
+}
+
+// slowly carries out commands, each in its own time.
+type slowly map[string]time.Duration // by where the call goes
+
+func (s slowly) Do(_ context.Context, cmd telephony.Command) error {
+	time.Sleep(s[cmd.To])
+	return nil
+}
+
+func (s slowly) WaitConnected(context.Context) error { return nil }
+
+// The winner that says its number again hears how its own Transfer ended, also when the call's decline of before ends meanwhile.
+func TestDeclineOfBeforeEndsMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := func(id string) telephony.Route {
+			return telephony.Route{
+				CallID: "5", EventID: id, AskedAt: time.Now(), AnswerBy: time.Now().Add(10 * time.Second), Asked: []string{"a"}, Outcome: telephony.RouteOpen,
+			}
+		}
+		l := &oneRoute{Route: asked("first")}
+		r, err := NewRouter(RouterOptions{
+			Exchange: slowly{"": 2 * time.Second, "101": 5 * time.Second}, Ledger: l, DeclineOnSilence: true, Timeout: time.Minute, Logger: slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var answers sync.WaitGroup
+		answer := func(to string) {
+			answers.Go(func() {
+				if err := r.Answer(t.Context(), "5", "", "a", to); err != nil {
+					t.Errorf("the answer %q: %v", to, err)
+				}
+			})
+			time.Sleep(time.Second)
+		}
+		answer("")
+		if err := l.ChangeRoute("5", func(route *telephony.Route) { *route = asked("second") }); err != nil {
+			t.Fatal(err)
+		}
+		answer("101")
+		time.Sleep(time.Second)
+		answer("101")
+		answers.Wait()
+	})
 }

@@ -174,7 +174,7 @@ func (a *API) do(ctx context.Context, by string, cmd telephony.Command) error {
 	if cmd.To != "" && a.opts.Exchange.Connection().State != telephony.Connected {
 		return telephony.ErrNotConnected // it is not decided what could not be done
 	}
-	return a.opts.Router.Answer(ctx, cmd.CallID, by, cmd.To)
+	return a.opts.Router.Answer(ctx, cmd.CallID, "", by, cmd.To)
 }
 
 func commandProblem(err error) problem {

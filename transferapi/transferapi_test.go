@@ -42,7 +42,7 @@ func (e *exchange) Do(ctx context.Context, cmd telephony.Command) error {
 }
 
 // Answer takes an answer as if every call had asked and nobody had answered yet.
-func (e *exchange) Answer(ctx context.Context, callID, _, to string) error {
+func (e *exchange) Answer(ctx context.Context, callID, _, _, to string) error {
 	return e.Do(ctx, telephony.Command{Kind: telephony.CommandTransfer, CallID: callID, To: to})
 }
 

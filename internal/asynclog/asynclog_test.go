@@ -99,7 +99,10 @@ func TestASlowReaderGetsEveryLine(t *testing.T) {
 				r.expect(t, i, i+1)
 			}
 		}()
-		r.write(t, 0, lines)
+		const slowly = lines * 100 * time.Microsecond
+		if took := r.write(t, 0, lines); took > slowly {
+			t.Errorf("to write took %s, to read %s", took, slowly)
+		}
 		<-done
 	})
 }

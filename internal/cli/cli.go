@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os/signal"
+	"syscall"
 
 	"pzbridge/internal/asynclog"
 	"pzbridge/internal/config"
@@ -74,11 +76,13 @@ func (p Program) Main(ctx context.Context, args []string) int {
 		return exitDone
 	case errors.Is(err, errReported):
 		return exitUsage
-	case errors.As(err, &usage), errors.As(err, &wrong):
-		fmt.Fprintln(p.Err, "pzbridge:", err)
+	}
+	last := asynclog.New(p.Err, nil) // nor does the end wait for whoever reads it
+	fmt.Fprintln(last, "pzbridge:", err)
+	last.Close()
+	if errors.As(err, &usage) || errors.As(err, &wrong) {
 		return exitUsage
 	}
-	fmt.Fprintln(p.Err, "pzbridge:", err)
 	return exitFailed
 }
 
@@ -103,6 +107,7 @@ func (p Program) runBridge(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	signal.Ignore(syscall.SIGPIPE) // whoever reads the log may go away; that is no reason to stop
 	lines := asynclog.New(p.Err, func(out io.Writer, leftOut int) {
 		cfg.Logger(out).Warn("lines of the log are missing here: for a while nobody has read it", "lines", leftOut)
 	})
