@@ -77,6 +77,43 @@ func TestHeldAndDamaged(t *testing.T) {
 	})
 }
 
+// What waits behind a delivery that is given up goes on, also where what came right after it is done with.
+func TestDamagedBeforeAGap(t *testing.T) {
+	o, err := Open(withDefaults(t, Options{Logger: slog.New(slog.DiscardHandler)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	var events []telephony.Event
+	for range 3 {
+		events = append(events, event("call.completed", "5"))
+	}
+	mustAppend(t, o, events...)
+	for i := range 3 { // all are dead, then the first and the last are delivered again
+		f, err := o.store.due("crm", 1, nil, time.Now())
+		if err != nil || len(f.jobs) != 1 {
+			t.Fatal(i, f, err)
+		}
+		if err := o.store.record("crm", []result{{job: f.jobs[0], now: f.jobs[0].delivery.ended(dead, time.Now())}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, i := range []int{0, 2} {
+		if _, err := o.Redeliver(events[i].ID + ".crm"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := o.store.commit(func(tx *txn) error { return tx.queue("crm").deliveries.Put(number(1), []byte("x")) }); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.store.giveUp("crm", []uint64{1}); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := o.store.due("crm", 10, nil, time.Now()); err != nil || len(f.jobs) != 1 || f.jobs[0].number != 3 {
+		t.Errorf("due are %+v, %v", f.jobs, err)
+	}
+}
+
 // Counts that are damaged are wrong numbers and nothing more.
 func TestDamagedCounts(t *testing.T) {
 	o, err := Open(withDefaults(t, Options{Logger: slog.New(slog.DiscardHandler)}))
