@@ -159,8 +159,11 @@ func (o *Outbox) warnOfOrphans() error {
 
 // Close closes the file. Run must have ended. Where the file was found to be damaged it fails with ErrNotOutbox, and the file is closed when the process ends.
 func (o *Outbox) Close() error {
-	if o.store.broken != nil {
-		return o.store.broken // bbolt may hold its own lock still, and would wait for it for ever
+	o.store.mu.Lock()
+	broken := o.store.broken
+	o.store.mu.Unlock()
+	if broken != nil {
+		return broken // bbolt may hold its own lock still, and would wait for it for ever
 	}
 	return o.store.db.Close()
 }

@@ -321,8 +321,10 @@ func (s *store) question(n uint64) (q question, err error) {
 			return err
 		}
 		q.opened = q.event.id.String()
-		if r, err := tx.route(q.event.call); err == nil && r != nil && !r.AskedAt.After(q.event.at) { // else the call has asked anew since
-			q.opened = r.EventID
+		if r, err := tx.route(q.event.call); err == nil && r != nil {
+			if opener, known := tx.numberOf(r.EventID); !known || opener <= n { // else the call has asked anew since
+				q.opened = r.EventID
+			}
 		}
 		q.asked = map[string]delivery{}
 		for i := range s.endpoints {

@@ -151,6 +151,26 @@ func TestTheTimeOfTheQuestionBefore(t *testing.T) {
 	})
 }
 
+// Two questions of a call are asked, whatever the clock has done between them.
+func TestSecondQuestionAfterTheClockWasSetBack(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.Token = "a token"
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		stop := run(t, o)
+		first := event("call.transfer_requested", "5")
+		first.Time = time.Now().Add(20 * time.Millisecond)
+		mustAppend(t, o, first)
+		mustAppend(t, o, event("call.transfer_requested", "5"))
+		time.Sleep(time.Second)
+		if n := c.count(); n != 2 {
+			t.Errorf("%d of the two were asked", n)
+		}
+		stop()
+	})
+}
+
 // outs notes why endpoints are out.
 type outs struct {
 	nobody

@@ -201,14 +201,15 @@ func (tx *txn) redeliver(q *queue, n uint64, hold time.Duration) error {
 	if err != nil {
 		return nil // it cannot be delivered, and nobody can be told but the one who looks at it
 	}
+	at, before, beforeHistory := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev, delivery.isPending)
 	old, history := q.get(n)
 	if old == nil && q.deliveries.Get(number(n)) != nil { // it is damaged; its place in the due index has to go first
-		if err := tx.giveUp(q, n, hold); err != nil {
+		isHeld := before != nil && before.next == n && before.failedAt == 0
+		if err := tx.giveUp(q, n, isHeld, hold); err != nil {
 			return err
 		}
 		old, history = q.get(n)
 	}
-	at, before, beforeHistory := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev, delivery.isPending)
 	var d delivery
 	if old != nil {
 		d = *old

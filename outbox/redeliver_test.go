@@ -322,6 +322,35 @@ func TestRedeliverWhatIsDamaged(t *testing.T) {
 	})
 }
 
+// Nor does it go wrong when it had ended before, or when the lane has found the damage and gives it up after that.
+func TestRedeliverWhatIsDamagedAndWas(t *testing.T) {
+	o, err := Open(withDefaults(t, Options{Logger: slog.New(slog.DiscardHandler)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	e := event("call.completed", "5")
+	mustAppend(t, o, e, event("call.completed", "6"))
+	f, err := o.store.due("crm", 1, nil, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := result{job: f.jobs[0], now: f.jobs[0].delivery.ended(delivered, time.Now())}
+	damage := func(tx *txn) error { return tx.queue("crm").deliveries.Put(number(1), []byte("x")) }
+	if err := errors.Join(o.store.record("crm", []result{ended}), o.store.commit(damage)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.Redeliver(e.ID + ".crm"); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.store.giveUp("crm", []uint64{1}); err != nil {
+		t.Fatal(err)
+	}
+	if got := states(t, o, "crm"); got[pending] != 2 || got[dead] != 0 || dueKeys(t, o) != 2 {
+		t.Errorf("states: %v, %d in the due index", got, dueKeys(t, o))
+	}
+}
+
 // dueKeys is how many keys the due index has.
 func dueKeys(t *testing.T, o *Outbox) (n int) {
 	t.Helper()

@@ -282,11 +282,11 @@ func (s *store) commitGroup(expected int) (group []*change, results []error) {
 			results[culprit] = err
 			continue
 		}
+		s.observer.Committed(time.Since(began))
+		s.mu.Lock()
 		if errors.Is(err, ErrNotOutbox) {
 			s.broken = err
 		}
-		s.observer.Committed(time.Since(began))
-		s.mu.Lock()
 		s.failed = err
 		s.mu.Unlock()
 		for i := range results {
@@ -576,7 +576,7 @@ func (tx *txn) release(q *queue, d delivery, hold time.Duration) error {
 	}
 	next, history := q.get(d.next)
 	if next == nil && q.deliveries.Get(number(d.next)) != nil {
-		return tx.giveUp(q, d.next, hold)
+		return tx.giveUp(q, d.next, true, hold)
 	}
 	if next == nil || next.state != pending {
 		return nil

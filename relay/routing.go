@@ -126,14 +126,14 @@ func (r *Router) Out(ctx context.Context, callID, eventID, endpoint, why string)
 
 // hear is a change that nobody waits for. It is none where the call has asked anew since.
 func (r *Router) hear(ctx context.Context, callID, eventID string, change func(*telephony.Route, time.Time) bool) {
-	route, write, err := r.change(callID, func(route *telephony.Route, now time.Time) bool {
+	route, writing, err := r.change(callID, func(route *telephony.Route, now time.Time) bool {
 		return route.EventID == eventID && change(route, now)
 	})
 	switch {
 	case err != nil:
 		r.opts.Logger.Error("what was heard of a call that asks where to go cannot be kept", "call_id", callID, "err", err.Error())
-	case write:
-		_ = r.write(ctx, route) // it has logged it
+	case writing != nil:
+		_ = r.write(ctx, route, writing) // it has logged it
 	}
 }
 
@@ -146,7 +146,7 @@ func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) err
 		reply.Kind = telephony.ReplyDeclined
 	}
 	wasOpen, isLate := false, false
-	route, write, err := r.change(callID, func(route *telephony.Route, now time.Time) bool {
+	route, writing, err := r.change(callID, func(route *telephony.Route, now time.Time) bool {
 		if isLate = eventID != "" && eventID != route.EventID; isLate { // the call has asked anew since
 			return false
 		}
@@ -167,8 +167,8 @@ func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) err
 	case err != nil:
 		return fmt.Errorf("%w: %w", telephony.ErrNotKept, err)
 	}
-	if write {
-		err = r.write(ctx, route)
+	if writing != nil {
+		err = r.write(ctx, route, writing)
 	}
 	switch {
 	case isLate:
@@ -181,7 +181,7 @@ func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) err
 		return telephony.ErrRouteClosed
 	case route.Winner != by || route.To != to:
 		return &telephony.DecidedError{Winner: route.Winner, To: route.To}
-	case !write:
+	case writing == nil:
 		return r.ended(ctx, route)
 	}
 	return err
@@ -199,7 +199,11 @@ func (r *Router) ended(ctx context.Context, route telephony.Route) error {
 		}
 	}
 	if route.Transfer == telephony.TransferWriting { // it may have ended since that was read
-		if err := r.opts.Ledger.ChangeRoute(route.CallID, func(kept *telephony.Route) { route = *kept }); err != nil {
+		if err := r.opts.Ledger.ChangeRoute(route.CallID, func(kept *telephony.Route) {
+			if kept.EventID == route.EventID {
+				route = *kept
+			}
+		}); err != nil {
 			return fmt.Errorf("%w: %w", telephony.ErrNoAnswer, err)
 		}
 	}
@@ -223,49 +227,50 @@ func note(route *telephony.Route, reply telephony.Reply, now time.Time) {
 	}
 }
 
-// change changes a call's route, gives it as it is then, and says whether a Transfer is to be written for it.
-func (r *Router) change(callID string, change func(route *telephony.Route, now time.Time) (write bool)) (after telephony.Route, write bool, err error) {
-	decided, begun := false, false
+// change changes a call's route and gives it as it is then. If a Transfer is to be written for it, it gives too what ends has to be told.
+func (r *Router) change(
+	callID string, change func(route *telephony.Route, now time.Time) (write bool),
+) (after telephony.Route, writing chan struct{}, err error) {
+	decided, write := false, false
 	err = r.opts.Ledger.ChangeRoute(callID, func(route *telephony.Route) {
 		wasOpen := route.Outcome == telephony.RouteOpen
 		write = change(route, time.Now())
 		decided = wasOpen && route.Outcome != telephony.RouteOpen
 		after = *route
 		if write {
-			begun = true
-			r.begins(route.EventID) // before anybody can see that it is being written
+			writing = r.begins(route.EventID) // before anybody can see that it is being written
 		}
 	})
-	write = write && err == nil
-	if begun && !write { // it was not stored, or was applied once more, to other ends
-		r.ends(after.EventID)
+	if writing != nil && (!write || err != nil) { // it was not stored, or was applied once more, to other ends
+		r.ends(after.EventID, writing)
+		writing = nil
 	}
 	if err == nil && decided {
 		r.opts.Observer.Decided(after.Outcome, after.DecidedAt.Sub(after.AskedAt))
 	}
-	return after, write, err
+	return after, writing, err
 }
 
-func (r *Router) begins(eventID string) {
+func (r *Router) begins(eventID string) (writing chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.writing[eventID] == nil {
-		r.writing[eventID] = make(chan struct{})
-	}
+	writing = make(chan struct{})
+	r.writing[eventID] = writing
+	return writing
 }
 
-func (r *Router) ends(eventID string) {
+// ends tells who waits for a Transfer that it has ended. Another one may have begun since.
+func (r *Router) ends(eventID string, writing chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if writing := r.writing[eventID]; writing != nil {
-		close(writing)
+	close(writing)
+	if r.writing[eventID] == writing {
 		delete(r.writing, eventID)
 	}
 }
 
 // write writes the Transfer of a route that was just decided, and keeps how that went.
-func (r *Router) write(ctx context.Context, route telephony.Route) error {
-	defer r.ends(route.EventID)
+func (r *Router) write(ctx context.Context, route telephony.Route, writing chan struct{}) error {
 	err := r.transfer(ctx, route)
 	now := time.Now()
 	state, text := telephony.TransferDone, ""
@@ -283,6 +288,7 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 			kept.Transfer, kept.TransferAt, kept.TransferError, kept.Refused = state, now, text, refused
 		}
 	})
+	r.ends(route.EventID, writing)
 	args := []any{"call_id", route.CallID, "outcome", string(route.Outcome), "took", now.Sub(route.AskedAt).Round(time.Microsecond).String()}
 	if route.Outcome == telephony.RouteWon {
 		args = append(args, "winner", route.Winner)

@@ -181,3 +181,24 @@ func TestDeclineOfBeforeEndsMeanwhile(t *testing.T) {
 		answers.Wait()
 	})
 }
+
+// Nor does the first try to send it, which has failed, end for the second, which is under way.
+func TestTransferIsTriedAgainMeanwhile(t *testing.T) {
+	r, err := NewRouter(RouterOptions{Exchange: slowly{}, Ledger: &oneRoute{}, Timeout: time.Minute, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := r.begins("e")
+	second := r.begins("e")
+	r.ends("e", first)
+	select {
+	case <-second:
+		t.Error("the second has ended")
+	default:
+	}
+	if r.writing["e"] != second {
+		t.Error("nobody can wait for the second")
+	}
+	r.ends("e", second)
+	<-second
+}
