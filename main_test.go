@@ -56,16 +56,23 @@ type process struct {
 // start runs the program with arguments and variables, in an empty folder.
 func start(t *testing.T, vars map[string]string, args ...string) *process {
 	t.Helper()
+	p := prepare(t, vars, args...)
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = p.Process.Kill() })
+	return p
+}
+
+// prepare is start but for the start.
+func prepare(t *testing.T, vars map[string]string, args ...string) *process {
+	t.Helper()
 	p := &process{exec.Command(os.Args[0], args...), &logLines{}}
 	p.Dir, p.Stderr, p.Stdout = t.TempDir(), p.log, p.log
 	p.Env = []string{"RUN_MAIN=1", "PATH=" + os.Getenv("PATH")}
 	for k, v := range vars {
 		p.Env = append(p.Env, k+"="+v)
 	}
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = p.Process.Kill() })
 	return p
 }
 
@@ -369,11 +376,8 @@ func withUnreadLog(t *testing.T, leave func(log *os.File)) {
 		t.Fatal(err)
 	}
 	defer unread.Close()
-	p := &process{exec.Command(os.Args[0]), &logLines{}}
-	p.Env, p.Stderr = []string{"RUN_MAIN=1"}, written
-	for k, v := range variables(t, server, crm, "SHUTDOWN_GRACE=5s") {
-		p.Env = append(p.Env, k+"="+v)
-	}
+	p := prepare(t, variables(t, server, crm, "SHUTDOWN_GRACE=5s"))
+	p.Stderr = written
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -622,23 +626,29 @@ func TestMetricsOfARunningBridge(t *testing.T) {
 	}
 }
 
+// asks serves a handler, with a second for what is under way when cancel is called, and sends it a request.
+func asks(t *testing.T, h http.Handler) (c net.Conn, cancel context.CancelFunc, ended <-chan error) {
+	t.Helper()
+	l := pipenet.Listen()
+	ctx, cancel := context.WithCancel(t.Context())
+	end := make(chan error, 1)
+	go func() { end <- serve(l, h, time.Second, slog.New(slog.DiscardHandler))(ctx) }()
+	c, err := l.Dial(t.Context(), "", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	return c, cancel, end
+}
+
 // A request that would take longer than the shutdown may is answered all the same: it hears from its context that its time is up.
 func TestLastWord(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := pipenet.Listen()
-		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, cancel, ended := asks(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
 			w.WriteHeader(http.StatusGatewayTimeout)
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- serve(l, h, time.Second, slog.New(slog.DiscardHandler))(ctx) }()
-		c, err := l.Dial(t.Context(), "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		}))
 		synctest.Wait()
 		began := time.Now()
 		cancel()
@@ -658,20 +668,11 @@ func TestLastWord(t *testing.T) {
 // Whoever does not read an answer keeps neither a goroutine nor a connection for long.
 func TestStalledReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := pipenet.Listen()
 		returned := make(chan struct{})
-		h := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, cancel, ended := asks(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			defer close(returned)
 			_, _ = w.Write(make([]byte, 1<<20))
-		})
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- serve(l, h, time.Second, slog.New(slog.DiscardHandler))(ctx) }()
-		c, err := l.Dial(t.Context(), "", "")
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		}))
 		time.Sleep(writeTimeout + time.Second)
 		select {
 		case <-returned:
@@ -680,6 +681,5 @@ func TestStalledReader(t *testing.T) {
 		}
 		cancel()
 		<-ended
-		_ = c.Close()
 	})
 }

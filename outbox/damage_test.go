@@ -167,6 +167,31 @@ func TestDamagedDueKey(t *testing.T) {
 	})
 }
 
+// What bbolt writes into the head of a page says of which kind it is.
+const (
+	leafPage     = 0x02
+	freelistPage = 0x10
+)
+
+// damagePages damages the pages of a kind in an outbox's file, and gives the file as it was.
+func damagePages(t *testing.T, o *Outbox, path string, of func(kind byte) bool, damage func(page []byte)) (sound []byte) {
+	t.Helper()
+	sound, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, size := bytes.Clone(sound), int(o.store.pageSize)
+	for at := 2 * size; at < len(file); at += size { // behind the two meta pages
+		if page := file[at : at+size]; of(page[8]) {
+			damage(page)
+		}
+	}
+	if err := os.WriteFile(path, file, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return sound
+}
+
 // A file with pages that are overwritten is refused with a sentence.
 func TestDamagedPages(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "outbox.db")
@@ -177,23 +202,10 @@ func TestDamagedPages(t *testing.T) {
 	for i := range 100 {
 		mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
 	}
-	size := o.store.pageSize
 	if err := o.Close(); err != nil {
 		t.Fatal(err)
 	}
-	whole, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for p := 2 * size; p < int64(len(whole)); p += size { // behind the two meta pages
-		const freelist = 0x10
-		if flags := whole[p+8]; flags != freelist {
-			clear(whole[p : p+16])
-		}
-	}
-	if err := os.WriteFile(path, whole, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	damagePages(t, o, path, func(kind byte) bool { return kind != freelistPage }, func(page []byte) { clear(page[:16]) })
 	if o, err = Open(withDefaults(t, Options{Path: path, Logger: slog.New(slog.DiscardHandler)})); !errors.Is(err, ErrNotOutbox) {
 		t.Errorf("it is opened: %v", err)
 	}
@@ -262,7 +274,6 @@ func TestLineUpOverStaleKeys(t *testing.T) {
 
 // Where a commit meets damage nothing more is written, and the program can end.
 func TestFreePagesDamaged(t *testing.T) {
-	const freelist = 0x10
 	opts := withDefaults(t, Options{Logger: slog.New(slog.DiscardHandler)})
 	o, err := Open(opts)
 	if err != nil {
@@ -271,28 +282,14 @@ func TestFreePagesDamaged(t *testing.T) {
 	for i := range 10 {
 		mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
 	}
-	file, err := os.ReadFile(opts.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	sound := bytes.Clone(file)
-	size := int(o.store.pageSize)
-	for at := 2 * size; at < len(file); at += size {
-		if file[at+8] == freelist {
-			clear(file[at : at+16])
-		}
-	}
-	write := func(content []byte) {
-		if err := os.WriteFile(opts.Path, content, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(file)
+	sound := damagePages(t, o, opts.Path, func(kind byte) bool { return kind == freelistPage }, func(page []byte) { clear(page[:16]) })
 	for _, what := range []string{"damaged", "sound again: who knows what else is wrong"} {
 		if err := o.Append(t.Context(), []telephony.Event{event("call.completed", "new")}); !errors.Is(err, ErrNotOutbox) {
 			t.Errorf("%s: an append: %v", what, err)
 		}
-		write(sound)
+		if err := os.WriteFile(opts.Path, sound, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	closed := make(chan error, 1)
 	go func() { closed <- o.Close() }()
@@ -308,7 +305,6 @@ func TestFreePagesDamaged(t *testing.T) {
 
 // Pages that are damaged while the bridge runs are told of, and end neither the program nor what asks for them.
 func TestPagesDamagedWhileItRuns(t *testing.T) {
-	const leaf = 0x02
 	for name, damage := range map[string]func(page []byte){
 		"zeros":         func(page []byte) { clear(page) },
 		"noise":         func(page []byte) { copy(page, bytes.Repeat([]byte("\xa5\x5a\xff"), len(page))) },
@@ -327,19 +323,7 @@ func TestPagesDamagedWhileItRuns(t *testing.T) {
 				for i := range 300 {
 					mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
 				}
-				file, err := os.ReadFile(opts.Path)
-				if err != nil {
-					t.Fatal(err)
-				}
-				size := int(o.store.pageSize)
-				for at := 2 * size; at < len(file); at += size {
-					if page := file[at : at+size]; page[8] == leaf {
-						damage(page)
-					}
-				}
-				if err := os.WriteFile(opts.Path, file, 0o600); err != nil {
-					t.Fatal(err)
-				}
+				damagePages(t, o, opts.Path, func(kind byte) bool { return kind == leafPage }, damage)
 				stop := run(t, o)
 				time.Sleep(time.Minute)
 				isTold := func(err error) bool { return errors.Is(err, ErrNotOutbox) || errors.Is(err, errDamaged) }

@@ -173,9 +173,7 @@ func TestQuestionsOnAFailingDisk(t *testing.T) {
 	bubble(t, c, func(t *testing.T) {
 		var log lockedBuffer
 		path := filepath.Join(t.TempDir(), "outbox.db")
-		e := endpoint("crm")
-		e.Token = "a token"
-		o := openOutbox(t, Options{Path: path, DialContext: c.net.Dial, Endpoints: []Endpoint{e}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		o := openOutbox(t, Options{Path: path, DialContext: c.net.Dial, Endpoints: []Endpoint{answersLater()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		for call := range 5 {
 			mustAppend(t, o, event("call.transfer_requested", fmt.Sprint(call)))
 		}

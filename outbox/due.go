@@ -114,7 +114,7 @@ func (s *store) clockSetBack(endpoint string, now time.Time, longest time.Durati
 				var err error
 				switch {
 				case d == nil:
-					err = tx.giveUp(q, n, false, s.hold)
+					err = tx.giveUp(q, n, s.hold)
 				case d.isDue(): // else it has ended meanwhile
 					err = q.put(n, d, d.setBack(lastTried(history), now, s.hold, longest), history)
 				}
@@ -169,7 +169,7 @@ func (tx *txn) lineUp(q *queue, n uint64) error {
 	d, history := q.get(n)
 	e, _, err := decodeEventHead(tx.events.Get(number(n)))
 	if d == nil || err != nil {
-		return tx.giveUp(q, n, false, 0)
+		return tx.giveUp(q, n, 0)
 	}
 	if d.due <= 0 {
 		return nil // the one before it has put it in line already
@@ -270,7 +270,7 @@ func (s *store) giveUp(endpoint string, numbers []uint64) error {
 	return s.commit(func(tx *txn) error {
 		q := tx.queue(endpoint)
 		for _, n := range numbers {
-			if err := tx.giveUp(q, n, false, s.hold); err != nil {
+			if err := tx.giveUp(q, n, s.hold); err != nil {
 				return err
 			}
 		}
@@ -278,9 +278,8 @@ func (s *store) giveUp(endpoint string, numbers []uint64) error {
 	})
 }
 
-// giveUp makes a delivery dead. One whose record cannot be read was pending if it stands in the due index, or if it is held, as the caller says. One that is
-// whole again is left alone: somebody has asked for it anew since it was found.
-func (tx *txn) giveUp(q *queue, n uint64, isHeld bool, hold time.Duration) error {
+// giveUp makes a delivery dead that cannot be made. One that is whole again is left alone: somebody has asked for it anew since it was found.
+func (tx *txn) giveUp(q *queue, n uint64, hold time.Duration) error {
 	e, _, err := decodeEventHead(tx.events.Get(number(n)))
 	before, history := q.get(n)
 	if before != nil && err == nil {
@@ -291,7 +290,6 @@ func (tx *txn) giveUp(q *queue, n uint64, isHeld bool, hold time.Duration) error
 		history = addAttempt(nil, history, Attempt{At: time.Now(), Error: errDamaged.Error()})
 		return errors.Join(q.put(n, before, now, history), tx.release(q, now, hold))
 	}
-	wasPending := isHeld
 	// Its place in the index cannot be known from its record.
 	c := q.due.Cursor()
 	for k, _ := c.First(); k != nil; k, _ = c.Next() {
@@ -299,13 +297,11 @@ func (tx *txn) giveUp(q *queue, n uint64, isHeld bool, hold time.Duration) error
 			if err := c.Delete(); err != nil {
 				return err
 			}
-			wasPending = true
+			if q.deliveries.Get(number(n)) != nil { // it was pending, or it would not have stood there
+				q.pendingNoMore()
+			}
 			break
 		}
-	}
-	if wasPending && q.deliveries.Get(number(n)) != nil {
-		q.changed = true
-		q.counts.less(pending)
 	}
 	if tx.events.Get(number(n)) == nil {
 		return q.forget(n)

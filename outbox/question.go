@@ -112,7 +112,7 @@ func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
 	// Not longer than from now on: the clock may have been set back since it came. To what the clock does from now on it does not listen.
 	now := time.Now()
 	q.answerBy = now.Add(a.box.opts.RoutingTimeout - max(0, now.Sub(q.event.at)))
-	if timeUp := !time.Now().Before(q.answerBy); timeUp || len(q.asked) == 0 {
+	if timeUp := !now.Before(q.answerBy); timeUp || len(q.asked) == 0 {
 		router.Settle(work, q.event.call, q.opened, timeUp)
 	}
 	var attempts sync.WaitGroup

@@ -6,18 +6,25 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"pzbridge/internal/telephony"
 )
 
-// settles notes when the time of a question is up.
+// answersLater is an endpoint that can answer otherwise than in the response to its webhook.
+func answersLater() Endpoint {
+	e := endpoint("crm")
+	e.Token = "a token"
+	return e
+}
+
+// settles notes when the time of a question is up, and counts how often a decision that was not sent is to be sent.
 type settles struct {
 	nobody
-	mu sync.Mutex
-	at []time.Time
+	mu     sync.Mutex
+	at     []time.Time
+	unsent int
 }
 
 func (s *settles) Settle(_ context.Context, _, _ string, timeUp bool) {
@@ -25,16 +32,24 @@ func (s *settles) Settle(_ context.Context, _, _ string, timeUp bool) {
 	defer s.mu.Unlock()
 	if timeUp {
 		s.at = append(s.at, time.Now())
+	} else {
+		s.unsent++
 	}
+}
+
+// sent gives the count, and begins it anew.
+func (s *settles) sent() (n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n, s.unsent = s.unsent, 0
+	return n
 }
 
 // A question is open no longer than RoutingTimeout, also if the clock is set back meanwhile.
 func TestQuestionAndClockSetBack(t *testing.T) {
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
-		e := endpoint("crm")
-		e.Token = "a token"
-		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{answersLater()}})
 		router := &settles{}
 		stop := runWith(t, o, router)
 		q := event("call.transfer_requested", "5")
@@ -57,9 +72,7 @@ func TestQuestionExpires(t *testing.T) {
 	c := &crm{answer: func(int, received, http.ResponseWriter) { time.Sleep(time.Hour) }}
 	bubble(t, c, func(t *testing.T) {
 		var log lockedBuffer
-		e := endpoint("crm")
-		e.Token = "a token"
-		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{answersLater()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		stop := run(t, o)
 		mustAppend(t, o, event("call.transfer_requested", "5"))
 		time.Sleep(time.Minute)
@@ -71,26 +84,12 @@ func TestQuestionExpires(t *testing.T) {
 	})
 }
 
-// unsents counts how often a decision that was not sent is to be sent.
-type unsents struct {
-	nobody
-	n atomic.Int64
-}
-
-func (u *unsents) Settle(_ context.Context, _, _ string, timeUp bool) {
-	if !timeUp {
-		u.n.Add(1)
-	}
-}
-
 // A decision that was made with POST /v1/transfers after all endpoints had taken the question, and that could not be sent, is sent again like any other.
 func TestDecidedLaterAndNotSent(t *testing.T) {
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
-		e := endpoint("crm")
-		e.Token = "a token"
-		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
-		router := &unsents{}
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{answersLater()}})
+		router := &settles{}
 		stop := runWith(t, o, router)
 		mustAppend(t, o, event("call.transfer_requested", "5"))
 		time.Sleep(time.Second)
@@ -102,17 +101,17 @@ func TestDecidedLaterAndNotSent(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		before := router.n.Load()
+		router.sent()
 		decide(telephony.TransferNotSent)
 		time.Sleep(2 * time.Second)
-		if sent := router.n.Load() - before; sent < 2 {
+		if sent := router.sent(); sent < 2 {
 			t.Errorf("in 2 s it was to be sent %d times", sent)
 		}
 		decide(telephony.TransferDone)
 		time.Sleep(time.Second)
-		before = router.n.Load()
+		router.sent()
 		time.Sleep(time.Minute)
-		if sent := router.n.Load() - before; sent != 0 {
+		if sent := router.sent(); sent != 0 {
 			t.Errorf("once it was sent it was to be sent %d times more", sent)
 		}
 		stop()
@@ -123,9 +122,7 @@ func TestDecidedLaterAndNotSent(t *testing.T) {
 func TestTheTimeOfTheQuestionBefore(t *testing.T) {
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
-		e := endpoint("crm")
-		e.Token = "a token"
-		opts := withDefaults(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		opts := withDefaults(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{answersLater()}})
 		o, err := Open(opts)
 		if err != nil {
 			t.Fatal(err)
@@ -155,9 +152,7 @@ func TestTheTimeOfTheQuestionBefore(t *testing.T) {
 func TestSecondQuestionAfterTheClockWasSetBack(t *testing.T) {
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
-		e := endpoint("crm")
-		e.Token = "a token"
-		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{answersLater()}})
 		stop := run(t, o)
 		first := event("call.transfer_requested", "5")
 		first.Time = time.Now().Add(20 * time.Millisecond)

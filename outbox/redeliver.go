@@ -204,8 +204,10 @@ func (tx *txn) redeliver(q *queue, n uint64, hold time.Duration) error {
 	at, before, beforeHistory := tx.neighbour(q, e.call, e.sequence, (*bolt.Cursor).Prev, delivery.isPending)
 	old, history := q.get(n)
 	if old == nil && q.deliveries.Get(number(n)) != nil { // it is damaged; its place in the due index has to go first
-		isHeld := before != nil && before.next == n && before.failedAt == 0
-		if err := tx.giveUp(q, n, isHeld, hold); err != nil {
+		if before != nil && before.next == n && before.failedAt == 0 { // it was held
+			q.pendingNoMore()
+		}
+		if err := tx.giveUp(q, n, hold); err != nil {
 			return err
 		}
 		old, history = q.get(n)

@@ -351,6 +351,22 @@ func TestRedeliverWhatIsDamagedAndWas(t *testing.T) {
 	}
 }
 
+// Nor when it was held.
+func TestRedeliverWhatIsDamagedAndHeld(t *testing.T) {
+	o := openOutbox(t, Options{})
+	first, second := event("call.incoming", "5"), event("call.completed", "5")
+	mustAppend(t, o, first, second)
+	if err := o.store.commit(func(tx *txn) error { return tx.queue("crm").deliveries.Put(number(2), []byte("x")) }); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := o.Redeliver(second.ID + ".crm"); err != nil {
+		t.Fatal(err)
+	}
+	if got := states(t, o, "crm"); got[pending] != 2 || dueKeys(t, o) != 1 {
+		t.Errorf("states: %v, %d in the due index", got, dueKeys(t, o))
+	}
+}
+
 // dueKeys is how many keys the due index has.
 func dueKeys(t *testing.T, o *Outbox) (n int) {
 	t.Helper()

@@ -576,12 +576,19 @@ func (tx *txn) release(q *queue, d delivery, hold time.Duration) error {
 	}
 	next, history := q.get(d.next)
 	if next == nil && q.deliveries.Get(number(d.next)) != nil {
-		return tx.giveUp(q, d.next, true, hold)
+		q.pendingNoMore() // it was held
+		return tx.giveUp(q, d.next, hold)
 	}
 	if next == nil || next.state != pending {
 		return nil
 	}
 	return q.put(d.next, next, next.after(d, hold), history)
+}
+
+// pendingNoMore counts a pending delivery less, whose record cannot be read.
+func (q *queue) pendingNoMore() {
+	q.changed = true
+	q.counts.less(pending)
 }
 
 // follow tells a delivery, if it is pending, that n comes after it in its call. At, before and history are how it is stored.

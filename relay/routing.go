@@ -138,8 +138,8 @@ func (r *Router) hear(ctx context.Context, callID, eventID string, change func(*
 }
 
 // Answer takes an answer from an endpoint or the operator to the question that an event has asked, or to the latest of a call where its ID is empty; an
-// empty number declines. Nil means that the number has won and the exchange has done the transfer, or that the decline is noted. It fails with telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a *telephony.DecidedError,
-// or as a command does.
+// empty number declines. Nil means that the number has won and the exchange has done the transfer, or that the decline is noted. It fails with
+// telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a *telephony.DecidedError, or as a command does.
 func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) error {
 	reply := telephony.Reply{By: by, Kind: telephony.ReplyNumber, To: to}
 	if to == "" {

@@ -34,9 +34,9 @@ type Exchange interface {
 	Enable(enabled bool)
 }
 
-// Router takes the answers to the question where a call should go: that of an event, or the latest where its ID is empty. An empty number declines. Nil means that the number has won and the exchange has done
-// the transfer, or that the decline is noted; else it is telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a *telephony.DecidedError,
-// or what an Exchange fails with.
+// Router takes the answers to the question where a call should go: that of an event, or the latest where its ID is empty. An empty number declines. Nil means
+// that the number has won and the exchange has done the transfer, or that the decline is noted; else it is telephony.ErrNeverAsked, ErrRouteClosed,
+// ErrCallOver, ErrNotKept, a *telephony.DecidedError, or what an Exchange fails with.
 type Router interface {
 	Answer(ctx context.Context, callID, eventID, by, to string) error
 }
