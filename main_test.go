@@ -408,6 +408,33 @@ func withUnreadLog(t *testing.T, leave func(log *os.File)) {
 	}
 }
 
+// `pzbridge demo | head -1`: who reads along has seen enough. The demo ends, and leaves nothing behind.
+func TestDemoThatIsNotRead(t *testing.T) {
+	read, written, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	p := prepare(t, map[string]string{"TMPDIR": folder}, "demo")
+	p.Stdout = written
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = p.Process.Kill() }()
+	_ = written.Close()
+	if _, err := bufio.NewReader(read).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	_ = read.Close()
+	if code := p.exitCode(); code != 0 {
+		t.Errorf("it exits with %d: %s", code, p.log)
+	}
+	left, err := os.ReadDir(folder)
+	if err != nil || len(left) > 0 {
+		t.Errorf("it has left %v, %v", left, err)
+	}
+}
+
 // The server is away for a minute: the bridge comes back by itself, and finished calls that it missed arrive, once.
 func TestServerAwayForAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

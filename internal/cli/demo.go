@@ -5,12 +5,15 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"pzbridge/internal/config"
@@ -60,6 +63,11 @@ func (p Program) wholeDemo(ctx context.Context, once bool) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	// Whoever reads along may have seen enough: the demo then ends as with Ctrl-C, and leaves nothing behind.
+	signal.Ignore(syscall.SIGPIPE)
+	p.Out = untilGone{p.Out, stop}
 
 	print := p.printer()
 	server := pztest.NewServer(pztest.Options{Log: func(line string) { print("server   " + line) }})
@@ -88,7 +96,6 @@ func (p Program) wholeDemo(ctx context.Context, once bool) error {
 	}
 	logger := slog.New(slog.NewTextHandler(p.Err, &slog.HandlerOptions{Level: slog.LevelWarn}))
 
-	ctx, stop := context.WithCancel(ctx)
 	var parts sync.WaitGroup
 	var bridgeErr, crmErr error
 	parts.Go(func() { defer stop(); crmErr = serveUntil(ctx, crmListener, crm) })
@@ -131,6 +138,20 @@ func (p Program) printer() func(string) {
 		defer mu.Unlock()
 		fmt.Fprintln(p.Out, time.Now().Format("15:04:05.000"), line)
 	}
+}
+
+// untilGone writes until nobody reads any more, and says when that is so.
+type untilGone struct {
+	io.Writer
+	gone func()
+}
+
+func (w untilGone) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	if err != nil {
+		w.gone()
+	}
+	return n, err
 }
 
 // serveUntil serves until ctx ends.
