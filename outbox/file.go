@@ -119,9 +119,8 @@ func restore(path, backup string) (before string, err error) {
 		}
 		before = unused(path + ".before-restore")
 	}
-	copied := path + ".restore"
+	copied := unused(path + ".restore") // the backup itself may bear that name
 	if err := copyFile(copied, backup); err != nil {
-		_ = os.Remove(copied) // what there is of it
 		return "", plain(err)
 	}
 	if err := isOutbox(copied); err != nil {
@@ -157,7 +156,7 @@ func unused(name string) string {
 	}
 }
 
-// copyFile copies a file and syncs the copy. Its folder is made if need be.
+// copyFile copies a file to where none is, and syncs the copy. Its folder is made if need be. If it fails, nothing is left of the copy.
 func copyFile(to, from string) error {
 	src, err := os.Open(from)
 	if err != nil {
@@ -167,12 +166,15 @@ func copyFile(to, from string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 		return err
 	}
-	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = io.Copy(dst, src)
-	return errors.Join(err, dst.Sync(), dst.Close())
+	if err = errors.Join(err, dst.Sync(), dst.Close()); err != nil {
+		_ = os.Remove(to) // what there is of it
+	}
+	return err
 }
 
 // isOutbox fails with ErrNotOutbox if a file that nobody has open is none, or damaged in any page, and with a sentence of its own if it is of a newer version.

@@ -548,6 +548,34 @@ func TestRestoreOfACopyWithoutItsFreeEnd(t *testing.T) {
 	}
 }
 
+// A backup that bears the name under which a restore makes its copy is a backup all the same.
+func TestRestoreLeavesTheBackupAlone(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "outbox.db")
+	opts := withDefaults(t, Options{Path: path, Logger: slog.New(slog.DiscardHandler)})
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, o, event("call.completed", "1"))
+	var copied bytes.Buffer
+	if err := errors.Join(o.Backup(func(int64) io.Writer { return &copied }), o.Close()); err != nil {
+		t.Fatal(err)
+	}
+	backup := path + ".restore"
+	if err := os.WriteFile(backup, copied.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(path, backup); err != nil {
+		t.Errorf("it is not restored: %v", err)
+	}
+	if left, err := os.ReadFile(backup); err != nil || !bytes.Equal(left, copied.Bytes()) {
+		t.Errorf("of the backup's %d bytes %d are left, %v", copied.Len(), len(left), err)
+	}
+	if calls := callsIn(t, opts); !slices.Equal(calls, []string{"1"}) {
+		t.Errorf("the file holds the calls %v", calls)
+	}
+}
+
 // A CRM that reads its events misses none after a restore and reads none of the new ones as old: not those whose numbers the file had given before, and not
 // when the same backup is restored twice.
 func TestReadingAfterARestore(t *testing.T) {

@@ -24,6 +24,15 @@ const apiHelp = "It asks the running bridge, at PZBRIDGE_URL or else on this mac
 // api is the running bridge's API, as the operator calls it.
 type api struct{ url, token string }
 
+// shown is its address for people. A password in it is none of theirs.
+func (a api) shown() string {
+	u, err := url.Parse(a.url)
+	if err != nil {
+		return "PZBRIDGE_URL"
+	}
+	return u.Redacted()
+}
+
 // newAPI finds the bridge by the environment. The rest of the configuration is not asked for: the bridge that runs has read it.
 func newAPI() (api, error) {
 	vars, err := config.Environment()
@@ -87,7 +96,7 @@ func (a api) call(ctx context.Context, method, path string, body, into any) erro
 			return errors.New(cmp.Or(problem.Detail, "the bridge answers "+resp.Status))
 		}
 		if err := json.Unmarshal(answer, into); err != nil {
-			return fmt.Errorf("at %s there is no bridge: %w", a.url, err)
+			return fmt.Errorf("at %s there is no bridge: %w", a.shown(), err)
 		}
 		return nil
 	}

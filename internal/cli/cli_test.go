@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -39,5 +40,12 @@ func TestTheEndIsNotRead(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("it does not end")
+	}
+}
+
+// PZBRIDGE_URL may hold the password of a proxy before the bridge.
+func TestAddressIsShownWithoutItsPassword(t *testing.T) {
+	if shown := (api{url: "https://user:sesame@example.com:8080"}).shown(); strings.Contains(shown, "sesame") || !strings.Contains(shown, "example.com:8080") {
+		t.Errorf("it is shown as %s", shown)
 	}
 }

@@ -59,7 +59,7 @@ func (t *tailer) run(ctx context.Context) error {
 		err := t.look(ctx, first)
 		switch {
 		case err == nil && first:
-			fmt.Fprintln(t.p.Err, "Looking at", t.api.url+"; Ctrl-C ends it.")
+			fmt.Fprintln(t.p.Err, "Looking at", t.api.shown()+"; Ctrl-C ends it.")
 			first = false
 		case err == nil && away:
 			fmt.Fprintln(t.p.Err, "It answers again.")
