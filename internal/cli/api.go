@@ -22,7 +22,10 @@ import (
 const apiHelp = "It asks the running bridge, at PZBRIDGE_URL or else on this machine at the port of LISTEN_ADDR, with API_TOKEN."
 
 // api is the running bridge's API, as the operator calls it.
-type api struct{ url, token string }
+type api struct {
+	url, token string
+	patience   time.Duration // how long one answer may take; 0: as long as it needs
+}
 
 // shown is its address for people. A password in it is none of theirs.
 func (a api) shown() string {
@@ -55,7 +58,7 @@ func newAPI() (api, error) {
 	if token == "" {
 		return api{}, usageError("API_TOKEN is missing: it is the operator's token, the same as the bridge's")
 	}
-	return api{address, token}, nil
+	return api{url: address, token: token}, nil
 }
 
 // localURL is where the bridge on this machine listens.
@@ -93,6 +96,9 @@ func (a api) call(ctx context.Context, method, path string, body, into any) erro
 				Detail string `json:"detail"`
 			}
 			_ = json.Unmarshal(answer, &problem)
+			if problem.Detail == "" && resp.StatusCode >= http.StatusBadGateway { // a proxy before it says so
+				return fmt.Errorf("%w: %s", errNoAnswer, resp.Status)
+			}
 			return errors.New(cmp.Or(problem.Detail, "the bridge answers "+resp.Status))
 		}
 		if err := json.Unmarshal(answer, into); err != nil {
@@ -114,6 +120,11 @@ func (a api) send(ctx context.Context, method, path string, body any) (*http.Res
 			return nil, nil, err
 		}
 		content = bytes.NewReader(encoded)
+	}
+	if a.patience > 0 {
+		limited, cancel := context.WithTimeout(ctx, a.patience)
+		defer cancel()
+		ctx = limited
 	}
 	req, err := http.NewRequestWithContext(ctx, method, a.url+path, content)
 	if err != nil {

@@ -19,6 +19,9 @@ import (
 // tailEvery is how often deliveries are looked at.
 const tailEvery = 500 * time.Millisecond
 
+// tailPatience is how long an answer may take before the bridge counts as one that does not answer.
+const tailPatience = 30 * time.Second
+
 func (p Program) tail(ctx context.Context, args []string) error {
 	fs := p.flags("tail", "Print events and what becomes of them at the CRMs as it happens, until Ctrl-C: in colour on a terminal, one JSON object a line\n"+
 		"in a pipe. "+apiHelp)
@@ -53,11 +56,13 @@ type tailer struct {
 }
 
 func (t *tailer) run(ctx context.Context) error {
-	t.cursor = "now"
+	t.cursor, t.api.patience = "now", tailPatience
 	away := false
 	for first := true; ; {
 		err := t.look(ctx, first)
 		switch {
+		case ctx.Err() != nil:
+			return nil
 		case err == nil && first:
 			fmt.Fprintln(t.p.Err, "Looking at", t.api.shown()+"; Ctrl-C ends it.")
 			first = false

@@ -1,6 +1,14 @@
 package cli
 
-import "testing"
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
 
 // A caller's name neither begins a line nor does anything else to a terminal.
 func TestPrintable(t *testing.T) {
@@ -17,5 +25,33 @@ func TestPrintable(t *testing.T) {
 	}
 	if got := printableLines("a\nb\x1b\n"); got != "a\nb \n" {
 		t.Errorf("lines are printed as %q", got)
+	}
+}
+
+// A proxy before the bridge answers in its place while it restarts.
+func TestTailBehindAProxy(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	looks := 0
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/events" {
+			looks++
+		}
+		switch looks {
+		case 2:
+			w.WriteHeader(http.StatusBadGateway)
+		case 4:
+			cancel()
+		}
+		_, _ = io.WriteString(w, "{}")
+	}))
+	defer proxy.Close()
+	var out, says bytes.Buffer
+	tail := tailer{p: Program{Out: &out, Err: &says}, api: api{url: proxy.URL, token: "operator"}, seen: map[string]string{}}
+	if err := tail.run(ctx); err != nil {
+		t.Errorf("it ends: %v", err)
+	}
+	if !strings.Contains(says.String(), "502 Bad Gateway; trying again.") || !strings.Contains(says.String(), "It answers again.") {
+		t.Errorf("it says %s", &says)
 	}
 }
