@@ -82,6 +82,21 @@ func (p *process) exitCode() int {
 	return p.ProcessState.ExitCode()
 }
 
+// endsWell waits for the end of a process whose output nobody reads.
+func (p *process) endsWell(t *testing.T) {
+	t.Helper()
+	ended := make(chan int, 1)
+	go func() { ended <- p.exitCode() }()
+	select {
+	case code := <-ended:
+		if code != 0 {
+			t.Errorf("it exits with %d: %s", code, p.log)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("it does not end")
+	}
+}
+
 // logLines is what a process has written.
 type logLines struct {
 	mu sync.Mutex
@@ -396,16 +411,7 @@ func withUnreadLog(t *testing.T, leave func(log *os.File)) {
 	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan int, 1)
-	go func() { ended <- p.exitCode() }()
-	select {
-	case code := <-ended:
-		if code != 0 {
-			t.Errorf("after SIGTERM it exits with %d", code)
-		}
-	case <-time.After(20 * time.Second):
-		t.Error("it does not end while nobody reads its log")
-	}
+	p.endsWell(t)
 }
 
 // `pzbridge demo | head -1`: who reads along has seen enough. The demo ends, and leaves nothing behind.
@@ -426,9 +432,7 @@ func TestDemoThatIsNotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = read.Close()
-	if code := p.exitCode(); code != 0 {
-		t.Errorf("it exits with %d: %s", code, p.log)
-	}
+	p.endsWell(t)
 	left, err := os.ReadDir(folder)
 	if err != nil || len(left) > 0 {
 		t.Errorf("it has left %v, %v", left, err)

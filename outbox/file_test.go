@@ -494,6 +494,16 @@ func TestRestore(t *testing.T) {
 	if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
 		t.Errorf("a link is no link any more: %v, %v", info, err)
 	}
+	named := path + ".restore" // as the copy that is made of it would be
+	if err := os.WriteFile(named, whole, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(path, named); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadFile(named); err != nil || !bytes.Equal(left, whole) {
+		t.Errorf("of the backup's %d bytes %d are left, %v", len(whole), len(left), err)
+	}
 	opts.Path = filepath.Join(t.TempDir(), "new", "outbox.db")
 	if before, err := Restore(opts.Path, backup); before != "" || err != nil || len(callsIn(t, opts)) != 1 {
 		t.Errorf("where nothing was: %q, %v", before, err)
@@ -545,34 +555,6 @@ func TestRestoreOfACopyWithoutItsFreeEnd(t *testing.T) {
 	}
 	if _, err := Restore(filepath.Join(t.TempDir(), "outbox.db"), bad); !errors.Is(err, ErrNotOutbox) || !strings.Contains(err.Error(), "its end is missing") {
 		t.Errorf("got %v", err)
-	}
-}
-
-// A backup that bears the name under which a restore makes its copy is a backup all the same.
-func TestRestoreLeavesTheBackupAlone(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "outbox.db")
-	opts := withDefaults(t, Options{Path: path, Logger: slog.New(slog.DiscardHandler)})
-	o, err := Open(opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	mustAppend(t, o, event("call.completed", "1"))
-	var copied bytes.Buffer
-	if err := errors.Join(o.Backup(func(int64) io.Writer { return &copied }), o.Close()); err != nil {
-		t.Fatal(err)
-	}
-	backup := path + ".restore"
-	if err := os.WriteFile(backup, copied.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := Restore(path, backup); err != nil {
-		t.Errorf("it is not restored: %v", err)
-	}
-	if left, err := os.ReadFile(backup); err != nil || !bytes.Equal(left, copied.Bytes()) {
-		t.Errorf("of the backup's %d bytes %d are left, %v", copied.Len(), len(left), err)
-	}
-	if calls := callsIn(t, opts); !slices.Equal(calls, []string{"1"}) {
-		t.Errorf("the file holds the calls %v", calls)
 	}
 }
 

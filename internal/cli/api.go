@@ -22,17 +22,11 @@ import (
 const apiHelp = "It asks the running bridge, at PZBRIDGE_URL or else on this machine at the port of LISTEN_ADDR, with API_TOKEN."
 
 // api is the running bridge's API, as the operator calls it.
-type api struct {
-	url, token string
-	patience   time.Duration // how long one answer may take; 0: as long as it needs
-}
+type api struct{ url, token string }
 
 // shown is its address for people. A password in it is none of theirs.
 func (a api) shown() string {
-	u, err := url.Parse(a.url)
-	if err != nil {
-		return "PZBRIDGE_URL"
-	}
+	u, _ := url.Parse(a.url) // newAPI has seen that it can be
 	return u.Redacted()
 }
 
@@ -58,7 +52,7 @@ func newAPI() (api, error) {
 	if token == "" {
 		return api{}, usageError("API_TOKEN is missing: it is the operator's token, the same as the bridge's")
 	}
-	return api{url: address, token: token}, nil
+	return api{address, token}, nil
 }
 
 // localURL is where the bridge on this machine listens.
@@ -111,6 +105,9 @@ func (a api) call(ctx context.Context, method, path string, body, into any) erro
 // errNoAnswer means that nobody is there, or not now.
 var errNoAnswer = errors.New("the bridge does not answer")
 
+// readWithin is how long the bridge may take to say how things stand. What it is asked to do may take longer, such as sending a million deliveries again.
+const readWithin = 30 * time.Second
+
 // send makes one request and reads its answer.
 func (a api) send(ctx context.Context, method, path string, body any) (*http.Response, []byte, error) {
 	var content io.Reader
@@ -121,10 +118,10 @@ func (a api) send(ctx context.Context, method, path string, body any) (*http.Res
 		}
 		content = bytes.NewReader(encoded)
 	}
-	if a.patience > 0 {
-		limited, cancel := context.WithTimeout(ctx, a.patience)
+	if method == http.MethodGet {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, readWithin)
 		defer cancel()
-		ctx = limited
 	}
 	req, err := http.NewRequestWithContext(ctx, method, a.url+path, content)
 	if err != nil {

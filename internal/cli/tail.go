@@ -19,9 +19,6 @@ import (
 // tailEvery is how often deliveries are looked at.
 const tailEvery = 500 * time.Millisecond
 
-// tailPatience is how long an answer may take before the bridge counts as one that does not answer.
-const tailPatience = 30 * time.Second
-
 func (p Program) tail(ctx context.Context, args []string) error {
 	fs := p.flags("tail", "Print events and what becomes of them at the CRMs as it happens, until Ctrl-C: in colour on a terminal, one JSON object a line\n"+
 		"in a pipe. "+apiHelp)
@@ -56,7 +53,7 @@ type tailer struct {
 }
 
 func (t *tailer) run(ctx context.Context) error {
-	t.cursor, t.api.patience = "now", tailPatience
+	t.cursor = "now"
 	away := false
 	for first := true; ; {
 		err := t.look(ctx, first)

@@ -5,9 +5,11 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"net/http/httptest"
-	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
+
+	"pzbridge/internal/pipenet"
 )
 
 // A caller's name neither begins a line nor does anything else to a terminal.
@@ -28,30 +30,47 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-// A proxy before the bridge answers in its place while it restarts.
-func TestTailBehindAProxy(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	looks := 0
-	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/v1/events" {
-			looks++
+// A proxy before the bridge answers in its place while it restarts, or the bridge takes the connection and says nothing.
+func TestTailWhileNobodyAnswers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		looks := 0
+		l := pipenet.Listen()
+		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/v1/events" {
+				looks++
+			}
+			switch looks {
+			case 2:
+				w.WriteHeader(http.StatusBadGateway)
+			case 4, 6:
+				<-r.Context().Done()
+			}
+			_, _ = io.WriteString(w, "{}")
+		})}
+		go func() { _ = server.Serve(l) }()
+		defer server.Close()
+		transport := &http.Transport{DialContext: l.Dial}
+		defer transport.CloseIdleConnections()
+		defer func(usual http.RoundTripper) { http.DefaultTransport = usual }(http.DefaultTransport)
+		http.DefaultTransport = transport
+
+		var out, says bytes.Buffer
+		tail := tailer{p: Program{Out: &out, Err: &says}, api: api{"http://bridge", "operator"}, seen: map[string]string{}}
+		began := time.Now()
+		time.AfterFunc(time.Minute, stop) // in its sixth look
+		if err := tail.run(ctx); err != nil || time.Since(began) != time.Minute {
+			t.Errorf("after %s it ends: %v", time.Since(began), err)
 		}
-		switch looks {
-		case 2:
-			w.WriteHeader(http.StatusBadGateway)
-		case 4:
-			cancel()
+		const want = `Looking at http://bridge; Ctrl-C ends it.
+the bridge does not answer: 502 Bad Gateway; trying again.
+It answers again.
+the bridge does not answer: Get "http://bridge/v1/events?limit=500&after=": context deadline exceeded; trying again.
+It answers again.
+`
+		if got := says.String(); got != want {
+			t.Errorf("it says %s", got)
 		}
-		_, _ = io.WriteString(w, "{}")
-	}))
-	defer proxy.Close()
-	var out, says bytes.Buffer
-	tail := tailer{p: Program{Out: &out, Err: &says}, api: api{url: proxy.URL, token: "operator"}, seen: map[string]string{}}
-	if err := tail.run(ctx); err != nil {
-		t.Errorf("it ends: %v", err)
-	}
-	if !strings.Contains(says.String(), "502 Bad Gateway; trying again.") || !strings.Contains(says.String(), "It answers again.") {
-		t.Errorf("it says %s", &says)
-	}
+	})
 }
