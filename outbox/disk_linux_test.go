@@ -114,6 +114,77 @@ func TestDiskFailsForAWhile(t *testing.T) {
 	}
 }
 
+// Whoever compacts or restores, often root, leaves a file that the bridge can open as before: one with the mode and the owner of the file before, or else with
+// the owner of the folder.
+func TestOwnerIsKept(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can give a file away")
+	}
+	folder := t.TempDir()
+	path, backup, fresh := filepath.Join(folder, "outbox.db"), filepath.Join(t.TempDir(), "backup.db"), filepath.Join(folder, "fresh.db")
+	for _, path := range []string{path, backup} {
+		o, err := Open(withDefaults(t, Options{Path: path, Logger: slog.New(slog.DiscardHandler)}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(os.Chmod(path, 0o660), os.Chown(path, 1234, 5678), os.Chown(folder, 4321, 8765)); err != nil {
+		t.Fatal(err)
+	}
+	stands := func(path string) string {
+		var s syscall.Stat_t
+		if err := syscall.Stat(path, &s); err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%o %d:%d", s.Mode&0o777, s.Uid, s.Gid)
+	}
+	if _, _, err := Compact(path); err != nil || stands(path) != "660 1234:5678" {
+		t.Errorf("compacted: %s, %v", stands(path), err)
+	}
+	if _, err := Restore(path, backup); err != nil || stands(path) != "660 1234:5678" {
+		t.Errorf("restored: %s, %v", stands(path), err)
+	}
+	if _, err := Restore(fresh, backup); err != nil || stands(fresh) != "600 4321:8765" {
+		t.Errorf("restored where nothing was: %s, %v", stands(fresh), err)
+	}
+}
+
+// A file that may not be opened is told apart from a folder in which none may be made.
+func TestRightsThatAreMissing(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can act as another user")
+	}
+	folder := t.TempDir()
+	for at := folder; at != os.TempDir(); at = filepath.Dir(at) {
+		if err := os.Chmod(at, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(folder, "outbox.db")
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	asNobody := func(path string) (err error) {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		if err := syscall.Setfsuid(65534); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { err = errors.Join(err, syscall.Setfsuid(0)) }()
+		_, err = openFile(path, 0)
+		return err
+	}
+	if err := asNobody(path); err == nil || err.Error() != "permission denied: give user 0 the right to read and write it" {
+		t.Errorf("the file: %v", err)
+	}
+	if err := asNobody(filepath.Join(folder, "none.db")); err == nil || err.Error() != "permission denied: give user 0 the right to write in "+folder {
+		t.Errorf("the folder: %v", err)
+	}
+}
+
 // A process that waited for the lock while the file was compacted does not go on with the file that is gone.
 func TestOpenMeetsCompact(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "outbox.db")

@@ -61,11 +61,12 @@ func compact(path string) (before, after int64, err error) {
 	if before, err = size(path); err != nil {
 		return 0, 0, err
 	}
-	copied := path + ".compact"
-	if err := os.Remove(copied); err != nil && !os.IsNotExist(err) { // of a run that was ended
-		return 0, 0, err
+	copied := unused(path + ".compact")
+	err = copyTo(copied, src)
+	if err == nil {
+		err = alike(copied, path)
 	}
-	if err := copyTo(copied, src); err != nil {
+	if err != nil {
 		return 0, 0, errors.Join(err, os.Remove(copied))
 	}
 	if err := os.Rename(copied, path); err != nil {
@@ -118,15 +119,25 @@ func restore(path, backup string) (before string, err error) {
 			return "", err
 		}
 		before = unused(path + ".before-restore")
+	} else if _, err := os.Lstat(path); err == nil {
+		return "", errors.New("it is a link to a file that is not there: remove the link")
 	}
 	copied := unused(path + ".restore") // the backup itself may bear that name
 	if err := copyFile(copied, backup); err != nil {
 		return "", plain(err)
 	}
-	if err := isOutbox(copied); err != nil {
-		return "", errors.Join(err, os.Remove(copied))
+	err = isOutbox(copied)
+	if err == nil {
+		err = renumber(copied, time.Now())
 	}
-	if err := renumber(copied, time.Now()); err != nil {
+	switch {
+	case err != nil:
+	case before != "":
+		err = alike(copied, path)
+	case os.Geteuid() == 0: // the bridge may run as somebody else: the folder says who
+		err = own(copied, filepath.Dir(copied))
+	}
+	if err != nil {
 		return "", errors.Join(err, os.Remove(copied))
 	}
 	if before != "" {
@@ -141,6 +152,15 @@ func restore(path, backup string) (before string, err error) {
 		return "", err
 	}
 	return before, syncFolder(filepath.Dir(path))
+}
+
+// alike gives a file the mode and the owner of another, in whose place it is to be: the bridge may run as another user than who does this.
+func alike(path, other string) error {
+	info, err := os.Stat(other)
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Chmod(path, info.Mode().Perm()), own(path, other))
 }
 
 // unused gives a name that no file has: that one, or with the first number behind it that makes it so.

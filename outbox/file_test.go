@@ -123,11 +123,15 @@ func TestCompact(t *testing.T) {
 	if err := o.Close(); err != nil {
 		t.Fatal(err)
 	}
+	theirs := path + ".compact" // a file of this name is nobody's business
+	if err := os.WriteFile(theirs, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	before, after, err := Compact(path)
 	if err != nil || before < 1<<20 || after > 256<<10 {
 		t.Errorf("from %d to %d bytes: %v", before, after, err)
 	}
-	if left, _ := filepath.Glob(path + "?*"); len(left) > 0 {
+	if left, _ := filepath.Glob(path + "?*"); !slices.Equal(left, []string{theirs}) {
 		t.Errorf("it leaves %v", left)
 	}
 	link := filepath.Join(t.TempDir(), "link.db")
@@ -438,9 +442,19 @@ func TestRestore(t *testing.T) {
 		if err := os.WriteFile(bad, content, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if before, err := Restore(path, bad); err == nil {
+		before, err := Restore(path, bad)
+		if err == nil {
 			t.Errorf("%s: it was restored, and what was there is %s", name, before)
+		} else if strings.Contains(err.Error(), "runtime error") {
+			t.Errorf("%s: %v", name, err)
 		}
+	}
+	nowhere := filepath.Join(folder, "link.db")
+	if err := os.Symlink(filepath.Join(folder, "none.db"), nowhere); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(nowhere, backup); err == nil || !strings.Contains(err.Error(), "a link to a file that is not there") {
+		t.Errorf("to a link to nothing: %v", err)
 	}
 	if calls := callsIn(t, opts); !slices.Equal(calls, []string{"2", "1"}) {
 		t.Errorf("after all that failed, the file holds the calls %v", calls)

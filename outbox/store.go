@@ -106,7 +106,11 @@ func mapped(maxBytes int64) int {
 func guarded(read func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
-		if r := recover(); r != nil {
+		switch r := recover().(type) {
+		case nil:
+		case interface{ Addr() uintptr }: // a fault
+			err = fmt.Errorf("%w (a part of it is missing, or cannot be read)", ErrNotOutbox)
+		default:
 			err = fmt.Errorf("%w (%v)", ErrNotOutbox, r)
 		}
 	}()
@@ -142,7 +146,11 @@ func openAlone(path string, mapped int) (*bolt.DB, error) {
 	case err != nil && strings.Contains(err.Error(), "file size too small"):
 		return nil, fmt.Errorf("%w (%w)", ErrNotOutbox, err)
 	case errors.Is(err, fs.ErrPermission):
-		return nil, fmt.Errorf("%w: give user %d the right to write in %s", plain(err), os.Getuid(), filepath.Dir(path))
+		needs := "write in " + filepath.Dir(path)
+		if _, err := os.Stat(path); err == nil {
+			needs = "read and write it"
+		}
+		return nil, fmt.Errorf("%w: give user %d the right to %s", plain(err), os.Getuid(), needs)
 	case err != nil:
 		return nil, plain(err)
 	}
