@@ -4,8 +4,11 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"pzbridge/internal/pz"
@@ -128,7 +131,22 @@ func TestCommandsThatAsk(t *testing.T) {
 	if out, code := ask("redeliver", "-endpoint", "crm", "-since", "1h", "-states", "delivered,dead"); code != 0 || !strings.Contains(out, "are sent again") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
+	refuses.Store(true)
+	for _, states := range []string{"delivered", "delivered,dead"} {
+		out, code := ask("redeliver", "-endpoint", "crm", "-states", states)
+		if code != 1 || !strings.Contains(out, "deliveries have died meanwhile") {
+			t.Errorf("of those that are %s and die again: exit code %d: %s", states, code, out)
+		}
+	}
+	refuses.Store(false)
+	if out, code := ask("redeliver", "-endpoint", "crm"); code != 0 || strings.HasPrefix(out, "0 ") {
+		t.Errorf("exit code %d: %s", code, out)
+	}
 	for _, args := range [][]string{
+		{"redeliver", ".."},
+		{"deliveries", "."},
+		{"deliveries", ""},
+		{"send-test", ".."},
 		{"redeliver"},
 		{"redeliver", "x", "-endpoint", "crm"},
 		{"redeliver", "-dry-run", id},
@@ -144,9 +162,15 @@ func TestCommandsThatAsk(t *testing.T) {
 	if out, _ := ask("redeliver", "nosuch"); !strings.Contains(out, "no such delivery") {
 		t.Errorf("of a delivery that there is not: %s", out)
 	}
+	broken := maps.Clone(vars)
+	broken["API_TOKEN"] += "\n"
+	p := start(t, broken, "deliveries")
+	if code := p.exitCode(); code != 2 || !strings.Contains(p.log.String(), "API_TOKEN: may hold printable ASCII") || strings.Contains(p.log.String(), "0123456789") {
+		t.Errorf("with a line break in the token: %d %s", code, p.log)
+	}
 	elsewhere := maps.Clone(vars)
 	elsewhere["PZBRIDGE_URL"] = "bridge"
-	p := start(t, elsewhere, "deliveries")
+	p = start(t, elsewhere, "deliveries")
 	if code := p.exitCode(); code != 2 || !strings.Contains(p.log.String(), "PZBRIDGE_URL must be") {
 		t.Errorf("of an address that is none: %d %s", code, p.log.String())
 	}
@@ -154,5 +178,57 @@ func TestCommandsThatAsk(t *testing.T) {
 		if out, code := ask(args...); code != 1 {
 			t.Errorf("%v: exit code %d: %s", args, code, out)
 		}
+	}
+}
+
+// tail goes on where a backup is restored meanwhile, and says that something is missing.
+func TestTailAcrossARestore(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	vars := variables(t, server, crm, "API_TOKEN=operator-token-0123456789")
+	bridge := start(t, vars)
+	eventually(t, "the bridge runs", func() bool { return server.Connected() == 1 })
+	generate := func(call string) {
+		t.Helper()
+		err := server.Generate(pz.Attrs{{Name: "Event", Value: "2"}, {Name: "CallID", Value: call}, {Name: "From", Value: "7343"}, {Name: "To", Value: "101"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop := func() {
+		t.Helper()
+		if err := bridge.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		bridge.endsWell(t)
+	}
+	generate("1")
+	eventually(t, "the event has arrived", func() bool { return len(crm.webhooks(t)) == 1 })
+	stop()
+	backup := filepath.Join(t.TempDir(), "backup.db")
+	content, err := os.ReadFile(vars["OUTBOX_PATH"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(backup, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	bridge = start(t, vars)
+	eventually(t, "the bridge runs again", func() bool { return server.Connected() == 1 })
+	tail := start(t, vars, "tail")
+	eventually(t, "tail is looking", func() bool { return strings.Contains(tail.log.String(), "Looking at") })
+	generate("2")
+	eventually(t, "tail tells of the event", func() bool { return strings.Contains(tail.log.String(), `"call_id":"2"`) })
+	stop()
+	if p := start(t, vars, "restore", backup); p.exitCode() != 0 {
+		t.Fatal(p.log)
+	}
+	start(t, vars)
+	eventually(t, "the bridge runs on the backup", func() bool { return server.Connected() == 1 })
+	generate("3")
+	eventually(t, "tail tells of what comes after the restore", func() bool { return strings.Contains(tail.log.String(), `"call_id":"3"`) })
+	if said := tail.log.String(); !strings.Contains(said, "Events are missing here") || strings.Contains(said, `"call_id":"1"`) {
+		t.Errorf("it says %s", said)
 	}
 }

@@ -45,14 +45,8 @@ func newAPI() (api, error) {
 	if u, err := url.Parse(address); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
 		return api{}, usageError("PZBRIDGE_URL must be the bridge's address, such as http://192.168.1.5:8080")
 	}
-	token, err := config.Secret(vars, "API_TOKEN")
-	if err != nil {
-		return api{}, err
-	}
-	if token == "" {
-		return api{}, usageError("API_TOKEN is missing: it is the operator's token, the same as the bridge's")
-	}
-	return api{address, token}, nil
+	token, err := config.OperatorToken(vars)
+	return api{address, token}, err
 }
 
 // localURL is where the bridge on this machine listens.
@@ -67,8 +61,24 @@ func localURL(vars map[string]string) (string, error) {
 	return "http://" + net.JoinHostPort(host, port), nil
 }
 
-// call sends a request, with a body as JSON unless it is nil, and reads the answer into a struct. A problem that the bridge tells of is the error. When the bridge
-// has had too many requests with this token, it waits and asks again.
+// inPath is a name as a part of an address's path. What would lead elsewhere there, or nowhere, is no name of anything.
+func inPath(name string) (string, error) {
+	if name == "" || name == "." || name == ".." {
+		return "", usageError(fmt.Sprintf("there is nothing with the name %q", name))
+	}
+	return url.PathEscape(name), nil
+}
+
+// problem is what the bridge says is wrong.
+type problem struct {
+	Detail string `json:"detail"`
+	Oldest string `json:"oldest"` // where to read events on from, if those after the cursor are gone
+}
+
+func (p *problem) Error() string { return p.Detail }
+
+// call sends a request, with a body as JSON unless it is nil, and reads the answer into a struct. It fails with a *problem if the bridge tells of one. When the
+// bridge has had too many requests with this token, it waits and asks again.
 func (a api) call(ctx context.Context, method, path string, body, into any) error {
 	const most = 10 // times
 	for try := 1; ; try++ {
@@ -80,20 +90,19 @@ func (a api) call(ctx context.Context, method, path string, body, into any) erro
 			seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
 			select {
 			case <-ctx.Done():
-				return ctx.Err()
+				return errInterrupted
 			case <-time.After(time.Duration(min(max(1, seconds), 10)) * time.Second):
 			}
 			continue
 		}
 		if resp.StatusCode >= http.StatusBadRequest {
-			var problem struct {
-				Detail string `json:"detail"`
-			}
-			_ = json.Unmarshal(answer, &problem)
-			if problem.Detail == "" && resp.StatusCode >= http.StatusBadGateway { // a proxy before it says so
+			p := &problem{}
+			_ = json.Unmarshal(answer, p)
+			if p.Detail == "" && resp.StatusCode >= http.StatusBadGateway { // a proxy before it says so
 				return fmt.Errorf("%w: %s", errNoAnswer, resp.Status)
 			}
-			return errors.New(cmp.Or(problem.Detail, "the bridge answers "+resp.Status))
+			p.Detail = cmp.Or(p.Detail, "the bridge answers "+resp.Status)
+			return p
 		}
 		if err := json.Unmarshal(answer, into); err != nil {
 			return fmt.Errorf("at %s there is no bridge: %w", a.shown(), err)
@@ -102,14 +111,27 @@ func (a api) call(ctx context.Context, method, path string, body, into any) erro
 	}
 }
 
-// errNoAnswer means that nobody is there, or not now.
-var errNoAnswer = errors.New("the bridge does not answer")
+var (
+	// errNoAnswer means that nobody is there, or not now.
+	errNoAnswer = errors.New("the bridge does not answer")
+	// errInterrupted means that the user did not wait for the answer.
+	errInterrupted = errors.New("interrupted before the bridge has answered")
+)
 
-// readWithin is how long the bridge may take to say how things stand. What it is asked to do may take longer, such as sending a million deliveries again.
-const readWithin = 30 * time.Second
+// How long the bridge may take to say how things stand, and to do what it is asked to, such as sending a million deliveries again.
+const (
+	readWithin = 30 * time.Second
+	doneWithin = 10 * time.Minute
+)
 
 // send makes one request and reads its answer.
-func (a api) send(ctx context.Context, method, path string, body any) (*http.Response, []byte, error) {
+func (a api) send(interrupted context.Context, method, path string, body any) (*http.Response, []byte, error) {
+	within := doneWithin
+	if method == http.MethodGet {
+		within = readWithin
+	}
+	ctx, cancel := context.WithTimeout(interrupted, within)
+	defer cancel()
 	var content io.Reader
 	if body != nil {
 		encoded, err := json.Marshal(body)
@@ -118,25 +140,29 @@ func (a api) send(ctx context.Context, method, path string, body any) (*http.Res
 		}
 		content = bytes.NewReader(encoded)
 	}
-	if method == http.MethodGet {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, readWithin)
-		defer cancel()
-	}
 	req, err := http.NewRequestWithContext(ctx, method, a.url+path, content)
 	if err != nil {
 		return nil, nil, err
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+a.token)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, nil, fmt.Errorf("%w: %w", errNoAnswer, err)
-	}
-	defer func() { _ = resp.Body.Close() }()
-	answer, err := io.ReadAll(resp.Body)
-	if err != nil {
+	resp, answer, err := exchange(req)
+	switch {
+	case err != nil && errors.Is(interrupted.Err(), context.Canceled):
+		return nil, nil, errInterrupted
+	case err != nil:
 		return nil, nil, fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
 	return resp, answer, nil
+}
+
+// exchange sends a request and reads the whole answer.
+func exchange(req *http.Request) (*http.Response, []byte, error) {
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer, err := io.ReadAll(resp.Body)
+	return resp, answer, err
 }

@@ -2,6 +2,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"pzbridge/internal/asynclog"
@@ -66,13 +68,16 @@ func (e usageError) Error() string { return string(e) }
 
 // Main runs what the arguments name and gives the exit code.
 func (p Program) Main(ctx context.Context, args []string) int {
+	out := &output{Writer: p.Out}
+	p.Out = out
 	err := p.dispatch(ctx, args)
+	if errors.Is(err, flag.ErrHelp) {
+		err = nil
+	}
 	var usage usageError
 	var wrong *config.Error
-	switch {
+	switch err = cmp.Or(err, out.lost()); {
 	case err == nil:
-		return exitDone
-	case errors.Is(err, flag.ErrHelp):
 		return exitDone
 	case errors.Is(err, errReported):
 		return exitUsage
@@ -84,6 +89,31 @@ func (p Program) Main(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	return exitFailed
+}
+
+// output remembers what could not be written: what a command prints is what it is for.
+type output struct {
+	io.Writer
+	mu  sync.Mutex
+	err error
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n, err := o.Writer.Write(b)
+	o.err = cmp.Or(o.err, err)
+	return n, err
+}
+
+// lost is the first error of the writing. Whoever has read enough is none.
+func (o *output) lost() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if errors.Is(o.err, syscall.EPIPE) {
+		return nil
+	}
+	return o.err
 }
 
 func (p Program) dispatch(ctx context.Context, args []string) error {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"time"
 
 	"pzbridge/internal/config"
+	"pzbridge/internal/pz"
+	"pzbridge/internal/pztest"
 )
 
 // A bridge that fails while nobody reads what it says ends all the same, or nobody would start it again.
@@ -40,6 +43,17 @@ func TestTheEndIsNotRead(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Error("it does not end")
+	}
+}
+
+// A long line is obeyed, and one that is too long is told of: nobody would know why no line after it is.
+func TestLongLinesForTheSimulator(t *testing.T) {
+	var says bytes.Buffer
+	server := pztest.New(pztest.Options{})
+	p := Program{Err: &says, In: strings.NewReader("nonsense " + strings.Repeat("x", 100<<10) + "\n" + strings.Repeat("x", pz.MaxMessage+1) + "\nsimulation off\n")}
+	p.readLines(server)
+	if said := says.String(); !strings.Contains(said, "is not understood") || !strings.Contains(said, "standard input is not read any more") {
+		t.Errorf("it says %.200s", said)
 	}
 }
 

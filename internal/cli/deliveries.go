@@ -90,8 +90,12 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 }
 
 func (p Program) oneDelivery(ctx context.Context, a api, id string) error {
+	path, err := inPath(id)
+	if err != nil {
+		return err
+	}
 	var d delivery
-	if err := a.call(ctx, http.MethodGet, "/v1/deliveries/"+url.PathEscape(id), nil, &d); err != nil {
+	if err := a.call(ctx, http.MethodGet, "/v1/deliveries/"+path, nil, &d); err != nil {
 		return err
 	}
 	fmt.Fprintf(p.Out, "%s of call %s, read %s, is %s at %s after %d attempts.\n",

@@ -129,7 +129,11 @@ func (d *examination) certificate(ctx context.Context, u *url.URL) bool {
 	defer cancel()
 	dialer := tls.Dialer{Config: anyCertificate()}
 	conn, err := dialer.DialContext(ctx, "tcp", u.Host)
-	if err != nil {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		d.ill("server", "it says nothing when TLS is to begin: it may not speak TLS (then use ws:// in PZ_URL, or switch TLS on at the server), or hang (then restart it)")
+		return false
+	case err != nil:
 		d.ill("server", "it does not speak TLS (%v): use ws:// in PZ_URL, or switch TLS on at the server", err)
 		return false
 	}

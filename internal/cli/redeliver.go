@@ -2,10 +2,11 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,49 +33,87 @@ func (p Program) redeliver(ctx context.Context, args []string) error {
 	case fs.NArg() == 1 && fs.NFlag() > 0:
 		return usageError("the flags choose among many deliveries: name one by its ID alone, or many with -endpoint")
 	case fs.NArg() == 1:
-		var d delivery
-		if err := a.call(ctx, http.MethodPost, "/v1/deliveries/"+url.PathEscape(fs.Arg(0))+"/redeliver", nil, &d); err != nil {
-			return err
-		}
-		fmt.Fprintf(p.Out, "%s of call %s goes to %s again.\n", d.Type, printable(d.CallID), d.Endpoint)
-		return nil
+		return p.redeliverOne(ctx, a, fs.Arg(0))
 	case fs.NArg() != 0 || *endpoint == "":
 		return usageError("name one delivery, or an endpoint with -endpoint")
 	}
-	request := map[string]any{"endpoint": *endpoint, "states": split(*states), "dry_run": *dryRun}
-	if list := split(*types); len(list) > 0 {
-		request["types"] = list
+	request := redelivery{Endpoint: *endpoint, States: split(*states), Types: split(*types), DryRun: *dryRun}
+	if request.Since, err = timeOrAgo(*since); err != nil {
+		return usageError(fmt.Sprintf("-since %v", err))
 	}
-	for name, value := range map[string]string{"since": *since, "until": *until} {
-		if value == "" {
-			continue
-		}
-		at, err := timeOrAgo(value)
-		if err != nil {
-			return usageError(fmt.Sprintf("-%s %v", name, err))
-		}
-		request[name] = at
+	if request.Until, err = timeOrAgo(*until); err != nil {
+		return usageError(fmt.Sprintf("-until %v", err))
 	}
-	before, err := a.waiting(ctx, *endpoint)
+	return p.redeliverMany(ctx, a, request)
+}
+
+func (p Program) redeliverOne(ctx context.Context, a api, id string) error {
+	path, err := inPath(id)
 	if err != nil {
 		return err
 	}
+	var d delivery
+	if err := a.call(ctx, http.MethodPost, "/v1/deliveries/"+path+"/redeliver", nil, &d); err != nil {
+		return err
+	}
+	fmt.Fprintf(p.Out, "%s of call %s goes to %s again.\n", d.Type, printable(d.CallID), d.Endpoint)
+	return nil
+}
+
+func (p Program) redeliverMany(ctx context.Context, a api, request redelivery) error {
+	before, err := a.counts(ctx, request.Endpoint)
+	if err != nil {
+		return err
+	}
+	if before.Dead, err = a.staysDead(ctx, request, before.Dead); err != nil {
+		return err
+	}
+	many, err := a.redeliver(ctx, request)
+	switch {
+	case err != nil:
+		return err
+	case request.DryRun:
+		fmt.Fprintf(p.Out, "%d deliveries would be sent again.\n", many)
+		return nil
+	}
+	fmt.Fprintf(p.Out, "%d deliveries are sent again.\n", many)
+	return p.follow(ctx, a, request.Endpoint, before, many)
+}
+
+// redeliver asks for it and gives the number of deliveries.
+func (a api) redeliver(ctx context.Context, request redelivery) (int, error) {
 	var answer struct {
 		Deliveries int `json:"deliveries"`
 	}
-	if err := a.call(ctx, http.MethodPost, "/v1/redeliver", request, &answer); err != nil {
-		return err
-	}
-	if *dryRun {
-		fmt.Fprintf(p.Out, "%d deliveries would be sent again.\n", answer.Deliveries)
-		return nil
-	}
-	fmt.Fprintf(p.Out, "%d deliveries are sent again.\n", answer.Deliveries)
-	return p.follow(ctx, a, *endpoint, before, answer.Deliveries)
+	err := a.call(ctx, http.MethodPost, "/v1/redeliver", request, &answer)
+	return answer.Deliveries, err
 }
 
-// timeOrAgo reads a time, or how long ago it was.
+// staysDead is how many of the dead deliveries a redelivery does not choose.
+func (a api) staysDead(ctx context.Context, request redelivery, dead int) (int, error) {
+	if !slices.Contains(request.States, "dead") {
+		return dead, nil
+	}
+	request.States, request.DryRun = []string{"dead"}, true
+	chosen, err := a.redeliver(ctx, request)
+	return dead - chosen, err
+}
+
+// redelivery says which deliveries to make again. Empty fields leave nothing out.
+type redelivery struct {
+	Endpoint string    `json:"endpoint"`
+	Since    time.Time `json:"since,omitzero"`
+	Until    time.Time `json:"until,omitzero"`
+	States   []string  `json:"states"`
+	Types    []string  `json:"types,omitempty"`
+	DryRun   bool      `json:"dry_run"`
+}
+
+// timeOrAgo reads a time, or how long ago it was. Nothing is none.
 func timeOrAgo(s string) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
 	if ago, err := time.ParseDuration(s); err == nil {
 		return time.Now().Add(-ago), nil
 	}
@@ -85,9 +124,9 @@ func timeOrAgo(s string) (time.Time, error) {
 	return at, nil
 }
 
-// follow draws how many of the deliveries that were asked for do not wait any more. New events count too, and what waited before:
-// it may end a little late, or early beside a backlog.
-func (p Program) follow(ctx context.Context, a api, endpoint string, before, many int) error {
+// follow draws how many of the deliveries that were asked for do not wait any more, and fails if there are more dead ones in the end. New events count too, and
+// what waited before: it may end a little late, or early beside a backlog.
+func (p Program) follow(ctx context.Context, a api, endpoint string, before counts, many int) error {
 	if many == 0 {
 		return nil
 	}
@@ -98,13 +137,23 @@ func (p Program) follow(ctx context.Context, a api, endpoint string, before, man
 	bar := progressbar.NewOptions(many, progressbar.OptionSetWriter(drawn), progressbar.OptionShowCount(), progressbar.OptionSetDescription(endpoint),
 		progressbar.OptionSetPredictTime(false), progressbar.OptionOnCompletion(func() { fmt.Fprintln(drawn) }))
 	for {
-		waiting, err := a.waiting(ctx, endpoint)
+		now, err := a.counts(ctx, endpoint)
+		if errors.Is(err, errInterrupted) {
+			fmt.Fprintln(drawn)
+			return nil
+		}
 		if err != nil {
 			return err
 		}
-		done := many - min(many, max(0, waiting-before))
-		if err := bar.Set(done); err != nil || done == many {
+		done := many - min(many, max(0, now.Pending-before.Pending))
+		if err := bar.Set(done); err != nil {
 			return err
+		}
+		if died := now.Dead - before.Dead; done == many && died > 0 {
+			return fmt.Errorf("%d deliveries have died meanwhile; \"pzbridge deliveries -endpoint %s -state dead\" lists them", died, endpoint)
+		}
+		if done == many {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -115,25 +164,28 @@ func (p Program) follow(ctx context.Context, a api, endpoint string, before, man
 	}
 }
 
-// waiting is how many deliveries wait for an endpoint.
-func (a api) waiting(ctx context.Context, endpoint string) (int, error) {
+// counts is how many deliveries to an endpoint are in a state.
+type counts struct {
+	Pending int `json:"pending"`
+	Dead    int `json:"dead"`
+}
+
+func (a api) counts(ctx context.Context, endpoint string) (counts, error) {
 	var answer struct {
 		Endpoints []struct {
 			Name       string `json:"name"`
-			Deliveries struct {
-				Pending int `json:"pending"`
-			} `json:"deliveries"`
+			Deliveries counts `json:"deliveries"`
 		} `json:"endpoints"`
 	}
 	if err := a.call(ctx, http.MethodGet, "/v1/endpoints", nil, &answer); err != nil {
-		return 0, err
+		return counts{}, err
 	}
 	for _, e := range answer.Endpoints {
 		if e.Name == endpoint {
-			return e.Deliveries.Pending, nil
+			return e.Deliveries, nil
 		}
 	}
-	return 0, fmt.Errorf("the bridge has no endpoint %q", endpoint)
+	return counts{}, fmt.Errorf("the bridge has no endpoint %q", endpoint)
 }
 
 func split(list string) (items []string) {

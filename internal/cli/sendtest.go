@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"net/url"
 	"time"
 )
 
@@ -17,13 +16,17 @@ func (p Program) sendTest(ctx context.Context, args []string) error {
 	if fs.NArg() != 1 {
 		return usageError("name one endpoint: pzbridge send-test NAME")
 	}
+	name := fs.Arg(0)
+	path, err := inPath(name)
+	if err != nil {
+		return err
+	}
 	a, err := newAPI()
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	name := fs.Arg(0)
 	var said struct {
 		Delivered bool    `json:"delivered"`
 		Took      float64 `json:"duration_ms"`
@@ -31,7 +34,7 @@ func (p Program) sendTest(ctx context.Context, args []string) error {
 		Response  string  `json:"response"`
 		Error     string  `json:"error"`
 	}
-	if err := a.call(ctx, http.MethodPost, "/v1/endpoints/"+url.PathEscape(name)+"/test", nil, &said); err != nil {
+	if err := a.call(ctx, http.MethodPost, "/v1/endpoints/"+path+"/test", nil, &said); err != nil {
 		return err
 	}
 	switch {

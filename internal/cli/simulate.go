@@ -70,6 +70,7 @@ func (p Program) simulate(ctx context.Context, args []string) error {
 // readLines obeys the lines of standard input until it ends.
 func (p Program) readLines(server *pztest.Server) {
 	lines := bufio.NewScanner(p.In)
+	lines.Buffer(nil, pz.MaxMessage) // what a server may send: a text can be long
 	for lines.Scan() {
 		line := strings.TrimSpace(lines.Text())
 		if line == "" {
@@ -78,6 +79,9 @@ func (p Program) readLines(server *pztest.Server) {
 		if err := obey(server, line); err != nil {
 			fmt.Fprintln(p.Err, err)
 		}
+	}
+	if err := lines.Err(); err != nil {
+		fmt.Fprintln(p.Err, "standard input is not read any more:", err)
 	}
 }
 

@@ -2,9 +2,18 @@ package cli
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,8 +45,7 @@ func TestTailWhileNobodyAnswers(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
 		looks := 0
-		l := pipenet.Listen()
-		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a := asked(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/v1/events" {
 				looks++
 			}
@@ -48,16 +56,9 @@ func TestTailWhileNobodyAnswers(t *testing.T) {
 				<-r.Context().Done()
 			}
 			_, _ = io.WriteString(w, "{}")
-		})}
-		go func() { _ = server.Serve(l) }()
-		defer server.Close()
-		transport := &http.Transport{DialContext: l.Dial}
-		defer transport.CloseIdleConnections()
-		defer func(usual http.RoundTripper) { http.DefaultTransport = usual }(http.DefaultTransport)
-		http.DefaultTransport = transport
-
+		})
 		var out, says bytes.Buffer
-		tail := tailer{p: Program{Out: &out, Err: &says}, api: api{"http://bridge", "operator"}, seen: map[string]string{}}
+		tail := tailer{p: Program{Out: &out, Err: &says}, api: a}
 		began := time.Now()
 		time.AfterFunc(time.Minute, stop) // in its sixth look
 		if err := tail.run(ctx); err != nil || time.Since(began) != time.Minute {
@@ -71,6 +72,172 @@ It answers again.
 `
 		if got := says.String(); got != want {
 			t.Errorf("it says %s", got)
+		}
+	})
+}
+
+// asked is where a bridge answers that the commands ask.
+func asked(t *testing.T, answer http.HandlerFunc) api {
+	t.Helper()
+	l := pipenet.Listen()
+	server := &http.Server{Handler: answer}
+	go func() { _ = server.Serve(l) }()
+	transport, usual := &http.Transport{DialContext: l.Dial}, http.DefaultTransport
+	http.DefaultTransport = transport
+	t.Cleanup(func() {
+		http.DefaultTransport = usual
+		transport.CloseIdleConnections()
+		_ = server.Close()
+	})
+	return api{"http://bridge", "operator"}
+}
+
+// history is the deliveries of a bridge, the oldest first, and answers as its API does.
+type history struct {
+	mu   sync.Mutex
+	list []standing
+	read int // pages
+}
+
+func (h *history) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if r.URL.Path != "/v1/deliveries" {
+		_, _ = io.WriteString(w, "{}")
+		return
+	}
+	h.read++
+	type shown struct {
+		ID       string `json:"id"`
+		State    string `json:"state"`
+		Attempts int    `json:"attempts"`
+	}
+	var answer struct {
+		Deliveries []shown `json:"deliveries"`
+		NextCursor string  `json:"next_cursor"`
+	}
+	from, err := strconv.Atoi(cmp.Or(r.URL.Query().Get("cursor"), strconv.Itoa(len(h.list))))
+	limit, errLimit := strconv.Atoi(r.URL.Query().Get("limit"))
+	if err != nil || errLimit != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		return
+	}
+	for i := from - 1; i >= max(0, from-limit); i-- {
+		answer.Deliveries = append(answer.Deliveries, shown{strconv.Itoa(i), h.list[i].state, h.list[i].attempts})
+	}
+	if from > limit {
+		answer.NextCursor = strconv.Itoa(from - limit)
+	}
+	_ = json.NewEncoder(w).Encode(answer)
+}
+
+// change changes the history, which is longer than a page, and gives the IDs of the deliveries that tail prints because of it.
+func (h *history) change(change func(), out *bytes.Buffer, within time.Duration) (ids []int) {
+	h.mu.Lock()
+	change()
+	h.mu.Unlock()
+	time.Sleep(within)
+	synctest.Wait()
+	for line := range bytes.Lines(out.Bytes()) {
+		var said struct {
+			Delivery struct {
+				ID int `json:"id,string"`
+			} `json:"delivery"`
+		}
+		if err := json.Unmarshal(line, &said); err == nil {
+			ids = append(ids, said.Delivery.ID)
+		}
+	}
+	out.Reset()
+	return ids
+}
+
+// However many deliveries change between two looks, tail prints each, and those of long ago that wait or are made again.
+func TestTailOfManyDeliveries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		h := &history{list: slices.Repeat([]standing{{"delivered", 1}}, 6000)}
+		h.list[3000] = untried
+		var out, says bytes.Buffer
+		tail := tailer{p: Program{Out: &out, Err: &says}, api: asked(t, h.ServeHTTP)}
+		ended := make(chan error, 1)
+		go func() { ended <- tail.run(ctx) }()
+		if got := h.change(func() {}, &out, time.Second); len(got) > 0 {
+			t.Errorf("of what was there before it prints %v", got)
+		}
+		if got := h.change(func() { h.list[3000] = standing{"dead", 2} }, &out, time.Second); !slices.Equal(got, []int{3000}) {
+			t.Errorf("of one that waited for long it prints %v", got)
+		}
+		got := h.change(func() { h.list = append(h.list, slices.Repeat([]standing{{"delivered", 1}}, 1200)...) }, &out, time.Second)
+		if len(got) != 1200 || got[0] != 6000 || !slices.IsSorted(got) {
+			t.Errorf("of 1200 new ones it prints %d", len(got))
+		}
+		if got := h.change(func() { h.list[2500] = standing{"delivered", 2} }, &out, tailAll+time.Second); !slices.Equal(got, []int{2500}) {
+			t.Errorf("of an old one that is made again it prints %v", got)
+		}
+		if says.String() != "Looking at http://bridge; Ctrl-C ends it.\n" {
+			t.Errorf("it says %q", says.String())
+		}
+		h.change(func() { h.list[7199] = standing{"pending", 2} }, &out, time.Second)
+		h.read = 0
+		h.change(func() {}, &out, 2*tailAll)
+		if most := 2*9 + int(2*tailAll/tailEvery); h.read > most {
+			t.Errorf("while nothing happens it reads %d pages, more than %d", h.read, most)
+		}
+		got = h.change(func() { h.list = append(h.list, slices.Repeat([]standing{{"delivered", 1}}, 7000)...) }, &out, time.Second)
+		if len(got) != 5000 || !strings.Contains(says.String(), "Deliveries are missing here") {
+			t.Errorf("of 7000 new ones it prints %d, and says %q", len(got), says.String())
+		}
+		stop()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// What the bridge is asked to do may take minutes, but a bridge that says nothing is not waited for for ever; and whoever does not want to wait says so.
+func TestRedeliverAtASilentBridge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := asked(t, func(_ http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			<-r.Context().Done()
+		})
+		p := Program{Out: io.Discard, Err: io.Discard}
+		began := time.Now()
+		if err := p.redeliverOne(t.Context(), a, "x.crm"); !errors.Is(err, errNoAnswer) || time.Since(began) != 10*time.Minute {
+			t.Errorf("after %s: %v", time.Since(began), err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, stop)
+		if err := p.redeliverOne(ctx, a, "x.crm"); err == nil || err.Error() != "interrupted before the bridge has answered" {
+			t.Errorf("interrupted: %v", err)
+		}
+	})
+}
+
+// What cannot be written ends the following of what happens, and is no success of any command.
+func TestOutputThatCannotBeWritten(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skip("only Linux has a device that is full: ", err)
+	}
+	defer full.Close()
+	for _, command := range []string{"secret", "version", "help"} {
+		var says bytes.Buffer
+		p := Program{Out: full, Err: &says}
+		if code := p.Main(t.Context(), []string{command}); code != exitFailed || !strings.Contains(says.String(), "no space left on device") {
+			t.Errorf("%s: exit code %d: %s", command, code, says.String())
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		h := &history{}
+		tail := tailer{p: Program{Out: full, Err: io.Discard}, api: asked(t, h.ServeHTTP)}
+		ended := make(chan error, 1)
+		go func() { ended <- tail.run(t.Context()) }()
+		h.change(func() {}, &bytes.Buffer{}, time.Second)
+		h.change(func() { h.list = []standing{{"delivered", 1}} }, &bytes.Buffer{}, time.Second)
+		if err := <-ended; !errors.Is(err, syscall.ENOSPC) {
+			t.Errorf("tail ends with %v", err)
 		}
 	})
 }

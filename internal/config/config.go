@@ -291,6 +291,23 @@ func Secret(vars map[string]string, name string) (string, error) {
 	return secret[name], nil
 }
 
+// OperatorToken gives API_TOKEN as Secret does. It fails with an *Error also if there is none, or one that no bridge can have.
+func OperatorToken(vars map[string]string) (string, error) {
+	token, err := Secret(vars, "API_TOKEN")
+	if err != nil {
+		return "", err
+	}
+	var p problems
+	if token == "" {
+		p.add("API_TOKEN", "is missing: it is the operator's token, the same as the bridge's")
+	}
+	checkToken("API_TOKEN", token, &p)
+	if len(p.list) > 0 {
+		return "", &Error{p.list}
+	}
+	return token, nil
+}
+
 // secretNames matches the variables that hold a secret, and can come from a file by NAME_FILE.
 var secretNames = regexp.MustCompile(`^(PZ_PASSWORD|API_TOKEN|ENDPOINT_[0-9]+_(SECRET|TOKEN))$`)
 
