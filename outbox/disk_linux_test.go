@@ -18,7 +18,8 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// swapFile puts another file under the descriptor with which the outbox writes, and returns what puts the right one back.
+// swapFile puts another file under the descriptor with which the outbox writes, and returns what puts the right one back. Neither may be done in the middle of a
+// commit: written to one file and synced to the other, it would seem to have gone well.
 func swapFile(t *testing.T, path, other string, mode int) (restore func()) {
 	t.Helper()
 	open := descriptors(t, path)
@@ -98,6 +99,7 @@ func TestDiskFailsForAWhile(t *testing.T) {
 				if n := len(c.received()); n != 1 {
 					t.Errorf("the CRM was sent it %d times", n)
 				}
+				synctest.Wait()
 				restore()
 				time.Sleep(10 * time.Second)
 				mustAppend(t, o, refused)
@@ -251,6 +253,7 @@ func TestQuestionsOnAFailingDisk(t *testing.T) {
 		restore := swapFile(t, path, "/dev/full", os.O_RDWR)
 		stop := run(t, o)
 		time.Sleep(2 * time.Minute)
+		synctest.Wait()
 		restore()
 		time.Sleep(time.Minute)
 		stop()
