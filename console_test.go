@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,6 +55,38 @@ func TestConsole(t *testing.T) {
 }
 
 // With an address it takes the password from where every other command has it.
+// What is no Prostie Zvonki server may send the handshake back, and with it the password: the console does not show it.
+func TestConsoleHidesThePassword(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for first := true; ; first = false {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			b := make([]byte, 4096)
+			n, _ := c.Read(b)
+			target := strings.Fields(string(b[:n]))[1]
+			if first {
+				_, _ = io.WriteString(c, "HTTP/1.1 "+target+"\r\n\r\n")
+			} else {
+				_, _ = io.WriteString(c, "HTTP/1.1 101 Ok\r\nContent-Length: "+target+"\r\n\r\n")
+			}
+			_ = c.Close()
+		}
+	}()
+	for _, want := range []string{"does not speak HTTP", "(hidden)"} {
+		p := prepare(t, map[string]string{"PZ_PASSWORD": "t0psecret?"}, "console", "ws://"+l.Addr().String())
+		if err := p.Run(); err == nil || !strings.Contains(p.log.String(), want) || strings.Contains(p.log.String(), "dDBwc2VjcmV0P") || strings.Contains(p.log.String(), "t0psecret") {
+			t.Errorf("%v: %s", err, p.log)
+		}
+	}
+}
+
 func TestConsolePassword(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{Password: "geheim"})
 	defer server.Close()

@@ -39,7 +39,7 @@ func TestDoctor(t *testing.T) {
 		"a wrong password":      {locked, []string{"PZ_PASSWORD=wrong"}, 204, 1, []string{"✗ server: ", "4008", "✓ crm: it took"}},
 		"the right password":    {locked, []string{"PZ_PASSWORD=пароль"}, 204, 0, []string{"✓ server: it lets the bridge in"}},
 		"no licence":            {unlicensed, nil, 204, 1, []string{"✗ server: it closed the connection with code 4006"}},
-		"nobody listens":        {open, []string{"PZ_URL=127.0.0.1:1"}, 204, 1, []string{"✗ server: port 1 does not answer"}},
+		"nobody listens":        {open, []string{"PZ_URL=127.0.0.1:1"}, 204, 1, []string{"✗ server: port 1 does not answer", "in Docker that address is the container itself"}},
 		"no such name":          {open, []string{"PZ_URL=nowhere.invalid"}, 204, 1, []string{"✗ server: the name nowhere.invalid cannot be resolved"}},
 		"an unknown old TLS":    {old, nil, 204, 1, []string{"✗ server: its certificate is not trusted", "PZ_TLS_FINGERPRINT=" + old.Fingerprint() + " and PZ_TLS_LEGACY=true"}},
 		"a known old TLS":       {old, []string{"PZ_TLS_LEGACY=true", "PZ_TLS_FINGERPRINT=" + old.Fingerprint()}, 204, 0, []string{"✓ server: TLS 1.0, certificate trusted", "lets the bridge in"}},
@@ -152,7 +152,11 @@ func TestCommandsThatAsk(t *testing.T) {
 		{"redeliver", "-dry-run", id},
 		{"redeliver", "-since", "1h", id},
 		{"redeliver", "-endpoint", "crm", "-since", "7d"},
+		{"redeliver", "-endpoint", "crm", "-since", "-1h"},
+		{"redeliver", "-endpoint", "crm", "-states", ""},
 		{"deliveries", "a", "b"},
+		{"deliveries", "-state", "dead", id},
+		{"deliveries", id, "-state", "dead"},
 		{"tail", "x"},
 	} {
 		if out, code := ask(args...); code != 2 {
@@ -168,13 +172,19 @@ func TestCommandsThatAsk(t *testing.T) {
 	if code := p.exitCode(); code != 2 || !strings.Contains(p.log.String(), "API_TOKEN: may hold printable ASCII") || strings.Contains(p.log.String(), "0123456789") {
 		t.Errorf("with a line break in the token: %d %s", code, p.log)
 	}
+	wrong := maps.Clone(vars)
+	wrong["API_TOKEN"] = "another-token-0123456789"
+	p = start(t, wrong, "deliveries")
+	if code := p.exitCode(); code != 1 || !strings.Contains(p.log.String(), "API_TOKEN is not that of the bridge at http://") {
+		t.Errorf("with a wrong token: %d %s", code, p.log)
+	}
 	elsewhere := maps.Clone(vars)
 	elsewhere["PZBRIDGE_URL"] = "bridge"
 	p = start(t, elsewhere, "deliveries")
 	if code := p.exitCode(); code != 2 || !strings.Contains(p.log.String(), "PZBRIDGE_URL must be") {
 		t.Errorf("of an address that is none: %d %s", code, p.log.String())
 	}
-	for _, args := range [][]string{{"redeliver", "x.crm"}, {"redeliver", "-endpoint", "nobody"}, {"deliveries", "-state", "lost"}} {
+	for _, args := range [][]string{{"redeliver", "x.crm"}, {"redeliver", "-endpoint", "nobody"}, {"deliveries", "-state", "lost"}, {"deliveries", "-endpoint", "nobody"}} {
 		if out, code := ask(args...); code != 1 {
 			t.Errorf("%v: exit code %d: %s", args, code, out)
 		}

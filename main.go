@@ -137,8 +137,8 @@ func (o observers) AttemptEnded(endpoint, outcome string, took, age time.Duratio
 func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
 	opts := outbox.Options{
 		Path: cfg.OutboxPath, RetrySchedule: cfg.RetrySchedule, OrderHold: cfg.OrderHold, RoutingTimeout: cfg.RoutingTimeout,
-		RingingOnlyToWinner: cfg.RingingOnlyToWinner,
-		Retention:           cfg.OutboxRetention, MaxBytes: cfg.OutboxMaxBytes, Grace: cfg.ShutdownGrace * 9 / 10, // the rest is for recording how they ended
+		QuietWithoutWinner: cfg.QuietWithoutWinner,
+		Retention:          cfg.OutboxRetention, MaxBytes: cfg.OutboxMaxBytes, Grace: cfg.ShutdownGrace * 9 / 10, // the rest is for recording how they ended
 		UserAgent: "pzbridge/" + version, Logger: logger,
 	}
 	for _, e := range cfg.Endpoints {

@@ -380,7 +380,7 @@ func TestNobodyIsSubscribed(t *testing.T) {
 }
 
 func TestSilenceCanBeSilent(t *testing.T) {
-	inOffice(t, func(o *office) { o.decline, o.outbox.RingingOnlyToWinner = false, true }, func(o *office) {
+	inOffice(t, func(o *office) { o.decline, o.outbox.QuietWithoutWinner = false, true }, func(o *office) {
 		o.asks("5")
 		time.Sleep(time.Minute)
 		o.wants()
@@ -832,5 +832,30 @@ func TestOldQuestionLeavesNewOneOpen(t *testing.T) {
 			t.Errorf("the answer 3 s after the question: %v", err)
 		}
 		o.wants("5=101")
+	})
+}
+
+// A call of the simulation rings where it was sent.
+func TestSimulatedCallsRingWhereTheyAreSent(t *testing.T) {
+	inOffice(t, nil, func(o *office) {
+		o.says("a", 0, http.StatusOK, `{"transfer_to":"555"}`)
+		o.server.Simulate(true)
+		time.Sleep(time.Minute)
+		o.server.Simulate(false)
+		synctest.Wait()
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		rang := 0
+		for _, h := range o.hooks["a"] {
+			if h.Type == "call.incoming" {
+				rang++
+				if h.Data.To != "555" {
+					t.Errorf("a call rings at %s", h.Data.To)
+				}
+			}
+		}
+		if rang == 0 {
+			t.Error("no call rings")
+		}
 	})
 }

@@ -124,7 +124,7 @@ func (s *store) appendOne(tx *txn, r *record) (n uint64, asks bool, err error) {
 	}
 	for i := range s.endpoints {
 		e := &s.endpoints[i]
-		if !e.Events.Match(r.kind) || !goesTo(r.kind, e.Name, on.route, s.endpoints, s.ringAll, r.at) {
+		if !e.Events.Match(r.kind) || !goesTo(r.kind, e.Name, on.route, s.endpoints, s.quiet, r.at) {
 			continue
 		}
 		q := tx.queue(e.Name)

@@ -59,11 +59,10 @@ func (o *Outbox) Call(callID string) (events []CallEvent, route *telephony.Route
 
 // LatestCalls gives the IDs of up to limit calls, the one of the newest event first. It looks at the last few thousand events only.
 func (o *Outbox) LatestCalls(limit int) (calls []string, err error) {
-	const looked = 4096
 	err = o.store.view(func(tx *txn) error {
 		c := tx.events.Cursor()
 		seen := 0
-		for k, v := c.Last(); k != nil && seen < looked && len(calls) < limit; k, v = c.Prev() {
+		for k, v := c.Last(); k != nil && seen < readAtOnce && len(calls) < limit; k, v = c.Prev() {
 			seen++
 			e, _, err := decodeEventHead(v)
 			if err == nil && e.call != "" && !slices.Contains(calls, e.call) {
@@ -201,7 +200,6 @@ func (s *store) whole(after uint64) error {
 // eventsAfter gives the bodies of up to limit events that the query is for, among the next ones after a number; where it has ended, and whether there may
 // be more.
 func (s *store) eventsAfter(q EventQuery, after uint64, limit int) (bodies [][]byte, end uint64, more bool, err error) {
-	const looked = 4096 // events in one read: a long one would keep pages from being used again
 	end = after
 	err = s.view(func(tx *txn) error {
 		bucket := tx.events
@@ -211,7 +209,7 @@ func (s *store) eventsAfter(q EventQuery, after uint64, limit int) (bodies [][]b
 		c := bucket.Cursor()
 		seen := 0
 		for k, _ := c.Seek(number(after + 1)); k != nil; k, _ = c.Next() {
-			if seen == looked || len(bodies) == limit {
+			if seen == readAtOnce || len(bodies) == limit {
 				more = true
 				return nil
 			}

@@ -248,7 +248,7 @@ func (s *store) recordOne(tx *txn, q *queue, r *result) error {
 	before, history := q.get(n)
 	if before == nil {
 		r.overruled = true
-		return nil // pruned, or damaged meanwhile: the dispatcher finds out
+		return nil // pruned, or damaged meanwhile: the lane that claims it finds out
 	}
 	r.now.next = before.next
 	now := r.now

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -46,9 +48,17 @@ func Compact(path string) (before, after int64, err error) {
 	}
 	before, after, err = compact(real)
 	if err != nil {
-		err = fmt.Errorf("compact the outbox %s: %w", path, err)
+		err = fmt.Errorf("compact the outbox %s: %w", path, stopFirst(err))
 	}
 	return before, after, err
+}
+
+// stopFirst adds to ErrInUse what to do: a bridge runs, or another one of these.
+func stopFirst(err error) error {
+	if errors.Is(err, ErrInUse) {
+		return fmt.Errorf("%w; stop the bridge first", err)
+	}
+	return err
 }
 
 func compact(path string) (before, after int64, err error) {
@@ -103,7 +113,7 @@ func copyTo(path string, src *bolt.DB) error {
 func Restore(path, backup string) (before string, err error) {
 	before, err = restore(path, backup)
 	if err != nil {
-		err = fmt.Errorf("restore the outbox %s from %s: %w", path, backup, err)
+		err = fmt.Errorf("restore the outbox %s from %s: %w", path, backup, stopFirst(err))
 	}
 	return before, err
 }
@@ -126,9 +136,11 @@ func restore(path, backup string) (before string, err error) {
 	if err := copyFile(copied, backup); err != nil {
 		return "", plain(err)
 	}
-	err = isOutbox(copied)
-	if err == nil {
+	if err = isOutbox(copied); err == nil {
 		err = renumber(copied, time.Now())
+	}
+	if errors.Is(err, ErrNotOutbox) {
+		err = badBackup{err}
 	}
 	switch {
 	case err != nil:
@@ -153,6 +165,15 @@ func restore(path, backup string) (before string, err error) {
 	}
 	return before, syncFolder(filepath.Dir(path))
 }
+
+// badBackup is ErrNotOutbox of a backup: it is not the outbox that has to be restored then.
+type badBackup struct{ error }
+
+func (b badBackup) Error() string {
+	return strings.Replace(b.error.Error(), ErrNotOutbox.Error(), "the file is no outbox, or is damaged: take another backup", 1)
+}
+
+func (b badBackup) Unwrap() error { return b.error }
 
 // alike gives a file the mode and the owner of another, in whose place it is to be: the bridge may run as another user than who does this.
 func alike(path, other string) error {
@@ -179,10 +200,16 @@ func unused(name string) string {
 // copyFile copies a file to where none is, and syncs the copy. Its folder is made if need be. If it fails, nothing is left of the copy.
 func copyFile(to, from string) error {
 	src, err := os.Open(from)
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("read it: %w: give user %d the right to", plain(err), os.Getuid())
+	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = src.Close() }()
+	if info, err := src.Stat(); err == nil && info.IsDir() {
+		return errors.New("it is a folder, not a file")
+	}
 	if err := os.MkdirAll(filepath.Dir(to), 0o700); err != nil {
 		return err
 	}

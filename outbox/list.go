@@ -28,7 +28,7 @@ type Delivery struct {
 	// LastStatus is the HTTP status of the last attempt's answer; 0 if there was none.
 	LastStatus int
 	LastError  string // why the last attempt had no answer
-	// NextAttempt is when a pending one is tried next; zero while it is held by an earlier event of its call.
+	// NextAttempt is when a pending one is tried next; zero while it is held by an earlier event of its call, and of a question that is being asked.
 	NextAttempt time.Time
 	Ended       time.Time // when it came to be delivered, expired or dead; zero while it is pending
 	Redelivered bool      // somebody has asked for it again
@@ -100,14 +100,13 @@ type listed struct {
 
 // list adds what a query is for among the next events, and says where it ended and whether there may be more.
 func (s *store) list(query DeliveryQuery, from position, list []listed) (_ []listed, end position, more bool, err error) {
-	const looked = 4096 // events in one read: a long one would keep pages from being used again
 	err = s.view(func(tx *txn) error {
 		endpoints := tx.names()
 		if query.Endpoint != "" {
 			endpoints = slices.DeleteFunc(endpoints, func(name string) bool { return name != query.Endpoint })
 		}
 		next := tx.eventsBefore(query.CallID, from.number)
-		for range looked {
+		for range readAtOnce {
 			n, v := next()
 			if v == nil {
 				more = false
@@ -195,7 +194,7 @@ func describe(e stored, endpoint string, d *delivery, history []byte) Delivery {
 	switch {
 	case d.state != pending:
 		out.Ended = time.Unix(0, d.due).UTC()
-	case d.due != held:
+	case d.due != held && d.due != asking:
 		// What is due at once was due when it came.
 		out.NextAttempt = time.Unix(0, max(d.due, e.at.UnixNano())).UTC()
 	}

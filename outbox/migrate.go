@@ -61,7 +61,7 @@ func migrate1(tx *txn) error {
 		for _, k := range keys {
 			v := q.deliveries.Get(k)
 			if len(v) != 21 || state(v[0]) > dead {
-				continue // it was damaged before, and the dispatcher will say so
+				continue // it was damaged before, and the lane that claims it will say so
 			}
 			attempts := int(binary.BigEndian.Uint16(v[1:]))
 			d := delivery{

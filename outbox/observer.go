@@ -58,7 +58,6 @@ func (o *Outbox) InUse() (n int64) {
 // OldestPending is when the oldest event was read that waits for an endpoint; zero if none does. A question that is being asked does not count, nor what waits
 // behind it. Of those that are retried at a later time only the next few thousand are looked at.
 func (o *Outbox) OldestPending(endpoint string) (at time.Time, err error) {
-	const looked = 4096
 	err = o.store.view(func(tx *txn) error {
 		q := tx.queue(endpoint)
 		if q == nil {
@@ -76,7 +75,7 @@ func (o *Outbox) OldestPending(endpoint string) (at time.Time, err error) {
 			note(k)
 			k, _ = c.Seek(dueKey(1, 0))
 		}
-		for seen := 0; k != nil && seen < looked; seen++ {
+		for seen := 0; k != nil && seen < readAtOnce; seen++ {
 			note(k)
 			k, _ = c.Next()
 		}

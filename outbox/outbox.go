@@ -73,9 +73,9 @@ type Options struct {
 	OrderHold time.Duration
 	// RoutingTimeout is how long it is of use to ask where a call should go.
 	RoutingTimeout time.Duration
-	// RingingOnlyToWinner keeps it from all endpoints that a call rings, or was answered, if it has asked where to go and no endpoint wants it, or not yet.
+	// QuietWithoutWinner keeps it from all endpoints that a call rings, or was answered, if it has asked where to go and no endpoint wants it, or not yet.
 	// Otherwise all are told.
-	RingingOnlyToWinner bool
+	QuietWithoutWinner bool
 	// Retention is how long an event stays, counted from when it was read. One that an endpoint still waits for stays longer.
 	Retention time.Duration
 	// MaxBytes is how much of the file may be in use; then Append fails with ErrFull. From nine tenths on the oldest events that are

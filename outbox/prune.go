@@ -138,14 +138,13 @@ const pruneDone = uint64(math.MaxUint64)
 
 // oldEvents gives the keys of the events that may go among the next ones from a number on, and the number to go on from.
 func (p *pruning) oldEvents(from uint64) (old [][]byte, next uint64, err error) {
-	const looked = 4096 // events in one read: a long one would keep pages from being used again
 	next = pruneDone
 	now := time.Now()
 	err = p.store.view(func(tx *txn) error {
 		c := tx.events.Cursor()
 		seen := 0
 		for k, v := c.Seek(number(from)); k != nil; k, v = c.Next() {
-			if len(old) == pruneBatch || seen == looked {
+			if len(old) == pruneBatch || seen == readAtOnce {
 				next = binary.BigEndian.Uint64(k)
 				return nil
 			}

@@ -17,7 +17,8 @@ import (
 // Router decides where a call goes, by what the endpoints answer. Its methods return when what follows from what they were told is done; a caller
 // waits on the line.
 type Router interface {
-	// Settle says that the endpoints which the call's route names are being asked, or that its time is up. The event is the one that has opened the question.
+	// Settle does what the call's route asks for: it decides if no endpoint is to be asked or the time is up, and has a decision written that is not yet. The event
+	// is the one that has opened the question.
 	Settle(ctx context.Context, callID, eventID string, timeUp bool)
 	// Answer takes an endpoint's answer; an empty number declines. An error says why the answer does not count.
 	Answer(ctx context.Context, callID, eventID, endpoint, to string) error

@@ -75,6 +75,10 @@ func TestQuestionExpires(t *testing.T) {
 		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{answersLater()}, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		stop := run(t, o)
 		mustAppend(t, o, event("call.transfer_requested", "5"))
+		time.Sleep(time.Second)
+		if list, _, err := o.Deliveries(DeliveryQuery{Limit: 10}); err != nil || len(list) != 1 || !list[0].NextAttempt.IsZero() {
+			t.Errorf("while it is being asked: %+v, %v", list, err)
+		}
 		time.Sleep(time.Minute)
 		stop()
 		if got := states(t, o, "crm"); got[expired] != 1 || strings.Count(log.String(), "delivery has expired") != 1 {

@@ -147,7 +147,6 @@ func (s *store) lastNumber() (n uint64, err error) {
 
 // matching gives, of the next events from a number to the last, those that a redelivery is for, and the number to go on from.
 func (s *store) matching(r Redelivery, from, last uint64) (list []uint64, next uint64, err error) {
-	const looked = 4096 // events in one read: a long one would keep pages from being used again
 	endpoint, err := s.endpoint(r.Endpoint)
 	if err != nil {
 		return nil, 0, err
@@ -162,7 +161,7 @@ func (s *store) matching(r Redelivery, from, last uint64) (list []uint64, next u
 			if n > last {
 				return nil
 			}
-			if seen == looked || len(list) == redeliverBatch {
+			if seen == readAtOnce || len(list) == redeliverBatch {
 				next = n
 				return nil
 			}

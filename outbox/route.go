@@ -108,8 +108,8 @@ func (s *store) subscribers(kind telephony.EventType) (names []string) {
 }
 
 // goesTo says whether an event of a call goes to an endpoint that has subscribed to it. That the call rings, and was answered, is for the endpoint alone
-// that wanted it; withoutWinner says whether it is for all when there is none. Route is the call's, nil if it never asked.
-func goesTo(kind telephony.EventType, endpoint string, route *telephony.Route, endpoints []Endpoint, withoutWinner bool, now time.Time) bool {
+// that wanted it; quiet says that it is for nobody when there is none. Route is the call's, nil if it never asked.
+func goesTo(kind telephony.EventType, endpoint string, route *telephony.Route, endpoints []Endpoint, quiet bool, now time.Time) bool {
 	rings := kind == telephony.EventIncoming || kind == telephony.EventIncomingAnswered
 	if !rings || route == nil || !route.Live(now) {
 		return true
@@ -119,5 +119,5 @@ func goesTo(kind telephony.EventType, endpoint string, route *telephony.Route, e
 	if route.Outcome == telephony.RouteWon && known {
 		return endpoint == route.Winner
 	}
-	return withoutWinner
+	return !quiet
 }

@@ -55,6 +55,9 @@ var (
 	keyCounts       = []byte("counts")
 )
 
+// readAtOnce is how many records one read goes through at most: a long one would keep pages from being used again.
+const readAtOnce = 4096
+
 // lockTimeout is how long to wait for a process that is just ending. bbolt's default is for ever.
 const lockTimeout = time.Second
 
@@ -64,7 +67,7 @@ type store struct {
 	endpoints []Endpoint
 	hold      time.Duration // Options.OrderHold
 	routing   time.Duration // Options.RoutingTimeout
-	ringAll   bool          // not Options.RingingOnlyToWinner
+	quiet     bool          // Options.QuietWithoutWinner
 	maxBytes  int64         // Options.MaxBytes
 	pageSize  int64
 	observer  Observer
@@ -84,7 +87,7 @@ func openStore(opts Options) (*store, error) {
 		return nil, err
 	}
 	s := &store{
-		db: db, endpoints: opts.Endpoints, hold: opts.OrderHold, routing: opts.RoutingTimeout, ringAll: !opts.RingingOnlyToWinner,
+		db: db, endpoints: opts.Endpoints, hold: opts.OrderHold, routing: opts.RoutingTimeout, quiet: opts.QuietWithoutWinner,
 		maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize), observer: opts.Observer,
 	}
 	if err := guarded(func() error { return s.db.Update(s.prepare) }); err != nil {

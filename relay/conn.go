@@ -29,9 +29,9 @@ type conn struct {
 	ws    *websocket.Conn
 	codec pz.Codec
 
-	outbox chan write    // unbuffered: a command is taken by the writer now or by nobody
-	pong   chan []byte   // the payload of a ping that is to be answered
-	gone   chan struct{} // closed when the connection has ended
+	requests chan write    // unbuffered: a command is taken by the writer now or by nobody
+	pong     chan []byte   // the payload of a ping that is to be answered
+	gone     chan struct{} // closed when the connection has ended
 
 	mu      sync.Mutex
 	waiting map[string]chan pz.Response // by request ID
@@ -46,7 +46,7 @@ type write struct {
 
 func newConn(ws *websocket.Conn, codec pz.Codec) *conn {
 	return &conn{
-		ws: ws, codec: codec, outbox: make(chan write), pong: make(chan []byte, 1), gone: make(chan struct{}), waiting: map[string]chan pz.Response{},
+		ws: ws, codec: codec, requests: make(chan write), pong: make(chan []byte, 1), gone: make(chan struct{}), waiting: map[string]chan pz.Response{},
 	}
 }
 
@@ -134,7 +134,7 @@ func (c *conn) write() {
 			if broken(c.ws.WriteControl(websocket.PongMessage, payload, time.Now().Add(controlWrite))) {
 				return
 			}
-		case w := <-c.outbox:
+		case w := <-c.requests:
 			if w.ctx.Err() != nil {
 				w.written <- w.ctx.Err()
 				continue
@@ -183,7 +183,7 @@ func (c *conn) request(ctx context.Context, req pz.Request) (pz.Response, error)
 
 	w := write{ctx: ctx, payload: c.codec.Pack(req.XML()), written: make(chan error, 1)}
 	select {
-	case c.outbox <- w:
+	case c.requests <- w:
 	case <-ctx.Done():
 		return pz.Response{}, telephony.ErrNotSent
 	case <-c.gone:

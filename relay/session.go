@@ -9,7 +9,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -255,8 +254,7 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 	}
 	u := *s.opts.URL
 	u.Path = "/"
-	// A plus sign for a space is for forms; a server may decode percent signs only.
-	u.RawQuery = strings.ReplaceAll(s.opts.Identity.Query().Encode(), "+", "%20")
+	u.RawQuery = s.opts.Identity.Query()
 	ws, resp, err := dialer.DialContext(limited, u.String(), nil)
 	stop()
 	if resp != nil {
@@ -267,40 +265,10 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 		return nil, errors.New("the server refused the handshake with HTTP 403: check PZ_PASSWORD, and that PZ_URL is a Prostie Zvonki server")
 	case errors.Is(err, websocket.ErrBadHandshake):
 		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
-	case err != nil && strings.Contains(err.Error(), "malformed"): // net/http quotes what it cannot read, and that may be an echo of the password
-		return nil, errors.New("what answered the handshake does not speak HTTP: check that PZ_URL is a Prostie Zvonki server")
 	case err != nil:
-		return nil, hidden{dialError(s.opts.URL.Host, err), secrets(u.RawQuery, s.opts.Identity.Password)}
+		return nil, dialError(s.opts.URL.Host, s.opts.Identity.HideIn(err))
 	}
 	return ws, nil
-}
-
-// hidden is an error whose text may repeat the handshake, in whose address the password stands: what is no Prostie Zvonki server may echo it, and net/http
-// quotes what it cannot read.
-type hidden struct {
-	error
-	secrets *strings.Replacer
-}
-
-func (h hidden) Error() string { return h.secrets.Replace(h.error.Error()) }
-
-func (h hidden) Unwrap() error { return h.error }
-
-// secrets takes a handshake's query out of a text, and the password alone, as it is written there and as it is.
-func secrets(query, password string) *strings.Replacer {
-	pairs := []string{query, "(hidden)"}
-	if password != "" {
-		pairs = append(pairs, password, "(hidden)")
-	}
-	for pair := range strings.SplitSeq(query, "&") {
-		if name, value, _ := strings.Cut(pair, "="); name == "CID" && value != "" {
-			pairs = append(pairs, value, "(hidden)")
-			if plain, err := url.QueryUnescape(value); err == nil {
-				pairs = append(pairs, plain, "(hidden)")
-			}
-		}
-	}
-	return strings.NewReplacer(pairs...)
 }
 
 // dialError says what to do about a connection that did not come to be, where that can be told.
@@ -311,6 +279,8 @@ func dialError(host string, err error) error {
 	case errors.As(err, &untrusted):
 		sum := sha256.Sum256(untrusted.UnverifiedCertificates[0].Raw)
 		return fmt.Errorf("%w: name its CA in PZ_TLS_CA_FILE or, if the certificate is really that server's, set PZ_TLS_FINGERPRINT=%x", err, sum)
+	case errors.Is(err, pz.ErrNoHTTP):
+		return fmt.Errorf("%w: check that PZ_URL is a Prostie Zvonki server", err)
 	case strings.Contains(err.Error(), "protocol version"), strings.Contains(err.Error(), "handshake failure"):
 		return fmt.Errorf("%w: an old connector needs PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY=true", err)
 	case errors.As(err, &refused): // it names the host

@@ -101,6 +101,12 @@ func (a api) call(ctx context.Context, method, path string, body, into any) erro
 			if p.Detail == "" && resp.StatusCode >= http.StatusBadGateway { // a proxy before it says so
 				return fmt.Errorf("%w: %s", errNoAnswer, resp.Status)
 			}
+			switch resp.StatusCode {
+			case http.StatusUnauthorized:
+				p.Detail = "API_TOKEN is not that of the bridge at " + a.shown()
+			case http.StatusForbidden:
+				p.Detail = "API_TOKEN is the token of a CRM at the bridge at " + a.shown() + "; this needs the operator's"
+			}
 			p.Detail = cmp.Or(p.Detail, "the bridge answers "+resp.Status)
 			return p
 		}

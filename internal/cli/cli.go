@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -121,8 +122,11 @@ func (p Program) dispatch(ctx context.Context, args []string) error {
 		return p.runBridge(ctx)
 	}
 	name := args[0]
-	if name == "-h" || name == "--help" || name == "-help" {
+	switch name {
+	case "-h", "-help", "--help":
 		name = "help"
+	case "-version", "--version":
+		name = "version"
 	}
 	for _, c := range commands() {
 		if c.name == name {
@@ -183,8 +187,17 @@ func parse(fs *flag.FlagSet, args []string) error {
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
-	if fs.NArg() > 0 {
-		return usageError(fmt.Sprintf("%q is one argument too many", fs.Arg(0)))
+	return atMost(fs, 0)
+}
+
+// atMost fails if there are more arguments, beside flags, than a command takes.
+func atMost(fs *flag.FlagSet, arguments int) error {
+	switch extra := fs.Arg(arguments); {
+	case fs.NArg() <= arguments:
+		return nil
+	case strings.HasPrefix(extra, "-"):
+		return usageError(fmt.Sprintf("%s comes too late: flags stand before everything else", extra))
+	default:
+		return usageError(fmt.Sprintf("%q is one argument too many", extra))
 	}
-	return nil
 }

@@ -25,8 +25,8 @@ func (p Program) console(ctx context.Context, args []string) error {
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
-	if fs.NArg() > 1 {
-		return usageError(fmt.Sprintf("%q is one argument too many", fs.Arg(1)))
+	if err := atMost(fs, 1); err != nil {
+		return err
 	}
 	c := &console{ctx: ctx, in: newLines(p), out: p.Out}
 	defer c.in.close()

@@ -51,16 +51,18 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
+	if err := atMost(fs, 1); err != nil {
+		return err
+	}
+	if fs.NArg() == 1 && fs.NFlag() > 0 {
+		return usageError("the flags choose among many deliveries: name one by its ID alone")
+	}
 	a, err := newAPI()
 	if err != nil {
 		return err
 	}
-	switch fs.NArg() {
-	case 0:
-	case 1:
+	if fs.NArg() == 1 {
 		return p.oneDelivery(ctx, a, fs.Arg(0))
-	default:
-		return usageError(fmt.Sprintf("%q is one argument too many", fs.Arg(1)))
 	}
 	query := url.Values{"limit": {strconv.Itoa(*limit)}}
 	for name, value := range map[string]string{"state": *state, "endpoint": *endpoint, "call_id": *call} {
@@ -74,6 +76,11 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 	}
 	if err := a.call(ctx, http.MethodGet, "/v1/deliveries?"+query.Encode(), nil, &list); err != nil {
 		return err
+	}
+	if len(list.Deliveries) == 0 && *endpoint != "" { // of one that was configured before there may be some
+		if _, err := a.counts(ctx, *endpoint); err != nil {
+			return err
+		}
 	}
 	table := tabwriter.NewWriter(p.Out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "TIME\tSTATE\tTYPE\tCALL\tATTEMPTS\tLAST\tID")

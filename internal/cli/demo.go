@@ -136,7 +136,7 @@ func (p Program) printer() func(string) {
 	return func(line string) {
 		mu.Lock()
 		defer mu.Unlock()
-		fmt.Fprintln(p.Out, time.Now().Format("15:04:05.000"), line)
+		fmt.Fprintln(p.Out, time.Now().Format("15:04:05.000"), printable(line))
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -115,12 +116,20 @@ func (d *examination) reach(ctx context.Context, what string, u *url.URL, variab
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
 	if err != nil {
-		d.ill(what, "port %s does not answer (%v): check the port in %s, that the server runs, and the firewall between", port, err, variable)
+		d.ill(what, "port %s does not answer (%v): check the port in %s, that the server runs, and the firewall between%s", port, err, variable, loopbackHint(addresses))
 		return false
 	}
 	_ = conn.Close()
 	d.well(what, "port %s answers", port)
 	return true
+}
+
+// loopbackHint says what is easily forgotten of an address of the machine itself.
+func loopbackHint(addresses []string) string {
+	if slices.ContainsFunc(addresses, func(a string) bool { return net.ParseIP(a).IsLoopback() }) {
+		return "; in Docker that address is the container itself: name this machine by its own"
+	}
+	return ""
 }
 
 // certificate shows the server's certificate, and whether the configuration trusts it.

@@ -45,7 +45,7 @@ func dialLink(ctx context.Context, address string, id pz.Identity, event func(pz
 		u.Host += ":" + pz.DefaultPort
 	}
 	u.Path = "/"
-	u.RawQuery = strings.ReplaceAll(id.Query().Encode(), "+", "%20")
+	u.RawQuery = id.Query()
 	// A console for trying things out takes whatever certificate there is, as the vendor's does.
 	dialer := websocket.Dialer{HandshakeTimeout: answerIn, TLSClientConfig: &tls.Config{
 		InsecureSkipVerify: true, MinVersion: tls.VersionTLS10,
@@ -59,7 +59,7 @@ func dialLink(ctx context.Context, address string, id pz.Identity, event func(pz
 		_ = resp.Body.Close()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", u.Host, err)
+		return nil, fmt.Errorf("connect to %s: %w", u.Host, id.HideIn(err))
 	}
 	l := &link{ws: ws, codec: pz.Base64, gone: make(chan struct{}), waiting: map[string]chan pz.Response{}}
 	if u.Scheme == "wss" {

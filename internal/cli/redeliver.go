@@ -25,6 +25,9 @@ func (p Program) redeliver(ctx context.Context, args []string) error {
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
+	if err := atMost(fs, 1); err != nil {
+		return err
+	}
 	a, err := newAPI()
 	if err != nil {
 		return err
@@ -34,8 +37,10 @@ func (p Program) redeliver(ctx context.Context, args []string) error {
 		return usageError("the flags choose among many deliveries: name one by its ID alone, or many with -endpoint")
 	case fs.NArg() == 1:
 		return p.redeliverOne(ctx, a, fs.Arg(0))
-	case fs.NArg() != 0 || *endpoint == "":
+	case *endpoint == "":
 		return usageError("name one delivery, or an endpoint with -endpoint")
+	case len(split(*states)) == 0:
+		return usageError("-states must name some of dead, expired, delivered and missing")
 	}
 	request := redelivery{Endpoint: *endpoint, States: split(*states), Types: split(*types), DryRun: *dryRun}
 	if request.Since, err = timeOrAgo(*since); err != nil {
@@ -114,7 +119,7 @@ func timeOrAgo(s string) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
-	if ago, err := time.ParseDuration(s); err == nil {
+	if ago, err := time.ParseDuration(s); err == nil && ago >= 0 {
 		return time.Now().Add(-ago), nil
 	}
 	at, err := time.Parse(time.RFC3339, s)

@@ -13,6 +13,9 @@ func (p Program) restore(_ context.Context, args []string) error {
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
+	if err := atMost(fs, 1); err != nil {
+		return err
+	}
 	if fs.NArg() != 1 {
 		return usageError("name the backup's file")
 	}

@@ -13,6 +13,9 @@ func (p Program) sendTest(ctx context.Context, args []string) error {
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
+	if err := atMost(fs, 1); err != nil {
+		return err
+	}
 	if fs.NArg() != 1 {
 		return usageError("name one endpoint: pzbridge send-test NAME")
 	}
@@ -44,5 +47,8 @@ func (p Program) sendTest(ctx context.Context, args []string) error {
 		return fmt.Errorf("%s refused the test with %d: %q", name, said.Status, said.Response)
 	}
 	fmt.Fprintf(p.Out, "%s took the test with %d, in %.0f ms.\n", name, said.Status, said.Took)
+	if said.Response != "" {
+		fmt.Fprintln(p.Out, printableLines(said.Response))
+	}
 	return nil
 }

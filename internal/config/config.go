@@ -95,17 +95,17 @@ type Config struct {
 	RoutingTimeout  time.Duration
 	// DeclineOnSilence is whether the server is told when no CRM wants a call.
 	DeclineOnSilence bool
-	// RingingOnlyToWinner is whether no CRM is told of the ringing of a call that has asked where to go and that none of them wants, or not yet.
-	RingingOnlyToWinner bool
-	ListenAddr          string
-	APIToken            string  // empty: no operator
-	APIRate             float64 // requests a second of each token
-	MetricsPublic       bool    // /metrics needs no token
-	BehindProxy         bool    // a proxy says with X-Forwarded-Proto how it was reached
-	CommandTimeout      time.Duration
-	ShutdownGrace       time.Duration
-	LogLevel            slog.Level
-	LogFormat           string // "json" or "text"
+	// QuietWithoutWinner is whether no CRM is told of the ringing of a call that has asked where to go and that none of them wants, or not yet.
+	QuietWithoutWinner bool
+	ListenAddr         string
+	APIToken           string  // empty: no operator
+	APIRate            float64 // requests a second of each token
+	MetricsPublic      bool    // /metrics needs no token
+	BehindProxy        bool    // a proxy says with X-Forwarded-Proto how it was reached
+	CommandTimeout     time.Duration
+	ShutdownGrace      time.Duration
+	LogLevel           slog.Level
+	LogFormat          string // "json" or "text"
 
 	settings []setting
 }
@@ -299,7 +299,7 @@ func OperatorToken(vars map[string]string) (string, error) {
 	}
 	var p problems
 	if token == "" {
-		p.add("API_TOKEN", "is missing: it is the operator's token, the same as the bridge's")
+		p.add("API_TOKEN", "is missing: it is the operator's token, and the bridge needs it too; any %d characters or more, in .env, with which the bridge is then started anew", minToken)
 	}
 	checkToken("API_TOKEN", token, &p)
 	if len(p.list) > 0 {

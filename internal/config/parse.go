@@ -56,7 +56,7 @@ func (t text) parse(p *problems) Config {
 	c.MetricsPublic = choice("METRICS_PUBLIC", t.MetricsPublic, "true", "false", p)
 	c.BehindProxy = choice("API_BEHIND_PROXY", t.BehindProxy, "true", "false", p)
 	c.DeclineOnSilence = choice("ROUTING_ON_SILENCE", t.OnSilence, "decline", "nothing", p)
-	c.RingingOnlyToWinner = choice("RINGING_WITHOUT_WINNER", t.WithoutWinner, "none", "all", p)
+	c.QuietWithoutWinner = choice("RINGING_WITHOUT_WINNER", t.WithoutWinner, "none", "all", p)
 	if utf8.RuneCountInString(t.Password) > pz.MaxPassword {
 		p.add("PZ_PASSWORD", "is longer than %d characters: no Prostie Zvonki server has such a password", pz.MaxPassword)
 	}
@@ -243,7 +243,7 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 		e.Secrets = parseSecrets(prefix+"SECRET", t.Secret, p)
 	}
 	if !slices.Contains(outbox.Formats, e.Format) {
-		p.add(prefix+"FORMAT", "must be one of %v; it is %q", outbox.Formats, t.Format)
+		p.add(prefix+"FORMAT", "must be standard, flat, form or pz; it is %q", t.Format)
 	}
 	e.RingingTTL = duration(prefix+"RINGING_TTL", t.RingingTTL, time.Millisecond, p)
 	concurrency, err := strconv.Atoi(t.Concurrency)

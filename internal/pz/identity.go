@@ -6,9 +6,11 @@ package pz
 
 import (
 	"encoding/base64"
+	"errors"
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 )
 
 // DefaultPort is where a Prostie Zvonki server listens when nobody said otherwise.
@@ -29,8 +31,8 @@ type Identity struct {
 }
 
 // Query gives the identity as the handshake's query string, the way of current clients. It holds the password.
-func (id Identity) Query() url.Values {
-	return url.Values{
+func (id Identity) Query() string {
+	values := url.Values{
 		"CID":                 {base64.StdEncoding.EncodeToString([]byte(id.Password))},
 		"CT":                  {id.ClientType},
 		"GID":                 {id.GUID},
@@ -39,6 +41,8 @@ func (id Identity) Query() url.Values {
 		"BroadcastGroup":      {id.BroadcastGroup},
 		"PzProtocolVersion":   {strconv.Itoa(id.Protocol)},
 	}
+	// A plus sign for a space is for forms; a server may decode percent signs only.
+	return strings.ReplaceAll(values.Encode(), "+", "%20")
 }
 
 // Header gives the identity as HTTP headers, the older way of the vendor's console client and PHP library. It holds the
@@ -54,6 +58,33 @@ func (id Identity) Header() http.Header {
 	h.Set("PzProtocolVersion", strconv.Itoa(id.Protocol))
 	return h
 }
+
+// ErrNoHTTP means that something is there that is no Prostie Zvonki server.
+var ErrNoHTTP = errors.New("what answered the handshake does not speak HTTP")
+
+// HideIn takes the handshake's query out of an error's text, and the password alone, packed and plain: what is no Prostie Zvonki server may echo them, and
+// net/http quotes what it cannot read.
+func (id Identity) HideIn(err error) error {
+	if strings.Contains(err.Error(), "malformed") { // and what is quoted may be a part of it
+		return ErrNoHTTP
+	}
+	pairs := []string{id.Query(), "(hidden)"}
+	if id.Password != "" {
+		packed := base64.StdEncoding.EncodeToString([]byte(id.Password))
+		pairs = append(pairs, id.Password, "(hidden)", packed, "(hidden)", url.QueryEscape(packed), "(hidden)")
+	}
+	return hidden{err, strings.NewReplacer(pairs...)}
+}
+
+// hidden is an error in whose text something is replaced.
+type hidden struct {
+	error
+	secrets *strings.Replacer
+}
+
+func (h hidden) Error() string { return h.secrets.Replace(h.error.Error()) }
+
+func (h hidden) Unwrap() error { return h.error }
 
 // ReadIdentity reads the identity from a handshake in either way. It is false when the handshake has neither.
 func ReadIdentity(query url.Values, header http.Header) (Identity, bool) {

@@ -62,9 +62,8 @@ type Event struct{ Attrs Attrs }
 
 // Codes of a Response.
 const (
-	CodeDone      = "0"
-	CodeAuthError = "1"
-	CodeError     = "2"
+	CodeDone  = "0"
+	CodeError = "2" // any but an authentication error, which is 1
 )
 
 // Response answers the request of the same ID. A server that could not parse a frame answers with an ID that is somebody else's or noise:

@@ -16,7 +16,7 @@ func TestIdentityBothWays(t *testing.T) {
 		Password: "пароль+/=&", ClientType: "my CRM", GUID: "a&b=c", PhoneNumber: "101",
 		EventsMask: 65535, BroadcastGroup: "g", Protocol: 2,
 	}
-	query, err := url.ParseQuery(id.Query().Encode())
+	query, err := url.ParseQuery(id.Query())
 	if err != nil {
 		t.Fatal(err)
 	}

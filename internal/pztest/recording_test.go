@@ -185,7 +185,7 @@ func threeClients(r pz.Response) string {
 func dial(t *testing.T, server *pztest.Server, id pz.Identity, older bool) *websocket.Conn {
 	t.Helper()
 	d := websocket.Dialer{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, HandshakeTimeout: 5 * time.Second}
-	address, header := server.URL+"/?"+id.Query().Encode(), http.Header(nil)
+	address, header := server.URL+"/?"+id.Query(), http.Header(nil)
 	if older {
 		address, header = server.URL, id.Header()
 	}

@@ -201,6 +201,18 @@ func (s *Server) stopSimulation() {
 	}
 }
 
+// transferredTo is where a client has sent a call; empty if nowhere.
+func (s *Server) transferredTo(id string) string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range slices.Backward(s.requests) {
+		if r.Method == pz.MethodTransfer && r.Data.Get("CallID") == id {
+			return r.Data.Get("To")
+		}
+	}
+	return ""
+}
+
 // playIncoming plays one incoming call from the question where it should go to its end, over some seconds, or until stop is closed.
 func (s *Server) playIncoming(stop <-chan struct{}) {
 	s.mu.Lock()
@@ -219,7 +231,10 @@ func (s *Server) playIncoming(stop <-chan struct{}) {
 	}
 	steps := []func() pz.Attrs{
 		func() pz.Attrs { return fields(pz.TypeTransferRequested) },
-		func() pz.Attrs { return fields(pz.TypeIncoming) },
+		func() pz.Attrs {
+			to = cmp.Or(s.transferredTo(id), to)
+			return fields(pz.TypeIncoming)
+		},
 		func() pz.Attrs { return fields(pz.TypeIncomingAnswered) },
 		func() pz.Attrs {
 			now := time.Now()
