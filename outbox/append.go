@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/dustin/go-humanize"
 	"github.com/google/uuid"
@@ -47,12 +46,6 @@ func (s *store) append(records []record) (asking []uint64, crowded bool, err err
 		}
 		return nil
 	})
-	// News of the bridge itself is appended once: that it failed says nothing once the disk is well again.
-	if err == nil || !slices.ContainsFunc(records, func(r record) bool { return telephony.IsOperational(r.kind) }) {
-		s.mu.Lock()
-		s.full = err
-		s.mu.Unlock()
-	}
 	return asking, crowded, err
 }
 
@@ -122,9 +115,13 @@ func (s *store) appendOne(tx *txn, r *record) (n uint64, asks bool, err error) {
 			return 0, false, err
 		}
 	}
+	route := on.route
+	if route != nil && !route.Live(r.at) {
+		route = nil
+	}
 	for i := range s.endpoints {
 		e := &s.endpoints[i]
-		if !e.Events.Match(r.kind) || !goesTo(r.kind, e.Name, on.route, s.endpoints, s.quiet, r.at) {
+		if !e.Events.Match(r.kind) || !goesTo(r.kind, e.Name, route, s.endpoints, s.quiet) {
 			continue
 		}
 		q := tx.queue(e.Name)

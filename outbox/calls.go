@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -51,8 +52,10 @@ func (o *Outbox) Call(callID string) (events []CallEvent, route *telephony.Route
 		if len(events) == 0 {
 			return ErrNoCall
 		}
-		route, err = tx.route(callID)
-		return err
+		if route, err = tx.route(callID); err != nil {
+			route = nil // it is damaged, and the events are worth knowing all the same
+		}
+		return nil
 	})
 	return events, route, err
 }
@@ -104,32 +107,63 @@ func (o *Outbox) Events(q EventQuery) (bodies [][]byte, cursor string, err error
 		}
 		format = e.Format
 	}
-	var after uint64
+	var at place
 	switch q.After {
 	case "":
+		if at.told, err = o.store.lastPruned(); err != nil {
+			return nil, "", err
+		}
 	case Now:
-		if after, err = o.store.lastNumber(); err != nil {
+		if at.after, err = o.store.lastNumber(); err != nil {
 			return nil, "", err
 		}
 	default:
-		if after, err = strconv.ParseUint(q.After, 10, 64); err != nil {
-			return nil, "", ErrBadCursor
+		if at, err = parsePlace(q.After); err != nil {
+			return nil, "", err
 		}
-		if err := o.store.whole(after); err != nil {
+		if err := o.store.whole(at); err != nil {
 			return nil, "", err
 		}
 	}
-	for more := true; more && len(bodies) < q.Limit; {
+	for more, size := true, 0; more && len(bodies) < q.Limit && size < mostRead; {
 		var read [][]byte
-		read, after, more, err = o.store.eventsAfter(q, after, q.Limit-len(bodies))
+		read, at, more, err = o.store.eventsAfter(q, at, q.Limit-len(bodies), mostRead-size)
 		if err != nil {
 			return nil, "", err
 		}
 		for _, body := range read {
+			size += len(body)
 			bodies = append(bodies, format.object(body))
 		}
 	}
-	return bodies, strconv.FormatUint(after, 10), nil
+	return bodies, at.cursor(), nil
+}
+
+// mostRead is how many bytes of events one read gives before it ends; the last one may go beyond.
+const mostRead = 4 << 20
+
+// place is where a reader stands: behind an event. Events stay for whoever waits for them, so some are left between those that have been removed. Who has been
+// told of that reads them with the number of the last that was removed in the cursor, or it would be told again and again.
+type place struct {
+	after, told uint64
+}
+
+func (p place) cursor() string {
+	if p.after >= p.told {
+		return strconv.FormatUint(p.after, 10)
+	}
+	return fmt.Sprintf("%d.%d", p.after, p.told)
+}
+
+func parsePlace(cursor string) (p place, err error) {
+	after, told, has := strings.Cut(cursor, ".")
+	if p.after, err = strconv.ParseUint(after, 10, 64); err != nil {
+		return place{}, ErrBadCursor
+	}
+	if p.told, err = strconv.ParseUint(told, 10, 64); has && err != nil {
+		return place{}, ErrBadCursor
+	}
+	return p, nil
 }
 
 // closeReaders ends what is pending for endpoints that read their events and had an address before: it is there to be read, and there is nowhere to send it.
@@ -173,34 +207,56 @@ func (s *store) closeReaders() error {
 	return nil
 }
 
-// whole says whether all events after a number are still there. A number at which there is no event, nor the next one, is of a file in whose place a backup was
-// put (see renumber): what comes after that is new. One that was never given is of a file of which nothing is known.
-func (s *store) whole(after uint64) error {
+// lastPruned is the highest number of an event that was removed.
+func (s *store) lastPruned() (n uint64, err error) {
+	err = s.view(func(tx *txn) error {
+		n = decodeNumber(tx.meta.Get(keyPruned))
+		return nil
+	})
+	return n, err
+}
+
+// whole says whether all events after a place are still there, or it is known which are not. A number at which there is no event, nor the next one, is of a file
+// in whose place a backup was put (see renumber): what comes after that is new. One that was never given is of a file of which nothing is known.
+func (s *store) whole(at place) error {
 	return s.view(func(tx *txn) error {
-		pruned := decodeNumber(tx.meta.Get(keyPruned))
-		wasGiven := after == pruned || after == tx.events.Sequence() || tx.events.Get(number(after)) != nil || tx.events.Get(number(after+1)) != nil
-		if after >= pruned && wasGiven {
+		after, pruned := at.after, decodeNumber(tx.meta.Get(keyPruned))
+		if after < pruned {
+			if at.told >= pruned {
+				return nil
+			}
+			return &PrunedError{Oldest: tx.left(after, pruned).cursor()}
+		}
+		if after == pruned || after == tx.events.Sequence() || tx.events.Get(number(after)) != nil || tx.events.Get(number(after+1)) != nil {
 			return nil
 		}
-		oldest := pruned
-		if after > pruned && after < tx.events.Sequence() {
-			c := tx.events.Cursor()
-			k, _ := c.Seek(number(after))
-			if k == nil {
-				k, _ = c.Last()
-			} else {
-				k, _ = c.Prev()
-			}
-			oldest = max(oldest, decodeNumber(k))
+		if after > tx.events.Sequence() {
+			return &PrunedError{Oldest: tx.left(0, pruned).cursor()}
 		}
-		return &PrunedError{Oldest: strconv.FormatUint(oldest, 10)}
+		c := tx.events.Cursor()
+		k, _ := c.Seek(number(after))
+		if k == nil {
+			k, _ = c.Last()
+		} else {
+			k, _ = c.Prev()
+		}
+		return &PrunedError{Oldest: place{decodeNumber(k), pruned}.cursor()}
 	})
 }
 
-// eventsAfter gives the bodies of up to limit events that the query is for, among the next ones after a number; where it has ended, and whether there may
-// be more.
-func (s *store) eventsAfter(q EventQuery, after uint64, limit int) (bodies [][]byte, end uint64, more bool, err error) {
-	end = after
+// left is where to go on behind a number to miss nothing of what is left: at the last that was removed, or before it where some are left.
+func (tx *txn) left(after, pruned uint64) place {
+	k, _ := tx.events.Cursor().Seek(number(after + 1))
+	if k == nil || decodeNumber(k) > pruned {
+		return place{after: pruned}
+	}
+	return place{after, pruned}
+}
+
+// eventsAfter gives the bodies of events that the query is for, among the next ones after a place: up to limit of them and as long as they have less than size
+// bytes in all; where it has ended, and whether there may be more.
+func (s *store) eventsAfter(q EventQuery, at place, limit, size int) (bodies [][]byte, end place, more bool, err error) {
+	end = at
 	err = s.view(func(tx *txn) error {
 		bucket := tx.events
 		if q.Endpoint != "" {
@@ -208,20 +264,21 @@ func (s *store) eventsAfter(q EventQuery, after uint64, limit int) (bodies [][]b
 		}
 		c := bucket.Cursor()
 		seen := 0
-		for k, _ := c.Seek(number(after + 1)); k != nil; k, _ = c.Next() {
-			if seen == readAtOnce || len(bodies) == limit {
+		for k, _ := c.Seek(number(at.after + 1)); k != nil; k, _ = c.Next() {
+			if seen == readAtOnce || len(bodies) == limit || size <= 0 {
 				more = true
 				return nil
 			}
 			seen++
-			end = binary.BigEndian.Uint64(k)
+			end.after = binary.BigEndian.Uint64(k)
 			e, body, err := decodeEventHead(tx.events.Get(k))
 			if err == nil && (len(q.Types) == 0 || slices.Contains(q.Types, e.kind)) {
 				bodies = append(bodies, bytes.Clone(body))
+				size -= len(body)
 			}
 		}
 		// Nothing was missed up to the last event of all, whoever got it: that one stays in the file longer than the last that this endpoint got.
-		end = max(end, tx.events.Sequence())
+		end.after = max(end.after, tx.events.Sequence())
 		return nil
 	})
 	return bodies, end, more, err

@@ -9,10 +9,13 @@ import (
 	"net/http"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	bolt "go.etcd.io/bbolt"
 
 	"pzbridge/internal/telephony"
 )
@@ -263,4 +266,75 @@ func TestURLTakenAway(t *testing.T) {
 			t.Errorf("an endpoint that only reads is %s (%s): pending %d, dead %d", list[0].State, list[0].LastError, list[0].Pending, list[0].Dead)
 		}
 	})
+}
+
+// A reader that has missed something misses nothing of what is left, and is told once; events stay for whoever waits for them, between those that have gone.
+func TestReadingWhatIsLeft(t *testing.T) {
+	hook, reader := endpoint("hook"), endpoint("reader")
+	hook.Events = Filter{"sms.*"}
+	reader.URL, reader.Secrets = "", nil
+	o := openOutbox(t, Options{Endpoints: []Endpoint{hook, reader}})
+	mustAppend(t, o, event("call.incoming", "1"), event("call.completed", "1"), event("sms.sent", "2"), event("call.incoming", "3"), event("call.completed", "3"), event("sms.sent", "4"))
+	old := pruning{store: o.store, before: time.Now().Add(time.Hour)}
+	if err := old.run(t.Context()); err != nil || old.removed != 4 {
+		t.Fatalf("%d removed, %v", old.removed, err)
+	}
+	for after, want := range map[string]int{"": 2, "0": 2, "2": 2, "3": 1, "4": 1, "5": 1, "0.1": 2, "99": 2} {
+		read, gone := 0, 0
+		for cursor, more := after, true; more; {
+			bodies, next, err := o.Events(EventQuery{Endpoint: "reader", After: cursor, Limit: 1})
+			if pruned, ok := errors.AsType[*PrunedError](err); ok {
+				gone++
+				bodies, next, err = o.Events(EventQuery{Endpoint: "reader", After: pruned.Oldest, Limit: 1})
+			}
+			if err != nil {
+				t.Fatalf("after %q: %v", after, err)
+			}
+			read, cursor, more = read+len(bodies), next, len(bodies) > 0
+		}
+		told := 1
+		if after == "" || after == "5" {
+			told = 0
+		}
+		if read != want || gone != told {
+			t.Errorf("after %q it reads %d and is told %d times that something is missing; want %d, %d", after, read, gone, want, told)
+		}
+	}
+	// As after a restore: numbers go on from higher ones. Of what had numbers between, nothing is known, and what is left before was read.
+	if err := o.store.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketEvents).SetSequence(1000) }); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err := o.Events(EventQuery{Endpoint: "reader", After: "500", Limit: 1})
+	if pruned, ok := errors.AsType[*PrunedError](err); !ok || pruned.Oldest != "6" {
+		t.Errorf("after what was never given: %v", err)
+	}
+	for _, cursor := range []string{"x", "1.", "1.x", ".", "-1", "1.1.1"} {
+		if _, _, err := o.Events(EventQuery{Endpoint: "reader", After: cursor, Limit: 1}); !errors.Is(err, ErrBadCursor) {
+			t.Errorf("the cursor %q: %v", cursor, err)
+		}
+	}
+}
+
+// One read is bounded in bytes, however large the events are, and the next one goes on.
+func TestReadIsBounded(t *testing.T) {
+	reader := endpoint("reader")
+	reader.URL, reader.Secrets = "", nil
+	o := openOutbox(t, Options{Endpoints: []Endpoint{reader}})
+	const events = 10
+	for i := range events {
+		e := event("sms.sent", fmt.Sprint(i))
+		e.Text = strings.Repeat("x", 1<<20)
+		mustAppend(t, o, e)
+	}
+	read := 0
+	for cursor := ""; read < events; {
+		bodies, next, err := o.Events(EventQuery{Endpoint: "reader", After: cursor, Limit: 500})
+		if err != nil || len(bodies) == 0 || len(bodies) > mostRead>>20 {
+			t.Fatalf("after %d it reads %d: %v", read, len(bodies), err)
+		}
+		read, cursor = read+len(bodies), next
+	}
+	if read != events {
+		t.Errorf("it reads %d", read)
+	}
 }

@@ -341,3 +341,16 @@ func TestPagesDamagedWhileItRuns(t *testing.T) {
 		})
 	}
 }
+
+// Of a call whose route is damaged the events are told all the same.
+func TestDamagedRoute(t *testing.T) {
+	o := openOutbox(t, Options{})
+	mustAppend(t, o, event("call.transfer_requested", "5"), event("call.incoming", "5"))
+	if err := o.store.commit(func(tx *txn) error { return tx.routes.Put(callKey("5"), []byte("x")) }); err != nil {
+		t.Fatal(err)
+	}
+	events, route, err := o.Call("5")
+	if len(events) != 2 || route != nil || err != nil {
+		t.Errorf("%d events, %v, %v", len(events), route, err)
+	}
+}

@@ -74,6 +74,9 @@ func (d delivery) freesAt(hold time.Duration) int64 {
 func (d delivery) after(before delivery, hold time.Duration) delivery {
 	if d.failedAt == 0 && d.due != asking {
 		d.due = behind(&before, hold).due
+		if d.due == 0 && d.redelivered > 0 {
+			d.due = before.due // when that one ended: see again
+		}
 	}
 	return d
 }

@@ -138,6 +138,13 @@ func TestOrder(t *testing.T) {
 		if got := untried.after(*c.before, hold); got.due != c.fresh {
 			t.Errorf("%s: held until then, it is %+v", c.name, got)
 		}
+		if c.fresh == 0 {
+			ends := *c.before
+			ends.due = 4711 // when it ended
+			if got := (delivery{due: held, redelivered: 1}).after(ends, hold); got.due != ends.due {
+				t.Errorf("%s: asked for again and held until then, it is %+v", c.name, got)
+			}
+		}
 		if got := tried.after(*c.before, hold); got != tried {
 			t.Errorf("%s: tried before, it is %+v", c.name, got)
 		}

@@ -645,3 +645,25 @@ func TestReadingAfterARestore(t *testing.T) {
 		})
 	}
 }
+
+// A start with a full file is unready as soon as anything is to be stored, whatever comes first.
+func TestFullAfterARestart(t *testing.T) {
+	opts := withDefaults(t, Options{MaxBytes: 1 << 19, Logger: slog.New(slog.DiscardHandler)})
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; err == nil; i++ {
+		err = o.Append(t.Context(), []telephony.Event{event("call.completed", fmt.Sprint(i))})
+	}
+	if err := errors.Join(err, o.Close()); !errors.Is(err, ErrFull) {
+		t.Fatal(err)
+	}
+	o = openOutbox(t, opts)
+	if err := o.Append(t.Context(), []telephony.Event{event(telephony.EventConnected, ""), event("call.completed", "1")}); !errors.Is(err, ErrFull) {
+		t.Errorf("it takes more: %v", err)
+	}
+	if err := o.Writable(); !errors.Is(err, ErrFull) {
+		t.Errorf("readiness says %v", err)
+	}
+}

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"log/slog"
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +25,8 @@ const (
 	mostOutcomes = 256
 	// readAhead is how many due deliveries are read at once for each attempt that may be under way.
 	readAhead = 4
+	// leastAhead is the least that is read of an endpoint with a rate: room for what has not been tried, and for a retry.
+	leastAhead = 4
 )
 
 // lane delivers to one endpoint. Each endpoint has its own, so that none waits for another.
@@ -252,6 +255,9 @@ func (l *lane) claim(now time.Time, failing bool) (at time.Time) {
 	}
 	l.readAt = now
 	limit := readAhead * l.endpoint.Concurrency
+	if l.limit != nil { // what comes meanwhile may have to go before it
+		limit = max(leastAhead, min(limit, int(math.Ceil(l.endpoint.Rate))))
+	}
 	var f found
 	var err error
 	if failing {

@@ -173,6 +173,14 @@ func (o *Outbox) Close() error {
 // outbox has already been told is left alone too. It fails with ErrFull while Options.MaxBytes are in use. The context is not
 // looked at: a commit cannot be called off.
 func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
+	err := o.append(events)
+	o.store.mu.Lock()
+	o.store.full = err
+	o.store.mu.Unlock()
+	return err
+}
+
+func (o *Outbox) append(events []telephony.Event) error {
 	records := make([]record, len(events))
 	for i := range events {
 		r, err := newRecord(&events[i], o.opts.RoutingTimeout)
@@ -194,7 +202,8 @@ func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 	return nil
 }
 
-// announce stores events that tell of the bridge itself, where somebody wants them. If they cannot be stored, the log has said what they say.
+// announce stores events that tell of the bridge itself, where somebody wants them. If they cannot be stored, the log has said what they say, and since nobody
+// tries it again that says nothing of what can be stored later.
 func (o *Outbox) announce(news []telephony.Event) {
 	news = slices.DeleteFunc(news, func(e telephony.Event) bool { return len(o.store.subscribers(e.Type)) == 0 })
 	if len(news) == 0 {
@@ -203,7 +212,7 @@ func (o *Outbox) announce(news []telephony.Event) {
 	for i := range news {
 		news[i].ID, news[i].Time = uuid.Must(uuid.NewV7()).String(), time.Now()
 	}
-	if err := o.Append(context.Background(), news); err != nil {
+	if err := o.append(news); err != nil {
 		o.opts.Logger.Warn("operational events cannot be stored", "events", len(news), "err", err.Error())
 	}
 }

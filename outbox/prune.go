@@ -60,6 +60,9 @@ func (o *Outbox) prune(ctx context.Context) {
 		if p.removed > 0 {
 			o.opts.Logger.Debug("old events removed from the outbox", "events", p.removed)
 		}
+		if len(p.given) > 0 {
+			o.wakeUp() // they may have held what can go now
+		}
 		for name, n := range p.given {
 			o.opts.Observer.GivenUp(name, n)
 			o.opts.Logger.Error("events were given up: their endpoint has been failing for longer than OUTBOX_RETENTION", "endpoint", name, "deliveries", n)

@@ -228,3 +228,18 @@ func TestOrphansDoNotGoEarly(t *testing.T) {
 		}
 	})
 }
+
+// What was held by an event that is given up is due: checkFile would find it out of the due index.
+func TestGivenUpHoldsNothing(t *testing.T) {
+	o := openOutbox(t, Options{})
+	first, second := event("call.incoming", "5"), event("call.completed", "5")
+	first.Time = time.Now().Add(-time.Hour)
+	mustAppend(t, o, first, second)
+	old := pruning{store: o.store, before: time.Now().Add(time.Hour), abandoned: map[string]time.Time{"crm": time.Now().Add(-time.Minute)}}
+	if err := old.run(t.Context()); err != nil || old.given["crm"] != 1 {
+		t.Errorf("given up: %v, %v", old.given, err)
+	}
+	if n := dueKeys(t, o); n != 1 {
+		t.Errorf("%d are due", n)
+	}
+}

@@ -167,7 +167,7 @@ func (s *store) matching(r Redelivery, from, last uint64) (list []uint64, next u
 			}
 			seen++
 			e, _, err := decodeEventHead(v)
-			if err == nil && r.matches(e) && r.wants(q, n, endpoint.Events.Match(e.kind)) {
+			if err == nil && r.matches(e) && r.wants(q, n, func() bool { return s.isFor(tx, &endpoint, e) }) {
 				list = append(list, n)
 			}
 		}
@@ -180,18 +180,28 @@ func (r Redelivery) matches(e stored) bool {
 	return !e.at.Before(r.Since) && (r.Until.IsZero() || e.at.Before(r.Until)) && (len(r.Types) == 0 || slices.Contains(r.Types, e.kind))
 }
 
-// wants says whether the delivery stands as the redelivery asks; subscribed, whether the endpoint would get the event if it came now.
-func (r Redelivery) wants(q *queue, n uint64, subscribed bool) bool {
+// isFor says whether an endpoint would get an event if it came now: not that a call rings which is another's.
+func (s *store) isFor(tx *txn, e *Endpoint, event stored) bool {
+	if !e.Events.Match(event.kind) {
+		return false
+	}
+	route, err := tx.route(event.call)
+	if err != nil || route != nil && !route.Covers(event.at) {
+		route = nil
+	}
+	return goesTo(event.kind, e.Name, route, s.endpoints, s.quiet)
+}
+
+// wants says whether the delivery stands as the redelivery asks; isFor, whether an event without one is for the endpoint.
+func (r Redelivery) wants(q *queue, n uint64, isFor func() bool) bool {
 	name := Missing
 	if d, _ := q.get(n); d != nil {
 		if d.state == pending {
 			return false
 		}
 		name = d.state.String()
-	} else if !subscribed {
-		return false
 	}
-	return len(r.States) == 0 || slices.Contains(r.States, name)
+	return (len(r.States) == 0 || slices.Contains(r.States, name)) && (name != Missing || isFor())
 }
 
 // redeliver makes a delivery pending again, or for the first time, and holds what comes after it in its call and has not been tried yet.

@@ -379,3 +379,83 @@ func dueKeys(t *testing.T, o *Outbox) (n int) {
 	}
 	return n
 }
+
+// That a call rings is the winner's to know: to another it is not missing. What rang before it asked, or after it was over, is.
+func TestRedeliverTellsNoLoser(t *testing.T) {
+	a, b := endpoint("a"), endpoint("b")
+	o := openOutbox(t, Options{Endpoints: []Endpoint{a, b}})
+	at := time.Now()
+	happens := func(kind telephony.EventType) {
+		t.Helper()
+		e := event(kind, "5")
+		e.Time = at
+		mustAppend(t, o, e)
+		at = at.Add(time.Second)
+	}
+	happens("call.transfer_requested")
+	if err := o.ChangeRoute("5", func(r *telephony.Route) { r.Outcome, r.Winner = telephony.RouteWon, "a" }); err != nil {
+		t.Fatal(err)
+	}
+	happens("call.incoming")
+	happens("call.incoming_answered")
+	for over := range 2 {
+		for name, want := range map[string]int{"a": 0, "b": 0} {
+			if n, err := o.RedeliverAll(t.Context(), Redelivery{Endpoint: name, States: []string{Missing}, DryRun: true}); n != want || err != nil {
+				t.Errorf("over %d times, %d are missing at %s: %v", over, n, name, err)
+			}
+		}
+		happens("call.completed")
+	}
+	if list := list(t, o, DeliveryQuery{Endpoint: "b", Limit: 10}); len(list) != 3 {
+		t.Errorf("the other one has %d deliveries", len(list))
+	}
+	// One that is configured later misses that it asked, what came of it, and not that it rang.
+	o.store.endpoints = append(o.store.endpoints, endpoint("c"))
+	if err := o.store.db.Update(o.store.prepare); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := o.RedeliverAll(t.Context(), Redelivery{Endpoint: "c", DryRun: true}); n != 3 || err != nil {
+		t.Errorf("of one that was configured later %d are missing: %v", n, err)
+	}
+	happens("call.incoming") // with the same ID, after it was over
+	if n, err := o.RedeliverAll(t.Context(), Redelivery{Endpoint: "c", States: []string{"delivered", "dead", "expired", Missing}, Types: []telephony.EventType{"call.incoming"}, DryRun: true}); n != 0 || err != nil {
+		t.Errorf("of a later call with that ID, which it got, %d are missing: %v", n, err)
+	}
+}
+
+// What is delivered again at an endpoint with a rate leaves a live call its place.
+func TestRateLeavesRoomForLiveCalls(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		e := endpoint("crm")
+		e.Rate, e.Concurrency = 2, 16
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}, Logger: slog.New(slog.DiscardHandler)})
+		stop := run(t, o)
+		for i := range 200 {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i/2)))
+		}
+		time.Sleep(2 * time.Minute)
+		if n, err := o.RedeliverAll(t.Context(), Redelivery{Endpoint: "crm"}); n != 200 || err != nil {
+			t.Fatal(n, err)
+		}
+		for range 10 {
+			time.Sleep(5 * time.Second)
+			before := c.count()
+			live := event("call.outgoing", "live")
+			mustAppend(t, o, live)
+			began := time.Now()
+			for came := false; !came; {
+				time.Sleep(100 * time.Millisecond)
+				came = slices.ContainsFunc(c.received()[before:], func(r received) bool { return r.header.Get("webhook-id") == live.ID })
+			}
+			if waited := time.Since(began); waited > 4*time.Second {
+				t.Errorf("a live call waits %s", waited)
+			}
+		}
+		time.Sleep(5 * time.Minute)
+		stop()
+		if got := states(t, o, "crm"); got[delivered] != 210 {
+			t.Errorf("states: %v", got)
+		}
+	})
+}

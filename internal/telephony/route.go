@@ -38,6 +38,11 @@ const routeLife = 24 * time.Hour
 // Live says whether the route still says something about a call that goes on.
 func (r Route) Live(now time.Time) bool { return r.OverAt.IsZero() && now.Sub(r.AskedAt) < routeLife }
 
+// Covers says whether what was told of the call at a time belongs to the call that has asked, not to another with its ID before or after it.
+func (r Route) Covers(at time.Time) bool {
+	return !at.Before(r.AskedAt) && at.Sub(r.AskedAt) < routeLife && (r.OverAt.IsZero() || !at.After(r.OverAt))
+}
+
 // SayBy is until when a decision is told. That nobody wants the call is decided when the time is up; a bridge that was down just then tells it as long
 // again after that, while the caller may still be waiting.
 func (r Route) SayBy() time.Time {
