@@ -30,6 +30,9 @@ const (
 	maxResponse = 64 << 10
 	// maxHead is how long an answer's head may be, in bytes; net/http's own bound would let the answers of one endpoint take all memory.
 	maxHead = 64 << 10
+	// answerEnds is how long the end of an answer to a question is waited for that says all already: a program may work on before it ends what it has sent, and
+	// a person waits on the line.
+	answerEnds = 100 * time.Millisecond
 )
 
 // sender makes attempts at one endpoint, with connections of its own.
@@ -40,6 +43,7 @@ type sender struct {
 	signer   signer
 	limit    *rate.Limiter     // of the endpoint's lane; nil: none
 	stopping atomic.Bool       // nothing new is sent
+	asks     bool              // it asks questions, whose answers matter
 	hide     *strings.Replacer // takes what is secret out of an answer
 }
 
@@ -131,8 +135,8 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 	case err != nil:
 		return outcome{err: s.plain(err)}, nil
 	}
-	// The status has said how it went; the rest is for people, and read so that the connection can be used again.
-	answer := firstBytes(resp)
+	// The status has said how it went; the rest is for people, but for a question, and read so that the connection can be used again.
+	answer := s.firstBytes(resp, cancel)
 	_ = resp.Body.Close()
 	if resp.StatusCode < 100 { // net/http takes any three digits
 		return outcome{err: fmt.Errorf("the answer has the status %03d, which is none", resp.StatusCode)}, nil
@@ -143,14 +147,37 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 	}, nil
 }
 
-// firstBytes reads up to maxResponse of an answer's body.
-func firstBytes(resp *http.Response) []byte {
+// firstBytes reads up to maxResponse of an answer's body; giveUp ends the reading.
+func (s *sender) firstBytes(resp *http.Response, giveUp func()) []byte {
 	if resp.ContentLength == 0 {
 		return nil
 	}
 	var b bytes.Buffer
-	_, _ = b.ReadFrom(io.LimitReader(resp.Body, maxResponse))
+	body := io.LimitReader(resp.Body, maxResponse)
+	if s.asks {
+		body = &answerReader{Reader: body, read: &b, giveUp: giveUp}
+	}
+	_, _ = b.ReadFrom(body)
 	return b.Bytes()
+}
+
+// answerReader reads the answer to a question. Once what was read of it is a whole answer, giveUp is called after answerEnds, unless its end comes before.
+type answerReader struct {
+	io.Reader
+	read     *bytes.Buffer
+	giveUp   func()
+	patience *time.Timer
+}
+
+func (r *answerReader) Read(p []byte) (int, error) {
+	if _, said, _ := readAnswer(r.read.Bytes()); said && r.patience == nil {
+		r.patience = time.AfterFunc(answerEnds, r.giveUp)
+	}
+	n, err := r.Reader.Read(p)
+	if err != nil && r.patience != nil {
+		r.patience.Stop()
+	}
+	return n, err
 }
 
 // hider makes what takes an endpoint's secrets out of an answer: error pages like to repeat the address that was asked for, and in its path and

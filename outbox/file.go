@@ -53,6 +53,14 @@ func Compact(path string) (before, after int64, err error) {
 	return before, after, err
 }
 
+// missingRight adds to an error which right is missing, if one is.
+func missingRight(err error, right string) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: give user %d the right to %s", plain(err), os.Getuid(), right)
+	}
+	return err
+}
+
 // stopFirst adds to ErrInUse what to do: a bridge runs, or another one of these.
 func stopFirst(err error) error {
 	if errors.Is(err, ErrInUse) {
@@ -72,11 +80,13 @@ func compact(path string) (before, after int64, err error) {
 		return 0, 0, err
 	}
 	copied := unused(path + ".compact")
-	err = copyTo(copied, src)
-	if err == nil {
-		err = alike(copied, path)
+	if err := copyTo(copied, src); err != nil {
+		if removed := os.Remove(copied); !errors.Is(removed, fs.ErrNotExist) {
+			err = errors.Join(err, removed)
+		}
+		return 0, 0, missingRight(err, "write in "+filepath.Dir(path))
 	}
-	if err != nil {
+	if err := alike(copied, path); err != nil {
 		return 0, 0, errors.Join(err, os.Remove(copied))
 	}
 	if err := os.Rename(copied, path); err != nil {
@@ -200,11 +210,8 @@ func unused(name string) string {
 // copyFile copies a file to where none is, and syncs the copy. Its folder is made if need be. If it fails, nothing is left of the copy.
 func copyFile(to, from string) error {
 	src, err := os.Open(from)
-	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("read it: %w: give user %d the right to", plain(err), os.Getuid())
-	}
 	if err != nil {
-		return err
+		return missingRight(err, "read "+from)
 	}
 	defer func() { _ = src.Close() }()
 	if info, err := src.Stat(); err == nil && info.IsDir() {
@@ -215,7 +222,7 @@ func copyFile(to, from string) error {
 	}
 	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return err
+		return missingRight(err, "write in "+filepath.Dir(to))
 	}
 	_, err = io.Copy(dst, src)
 	if err = errors.Join(err, dst.Sync(), dst.Close()); err != nil {

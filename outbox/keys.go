@@ -15,6 +15,7 @@ type Claim struct {
 	// Status and Answer are what that request was answered; Status is 0 while it is being carried out, and for ever if the process was ended in the middle of it.
 	Status int
 	Answer []byte
+	At     time.Time // when it was answered, or came
 }
 
 // encodeClaim: time in unix milliseconds (8 bytes), request (32), status (2), answer.
@@ -30,7 +31,7 @@ func decodeClaim(v []byte) (at time.Time, c Claim, err error) {
 		return time.Time{}, Claim{}, errDamaged
 	}
 	at = time.UnixMilli(int64(binary.BigEndian.Uint64(v)))
-	return at, Claim{Request: [32]byte(v[8:40]), Status: int(binary.BigEndian.Uint16(v[40:])), Answer: bytes.Clone(v[42:])}, nil
+	return at, Claim{Request: [32]byte(v[8:40]), Status: int(binary.BigEndian.Uint16(v[40:])), Answer: bytes.Clone(v[42:]), At: at}, nil
 }
 
 // ClaimKey takes an idempotency key for a request, and returns when that is on the disk. If the key is taken already, it gives what is known of it.

@@ -99,6 +99,7 @@ func newLane(e Endpoint, s *store, opts Options, announce func([]telephony.Event
 		claimed: map[uint64]bool{}, stale: true,
 	}
 	l.soon.Stop()
+	l.questions.asks = true
 	if e.Rate > 0 {
 		l.limit = rate.NewLimiter(rate.Limit(e.Rate), 1)
 		l.sender.limit = l.limit

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -65,6 +66,60 @@ func TestQuestionAndClockSetBack(t *testing.T) {
 			t.Errorf("ROUTING_TIMEOUT is 10s, its time was up after %s", router.at[0].Sub(began))
 		}
 	})
+}
+
+// answered notes when an answer came.
+type answered struct {
+	nobody
+	to string
+	at time.Time
+}
+
+func (a *answered) Answer(_ context.Context, _, _, _, to string) error {
+	a.to, a.at = to, time.Now()
+	return nil
+}
+
+// An answer counts once it is whole: a program may send it, and work on before it ends what it sends. One that ends counts at once.
+func TestAnswerThatDoesNotEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		say   func(w http.ResponseWriter)
+		after time.Duration
+	}{
+		"it ends": {func(w http.ResponseWriter) { _, _ = io.WriteString(w, `{"transfer_to":"101"}`) }, 0},
+		"in parts": {func(w http.ResponseWriter) {
+			for _, part := range []string{`{"transfer_to":`, `"101","more":"`, `"}`} {
+				_, _ = io.WriteString(w, part)
+				w.(http.Flusher).Flush()
+				time.Sleep(time.Second)
+			}
+		}, 2*time.Second + answerEnds},
+		"it does not end": {func(w http.ResponseWriter) {
+			_, _ = io.WriteString(w, `{"transfer_to":"101"}`)
+			w.(http.Flusher).Flush()
+			time.Sleep(time.Hour)
+		}, answerEnds},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c2 := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { c.say(w) }}
+			bubble(t, c2, func(t *testing.T) {
+				o := openOutbox(t, Options{DialContext: c2.net.Dial, Endpoints: []Endpoint{answersLater()}})
+				router := &answered{}
+				stop := runWith(t, o, router)
+				began := time.Now()
+				mustAppend(t, o, event("call.transfer_requested", "5"))
+				time.Sleep(time.Minute)
+				stop()
+				if router.to != "101" || router.at.Sub(began) != c.after {
+					t.Errorf("the answer is %q after %s", router.to, router.at.Sub(began))
+				}
+				if got := states(t, o, "crm"); got[delivered] != 1 || c2.count() != 1 {
+					t.Errorf("states: %v, asked %d times", got, c2.count())
+				}
+				time.Sleep(2 * time.Hour)
+			})
+		})
+	}
 }
 
 // A question that a CRM has not taken in time has expired, which the log says once.

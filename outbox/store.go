@@ -153,7 +153,7 @@ func openAlone(path string, mapped int) (*bolt.DB, error) {
 		if _, err := os.Stat(path); err == nil {
 			needs = "read and write it"
 		}
-		return nil, fmt.Errorf("%w: give user %d the right to %s", plain(err), os.Getuid(), needs)
+		return nil, missingRight(err, needs)
 	case err != nil:
 		return nil, plain(err)
 	}

@@ -35,6 +35,8 @@ type conn struct {
 
 	mu      sync.Mutex
 	waiting map[string]chan pz.Response // by request ID
+	// unwritten is what the writer has ended the connection for.
+	unwritten error
 }
 
 // write is one request on its way to the socket.
@@ -68,12 +70,12 @@ func (c *conn) read(receive func([]byte), logger *slog.Logger) error {
 		c.alive()
 		_, r, err := c.ws.NextReader()
 		if err != nil {
-			return readError(err)
+			return c.endError(err)
 		}
 		// SetReadLimit would end the connection at a message that is too long. NextReader skips the rest of it.
 		message.Reset()
 		if _, err := message.ReadFrom(io.LimitReader(r, pz.MaxMessage+1)); err != nil {
-			return readError(err)
+			return c.endError(err)
 		}
 		payload := message.Bytes()
 		if len(payload) > pz.MaxMessage {
@@ -86,6 +88,16 @@ func (c *conn) read(receive func([]byte), logger *slog.Logger) error {
 
 // alive moves the moment at which the peer counts as dead.
 func (c *conn) alive() { _ = c.ws.SetReadDeadline(time.Now().Add(silence)) }
+
+// endError says why the connection ended, by what reading it has failed with: it may be the writer that has ended it.
+func (c *conn) endError(err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.unwritten != nil {
+		return fmt.Errorf("the server takes nothing, so the connection counts as dead: %w", c.unwritten)
+	}
+	return readError(err)
+}
 
 // readError says in plain words why the connection ended; a *websocket.CloseError stays within it.
 func readError(err error) error {
@@ -119,6 +131,9 @@ func (c *conn) write() {
 		if err == nil || errors.Is(err, websocket.ErrCloseSent) {
 			return false
 		}
+		c.mu.Lock()
+		c.unwritten = err
+		c.mu.Unlock()
 		_ = c.ws.Close()
 		return true
 	}

@@ -147,7 +147,11 @@ func sizeOf(e *telephony.Event) int {
 }
 
 func (in *intake) tooOld(e telephony.Event) bool {
-	return in.opts.ReplayMaxAge > 0 && e.Replayed && !e.EndedAt.IsZero() && e.Time.Sub(e.EndedAt) > in.opts.ReplayMaxAge
+	at := e.EndedAt
+	if at.IsZero() { // the exchange does not know, and no call lasts for days
+		at = e.StartedAt
+	}
+	return in.opts.ReplayMaxAge > 0 && e.Replayed && !at.IsZero() && e.Time.Sub(at) > in.opts.ReplayMaxAge
 }
 
 // run appends until finish has been called and the queue is empty.

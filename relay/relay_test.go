@@ -1,10 +1,13 @@
 package relay
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -19,6 +22,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -276,6 +280,24 @@ func TestBadFrames(t *testing.T) {
 		if frame := bad[0]["frame"].(string); frame != "<"+strings.Repeat("ы", 199) {
 			t.Errorf("the line shows %d bytes: %s", len(frame), frame)
 		}
+		// Nor does a server that goes on like that fill the log.
+		for range 2000 {
+			w.server.EmitRaw([]byte("A"))
+		}
+		w.server.EmitRaw(pz.Base64.Pack([]byte(`<Event type="1" callID="7" from="1"/><Junk/>`)))
+		synctest.Wait()
+		if n := len(w.log.lines(t, "could not be read")); n > 10 {
+			t.Errorf("of 2000 frames there are %d lines", n)
+		}
+		time.Sleep(30 * time.Second)
+		w.server.EmitRaw(pz.Base64.Pack([]byte(`<Event type="1" callID="8" from="1"/><Junk/>`)))
+		synctest.Wait()
+		if events := w.sink.appended(); len(events) != 4 {
+			t.Errorf("of what could be read in part there are %d events", len(events)-2)
+		}
+		if part := w.log.lines(t, "a part of a frame"); len(part) != 1 || part[0]["frames"].(float64) < 1990 {
+			t.Errorf("of what could be read in part it says %v", part)
+		}
 		if n := len(w.log.lines(t, "over 1 MiB")); n != 1 {
 			t.Errorf("%d lines about the message that is too long", n)
 		}
@@ -398,6 +420,9 @@ func TestDeadPeer(t *testing.T) {
 		if err := w.session.Connection().LastError; !strings.Contains(err, "silent") {
 			t.Errorf("the reason: %s", err)
 		}
+		if n := len(w.log.lines(t, "not connected")); n != 1 {
+			t.Errorf("the connection was lost %d times", n)
+		}
 	})
 }
 
@@ -517,8 +542,9 @@ func TestFullIntake(t *testing.T) {
 		many     int
 		from, to int // events in memory
 	}{
-		"by number": {"generate transfer 7343 101 1 * 5", intakeSize + 10, intakeSize, intakeSize},
-		"by size":   {"generate transfer " + long + " 101 1 * 5", 100, 35, 42},
+		"by number":   {"generate transfer 7343 101 1 * 5", intakeSize + 10, intakeSize, intakeSize},
+		"by size":     {"generate transfer " + long + " 101 1 * 5", 100, 35, 42},
+		"all at once": {"generate transfer " + strings.Repeat("x", 700_000) + " 101 1 * 5", 20, 5, 6},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
@@ -552,8 +578,23 @@ func TestFullIntake(t *testing.T) {
 				if n := len(w.sink.appended()); n != c.many {
 					t.Errorf("%d events were stored", n)
 				}
+				if in.mu.Lock(); in.events != 0 || in.bytes != 0 {
+					t.Errorf("in the end %d events of %d bytes count as in memory", in.events, in.bytes)
+				}
+				in.mu.Unlock()
 			})
 		})
+	}
+}
+
+// One that is larger than all the room there is goes alone.
+func TestIntakeOfAHugeEvent(t *testing.T) {
+	in := newIntake(Options{Logger: slog.New(slog.DiscardHandler)})
+	huge, small := telephony.Event{Text: strings.Repeat("x", 2*intakeBytes)}, telephony.Event{}
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if sizeOf(&huge) <= intakeBytes || !in.enqueueIfRoom(&huge) || in.enqueueIfRoom(&small) {
+		t.Errorf("%d events of %d bytes", in.events, in.bytes)
 	}
 }
 
@@ -584,12 +625,13 @@ func TestShutdownStoresWhatWasRead(t *testing.T) {
 }
 
 func TestReplayMaxAge(t *testing.T) {
-	for age, want := range map[time.Duration]int{0: 3, 168 * time.Hour: 2} {
+	for age, want := range map[time.Duration]int{0: 4, 168 * time.Hour: 2} {
 		inWorld(t, pztest.Options{}, func(o *Options) { o.ReplayMaxAge = age }, func(t *testing.T, w *world) {
 			synctest.Wait()
 			w.server.Close()
 			now := time.Now().Unix()
 			w.generate(t, fmt.Sprintf("generate history 1 2 %d %d 1 in", now-9*86400-5, now-9*86400))
+			w.generate(t, fmt.Sprintf("generate history 1 2 %d 0 1 in", now-9*86400)) // when it ended is not known
 			w.generate(t, fmt.Sprintf("generate history 1 2 %d %d 1 in", now-86400-5, now-86400))
 			if err := w.server.Generate(pz.Attrs{{Name: "Event", Value: "256"}, {Name: "From", Value: "1"}, {Name: "To", Value: "2"}, {Name: "Result", Value: "1"}}); err != nil {
 				t.Fatal(err)
@@ -601,6 +643,12 @@ func TestReplayMaxAge(t *testing.T) {
 			}
 			if n := len(w.log.lines(t, "ended long ago")); (n == 1) != (want == 2) {
 				t.Errorf("%d lines about what is left out", n)
+			}
+			// What is told as it happens is no replay, whatever the exchange's clock says.
+			w.generate(t, fmt.Sprintf("generate history 1 2 %d %d 1 in", now-9*86400-5, now-9*86400))
+			synctest.Wait()
+			if got := w.sink.appended(); len(got) != want+1 {
+				t.Errorf("REPLAY_MAX_AGE %s: a call that has just ended is left out", age)
 			}
 		})
 	}
@@ -1130,4 +1178,101 @@ func TestAppendedSoonAfterTheSinkIsWell(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// A disk that is well again within the grace of a shutdown still gets what was read, and what is lost otherwise is counted to the last one: also the one that had no room.
+func TestShutdownWhileTheDiskFails(t *testing.T) {
+	const many = intakeSize + 50
+	for name, wellAfter := range map[string]time.Duration{"for a second": time.Second, "for longer": time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			inWorld(t, pztest.Options{}, func(o *Options) { o.DialContext = dialWire(o.DialContext, make(chan struct{})) }, func(t *testing.T, w *world) {
+				synctest.Wait()
+				w.sink.set(errors.New("no space left on device"))
+				for i := range many {
+					w.generate(t, fmt.Sprintf("generate transfer 7343 101 1 * %d", i+1))
+				}
+				synctest.Wait()
+				time.AfterFunc(wellAfter, func() { w.sink.set(nil) })
+				err := w.stop()
+				w.stop = func() error { return nil }
+				stored := len(w.sink.appended())
+				if wellAfter == time.Second {
+					if stored != many || err != nil {
+						t.Errorf("%d of %d events stored, %v", stored, many, err)
+					}
+				} else if stored != 0 || err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%d events", intakeSize+1)) { // the rest was not read
+					t.Errorf("%d events stored, %v", stored, err)
+				}
+				time.Sleep(2 * time.Hour)
+			})
+		})
+	}
+}
+
+// A server that has stopped reading is told apart from one that is silent, and holds up a command no longer than its deadline.
+func TestServerThatTakesNothing(t *testing.T) {
+	near, far := net.Pipe() // what is written waits for the other end to read
+	defer near.Close()
+	defer far.Close()
+	upgraded := make(chan struct{})
+	go func() {
+		defer close(upgraded)
+		r, err := http.ReadRequest(bufio.NewReader(far))
+		if err != nil {
+			return
+		}
+		sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+		_, _ = io.WriteString(far, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "+
+			base64.StdEncoding.EncodeToString(sum[:])+"\r\n\r\n")
+	}()
+	dialer := websocket.Dialer{NetDialContext: func(context.Context, string, string) (net.Conn, error) { return near, nil }}
+	ws, resp, err := dialer.DialContext(t.Context(), "ws://pbx/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = resp.Body.Close()
+	<-upgraded
+	c := newConn(ws, pz.Base64)
+	go c.write()
+	read := make(chan error, 1)
+	go func() { read <- c.read(func([]byte) {}, slog.New(slog.DiscardHandler)) }()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.request(ctx, pz.Request{Method: pz.MethodGetVersion, ID: "1"}); !errors.Is(err, telephony.ErrNotSent) {
+		t.Errorf("a command: %v", err)
+	}
+	if err := <-read; !strings.Contains(err.Error(), "the server takes nothing") {
+		t.Errorf("the reason: %v", err)
+	}
+	c.end()
+	if len(c.waiting) != 0 {
+		t.Errorf("%d requests wait", len(c.waiting))
+	}
+	if _, err := c.request(t.Context(), pz.Request{Method: pz.MethodGetVersion, ID: "2"}); !errors.Is(err, telephony.ErrNotConnected) {
+		t.Errorf("a command after the end: %v", err)
+	}
+}
+
+// An exchange's refusal may be of any length; what is shown of it is not.
+func TestLongRefusal(t *testing.T) {
+	c := &conn{waiting: map[string]chan pz.Response{}}
+	answer := make(chan pz.Response, 1)
+	c.waiting["1"] = answer
+	if !c.answered(pz.Response{RequestID: "1"}) || c.answered(pz.Response{RequestID: "1"}) {
+		t.Error("an answer is not taken once")
+	}
+	err := refusal(pz.Response{Code: "2", Details: strings.Repeat("ы", 700_000)})
+	if n := len([]rune(err.Error())); n > 300 {
+		t.Errorf("it has %d characters", n)
+	}
+}
+
+// What hangs up at a handshake without TLS may want it.
+func TestHintAtTLS(t *testing.T) {
+	for scheme, hint := range map[string]bool{"ws": true, "wss": false} {
+		err := dialError(&url.URL{Scheme: scheme, Host: "pbx:10150"}, fmt.Errorf("read: %w", syscall.ECONNRESET))
+		if strings.Contains(err.Error(), "use wss://") != hint {
+			t.Errorf("%s: %v", scheme, err)
+		}
+	}
 }

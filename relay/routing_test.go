@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"reflect"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -100,6 +101,8 @@ func TestWinnerSaysItAgain(t *testing.T) {
 		{&telephony.RefusedError{Code: "2", Details: "no such extension"}, 1},
 		{telephony.ErrNoAnswer, 1},
 		{telephony.ErrNotSent, 2},
+		{telephony.ErrNotConnected, 2},
+		{telephony.ErrOutboxFull, 2},
 	} {
 		pbx := &answering{err: c.err}
 		ledger := &oneRoute{Route: telephony.Route{CallID: "5", EventID: "e", AskedAt: time.Now(), AnswerBy: time.Now().Add(time.Minute), Asked: []string{"a"}, Outcome: telephony.RouteOpen}}
@@ -201,4 +204,73 @@ func TestTransferIsTriedAgainMeanwhile(t *testing.T) {
 	}
 	r.ends("e", second)
 	<-second
+}
+
+// obeying is an exchange that carries out nothing once its context has ended.
+type obeying struct{ asked int }
+
+func (o *obeying) Do(ctx context.Context, _ telephony.Command) error {
+	o.asked++
+	return ctx.Err()
+}
+
+func (o *obeying) WaitConnected(context.Context) error { return nil }
+
+// What is decided is told to the exchange also if whoever has answered has gone away. The winner's other number tells it nothing new, nor does anything once the
+// call is over, and another who names the winner's number has not won.
+func TestDecidedWhileTheAnswererLeaves(t *testing.T) {
+	pbx := &obeying{}
+	ledger := &oneRoute{Route: telephony.Route{CallID: "5", EventID: "e", AskedAt: time.Now(), AnswerBy: time.Now().Add(time.Minute), Asked: []string{"a", "b"}, Outcome: telephony.RouteOpen}}
+	r, err := NewRouter(RouterOptions{Exchange: pbx, Ledger: ledger, Timeout: time.Second, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := r.Answer(ctx, "5", "", "a", "101"); err != nil || ledger.Transfer != telephony.TransferDone {
+		t.Errorf("the answer: %v, the Transfer is %s", err, ledger.Transfer)
+	}
+	var decided *telephony.DecidedError
+	if err := r.Answer(t.Context(), "5", "", "b", "101"); !errors.As(err, &decided) || decided.Winner != "a" {
+		t.Errorf("another with that number: %v", err)
+	}
+	ledger.Transfer = telephony.TransferNotSent
+	if err := r.Answer(t.Context(), "5", "", "a", "102"); !errors.As(err, &decided) {
+		t.Errorf("the winner's other number: %v", err)
+	}
+	ledger.OverAt, ledger.Transfer = time.Now(), telephony.TransferNotSent
+	_ = r.Answer(t.Context(), "5", "", "a", "101")
+	if pbx.asked != 1 {
+		t.Errorf("%d commands", pbx.asked)
+	}
+}
+
+// That the time is up counts whatever the clock says, and closes no question before; what comes of an older question changes nothing in a newer one.
+func TestSettleWhatIsOpen(t *testing.T) {
+	route := func(by time.Duration, asked ...string) *oneRoute {
+		return &oneRoute{Route: telephony.Route{CallID: "5", EventID: "new", AskedAt: time.Now(), AnswerBy: time.Now().Add(by), Asked: asked, Outcome: telephony.RouteOpen}}
+	}
+	for name, c := range map[string]struct {
+		ledger *oneRoute
+		do     func(*Router)
+		want   telephony.RouteOutcome
+	}{
+		"the time is up, by another clock": {route(time.Hour, "a"), func(r *Router) { r.Settle(t.Context(), "5", "new", true) }, telephony.RouteClosed},
+		"it is not up":                     {route(time.Hour, "a"), func(r *Router) { r.Settle(t.Context(), "5", "new", false) }, telephony.RouteOpen},
+		"that of the question before is":   {route(time.Hour, "a"), func(r *Router) { r.Settle(t.Context(), "5", "old", true) }, telephony.RouteOpen},
+		"nobody else is asked":             {route(time.Hour, "a"), func(r *Router) { r.Out(t.Context(), "5", "new", "a", "HTTP 410") }, telephony.RouteClosed},
+		"of the question before":           {route(time.Hour, "a"), func(r *Router) { r.Out(t.Context(), "5", "old", "a", "HTTP 410") }, telephony.RouteOpen},
+	} {
+		r, err := NewRouter(RouterOptions{Exchange: &answering{}, Ledger: c.ledger, DeclineOnSilence: true, Timeout: time.Second, Logger: slog.New(slog.DiscardHandler)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.do(r)
+		if c.ledger.Outcome != c.want {
+			t.Errorf("%s: the question is %s", name, c.ledger.Outcome)
+		}
+		if len(c.ledger.Replies) > 0 && strings.Contains(name, "before") {
+			t.Errorf("%s: replies %v", name, c.ledger.Replies)
+		}
+	}
 }

@@ -6,12 +6,15 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -52,6 +55,11 @@ type Session struct {
 	enabled  bool
 	switched chan struct{}
 	dialNow  chan struct{} // somebody does not want to wait for the next dial
+
+	// The reader of the socket alone touches these.
+	unread      int       // frames that could not be read since the last line about them
+	unreadLines int       // lines about them
+	unreadSince time.Time // since when they are counted
 
 	ended chan struct{} // closed when Run has ended
 }
@@ -266,13 +274,13 @@ func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
 	case errors.Is(err, websocket.ErrBadHandshake):
 		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
 	case err != nil:
-		return nil, dialError(s.opts.URL.Host, s.opts.Identity.HideIn(err))
+		return nil, dialError(s.opts.URL, s.opts.Identity.HideIn(err))
 	}
 	return ws, nil
 }
 
 // dialError says what to do about a connection that did not come to be, where that can be told.
-func dialError(host string, err error) error {
+func dialError(u *url.URL, err error) error {
 	var untrusted *tls.CertificateVerificationError
 	var refused *net.OpError
 	switch {
@@ -283,10 +291,12 @@ func dialError(host string, err error) error {
 		return fmt.Errorf("%w: check that PZ_URL is a Prostie Zvonki server", err)
 	case strings.Contains(err.Error(), "protocol version"), strings.Contains(err.Error(), "handshake failure"):
 		return fmt.Errorf("%w: an old connector needs PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY=true", err)
+	case u.Scheme == "ws" && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)):
+		return fmt.Errorf("dial %s: %w: if the server speaks TLS, use wss:// in PZ_URL", u.Host, err)
 	case errors.As(err, &refused): // it names the host
 		return err
 	}
-	return fmt.Errorf("dial %s: %w", host, err)
+	return fmt.Errorf("dial %s: %w", u.Host, err)
 }
 
 // identify asks the server for its version. A server with a wrong password accepts the handshake and closes right after, so the
@@ -381,8 +391,7 @@ func (s *Session) receive(c *conn, payload []byte) {
 		if doc != nil {
 			payload = doc
 		}
-		const shown = 200 // characters
-		s.opts.Logger.Warn("a frame could not be read and is left out", "err", err.Error(), "frame", firstRunes(string(payload), shown))
+		s.tellUnread(err, payload, len(events)+len(responses) > 0)
 	}
 	for _, r := range responses {
 		if !c.answered(r) {
@@ -393,6 +402,29 @@ func (s *Session) receive(c *conn, payload []byte) {
 		s.intake.put(e)
 	}
 }
+
+// tellUnread says that a frame, or a part of it, could not be read. A server that sends one after the other does not fill the log.
+func (s *Session) tellUnread(err error, payload []byte, inPart bool) {
+	const period, most = 30 * time.Second, 10
+	s.unread++
+	if now := time.Now(); now.Sub(s.unreadSince) >= period {
+		s.unreadSince, s.unreadLines = now, 0
+	}
+	if s.unreadLines == most {
+		return
+	}
+	s.unreadLines++
+	args := []any{"err", firstRunes(err.Error(), shown), "frame", firstRunes(string(payload), shown), "frames", s.unread}
+	s.unread = 0
+	if inPart {
+		s.opts.Logger.Warn("a part of a frame could not be read and is left out", args...)
+		return
+	}
+	s.opts.Logger.Warn("a frame could not be read and is left out", args...)
+}
+
+// shown is how many characters of what the server sends are shown to people.
+const shown = 200
 
 func firstRunes(s string, n int) string {
 	for i := range s {
@@ -441,9 +473,14 @@ func (s *Session) do(ctx context.Context, cmd telephony.Command) error {
 		return err
 	}
 	if resp.Code != pz.CodeDone {
-		return &telephony.RefusedError{Code: resp.Code, Details: resp.Details}
+		return refusal(resp)
 	}
 	return nil
+}
+
+// refusal is the exchange's "no". It may be of any length, and goes to the log and to whoever has commanded.
+func refusal(resp pz.Response) error {
+	return &telephony.RefusedError{Code: firstRunes(resp.Code, shown), Details: firstRunes(resp.Details, shown)}
 }
 
 func wireRequest(cmd telephony.Command) pz.Request {

@@ -171,7 +171,20 @@ func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 		badFields(err).write(w)
 		return
 	}
-	n, err := a.opts.Deliveries.RedeliverAll(r.Context(), what)
+	// It is done also if nobody waits for the answer, or half of it would be.
+	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	defer cancel()
+	go func() {
+		select {
+		case <-a.draining:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	n, err := a.opts.Deliveries.RedeliverAll(ctx, what)
+	if !what.DryRun && (n > 0 || err == nil) {
+		a.opts.Logger.Info("deliveries are made again", "endpoint", what.Endpoint, "deliveries", n)
+	}
 	if err != nil {
 		p := deliveryProblem(err)
 		if p.Field == "state" {
@@ -182,9 +195,6 @@ func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 		}
 		p.write(w)
 		return
-	}
-	if !what.DryRun {
-		a.opts.Logger.Info("deliveries are made again", "endpoint", what.Endpoint, "deliveries", n)
 	}
 	writeJSON(w, http.StatusOK, struct {
 		Deliveries int  `json:"deliveries"`

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -129,6 +130,16 @@ func TestWaitForEvents(t *testing.T) {
 			t.Errorf("one happens: %v after %s", calls, took)
 		}
 		adding.Wait()
+		cursor = "now"
+		adding.Go(func() {
+			time.Sleep(time.Second)
+			add(t, b, "sms.sent", "0")
+			add(t, b, "call.incoming", "2")
+		})
+		if calls, took := wait(); !slices.Equal(calls, []string{"2"}) || took != time.Second {
+			t.Errorf("the next one: %v after %s", calls, took)
+		}
+		adding.Wait()
 		time.AfterFunc(time.Second, a.Drain)
 		if calls, took := wait(); len(calls) != 0 || took != time.Second {
 			t.Errorf("drained: %v after %s", calls, took)
@@ -164,7 +175,7 @@ func TestCall(t *testing.T) {
 		len(whole.Routing.Asked) != 2 || whole.Routing.Winner != "crm" || whole.Routing.Transfer.State != "done" || whole.Routing.OverAt.IsZero() {
 		t.Errorf("the operator sees %+v, %+v", whole, whole.Routing)
 	}
-	if len(mine.Events) != 3 || len(mine.Events[0].Deliveries) != 1 || len(mine.Routing.Replies) != 1 || mine.Routing.Replies[0].TransferTo != "101" {
+	if len(mine.Events) != 3 || len(mine.Events[0].Deliveries) != 1 || len(mine.Routing.Replies) != 1 || len(mine.Routing.Asked) != 1 || mine.Routing.Replies[0].TransferTo != "101" {
 		t.Errorf("the CRM sees %+v, %+v", mine, mine.Routing)
 	}
 	add(t, b, "sms.sent", "6")
@@ -331,6 +342,17 @@ func TestTransferAnswers(t *testing.T) {
 	if w := post(a, "/v1/transfers", crmToken, `{"call_id":"5","to":"1"}`); w.Code != 503 || len(e.got) != 0 {
 		t.Errorf("without a connection: %d, %v", w.Code, e.got)
 	}
+	if w := post(a, "/v1/transfers", crmToken, `{"call_id":"5","to":""}`); w.Code != 200 || len(e.got) != 1 {
+		t.Errorf("a decline without a connection: %d, %v", w.Code, e.got)
+	}
+	e.err = telephony.ErrCallOver
+	if w := post(a, "/v1/transfers", crmToken, `{"call_id":"5","to":""}`); w.Code != 410 {
+		t.Errorf("of a call that is over: %d", w.Code)
+	}
+	e.err = telephony.ErrOutboxFull
+	if w := post(a, "/v1/calls", crmToken, `{"from":"1","to":"2"}`); w.Code != 503 {
+		t.Errorf("with a full outbox: %d", w.Code)
+	}
 }
 
 func TestSwitchConnection(t *testing.T) {
@@ -379,4 +401,75 @@ func TestSendTest(t *testing.T) {
 	if w := send(a, "POST", "/v1/endpoints/nobody/test", operatorToken, ""); w.Code != 404 {
 		t.Errorf("of no endpoint: %d", w.Code)
 	}
+}
+
+// A key that a CRM makes of the call answers no question but the one with which it came.
+func TestKeyOfACallThatAsksAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &exchange{connection: telephony.Connection{State: telephony.Connected}}
+		b := newBox(t)
+		a := newAPI(t, e, b, &bytes.Buffer{})
+		answers := func(to string, times int) {
+			t.Helper()
+			w := send(a, "POST", "/v1/transfers", crmToken, `{"call_id":"5","to":"`+to+`"}`, "Idempotency-Key", "5")
+			if w.Code != 200 || len(e.got) != times {
+				t.Errorf("%d, the router was told %d times, want %d", w.Code, len(e.got), times)
+			}
+		}
+		add(t, b, "call.transfer_requested", "5")
+		answers("", 1)
+		answers("", 1)
+		if err := b.ChangeRoute("5", func(r *telephony.Route) { r.Outcome = telephony.RouteClosed }); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		answers("", 1)
+		add(t, b, "call.transfer_requested", "5")
+		time.Sleep(time.Second)
+		answers("", 2)
+		answers("", 2)
+	})
+}
+
+// Whoever asks with a key, or for many deliveries, may go away: what was begun is done.
+func TestWhoAskedGoesAway(t *testing.T) {
+	e := &exchange{connection: telephony.Connection{State: telephony.Connected}}
+	b := newBox(t)
+	for i := range 600 {
+		add(t, b, "call.completed", strconv.Itoa(i))
+	}
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	log := &bytes.Buffer{}
+	a := newAPI(t, e, b, log)
+	r := httptest.NewRequest("POST", "/v1/redeliver", strings.NewReader(`{"endpoint":"crm","states":["missing"]}`)).WithContext(gone)
+	r.Header.Set("Authorization", "Bearer "+operatorToken)
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	serve(a, w, r)
+	if w.Code != 200 || !strings.Contains(log.String(), "deliveries are made again") {
+		t.Errorf("redelivering: %d %s %s", w.Code, w.Body, log)
+	}
+	ends := &endingExchange{}
+	a.opts.Exchange = ends
+	r = httptest.NewRequest("POST", "/v1/calls", strings.NewReader(`{"from":"1","to":"2"}`)).WithContext(gone)
+	r.Header.Set("Authorization", "Bearer "+crmToken)
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Idempotency-Key", "k")
+	w = httptest.NewRecorder()
+	serve(a, w, r)
+	if w.Code != 200 || ends.err != nil {
+		t.Errorf("with a key: %d %s, %v", w.Code, w.Body, ends.err)
+	}
+}
+
+// endingExchange notes whether a command's context had ended.
+type endingExchange struct {
+	exchange
+	err error
+}
+
+func (e *endingExchange) Do(ctx context.Context, _ telephony.Command) error {
+	e.err = ctx.Err()
+	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"sync"
+	"time"
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
@@ -48,6 +49,7 @@ func (a *API) once(r *http.Request, key string, cmd telephony.Command, carryOut 
 		return answer{problem: &problem{
 			Status: http.StatusUnprocessableEntity, Detail: "This Idempotency-Key has come with another request before: use a new one for each command.",
 		}}
+	case a.askedSince(cmd, taken.At): // that was an answer to another question
 	case taken.Status == 0:
 		return answer{problem: &problem{
 			Status: http.StatusGatewayTimeout, Detail: "How this command ended is not known, since the bridge was stopped or its disk failed meanwhile: it may have been carried out.",
@@ -66,6 +68,15 @@ func (a *API) once(r *http.Request, key string, cmd telephony.Command, carryOut 
 		a.opts.Logger.Error("what became of an Idempotency-Key cannot be stored", "err", err.Error())
 	}
 	return done
+}
+
+// askedSince says whether the call that a command transfers has asked anew where to go since a time.
+func (a *API) askedSince(cmd telephony.Command, at time.Time) bool {
+	if cmd.Kind != telephony.CommandTransfer {
+		return false
+	}
+	_, route, err := a.opts.Events.Call(cmd.CallID)
+	return err == nil && route != nil && route.AskedAt.After(at)
 }
 
 // busy holds the keys whose commands are being carried out.

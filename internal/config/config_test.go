@@ -276,6 +276,23 @@ func TestDescribeHidesSecrets(t *testing.T) {
 }
 
 // .env.example has every variable with its default and a line that explains it, and nothing else; as it stands it is a configuration that works.
+func TestBounds(t *testing.T) {
+	for setting, says := range map[string]string{
+		"ENDPOINT_0_URL=http://crm:99999/": "ENDPOINT_0_URL: has the port 99999",
+		"ENDPOINT_0_URL=http://crm:0/":     "ENDPOINT_0_URL: has the port 0",
+		"ORDER_HOLD=2562047h":              "ORDER_HOLD: must be at most 87600h0m0s, ten years",
+		"RETRY_SCHEDULE=1s,2562047h":       "RETRY_SCHEDULE: must be at most",
+		"OUTBOX_RETENTION=1000000h":        "OUTBOX_RETENTION: must be at most",
+	} {
+		if _, err := Load(minimal(setting)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", setting, err)
+		}
+	}
+	if _, err := Load(minimal("OUTBOX_RETENTION=87600h", "ENDPOINT_0_URL=http://crm:65535/")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestEnvExample(t *testing.T) {
 	content, err := os.ReadFile("../../.env.example")
 	if err != nil {

@@ -159,9 +159,14 @@ func duration(variable, s string, least time.Duration, p *problems) time.Duratio
 		p.add(variable, "must not be negative; it is %s", s)
 	case d < least:
 		p.add(variable, "must be at least %s; it is %s", least, s)
+	case d > longest:
+		p.add(variable, "must be at most %s, ten years; it is %s", longest, s)
 	}
 	return d
 }
+
+// longest is how long any time may be: sums of some of them are computed with.
+const longest = 87600 * time.Hour
 
 // durationUpTo is duration with an upper bound.
 func durationUpTo(variable, s string, least, most time.Duration, p *problems) time.Duration {
@@ -238,6 +243,8 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	case t.URL == "":
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
 		p.add(prefix+"URL", "must be an address that begins with https:// or http://")
+	case u.Port() != "" && !isPort(u.Port(), 1):
+		p.add(prefix+"URL", "has the port %s: a port is a number from 1 to 65535", u.Port())
 	}
 	if t.URL != "" || t.Secret != "" {
 		e.Secrets = parseSecrets(prefix+"SECRET", t.Secret, p)

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -211,7 +212,11 @@ func (d *Dashboard) sendTest(w http.ResponseWriter, r *http.Request) {
 
 // switchConnection hangs up, or connects again.
 func (d *Dashboard) switchConnection(w http.ResponseWriter, r *http.Request) {
-	enabled := r.PostFormValue("enabled") == "true"
+	enabled, err := strconv.ParseBool(r.PostFormValue("enabled"))
+	if err != nil {
+		d.failed(w, r, errors.New("the form does not say whether to switch the connection on or off"))
+		return
+	}
 	if err := d.opts.Outbox.Connect(enabled); err != nil {
 		d.failed(w, r, err)
 		return

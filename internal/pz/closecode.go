@@ -23,6 +23,7 @@ var closeCodes = map[int]struct {
 }{
 	1000:                  {"the server ended the connection", true},
 	1001:                  {"the server is going away", true},
+	1005:                  {"the server ended the connection without saying why", true},
 	1006:                  {"the connection broke off", true},
 	1011:                  {"the server met an error of its own", true},
 	1012:                  {"the server is restarting", true},
