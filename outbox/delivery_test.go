@@ -145,6 +145,9 @@ func TestOrder(t *testing.T) {
 				t.Errorf("%s: asked for again and held until then, it is %+v", c.name, got)
 			}
 		}
+		if got := (delivery{due: asking}).after(*c.before, hold); got.due != asking {
+			t.Errorf("%s: a question that is being asked, it is %+v", c.name, got)
+		}
 		if got := tried.after(*c.before, hold); got != tried {
 			t.Errorf("%s: tried before, it is %+v", c.name, got)
 		}

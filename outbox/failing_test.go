@@ -53,6 +53,7 @@ func TestHealth(t *testing.T) {
 		{"429 with a time", after(well, false, outcome{status: 429, retryAfter: time.Minute}), statePaused, 0, time.Minute},
 		{"the longer pause counts", after(well, false, outcome{status: 429, retryAfter: time.Minute}, outcome{status: 429, retryAfter: time.Second}), statePaused, 0, time.Minute},
 		{"a success does not end a pause", after(well, false, outcome{status: 429, retryAfter: time.Minute}, taken), statePaused, 0, time.Minute},
+		{"429 without a time, again and again", after(well, false, slices.Repeat([]outcome{{status: 429}}, 20)...), stateFailing, 0, 5 * time.Second},
 		{"no 429 with a time counts", after(well, false, slices.Repeat([]outcome{{status: 429, retryAfter: time.Second}}, 100)...), statePaused, 0, time.Second},
 		{"503 with a time is none", after(well, false, outcome{status: 503, retryAfter: time.Minute}), stateOK, 16, 0},
 	} {
@@ -429,6 +430,18 @@ func TestAbandoned(t *testing.T) {
 			t.Errorf("%d were counted as given up", gone.n.Load())
 		}
 	})
+}
+
+// An endpoint that only asks to wait is not abandoned.
+func TestPausedIsNotAbandoned(t *testing.T) {
+	o := openOutbox(t, Options{})
+	now := time.Now()
+	for want, h := range map[int]health{0: {pausedUntil: now.Add(time.Hour)}, 1: {failing: true, since: now, probeAt: now.Add(time.Hour)}} {
+		o.lanes[0].health = h
+		if got := o.abandoned(); len(got) != want {
+			t.Errorf("%+v: abandoned are %v", h, got)
+		}
+	}
 }
 
 // A Retry-After that is a date, by a clock that goes wrong, pauses an endpoint no longer than one in seconds.

@@ -197,6 +197,9 @@ func TestBackup(t *testing.T) {
 		var copied bytes.Buffer
 		var announced int64
 		err := o.Backup(func(size int64) io.Writer {
+			if left, _ := filepath.Glob(filepath.Join(filepath.Dir(o.opts.Path), "*")); len(left) != 1 { // an end in the middle must leave nothing
+				t.Errorf("in the folder there are %v", left)
+			}
 			announced = size
 			mustAppend(t, o, event("call.completed", "later"))
 			return &copied

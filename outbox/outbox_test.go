@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -801,6 +802,34 @@ func TestNoSecretAtTheCut(t *testing.T) {
 		_, attempts, err := o.Delivery(ev.ID + ".crm")
 		if err != nil || len(attempts) != 1 || attempts[0].Response == "" || strings.Contains(attempts[0].Response, "abcdefghij") {
 			t.Errorf("kept: %v, %v", attempts, err)
+		}
+	})
+}
+
+// Each redial is signed anew: a CRM refuses what was signed too long ago.
+func TestRedialIsSignedAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var stamps []string
+		e := endpoint("crm")
+		e.URL, e.Timeout = "http://crm.example", time.Hour
+		s := newSender(e, 1, Options{DialContext: func(context.Context, string, string) (net.Conn, error) {
+			near, far := net.Pipe()
+			go func() {
+				defer far.Close()
+				r, err := http.ReadRequest(bufio.NewReader(far))
+				if err != nil {
+					return
+				}
+				stamps = append(stamps, r.Header.Get("webhook-timestamp")+r.Header.Get("webhook-signature"))
+				time.Sleep(10 * time.Second) // then it breaks off
+			}()
+			return near, nil
+		}})
+		if o, err := s.attempt(t.Context(), job{eventID: uuid.NewString(), stored: stored{body: []byte("{}")}}); err != nil || o.err == nil {
+			t.Errorf("%v, %v", o, err)
+		}
+		if slices.Sort(stamps); len(stamps) != 3 || len(slices.Compact(stamps)) != 3 {
+			t.Errorf("signed as %v", stamps)
 		}
 	})
 }

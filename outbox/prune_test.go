@@ -243,3 +243,25 @@ func TestGivenUpHoldsNothing(t *testing.T) {
 		t.Errorf("%d are due", n)
 	}
 }
+
+// A call that says nothing for hours is over, and keeps no event from going early.
+func TestCallGoesOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := openOutbox(t, Options{})
+		mustAppend(t, o, event("call.incoming", "5"))
+		p := pruning{store: o.store}
+		for _, want := range []bool{true, true, false} {
+			err := o.store.view(func(tx *txn) error {
+				e, _, err := decodeEventHead(tx.events.Get(number(1)))
+				if got := p.goesOn(tx, 1, e); got != want {
+					t.Errorf("after %s it goes on: %v", time.Since(e.at), got)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			time.Sleep(2*time.Hour + time.Minute)
+		}
+	})
+}

@@ -185,6 +185,9 @@ func TestRedeliverAll(t *testing.T) {
 				t.Errorf("%+v: %d, %v; want %d", c.r, n, err, c.want)
 			}
 		}
+		if some, next, err := o.store.matching(Redelivery{Endpoint: "crm"}, 0, 3); len(some) != 3 || next != 4 || err != nil {
+			t.Errorf("up to the third event there are %v, then %d: %v", some, next, err)
+		}
 		if _, err := o.RedeliverAll(t.Context(), Redelivery{Endpoint: "nobody"}); !errors.Is(err, ErrNoEndpoint) {
 			t.Error(err)
 		}

@@ -831,6 +831,9 @@ func TestEnable(t *testing.T) {
 		if c := w.session.Connection(); c.State != telephony.Disabled || w.server.Connected() != 0 {
 			t.Errorf("off from the start: %+v", c)
 		}
+		if news := w.sink.operational(); len(news) != 0 {
+			t.Errorf("it tells of %v", news)
+		}
 	})
 	// While the server is away it is not dialled either, and switching on dials at once.
 	inWorld(t, pztest.Options{Refuse: 4008}, nil, func(t *testing.T, w *world) {
@@ -1275,4 +1278,34 @@ func TestHintAtTLS(t *testing.T) {
 			t.Errorf("%s: %v", scheme, err)
 		}
 	}
+}
+
+// A server that is dead when the session ends holds up its end no longer than the grace; and nobody waits for a connection after that.
+func TestStopAtADeadServer(t *testing.T) {
+	cut := make(chan struct{})
+	inWorld(t, pztest.Options{}, func(o *Options) { o.DialContext = dialWire(o.DialContext, cut) }, func(t *testing.T, w *world) {
+		synctest.Wait()
+		close(cut)
+		began := time.Now()
+		if err := w.stop(); err != nil || time.Since(began) > w.opts.Grace {
+			t.Errorf("it ends after %s: %v", time.Since(began), err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if err := w.session.WaitConnected(ctx); !errors.Is(err, telephony.ErrNotConnected) {
+			t.Errorf("waiting for a connection: %v", err)
+		}
+	})
+}
+
+// Why the connection was closed last is told also when there is one again.
+func TestLastCloseIsKept(t *testing.T) {
+	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+		time.Sleep(time.Minute)
+		w.server.Disconnect(1012)
+		time.Sleep(time.Minute)
+		if c := w.session.Connection(); c.State != telephony.Connected || c.CloseCode != 1012 || c.CloseMeaning == "" || c.LastError != "" {
+			t.Errorf("%+v", c)
+		}
+	})
 }

@@ -92,7 +92,7 @@ func TestReadEvents(t *testing.T) {
 	if calls, cursor := read(t, get(a, "/v1/events?types=call.completed,sms.sent", operatorToken)); !slices.Equal(calls, []string{"1", "2", "4", "5"}) || cursor != "7" {
 		t.Errorf("by type: %v, %s", calls, cursor)
 	}
-	for _, query := range []string{"after=x", "after=-1", "limit=0", "limit=501", "wait=1h", "wait=soon", "types=call.lost", "since=1"} {
+	for _, query := range []string{"after=x", "after=-1", "limit=0", "limit=501", "wait=1h", "wait=-1s", "wait=soon", "types=call.lost", "since=1"} {
 		if w := get(a, "/v1/events?"+query, crmToken); w.Code != 400 || asProblem(t, w).Field != strings.Split(query, "=")[0] {
 			t.Errorf("%s: %d %s", query, w.Code, w.Body)
 		}

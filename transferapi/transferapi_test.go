@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -248,6 +249,9 @@ func TestWhoMayCall(t *testing.T) {
 		if w.Code >= 400 && c.want != 503 {
 			asProblem(t, w)
 		}
+		if w.Header().Get("Cache-Control") != "no-store" {
+			t.Errorf("%s may be cached: %v", c.name, w.Header())
+		}
 		if c.want == 405 && w.Header().Get("Allow") != "POST" || c.want == 401 && w.Header().Get("WWW-Authenticate") == "" {
 			t.Errorf("%s: headers %v", c.name, w.Header())
 		}
@@ -477,5 +481,33 @@ func TestTwoBearersOfOneToken(t *testing.T) {
 	})
 	if err == nil || !strings.Contains(err.Error(), "same token") || strings.Contains(err.Error(), crmToken) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// asks notes what it is asked to deliver again.
+type asks struct {
+	*box
+	got outbox.Redelivery
+}
+
+func (a *asks) RedeliverAll(_ context.Context, r outbox.Redelivery) (int, error) {
+	a.got = r
+	return 7, nil
+}
+
+// What is asked for is what is done: nothing of the choice is lost on the way.
+func TestRedeliverChooses(t *testing.T) {
+	o := &asks{box: newBox(t)}
+	a := newAPI(t, &exchange{}, o.box, &bytes.Buffer{})
+	a.opts.Deliveries = o
+	var counted struct{ Deliveries int }
+	status := request(t, a, "POST", "/v1/redeliver", operatorToken, `{"endpoint":"crm","since":"2026-11-23T06:25:53Z","until":"2026-11-24T06:25:53Z",
+		"states":["dead","missing"],"types":["call.completed"],"dry_run":true}`, &counted)
+	want := outbox.Redelivery{
+		Endpoint: "crm", Since: time.Date(2026, 11, 23, 6, 25, 53, 0, time.UTC), Until: time.Date(2026, 11, 24, 6, 25, 53, 0, time.UTC),
+		States: []string{"dead", "missing"}, Types: []telephony.EventType{telephony.EventCompleted}, DryRun: true,
+	}
+	if status != 200 || counted.Deliveries != 7 || !reflect.DeepEqual(o.got, want) {
+		t.Errorf("%d, %d deliveries, asked for %+v", status, counted.Deliveries, o.got)
 	}
 }

@@ -16,6 +16,9 @@ func TestIdentityBothWays(t *testing.T) {
 		Password: "пароль+/=&", ClientType: "my CRM", GUID: "a&b=c", PhoneNumber: "101",
 		EventsMask: 65535, BroadcastGroup: "g", Protocol: 2,
 	}
+	if strings.Contains(id.Query(), "+") {
+		t.Errorf("a server that decodes percent signs only cannot read %s", id.Query())
+	}
 	query, err := url.ParseQuery(id.Query())
 	if err != nil {
 		t.Fatal(err)
