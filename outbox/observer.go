@@ -56,7 +56,7 @@ func (o *Outbox) InUse() (n int64) {
 }
 
 // OldestPending is when the oldest event was read that waits for an endpoint; zero if none does. A question that is being asked does not count, nor what waits
-// behind it. Of those that are retried at a later time only the next few thousand are looked at.
+// behind it, nor what is delivered again, which has not waited since it was read. Of those that are retried at a later time only the next few thousand are looked at.
 func (o *Outbox) OldestPending(endpoint string) (at time.Time, err error) {
 	err = o.store.view(func(tx *txn) error {
 		q := tx.queue(endpoint)
@@ -64,20 +64,20 @@ func (o *Outbox) OldestPending(endpoint string) (at time.Time, err error) {
 			return nil
 		}
 		oldest := uint64(0)
-		note := func(k []byte) {
-			if _, n := readDueKey(k); oldest == 0 || n < oldest {
-				oldest = n
-			}
-		}
 		c := q.due.Cursor()
 		k, _ := c.First()
-		if due, _ := readDueKey(k); k != nil && due == 0 { // those that have not been tried are in the order of the events
-			note(k)
-			k, _ = c.Seek(dueKey(1, 0))
-		}
 		for seen := 0; k != nil && seen < readAtOnce; seen++ {
-			note(k)
-			k, _ = c.Next()
+			due, n := readDueKey(k)
+			d, _ := q.get(n)
+			counts := d != nil && d.redelivered == 0
+			if counts && (oldest == 0 || n < oldest) {
+				oldest = n
+			}
+			if counts && due == 0 { // those that have not been tried are in the order of the events
+				k, _ = c.Seek(dueKey(1, 0))
+			} else {
+				k, _ = c.Next()
+			}
 		}
 		if e, _, err := decodeEventHead(tx.events.Get(number(oldest))); err == nil {
 			at = e.at

@@ -462,3 +462,40 @@ func TestRateLeavesRoomForLiveCalls(t *testing.T) {
 		}
 	})
 }
+
+// What waits longest is told by when it was read, also while it waits for its next try. What is delivered again has not waited.
+func TestOldestPending(t *testing.T) {
+	o := openOutbox(t, Options{})
+	var events []telephony.Event
+	for i := range 3 {
+		e := event("call.completed", fmt.Sprint(i))
+		e.Time = time.Now().Add(time.Duration(i-3) * time.Hour).UTC().Truncate(time.Millisecond)
+		events = append(events, e)
+	}
+	mustAppend(t, o, events...)
+	becomes := func(n uint64, d delivery) {
+		t.Helper()
+		if err := o.store.record("crm", []result{{job: job{number: n}, now: d}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	oldest := func(when string, want time.Time) {
+		t.Helper()
+		if at, err := o.OldestPending("crm"); err != nil || !at.Equal(want) {
+			t.Errorf("%s: %s, %v; want %s", when, at, err, want)
+		}
+	}
+	oldest("at first", events[0].Time)
+	becomes(1, delivery{}.ended(delivered, time.Now()))
+	oldest("the first is delivered", events[1].Time)
+	if _, err := o.Redeliver(events[0].ID + ".crm"); err != nil {
+		t.Fatal(err)
+	}
+	oldest("it is delivered again", events[1].Time)
+	becomes(2, delivery{}.tried(outcome{status: 500}, []time.Duration{time.Hour}, time.Now(), 0.5))
+	oldest("the second has failed", events[1].Time)
+	becomes(2, delivery{}.ended(dead, time.Now()))
+	oldest("the second is dead", events[2].Time)
+	becomes(3, delivery{}.ended(delivered, time.Now()))
+	oldest("only what is delivered again is left", time.Time{})
+}

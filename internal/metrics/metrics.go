@@ -165,7 +165,7 @@ type watcher struct {
 var (
 	descConnected = prometheus.NewDesc("pzbridge_connected", "1 while there is a connection to the server.", nil, nil)
 	descPending   = prometheus.NewDesc("pzbridge_outbox_pending", "Deliveries that wait.", []string{"endpoint"}, nil)
-	descOldest    = prometheus.NewDesc("pzbridge_outbox_oldest_pending_seconds", "How long the oldest delivery that waits has waited; 0 if none does.", []string{"endpoint"}, nil)
+	descOldest    = prometheus.NewDesc("pzbridge_outbox_oldest_pending_seconds", "How long the oldest delivery that waits has waited, but for those that are made again; 0 if none does.", []string{"endpoint"}, nil)
 	descBytes     = prometheus.NewDesc("pzbridge_outbox_bytes", "How much of the outbox's file is in use.", nil, nil)
 	descFailing   = prometheus.NewDesc("pzbridge_endpoint_failing", "1 while an endpoint is only probed, since many attempts in a row have failed.", []string{"endpoint"}, nil)
 )
