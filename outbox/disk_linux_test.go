@@ -168,16 +168,42 @@ func TestOwnerIsKept(t *testing.T) {
 	}
 }
 
+// Its owner can compact a file also if its group is another's.
+func TestForeignGroup(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can give a file away")
+	}
+	mine, other := filepath.Join(t.TempDir(), "mine"), filepath.Join(t.TempDir(), "other")
+	for _, path := range []string{mine, other} {
+		folder := filepath.Dir(path)
+		if err := errors.Join(os.WriteFile(path, nil, 0o600), os.Chmod(folder, 0o755), os.Chmod(filepath.Dir(folder), 0o755)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	for want, user := range map[string]int{"": 1234, "it belongs to user 4321, and only they or root can do this": 4321} {
+		if err := errors.Join(os.Chown(mine, 1234, 1234), os.Chown(other, user, 5678), syscall.Setfsuid(1234)); err != nil { // which takes the rights of root away
+			t.Fatal(err)
+		}
+		err := own(mine, other)
+		if back := syscall.Setfsuid(0); back != nil {
+			t.Fatal(back)
+		}
+		if (err == nil) != (want == "") || err != nil && !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("of a file of user %d: %v", user, err)
+		}
+	}
+}
+
 // A file that may not be opened is told apart from a folder in which none may be made.
 func TestRightsThatAreMissing(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can act as another user")
 	}
 	folder := t.TempDir()
-	for at := folder; at != os.TempDir(); at = filepath.Dir(at) {
-		if err := os.Chmod(at, 0o755); err != nil {
-			t.Fatal(err)
-		}
+	if err := errors.Join(os.Chmod(folder, 0o755), os.Chmod(filepath.Dir(folder), 0o755)); err != nil {
+		t.Fatal(err)
 	}
 	path := filepath.Join(folder, "outbox.db")
 	if err := os.WriteFile(path, nil, 0o600); err != nil {

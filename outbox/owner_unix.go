@@ -8,7 +8,7 @@ import (
 	"syscall"
 )
 
-// own gives a file the owner and the group of another, or of a folder.
+// own gives a file the owner, and if that may be the group, of another or of a folder.
 func own(path, other string) error {
 	var has, wanted syscall.Stat_t
 	if err := syscall.Stat(path, &has); err != nil {
@@ -17,11 +17,9 @@ func own(path, other string) error {
 	if err := syscall.Stat(other, &wanted); err != nil {
 		return err
 	}
-	if has.Uid == wanted.Uid && has.Gid == wanted.Gid {
-		return nil
+	err := os.Chown(path, int(wanted.Uid), int(wanted.Gid))
+	if err != nil && has.Uid != wanted.Uid {
+		return fmt.Errorf("it belongs to user %d, and only they or root can do this: %w", wanted.Uid, plain(err))
 	}
-	if err := os.Chown(path, int(wanted.Uid), int(wanted.Gid)); err != nil {
-		return fmt.Errorf("it belongs to user %d and group %d, and only they or root can do this: %w", wanted.Uid, wanted.Gid, plain(err))
-	}
-	return nil
+	return nil // the owner may not be in the group any more, and does not need it
 }

@@ -277,7 +277,8 @@ func readAnswer(body []byte) (to string, said bool, err error) {
 	var answer struct {
 		TransferTo json.RawMessage `json:"transfer_to"`
 	}
-	if json.Unmarshal(bytes.TrimPrefix(body, []byte("\uFEFF")), &answer) != nil || answer.TransferTo == nil || string(answer.TransferTo) == "null" {
+	first := json.NewDecoder(bytes.NewReader(bytes.TrimPrefix(body, []byte("\uFEFF")))) // whatever comes behind it, and when
+	if first.Decode(&answer) != nil || answer.TransferTo == nil || string(answer.TransferTo) == "null" {
 		return "", false, nil
 	}
 	if json.Unmarshal(answer.TransferTo, &to) != nil {

@@ -94,6 +94,13 @@ func TestAnswerThatDoesNotEnd(t *testing.T) {
 				time.Sleep(time.Second)
 			}
 		}, 2*time.Second + answerEnds},
+		"something comes behind it": {func(w http.ResponseWriter) { _, _ = io.WriteString(w, `{"transfer_to":"101"}<!-- footer -->`) }, 0},
+		"something comes later": {func(w http.ResponseWriter) {
+			_, _ = io.WriteString(w, `{"transfer_to":"101"}`)
+			w.(http.Flusher).Flush()
+			time.Sleep(answerEnds / 2)
+			_, _ = io.WriteString(w, `<!-- footer -->`)
+		}, answerEnds / 2},
 		"it does not end": {func(w http.ResponseWriter) {
 			_, _ = io.WriteString(w, `{"transfer_to":"101"}`)
 			w.(http.Flusher).Flush()

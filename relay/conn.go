@@ -93,10 +93,15 @@ func (c *conn) alive() { _ = c.ws.SetReadDeadline(time.Now().Add(silence)) }
 func (c *conn) endError(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.unwritten != nil {
+	var closed *websocket.CloseError
+	var timeout net.Error
+	switch {
+	case c.unwritten == nil || errors.As(err, &closed): // why the server has closed it says more than that nothing can be written then
+		return readError(err)
+	case errors.As(c.unwritten, &timeout) && timeout.Timeout():
 		return fmt.Errorf("the server takes nothing, so the connection counts as dead: %w", c.unwritten)
 	}
-	return readError(err)
+	return fmt.Errorf("write to the server: %w", c.unwritten)
 }
 
 // readError says in plain words why the connection ended; a *websocket.CloseError stays within it.

@@ -1256,6 +1256,18 @@ func TestServerThatTakesNothing(t *testing.T) {
 	}
 }
 
+// What the server says when it closes a connection counts, also if nothing could be written to it any more by then.
+func TestCloseCodeOutlivesTheWriter(t *testing.T) {
+	c := &conn{unwritten: errors.New("broken pipe")}
+	var closed *websocket.CloseError
+	if err := c.endError(&websocket.CloseError{Code: pz.CloseSameGUID}); !errors.As(err, &closed) || closed.Code != pz.CloseSameGUID {
+		t.Errorf("it ends with %v", err)
+	}
+	if err := c.endError(net.ErrClosed); err.Error() != "write to the server: broken pipe" {
+		t.Errorf("without a code it ends with %v", err)
+	}
+}
+
 // An exchange's refusal may be of any length; what is shown of it is not.
 func TestLongRefusal(t *testing.T) {
 	c := &conn{waiting: map[string]chan pz.Response{}}

@@ -129,7 +129,7 @@ func timeOrAgo(s string) (time.Time, error) {
 	return at, nil
 }
 
-// follow draws how many of the deliveries that were asked for do not wait any more, and fails if there are more dead ones in the end. New events count too, and
+// follow draws how many of the deliveries that were asked for do not wait any more, and fails once there are more dead ones than before. New events count too, and
 // what waited before: it may end a little late, or early beside a backlog.
 func (p Program) follow(ctx context.Context, a api, endpoint string, before counts, many int) error {
 	if many == 0 {
@@ -154,11 +154,16 @@ func (p Program) follow(ctx context.Context, a api, endpoint string, before coun
 		if err := bar.Set(done); err != nil {
 			return err
 		}
-		if died := now.Dead - before.Dead; done == many && died > 0 {
+		if died := now.Dead - before.Dead; died > 0 {
+			fmt.Fprintln(drawn)
 			return fmt.Errorf("%d deliveries have died meanwhile; \"pzbridge deliveries -endpoint %s -state dead\" lists them", died, endpoint)
 		}
 		if done == many {
 			return nil
+		}
+		if now.State == "failing" && before.State != now.State {
+			fmt.Fprintf(p.Err, "\n%s is failing: what waits goes when it takes something again. Ctrl-C ends the following.\n", endpoint)
+			before.State = now.State
 		}
 		select {
 		case <-ctx.Done():
@@ -169,16 +174,18 @@ func (p Program) follow(ctx context.Context, a api, endpoint string, before coun
 	}
 }
 
-// counts is how many deliveries to an endpoint are in a state.
+// counts is how an endpoint stands, and how many deliveries to it are in a state.
 type counts struct {
-	Pending int `json:"pending"`
-	Dead    int `json:"dead"`
+	State   string `json:"-"`
+	Pending int    `json:"pending"`
+	Dead    int    `json:"dead"`
 }
 
 func (a api) counts(ctx context.Context, endpoint string) (counts, error) {
 	var answer struct {
 		Endpoints []struct {
 			Name       string `json:"name"`
+			State      string `json:"state"`
 			Deliveries counts `json:"deliveries"`
 		} `json:"endpoints"`
 	}
@@ -187,6 +194,7 @@ func (a api) counts(ctx context.Context, endpoint string) (counts, error) {
 	}
 	for _, e := range answer.Endpoints {
 		if e.Name == endpoint {
+			e.Deliveries.State = e.State
 			return e.Deliveries, nil
 		}
 	}

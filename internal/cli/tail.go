@@ -21,7 +21,8 @@ import (
 const (
 	tailEvery = 500 * time.Millisecond // how often deliveries are looked at,
 	tailAll   = 10 * time.Second       // and how often at all that are in reach
-	tailReach = 10                     // pages of 500 deliveries, the newest
+	tailPage  = 500                    // events, or deliveries
+	tailReach = 10                     // pages of deliveries, the newest
 )
 
 func (p Program) tail(ctx context.Context, args []string) error {
@@ -104,26 +105,30 @@ func (t *tailer) run(ctx context.Context) error {
 
 // look prints what is new; the first look finds out where to begin.
 func (t *tailer) look(ctx context.Context) error {
-	if err := t.events(ctx); err != nil {
-		return err
+	for more := true; more; {
+		var err error
+		if more, err = t.events(ctx); err != nil {
+			return err
+		}
 	}
 	return t.deliveries(ctx)
 }
 
-func (t *tailer) events(ctx context.Context) error {
+// events prints the next ones, and says whether there may be more.
+func (t *tailer) events(ctx context.Context) (more bool, err error) {
 	var page struct {
 		Events     []json.RawMessage `json:"events"`
 		NextCursor string            `json:"next_cursor"`
 	}
-	err := t.api.call(ctx, http.MethodGet, "/v1/events?limit=500&after="+url.QueryEscape(t.cursor), nil, &page)
+	err = t.api.call(ctx, http.MethodGet, fmt.Sprintf("/v1/events?limit=%d&after=%s", tailPage, url.QueryEscape(t.cursor)), nil, &page)
 	var gone *problem
 	switch {
 	case errors.As(err, &gone) && gone.Oldest != "":
 		fmt.Fprintln(t.p.Err, "Events are missing here: the bridge has removed them, or a backup was restored.")
 		t.cursor = gone.Oldest
-		return nil
+		return false, nil
 	case err != nil:
-		return err
+		return false, err
 	}
 	t.cursor = page.NextCursor
 	for _, raw := range page.Events {
@@ -137,17 +142,17 @@ func (t *tailer) events(ctx context.Context) error {
 			} `json:"data"`
 		}
 		if err := json.Unmarshal(raw, &e); err != nil {
-			return err
+			return false, err
 		}
 		text := fmt.Sprintf("event     %-24s call %s  %s", e.Type, e.Data.CallID, e.Data.From)
 		if e.Data.To != "" {
 			text += " → " + e.Data.To
 		}
 		if err := t.print(e.Timestamp, blue, text, map[string]any{"event": raw}); err != nil {
-			return err
+			return false, err
 		}
 	}
-	return nil
+	return len(page.Events) == tailPage, nil
 }
 
 // change is a delivery that has changed: what of it is for people, and the whole.
@@ -222,7 +227,7 @@ func (t *tailer) page(ctx context.Context, cursor string) (list []change, next s
 		Deliveries []json.RawMessage `json:"deliveries"`
 		NextCursor string            `json:"next_cursor"`
 	}
-	if err := t.api.call(ctx, http.MethodGet, "/v1/deliveries?limit=500&cursor="+url.QueryEscape(cursor), nil, &answer); err != nil {
+	if err := t.api.call(ctx, http.MethodGet, fmt.Sprintf("/v1/deliveries?limit=%d&cursor=%s", tailPage, url.QueryEscape(cursor)), nil, &answer); err != nil {
 		return nil, "", err
 	}
 	list = make([]change, len(answer.Deliveries))

@@ -275,7 +275,7 @@ func TestDescribeHidesSecrets(t *testing.T) {
 	}
 }
 
-// .env.example has every variable with its default and a line that explains it, and nothing else; as it stands it is a configuration that works.
+// What cannot be computed with, or dialled, is refused.
 func TestBounds(t *testing.T) {
 	for setting, says := range map[string]string{
 		"ENDPOINT_0_URL=http://crm:99999/": "ENDPOINT_0_URL: has the port 99999",
@@ -293,6 +293,7 @@ func TestBounds(t *testing.T) {
 	}
 }
 
+// .env.example has every variable with its default and a line that explains it, and nothing else; as it stands it is a configuration that works.
 func TestEnvExample(t *testing.T) {
 	content, err := os.ReadFile("../../.env.example")
 	if err != nil {

@@ -65,13 +65,14 @@ var ErrNoHTTP = errors.New("what answered the handshake does not speak HTTP")
 // HideIn takes the handshake's query out of an error's text, and the password alone, packed and plain: what is no Prostie Zvonki server may echo them, and
 // net/http quotes what it cannot read.
 func (id Identity) HideIn(err error) error {
-	if strings.Contains(err.Error(), "malformed") { // and what is quoted may be a part of it
+	if text := err.Error(); strings.Contains(text, "malformed HTTP") || strings.Contains(text, "malformed MIME") { // and what is quoted may be a part of it
 		return ErrNoHTTP
 	}
 	pairs := []string{id.Query(), "(hidden)"}
 	if id.Password != "" {
 		packed := base64.StdEncoding.EncodeToString([]byte(id.Password))
-		pairs = append(pairs, id.Password, "(hidden)", packed, "(hidden)", url.QueryEscape(packed), "(hidden)")
+		quoted := strconv.Quote(id.Password)
+		pairs = append(pairs, id.Password, "(hidden)", quoted[1:len(quoted)-1], "(hidden)", packed, "(hidden)", url.QueryEscape(packed), "(hidden)")
 	}
 	return hidden{err, strings.NewReplacer(pairs...)}
 }

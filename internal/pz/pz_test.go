@@ -3,6 +3,7 @@ package pz
 import (
 	"encoding/base64"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -33,6 +34,22 @@ func TestIdentityBothWays(t *testing.T) {
 	}
 	if _, ok := ReadIdentity(url.Values{"a": {"b"}}, http.Header{"User-Agent": {"curl"}}); ok {
 		t.Error("a handshake without an identity has one")
+	}
+}
+
+func TestHideIn(t *testing.T) {
+	id := Identity{Password: `pa"ss\word`, GUID: "g"}
+	for text, want := range map[string]string{
+		"got /?" + id.Query():                                "got /?(hidden)",
+		`bad Content-Length "pa\"ss\\word"`:                  `bad Content-Length "(hidden)"`,
+		`the client pa"ss\word is unknown`:                   "the client (hidden) is unknown",
+		`malformed HTTP status code "pa"`:                    ErrNoHTTP.Error(),
+		"x509: malformed validity":                           "x509: malformed validity",
+		"got cGEic3Ncd29yZA==, and CID=cGEic3Ncd29yZA%3D%3D": "got (hidden), and CID=(hidden)",
+	} {
+		if got := id.HideIn(errors.New(text)).Error(); got != want {
+			t.Errorf("%s is shown as %s", text, got)
+		}
 	}
 }
 
