@@ -172,15 +172,8 @@ func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	// It is done also if nobody waits for the answer, or half of it would be.
-	ctx, cancel := context.WithCancel(context.WithoutCancel(r.Context()))
+	ctx, cancel := endsWithServer(r)
 	defer cancel()
-	go func() {
-		select {
-		case <-a.draining:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
 	n, err := a.opts.Deliveries.RedeliverAll(ctx, what)
 	if !what.DryRun && (n > 0 || err == nil) {
 		a.opts.Logger.Info("deliveries are made again", "endpoint", what.Endpoint, "deliveries", n)

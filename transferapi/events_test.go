@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -472,4 +473,38 @@ type endingExchange struct {
 func (e *endingExchange) Do(ctx context.Context, _ telephony.Command) error {
 	e.err = ctx.Err()
 	return nil
+}
+
+// waitingExchange waits for an answer that does not come.
+type waitingExchange struct{ exchange }
+
+func (e *waitingExchange) Do(ctx context.Context, _ telephony.Command) error {
+	<-ctx.Done()
+	return telephony.ErrNoAnswer
+}
+
+// When the server gives its requests up, a command with a key is answered too.
+func TestKeyDuringShutdown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBox(t)
+		a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
+		a.opts.Exchange, a.opts.CommandTimeout = &waitingExchange{}, time.Hour
+		requests, timeUp := context.WithCancel(t.Context())
+		server := &http.Server{BaseContext: func(net.Listener) context.Context { return requests }}
+		r := httptest.NewRequest("POST", "/v1/calls", strings.NewReader(`{"from":"1","to":"2"}`))
+		r = r.WithContext(context.WithValue(requests, http.ServerContextKey, server))
+		r.Header.Set("Authorization", "Bearer "+crmToken)
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Idempotency-Key", "k")
+		w := httptest.NewRecorder()
+		time.AfterFunc(time.Second, timeUp)
+		began := time.Now()
+		serve(a, w, r)
+		if w.Code != 504 || time.Since(began) != time.Second {
+			t.Errorf("after %s: %d %s", time.Since(began), w.Code, w.Body)
+		}
+		if again := send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "k"); again.Code != 504 || again.Header().Get("Idempotency-Replayed") != "true" {
+			t.Errorf("again: %d %s", again.Code, again.Body)
+		}
+	})
 }

@@ -58,7 +58,9 @@ func (a *API) once(r *http.Request, key string, cmd telephony.Command, carryOut 
 		return answer{status: taken.Status, body: taken.Answer, again: true}
 	}
 	// Whoever asks with a key may go away and ask again; the command does not end with the connection.
-	done := carryOut(context.WithoutCancel(r.Context()))
+	ctx, cancel := endsWithServer(r)
+	defer cancel()
+	done := carryOut(ctx)
 	if done.written {
 		err = a.opts.Keys.AnswerKey(hash, request, done.code(), done.json())
 	} else {
@@ -68,6 +70,18 @@ func (a *API) once(r *http.Request, key string, cmd telephony.Command, carryOut 
 		a.opts.Logger.Error("what became of an Idempotency-Key cannot be stored", "err", err.Error())
 	}
 	return done
+}
+
+// endsWithServer gives a request's context without its end when whoever has asked goes away. It still ends when the server gives its requests up, so that they
+// are answered.
+func endsWithServer(r *http.Request) (ctx context.Context, cancel func()) {
+	ctx, cancelCtx := context.WithCancel(context.WithoutCancel(r.Context()))
+	server, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
+	if server == nil || server.BaseContext == nil {
+		return ctx, cancelCtx
+	}
+	stop := context.AfterFunc(server.BaseContext(nil), cancelCtx)
+	return ctx, func() { stop(); cancelCtx() }
 }
 
 // askedSince says whether the call that a command transfers has asked anew where to go since a time.
