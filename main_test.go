@@ -569,6 +569,9 @@ func TestWhatGoesWrongAtTheStart(t *testing.T) {
 		{"compacting nothing", variables(t, server, crm), []string{"compact"}, 1, "no such file"},
 		{"no such command", nil, []string{"strat"}, 2, `there is no command "strat"`},
 		{"no such flag", nil, []string{"simulate", "-x"}, 2, "-x"},
+		{"a demo CRM that could verify nothing", map[string]string{
+			"PZ_URL": "pbx", "ENDPOINT_0_NAME": "reader", "ENDPOINT_0_TOKEN": "reader-token-0123456789",
+		}, []string{"demo", "-crm", "127.0.0.1:0"}, 1, "set ENDPOINT_0_SECRET"},
 		{"nothing to check health of", map[string]string{"LISTEN_ADDR": freePort(t)}, []string{"healthcheck"}, 1, "does not answer"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -298,6 +298,10 @@ func TestPages(t *testing.T) {
 	if body := text(t, resp, err); resp.StatusCode != 400 || !strings.Contains(body, "There is no endpoint of that name") && !strings.Contains(body, "there is no endpoint of that name") {
 		t.Errorf("the test of nobody: %d %s", resp.StatusCode, body)
 	}
+	resp, err = c.PostForm(s.URL+"/actions/connection", url.Values{})
+	if text(t, resp, err); resp.StatusCode != 400 || s.exchange.Connection().State != telephony.Connected {
+		t.Errorf("a form that says nothing: %d, the connection is %s", resp.StatusCode, s.exchange.Connection().State)
+	}
 	resp, err = c.PostForm(s.URL+"/actions/connection", url.Values{"enabled": {"false"}})
 	text(t, resp, err)
 	if kept, err := s.box.IsToConnect(); kept || err != nil || s.exchange.Connection().State != telephony.Disabled || !strings.Contains(get("/", "en"), "Resume the connection") {
