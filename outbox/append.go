@@ -49,6 +49,13 @@ func (s *store) append(records []record) (asking []uint64, crowded bool, err err
 	return asking, crowded, err
 }
 
+// appended keeps how an append that is tried until it succeeds has ended: see writable.
+func (s *store) appended(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.full = err
+}
+
 // inUse is how many bytes of the file hold something: its size but for the pages that are free.
 func (s *store) inUse(tx *bolt.Tx) int64 {
 	free := s.db.Stats()

@@ -170,8 +170,10 @@ type answerReader struct {
 }
 
 func (r *answerReader) Read(p []byte) (int, error) {
-	if _, said, _ := readAnswer(r.read.Bytes()); said && r.patience == nil {
-		r.patience = time.AfterFunc(answerEnds, r.giveUp)
+	if r.patience == nil {
+		if _, said, _ := readAnswer(r.read.Bytes()); said {
+			r.patience = time.AfterFunc(answerEnds, r.giveUp)
+		}
 	}
 	n, err := r.Reader.Read(p)
 	if err != nil && r.patience != nil {

@@ -15,7 +15,7 @@ import (
 )
 
 // BenchmarkBare is BenchmarkBridge with nothing but the work that cannot be left out: each event is stored, sent and recorded, together with what waits just then.
-// There is no order, no schedule, no state to ask for and no log. It has the same reference, and says how much of that can be had at best.
+// There is no order, no schedule, no state to ask for and no log. It has the same reference, and says about how much of that can be had.
 func BenchmarkBare(b *testing.B) {
 	e := endpoint("crm")
 	e.URL, e.Concurrency = startReceiver(b), concurrency

@@ -162,7 +162,7 @@ func (a *attempts) AttemptEnded(string, string, time.Duration, time.Duration) { 
 
 // BenchmarkBridge takes events from a simulated server's socket through the outbox to a receiver in another process, 32 at once, until each is
 // recorded. Beside it the same bodies go straight to that receiver, with the same client, nothing stored; and some of them the naive way: one
-// transaction, one POST, one transaction. What could be had at best, BenchmarkBare says.
+// transaction, one POST, one transaction. About what can be had, BenchmarkBare says.
 func BenchmarkBridge(b *testing.B) {
 	e := endpoint("crm")
 	e.URL, e.Concurrency = startReceiver(b), concurrency

@@ -174,9 +174,7 @@ func (o *Outbox) Close() error {
 // looked at: a commit cannot be called off.
 func (o *Outbox) Append(_ context.Context, events []telephony.Event) error {
 	err := o.append(events)
-	o.store.mu.Lock()
-	o.store.full = err
-	o.store.mu.Unlock()
+	o.store.appended(err)
 	return err
 }
 

@@ -185,6 +185,9 @@ func (s *store) isFor(tx *txn, e *Endpoint, event stored) bool {
 	if !e.Events.Match(event.kind) {
 		return false
 	}
+	if !rings(event.kind) {
+		return true // the route says nothing of it, and need not be read
+	}
 	route, err := tx.route(event.call)
 	if err != nil || route != nil && !route.Covers(event.at) {
 		route = nil

@@ -107,11 +107,15 @@ func (s *store) subscribers(kind telephony.EventType) (names []string) {
 	return names
 }
 
+// rings says whether an event tells that a call rings, or was answered.
+func rings(kind telephony.EventType) bool {
+	return kind == telephony.EventIncoming || kind == telephony.EventIncomingAnswered
+}
+
 // goesTo says whether an event of a call goes to an endpoint that has subscribed to it. That the call rings, and was answered, is for the endpoint alone
 // that wanted it; quiet says that it is for nobody when there is none. Route is what the call has asked, nil if that says nothing.
 func goesTo(kind telephony.EventType, endpoint string, route *telephony.Route, endpoints []Endpoint, quiet bool) bool {
-	rings := kind == telephony.EventIncoming || kind == telephony.EventIncomingAnswered
-	if !rings || route == nil {
+	if !rings(kind) || route == nil {
 		return true
 	}
 	// The operator may have won, or an endpoint that is configured no longer: nobody is left to be told alone.

@@ -1268,14 +1268,16 @@ func TestCloseCodeOutlivesTheWriter(t *testing.T) {
 	}
 }
 
+// A second response to one request is nobody's, and holds up nobody.
+func TestAnsweredTwice(t *testing.T) {
+	c := &conn{waiting: map[string]chan pz.Response{"1": make(chan pz.Response, 1)}}
+	if !c.answered(pz.Response{RequestID: "1"}) || c.answered(pz.Response{RequestID: "1"}) {
+		t.Error("it is not taken once")
+	}
+}
+
 // An exchange's refusal may be of any length; what is shown of it is not.
 func TestLongRefusal(t *testing.T) {
-	c := &conn{waiting: map[string]chan pz.Response{}}
-	answer := make(chan pz.Response, 1)
-	c.waiting["1"] = answer
-	if !c.answered(pz.Response{RequestID: "1"}) || c.answered(pz.Response{RequestID: "1"}) {
-		t.Error("an answer is not taken once")
-	}
 	err := refusal(pz.Response{Code: "2", Details: strings.Repeat("ы", 700_000)})
 	if n := len([]rune(err.Error())); n > 300 {
 		t.Errorf("it has %d characters", n)

@@ -67,10 +67,10 @@ func (p Program) redeliverOne(ctx context.Context, a api, id string) error {
 
 func (p Program) redeliverMany(ctx context.Context, a api, request redelivery) error {
 	before, err := a.counts(ctx, request.Endpoint)
-	if err != nil {
-		return err
+	if err == nil && !request.DryRun {
+		before.Dead, err = a.staysDead(ctx, request, before.Dead)
 	}
-	if before.Dead, err = a.staysDead(ctx, request, before.Dead); err != nil {
+	if err != nil {
 		return err
 	}
 	many, err := a.redeliver(ctx, request)
