@@ -244,7 +244,9 @@ func TestTooLateOnceItIsLetGo(t *testing.T) {
 		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
 		stop := run(t, o)
 		defer stop()
-		mustAppend(t, o, event("pz.event", "A"), event("call.completed", "pauses"))
+		mustAppend(t, o, event("pz.event", "A"))
+		synctest.Wait() // its attempt is under way before the pause begins
+		mustAppend(t, o, event("call.completed", "pauses"))
 		synctest.Wait()
 		mustAppend(t, o, event("call.incoming", "A"))
 		time.Sleep(10 * time.Second)
