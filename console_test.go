@@ -31,7 +31,7 @@ func TestConsole(t *testing.T) {
 		"commands":         {connect + "call 101 102\ntransfer 5 101\ntransfer 6\nsimulation off\n", 0, []string{"OK\nOK\nOK\nOK\n"}},
 		"help":             {"help\nHELP generate\n", 0, []string{"transfer <call id>", "generate history"}},
 		"over TLS":         {"connect " + old.URL + " asd\n\nversion\n", 0, []string{"Test Server"}},
-		"a wrong password": {"connect " + plain.URL + " asd\nfalsch\nversion\n", 1, []string{"Error: closed with code 4008", "Error: not connected"}},
+		"a wrong password": {"connect " + plain.URL + " asd\nfalsch\nversion\n", 1, []string{"Error: connection closed with code 4008", "Error: not connected"}},
 		"no such command":  {"nonsense\n", 1, []string{"there is no command"}},
 		"no such event":    {connect + "generate nothing\n", 1, []string{"Error: "}},
 		"not connected":    {"version\n", 1, []string{"not connected"}},

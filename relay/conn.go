@@ -1,12 +1,9 @@
 package relay
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -17,20 +14,24 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// A peer that has given no sign of life for silence is dead. We ask for one every pingPeriod, which leaves room for a lost ping.
+// We ask the peer for a sign of life every pingPeriod, which leaves room in silence for a lost ping.
 const (
-	silence      = 55 * time.Second
 	pingPeriod   = 20 * time.Second
 	controlWrite = 5 * time.Second
+	// lastLook is how long what the server has sent is still read once nothing can be written any more.
+	lastLook = 2 * time.Second
+	// answerIn is how long a request in one form may stay unanswered before it is sent in the other.
+	answerIn = 2 * time.Second
 )
 
 // conn is one open connection: one goroutine reads it, one writes it, and requests wait in it for their responses.
 type conn struct {
-	ws    *websocket.Conn
-	codec pz.Codec
+	*Socket
 
 	requests chan write    // unbuffered: a command is taken by the writer now or by nobody
 	pong     chan []byte   // the payload of a ping that is to be answered
+	owed     []byte        // likewise, of one that came late; the reader's
+	heard    chan struct{} // closed when something was read, by which the form is known
 	gone     chan struct{} // closed when the connection has ended
 
 	mu      sync.Mutex
@@ -42,52 +43,55 @@ type conn struct {
 // write is one request on its way to the socket.
 type write struct {
 	ctx     context.Context // of whoever waits for it; when it has ended, nothing is written
-	payload []byte
+	doc     []byte
+	codec   pz.Codec
 	written chan error
 }
 
-func newConn(ws *websocket.Conn, codec pz.Codec) *conn {
+func newConn(s *Socket) *conn {
 	return &conn{
-		ws: ws, codec: codec, requests: make(chan write), pong: make(chan []byte, 1), gone: make(chan struct{}), waiting: map[string]chan pz.Response{},
+		Socket: s, requests: make(chan write), pong: make(chan []byte, 1), heard: make(chan struct{}), gone: make(chan struct{}),
+		waiting: map[string]chan pz.Response{},
 	}
 }
 
 // read hands each message to receive until the connection ends, and says why it ended. A message is receive's until it returns.
-func (c *conn) read(receive func([]byte), logger *slog.Logger) error {
-	c.ws.SetPongHandler(func(string) error { c.alive(); return nil })
-	c.ws.SetPingHandler(func(payload string) error {
-		c.alive()
-		// The reader never writes: two ends that each wait for the other to read would hang. One pong answers all pings so far.
-		select {
-		case c.pong <- []byte(payload):
-		default:
+func (c *conn) read(receive func(Message)) error {
+	err := c.Read(func(m Message) {
+		if c.Spoken() != pz.UnknownCodec {
+			c.isHeard()
 		}
-		return nil
-	})
-	var message bytes.Buffer
-	for {
-		// A new deadline before each read, since receive may have paused for long: what has come meanwhile waits to be read.
-		c.alive()
-		_, r, err := c.ws.NextReader()
-		if err != nil {
-			return c.endError(err)
-		}
-		// SetReadLimit would end the connection at a message that is too long. NextReader skips the rest of it.
-		message.Reset()
-		if _, err := message.ReadFrom(io.LimitReader(r, pz.MaxMessage+1)); err != nil {
-			return c.endError(err)
-		}
-		payload := message.Bytes()
-		if len(payload) > pz.MaxMessage {
-			logger.Warn("a message over 1 MiB is left out", "starts_with", firstRunes(string(payload[:1024]), 200))
-			continue
-		}
-		receive(payload)
+		receive(m)
+		c.answerPing(nil)
+	}, c.answerPing)
+	return c.endError(err)
+}
+
+// isHeard notes that something was read.
+func (c *conn) isHeard() {
+	select {
+	case <-c.heard:
+	default:
+		close(c.heard)
 	}
 }
 
-// alive moves the moment at which the peer counts as dead.
-func (c *conn) alive() { _ = c.ws.SetReadDeadline(time.Now().Add(silence)) }
+// answerPing has a ping answered, and one that is owed. One pong answers all pings so far. While the
+// reader catches up with what came during a standstill nothing is written: a server that has given
+// the connection up meanwhile would answer with a reset, which throws away what is still unread.
+func (c *conn) answerPing(payload []byte) {
+	if payload != nil {
+		c.owed = payload
+	}
+	if _, late := c.CameAt(); late || c.owed == nil {
+		return
+	}
+	select {
+	case c.pong <- c.owed:
+	default:
+	}
+	c.owed = nil
+}
 
 // endError says why the connection ended, by what reading it has failed with: it may be the writer that has ended it.
 func (c *conn) endError(err error) error {
@@ -97,41 +101,19 @@ func (c *conn) endError(err error) error {
 	var timeout net.Error
 	switch {
 	case c.unwritten == nil || errors.As(err, &closed): // why the server has closed it says more than that nothing can be written then
-		return readError(err)
+		return err
 	case errors.As(c.unwritten, &timeout) && timeout.Timeout():
 		return fmt.Errorf("the server takes nothing, so the connection counts as dead: %w", c.unwritten)
 	}
 	return fmt.Errorf("write to the server: %w", c.unwritten)
 }
 
-// readError says in plain words why the connection ended; a *websocket.CloseError stays within it.
-func readError(err error) error {
-	var closed *websocket.CloseError
-	var timeout net.Error
-	switch {
-	case errors.As(err, &closed):
-		return closeError{closed}
-	case errors.As(err, &timeout) && timeout.Timeout():
-		return fmt.Errorf("the server has been silent for %s: the connection counts as dead", silence)
-	}
-	return fmt.Errorf("read from the server: %w", err)
-}
-
-// closeError is the server's close frame in plain words.
-type closeError struct{ frame *websocket.CloseError }
-
-func (e closeError) Error() string {
-	return fmt.Sprintf("connection closed with code %d: %s", e.frame.Code, pz.CloseMeaning(e.frame.Code))
-}
-
-func (e closeError) Unwrap() error { return e.frame }
-
 // write sends requests, pings and pongs until the connection has ended.
 func (c *conn) write() {
 	ping := time.NewTicker(pingPeriod)
 	defer ping.Stop()
-	// Half a frame may be out: nothing can be written after it. The reader hears of it from the socket. But after our own close frame, behind which nothing is
-	// written, the reader takes what the server still has on its way: see goodbye.
+	// Half a frame may be out: nothing can be written after it. What the server has sent already is
+	// still read. After our own close frame nothing is written either, and Hangup sees to the rest.
 	broken := func(err error) bool {
 		if err == nil || errors.Is(err, websocket.ErrCloseSent) {
 			return false
@@ -139,19 +121,24 @@ func (c *conn) write() {
 		c.mu.Lock()
 		c.unwritten = err
 		c.mu.Unlock()
-		_ = c.ws.Close()
+		c.below.finish(lastLook)
 		return true
 	}
-	for {
+	for last := time.Now(); ; {
 		select {
 		case <-c.gone:
 			return
 		case <-ping.C:
+			late := time.Since(last) > pingPeriod+away
+			last = time.Now()
+			if late {
+				continue // the process stood still: the reader comes first, as for pongs
+			}
 			if broken(c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(controlWrite))) {
 				return
 			}
 		case payload := <-c.pong:
-			if broken(c.ws.WriteControl(websocket.PongMessage, payload, time.Now().Add(controlWrite))) {
+			if broken(c.Pong(payload, time.Now().Add(controlWrite))) {
 				return
 			}
 		case w := <-c.requests:
@@ -160,8 +147,7 @@ func (c *conn) write() {
 				continue
 			}
 			deadline, _ := w.ctx.Deadline()
-			_ = c.ws.SetWriteDeadline(deadline)
-			err := c.ws.WriteMessage(websocket.TextMessage, w.payload)
+			err := c.Write(w.doc, w.codec, deadline)
 			w.written <- err
 			if broken(err) {
 				return
@@ -170,49 +156,78 @@ func (c *conn) write() {
 	}
 }
 
-// goodbye ends the connection from our side. What the server has sent before it reads our close frame counts for it as sent, so reading goes
-// on until it closes too, but for no longer than patience.
-func (c *conn) goodbye(patience time.Duration) {
-	deadline := time.Now().Add(patience)
-	frame := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
-	_ = c.ws.WriteControl(websocket.CloseMessage, frame, deadline)
-	select {
-	case <-c.gone:
-	case <-time.After(time.Until(deadline)):
-	}
-	_ = c.ws.Close()
-}
-
 // end closes the socket and sends home whoever waits for a response.
 func (c *conn) end() {
-	_ = c.ws.Close()
+	c.Close()
 	close(c.gone)
 }
 
 // request writes a request and waits for its response. The context's deadline holds for both.
 func (c *conn) request(ctx context.Context, req pz.Request) (pz.Response, error) {
-	answer := make(chan pz.Response, 1)
-	c.mu.Lock()
-	c.waiting[req.ID] = answer
-	c.mu.Unlock()
-	defer func() {
-		c.mu.Lock()
-		delete(c.waiting, req.ID)
-		c.mu.Unlock()
-	}()
+	answer, done := c.expect(req.ID)
+	defer done()
+	if err := c.send(ctx, req, c.codec()); err != nil {
+		return pz.Response{}, err
+	}
+	return c.await(ctx, answer)
+}
 
-	w := write{ctx: ctx, payload: c.codec.Pack(req.XML()), written: make(chan error, 1)}
+// requestEither is request for the first one of a connection: while the server is silent to it, and
+// nothing else tells which form it speaks, it goes out in the other form too. Not for a command,
+// which must not be written twice.
+func (c *conn) requestEither(ctx context.Context, req pz.Request) (pz.Response, error) {
+	answer, done := c.expect(req.ID)
+	defer done()
+	first := c.codec()
+	if err := c.send(ctx, req, first); err != nil {
+		return pz.Response{}, err
+	}
+	limited, cancel := context.WithTimeout(ctx, answerIn)
+	defer cancel()
+	resp, err := c.await(limited, answer)
+	if err == nil || limited.Err() == nil {
+		return resp, err
+	}
+	if c.Spoken() != first {
+		if err := c.send(ctx, req, first.Other()); err != nil {
+			return pz.Response{}, err
+		}
+	}
+	return c.await(ctx, answer)
+}
+
+// expect takes the response to a request ID, until done is called.
+func (c *conn) expect(id string) (answer <-chan pz.Response, done func()) {
+	ch := make(chan pz.Response, 1)
+	c.mu.Lock()
+	c.waiting[id] = ch
+	c.mu.Unlock()
+	return ch, func() {
+		c.mu.Lock()
+		delete(c.waiting, id)
+		c.mu.Unlock()
+	}
+}
+
+// send has the writer write a request. It fails with telephony.ErrNotSent or ErrNotConnected.
+func (c *conn) send(ctx context.Context, req pz.Request, codec pz.Codec) error {
+	w := write{ctx: ctx, doc: req.XML(), codec: codec, written: make(chan error, 1)}
 	select {
 	case c.requests <- w:
 	case <-ctx.Done():
-		return pz.Response{}, telephony.ErrNotSent
+		return telephony.ErrNotSent
 	case <-c.gone:
-		return pz.Response{}, telephony.ErrNotConnected
+		return telephony.ErrNotConnected
 	}
 	// From here on the writer has it. It answers by the deadline, so there is no third case to wait for.
 	if err := <-w.written; err != nil {
-		return pz.Response{}, telephony.ErrNotSent
+		return telephony.ErrNotSent
 	}
+	return nil
+}
+
+// await waits for a response. It fails with telephony.ErrNoAnswer.
+func (c *conn) await(ctx context.Context, answer <-chan pz.Response) (pz.Response, error) {
 	select {
 	case resp := <-answer:
 		return resp, nil

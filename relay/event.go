@@ -2,12 +2,10 @@ package relay
 
 import (
 	"crypto/sha256"
-	"encoding/base64"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -58,9 +56,9 @@ func translate(e pz.Event, now time.Time) telephony.Event {
 			out.Direction = telephony.Outgoing
 		}
 	case telephony.EventSMSSent:
-		out.Text = smsText(get("smstext"))
+		out.Text = pz.ParseSMSText(get("smstext"))
 	case telephony.EventSMSStatus:
-		out.Text = smsText(get("smstext"))
+		out.Text = pz.ParseSMSText(get("smstext"))
 		switch result := get("result"); result {
 		case "":
 		case "0":
@@ -79,11 +77,13 @@ func translate(e pz.Event, now time.Time) telephony.Event {
 	return out
 }
 
-// fingerprint hashes what an event says. Order carries no meaning, blank is absent, and whether it is a replay is not part of it.
+// fingerprint hashes what an event says. Neither order nor white space around a value carries any
+// meaning, blank is absent, and whether it is a replay is not part of it.
 func fingerprint(attrs pz.Attrs) [16]byte {
 	said := make(pz.Attrs, 0, 16)
 	for _, a := range attrs {
-		if a.Name != pz.AttrMissed && a.Name != pz.AttrMissedFinal && strings.TrimSpace(a.Value) != "" {
+		a.Value = strings.TrimSpace(a.Value)
+		if a.Name != pz.AttrMissed && a.Name != pz.AttrMissedFinal && a.Value != "" {
 			said = append(said, a)
 		}
 	}
@@ -107,12 +107,4 @@ func unixTime(s string) time.Time {
 		return time.Time{}
 	}
 	return time.Unix(seconds, 0).UTC()
-}
-
-func smsText(encoded string) string {
-	text, err := base64.StdEncoding.DecodeString(encoded)
-	if err != nil || !utf8.Valid(text) {
-		return ""
-	}
-	return string(text)
 }

@@ -53,9 +53,9 @@ func newIntake(opts Options) *intake {
 	return in
 }
 
-// put takes one event from the wire. It blocks while there is no room.
-func (in *intake) put(wire pz.Event) {
-	e := translate(wire, time.Now())
+// put takes one event from the wire, which came at a time. It blocks while there is no room.
+func (in *intake) put(wire pz.Event, at time.Time) {
+	e := translate(wire, at)
 	in.opts.Observer.EventReceived(e.Type)
 	if in.tooOld(e) {
 		in.skipped++

@@ -1,13 +1,10 @@
 package relay
 
 import (
-	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha1"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -270,7 +267,7 @@ func TestBadFrames(t *testing.T) {
 		w.generate(t, "generate incoming 7343")
 		synctest.Wait()
 		events := w.sink.appended()
-		if len(events) != 2 || events[0].From != "\uFFFD\uFFFD\uFFFD" || events[1].From != "7343" {
+		if len(events) != 2 || events[0].From != "Ив\uFFFD" || events[1].From != "7343" {
 			t.Errorf("events: %+v", events)
 		}
 		bad := w.log.lines(t, "could not be read")
@@ -704,16 +701,11 @@ func TestTLS(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s, err := New(Options{
-				URL: address, TLS: TLS(c.roots, c.fingerprint, c.legacy), Identity: pz.Identity{GUID: c.name, Protocol: 2},
-				Grace: time.Second, Sink: &sink{}, Logger: slog.New(slog.DiscardHandler),
+			socket, err := Dial(t.Context(), DialOptions{
+				URL: address, TLS: TLS(c.roots, c.fingerprint, c.legacy), Identity: pz.Identity{ClientType: "crm", GUID: c.name, Protocol: 2},
 			})
-			if err != nil {
-				t.Fatal(err)
-			}
-			ws, err := s.dial(t.Context())
 			if err == nil {
-				_ = ws.Close()
+				socket.Close()
 			}
 			if (err == nil) != (c.wrong == "") || err != nil && !strings.Contains(err.Error(), c.wrong) {
 				t.Errorf("got %v", err)
@@ -855,7 +847,7 @@ func TestEnable(t *testing.T) {
 func TestConnectionIsAnnounced(t *testing.T) {
 	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
 		synctest.Wait()
-		w.server.Disconnect(4008)
+		w.server.Disconnect(4008, "")
 		time.Sleep(10 * time.Minute)
 		w.session.Enable(false)
 		synctest.Wait()
@@ -919,6 +911,7 @@ func TestGoodbye(t *testing.T) {
 							_, _, err = ws.ReadMessage()
 						}
 					}()
+					_ = ws.WriteMessage(websocket.TextMessage, pz.Base64.Pack([]byte(`<Response/>`))) // by which its form is known
 					<-leaving
 					time.Sleep(20 * time.Millisecond) // it has our close frame by now
 					during(t, s, ws)
@@ -1023,7 +1016,7 @@ func TestRedialAfterALastingConnection(t *testing.T) {
 				var away time.Duration
 				for range 12 {
 					time.Sleep(c.lasts)
-					w.server.Disconnect(1001)
+					w.server.Disconnect(1001, "")
 					broke := time.Now()
 					if err := w.session.WaitConnected(t.Context()); err != nil {
 						t.Fatal(err)
@@ -1047,7 +1040,7 @@ func TestRedialAfterALastingConnection(t *testing.T) {
 func TestEnableDialsAtOnce(t *testing.T) {
 	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
 		synctest.Wait()
-		w.server.Disconnect(4009)
+		w.server.Disconnect(4009, "")
 		time.Sleep(time.Minute)
 		if c := w.session.Connection(); c.State != telephony.Disconnected {
 			t.Fatalf("after 4009: %+v", c)
@@ -1070,7 +1063,7 @@ func TestOffAndOnAtOnce(t *testing.T) {
 	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
 		for range 12 { // the waits grow
 			_ = w.session.WaitConnected(t.Context())
-			w.server.Disconnect(1001)
+			w.server.Disconnect(1001, "")
 			synctest.Wait()
 		}
 		_ = w.session.WaitConnected(t.Context())
@@ -1165,7 +1158,7 @@ func TestAppendedSoonAfterTheSinkIsWell(t *testing.T) {
 		got := &sink{fail: errors.New("the outbox is full")}
 		in := newIntake(Options{Sink: got, Observer: unobserved{}, Logger: slog.New(slog.DiscardHandler), Grace: time.Second})
 		go in.run()
-		in.put(pz.Event{Attrs: pz.Attrs{{Name: pz.AttrType, Value: pz.TypeCompleted}, {Name: pz.AttrCallID, Value: "5"}}})
+		in.put(pz.Event{Attrs: pz.Attrs{{Name: pz.AttrType, Value: pz.TypeCompleted}, {Name: pz.AttrCallID, Value: "5"}}}, time.Now())
 		time.Sleep(time.Minute)
 		got.mu.Lock()
 		got.fail = nil
@@ -1214,31 +1207,16 @@ func TestShutdownWhileTheDiskFails(t *testing.T) {
 
 // A server that has stopped reading is told apart from one that is silent, and holds up a command no longer than its deadline.
 func TestServerThatTakesNothing(t *testing.T) {
-	near, far := net.Pipe() // what is written waits for the other end to read
-	defer near.Close()
-	defer far.Close()
-	upgraded := make(chan struct{})
-	go func() {
-		defer close(upgraded)
-		r, err := http.ReadRequest(bufio.NewReader(far))
-		if err != nil {
-			return
-		}
-		sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-		_, _ = io.WriteString(far, "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "+
-			base64.StdEncoding.EncodeToString(sum[:])+"\r\n\r\n")
-	}()
-	dialer := websocket.Dialer{NetDialContext: func(context.Context, string, string) (net.Conn, error) { return near, nil }}
-	ws, resp, err := dialer.DialContext(t.Context(), "ws://pbx/", nil)
+	server := newRawServer(upgradeAnswer)
+	server.deaf = true // what is written waits for the other end to read
+	socket, err := dialRaw(t, server)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = resp.Body.Close()
-	<-upgraded
-	c := newConn(ws, pz.Base64)
+	c := newConn(socket)
 	go c.write()
 	read := make(chan error, 1)
-	go func() { read <- c.read(func([]byte) {}, slog.New(slog.DiscardHandler)) }()
+	go func() { read <- c.read(func(Message) {}) }()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := c.request(ctx, pz.Request{Method: pz.MethodGetVersion, ID: "1"}); !errors.Is(err, telephony.ErrNotSent) {
@@ -1316,7 +1294,7 @@ func TestStopAtADeadServer(t *testing.T) {
 func TestLastCloseIsKept(t *testing.T) {
 	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
 		time.Sleep(time.Minute)
-		w.server.Disconnect(1012)
+		w.server.Disconnect(1012, "")
 		time.Sleep(time.Minute)
 		if c := w.session.Connection(); c.State != telephony.Connected || c.CloseCode != 1012 || c.CloseMeaning == "" || c.LastError != "" {
 			t.Errorf("%+v", c)

@@ -2,19 +2,11 @@ package relay
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
-	"net"
-	"net/http"
-	"net/url"
 	"strconv"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -34,7 +26,6 @@ const (
 	// settled is how long a connection must have lasted for its end to be new trouble, and not the old one going on.
 	settled = 10 * time.Second
 
-	dialTimeout = 15 * time.Second
 	// identifyTimeout is how long a server may take to say its version before it is taken for one that does not tell.
 	identifyTimeout = 5 * time.Second
 )
@@ -42,7 +33,6 @@ const (
 // Session is one connection to one server, redialled for ever. Run keeps it, Do sends commands through it.
 type Session struct {
 	opts    Options
-	codec   pz.Codec
 	intake  *intake
 	trouble *repeat.Log
 
@@ -72,20 +62,14 @@ func New(opts Options) (*Session, error) {
 	if opts.Observer == nil {
 		opts.Observer = unobserved{}
 	}
-	if opts.DialContext == nil {
-		opts.DialContext = (&net.Dialer{}).DialContext
-	}
 	s := &Session{
-		opts: opts, codec: pz.Base64, intake: newIntake(opts),
+		opts: opts, intake: newIntake(opts),
 		trouble: repeat.New(opts.Logger),
 		status:  telephony.Connection{State: telephony.Disconnected, Since: time.Now()},
 		// A server answers what it cannot parse with some ID; to start somewhere keeps such noise away from our own.
 		lastID: rand.Uint32N(1 << 30),
 		up:     make(chan struct{}), ended: make(chan struct{}),
 		enabled: !opts.Disabled, switched: make(chan struct{}), dialNow: make(chan struct{}, 1),
-	}
-	if opts.URL.Scheme == "wss" {
-		s.codec = pz.Plain
 	}
 	return s, nil
 }
@@ -214,11 +198,11 @@ func redialWait(attempt int, err error, jitter float64) time.Duration {
 // connectOnce dials and serves one connection until it ends, and says why it did. It never returns nil.
 func (s *Session) connectOnce(ctx context.Context) error {
 	s.set(func(c *telephony.Connection) { c.State = telephony.Connecting })
-	ws, err := s.dial(ctx)
+	socket, err := Dial(ctx, DialOptions{URL: s.opts.URL, TLS: s.opts.TLS, Identity: s.opts.Identity, DialContext: s.opts.DialContext})
 	if err != nil {
 		return err
 	}
-	c := newConn(ws, s.codec)
+	c := newConn(socket)
 	var helpers sync.WaitGroup
 	helpers.Go(c.write)
 	helpers.Go(func() { s.identify(ctx, c) })
@@ -226,11 +210,11 @@ func (s *Session) connectOnce(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			s.notLive()
-			c.goodbye(min(2*time.Second, s.opts.Grace/2))
+			c.Hangup(c.gone, min(2*time.Second, s.opts.Grace/2))
 		case <-c.gone:
 		}
 	})
-	err = c.read(func(payload []byte) { s.receive(c, payload) }, s.opts.Logger)
+	err = c.read(func(m Message) { s.receive(c, m) })
 	c.end()
 	helpers.Wait()
 	s.notLive()
@@ -246,67 +230,25 @@ func (s *Session) notLive() {
 	}
 }
 
-func (s *Session) dial(ctx context.Context) (*websocket.Conn, error) {
-	limited, cancel := context.WithTimeout(ctx, dialTimeout)
-	defer cancel()
-	stop := func() bool { return true }
-	dialer := websocket.Dialer{
-		TLSClientConfig: s.opts.TLS, HandshakeTimeout: dialTimeout,
-		NetDialContext: func(dialing context.Context, network, address string) (net.Conn, error) {
-			c, err := s.opts.DialContext(dialing, network, address)
-			if err == nil { // the library waits for the answer to its handshake also when ctx has ended
-				stop = context.AfterFunc(ctx, func() { _ = c.Close() })
-			}
-			return c, err
-		},
-	}
-	u := *s.opts.URL
-	u.Path = "/"
-	u.RawQuery = s.opts.Identity.Query()
-	ws, resp, err := dialer.DialContext(limited, u.String(), nil)
-	stop()
-	if resp != nil {
-		_ = resp.Body.Close()
-	}
-	switch {
-	case errors.Is(err, websocket.ErrBadHandshake) && resp.StatusCode == http.StatusForbidden:
-		return nil, errors.New("the server refused the handshake with HTTP 403: check PZ_PASSWORD, and that PZ_URL is a Prostie Zvonki server")
-	case errors.Is(err, websocket.ErrBadHandshake):
-		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
-	case err != nil:
-		return nil, dialError(s.opts.URL, s.opts.Identity.HideIn(err))
-	}
-	return ws, nil
-}
-
-// dialError says what to do about a connection that did not come to be, where that can be told.
-func dialError(u *url.URL, err error) error {
-	var untrusted *tls.CertificateVerificationError
-	var refused *net.OpError
-	switch {
-	case errors.As(err, &untrusted):
-		sum := sha256.Sum256(untrusted.UnverifiedCertificates[0].Raw)
-		return fmt.Errorf("%w: name its CA in PZ_TLS_CA_FILE or, if the certificate is really that server's, set PZ_TLS_FINGERPRINT=%x", err, sum)
-	case errors.Is(err, pz.ErrNoHTTP):
-		return fmt.Errorf("%w: check that PZ_URL is a Prostie Zvonki server", err)
-	case strings.Contains(err.Error(), "protocol version"), strings.Contains(err.Error(), "handshake failure"):
-		return fmt.Errorf("%w: an old connector needs PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY=true", err)
-	case u.Scheme == "ws" && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)):
-		return fmt.Errorf("dial %s: %w: if the server speaks TLS, use wss:// in PZ_URL", u.Host, err)
-	case errors.As(err, &refused): // it names the host
-		return err
-	}
-	return fmt.Errorf("dial %s: %w", u.Host, err)
-}
-
-// identify asks the server for its version. A server with a wrong password accepts the handshake and closes right after, so the
-// connection counts as made only when the server has answered something, or stayed for identifyTimeout.
+// identify asks the server for its version. A server with a wrong password accepts the handshake and
+// closes right after, so the connection counts as made only when something was read. That tells the
+// form that the server speaks, too, without which a command would be written to nobody.
 func (s *Session) identify(ctx context.Context, c *conn) {
 	patience, cancel := context.WithTimeout(context.Background(), identifyTimeout)
 	defer cancel()
-	resp, err := s.request(patience, c, pz.Request{Method: pz.MethodGetVersion})
+	resp, err := c.requestEither(patience, pz.Request{Method: pz.MethodGetVersion, ID: s.nextID()})
 	if err != nil && patience.Err() == nil {
 		return // the connection has ended
+	}
+	select {
+	case <-c.heard:
+	default:
+		s.mute()
+		select {
+		case <-c.heard:
+		case <-c.gone:
+			return
+		}
 	}
 	select {
 	case <-c.gone:
@@ -314,6 +256,19 @@ func (s *Session) identify(ctx context.Context, c *conn) {
 		s.connected(ctx, c, resp.Version)
 	}
 }
+
+// mute says of a connection that the server has let the client in and says nothing.
+func (s *Session) mute() {
+	s.set(func(c *telephony.Connection) {
+		if c.State == telephony.Connecting {
+			c.LastError = errMute.Error()
+		}
+	})
+	s.opts.Logger.Warn("the Prostie Zvonki server lets the bridge in and says nothing", "err", errMute.Error())
+}
+
+// errMute means that something takes the connection and is silent.
+var errMute = fmt.Errorf("it has not answered within %s, in base64 or as XML: check that PZ_URL is a Prostie Zvonki server", identifyTimeout)
 
 // connected lets commands begin on a connection, unless it is being given up.
 func (s *Session) connected(ctx context.Context, c *conn, version string) {
@@ -326,12 +281,13 @@ func (s *Session) connected(ctx context.Context, c *conn, version string) {
 	close(s.up)
 	s.status = telephony.Connection{
 		State: telephony.Connected, Since: time.Now(), ServerVersion: version,
+		Form: c.Spoken().String(), FormOfAddress: c.expected.String(),
 		CloseCode: s.status.CloseCode, CloseMeaning: s.status.CloseMeaning,
 	}
 	s.mu.Unlock()
 	s.intake.announce(telephony.Event{Type: telephony.EventConnected})
 	s.opts.Logger.Info("connected to the Prostie Zvonki server",
-		"server", s.opts.URL.Host, "version", version, "failures", s.trouble.Reset())
+		"server", s.opts.URL.Host, "version", version, "form", c.Spoken().String(), "failures", s.trouble.Reset())
 }
 
 func (s *Session) disconnected(err error, wait time.Duration) {
@@ -377,20 +333,22 @@ func (s *Session) WaitConnected(ctx context.Context) error {
 }
 
 // receive takes one message apart: responses go to whoever waits for them, events into the intake.
-func (s *Session) receive(c *conn, payload []byte) {
-	doc, err := s.codec.Unpack(payload)
-	if err == nil && len(doc) == 0 {
+func (s *Session) receive(c *conn, m Message) {
+	if errors.Is(m.Err, errLongMessage) {
+		s.opts.Logger.Warn(errLongMessage.Error(), "starts_with", firstRunes(string(m.Payload[:1024]), shown))
+		return
+	}
+	if m.Err == nil && len(m.Doc) == 0 {
 		return // nothing but a NUL or white space: some servers keep a line alive with it
 	}
 	var events []pz.Event
 	var responses []pz.Response
+	payload, err := m.Payload, m.Err
 	if err == nil {
-		events, responses, err = pz.ParseServerMessage(doc)
+		payload = m.Doc
+		events, responses, err = pz.ParseServerMessage(m.Doc)
 	}
 	if err != nil {
-		if doc != nil {
-			payload = doc
-		}
 		s.tellUnread(err, payload, len(events)+len(responses) > 0)
 	}
 	for _, r := range responses {
@@ -398,8 +356,12 @@ func (s *Session) receive(c *conn, payload []byte) {
 			s.opts.Logger.Debug("a response that nobody waits for", "request_id", r.RequestID, "code", r.Code)
 		}
 	}
+	at := time.Now()
+	if since, late := c.CameAt(); late {
+		at = since
+	}
 	for _, e := range events {
-		s.intake.put(e)
+		s.intake.put(e, at)
 	}
 }
 
@@ -468,7 +430,9 @@ func (s *Session) do(ctx context.Context, cmd telephony.Command) error {
 	if s.intake.isPaused() {
 		return telephony.ErrOutboxFull
 	}
-	resp, err := s.request(ctx, c, wireRequest(cmd))
+	req := wireRequest(cmd)
+	req.ID = s.nextID()
+	resp, err := c.request(ctx, req)
 	if err != nil {
 		return err
 	}
@@ -500,11 +464,10 @@ func wireRequest(cmd telephony.Command) pz.Request {
 	panic("relay: a command of the unknown kind " + string(cmd.Kind))
 }
 
-// request gives the request an ID of its own, writes it and waits for the response of that ID.
-func (s *Session) request(ctx context.Context, c *conn, req pz.Request) (pz.Response, error) {
+// nextID gives an ID that no request has had.
+func (s *Session) nextID() string {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.lastID++
-	req.ID = strconv.FormatUint(uint64(s.lastID), 10)
-	s.mu.Unlock()
-	return c.request(ctx, req)
+	return strconv.FormatUint(uint64(s.lastID), 10)
 }

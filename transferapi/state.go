@@ -67,7 +67,11 @@ func (a *API) connection(w http.ResponseWriter, _ *http.Request) {
 		LastClose     *lastClose                `json:"last_close,omitempty"`
 		LastError     string                    `json:"last_error,omitempty"`
 		ServerVersion string                    `json:"server_version,omitempty"`
-	}{State: c.State, Enabled: c.State != telephony.Disabled, Since: c.Since.UTC(), LastError: c.LastError, ServerVersion: c.ServerVersion}
+		Form          string                    `json:"form,omitempty"`
+	}{
+		State: c.State, Enabled: c.State != telephony.Disabled, Since: c.Since.UTC(), LastError: c.LastError, ServerVersion: c.ServerVersion,
+		Form: c.Form,
+	}
 	if c.CloseCode != 0 {
 		answer.LastClose = &lastClose{c.CloseCode, c.CloseMeaning}
 	}
@@ -85,7 +89,8 @@ func (a *API) ready(w http.ResponseWriter, _ *http.Request) {
 		Status   string   `json:"status"`
 		Problems []string `json:"problems,omitempty"`
 		Warnings []string `json:"warnings,omitempty"` // what is wrong and no reason to do without the bridge
-	}{Status: "ready"}
+		Form     string   `json:"form,omitempty"`     // in which the server packs its messages
+	}{Status: "ready", Form: a.opts.Exchange.Connection().Form}
 	if err := a.opts.Outbox.Writable(); err != nil {
 		answer.Problems = append(answer.Problems, "The outbox cannot be written: "+err.Error()+". Events wait in memory.")
 	}

@@ -198,8 +198,18 @@ func (d *examination) password(ctx context.Context) {
 			d.ill("server", "it does not answer: is it a Prostie Zvonki server?")
 			return
 		}
-		d.well("server", "it lets the bridge in; it is %s", cmp.Or(session.Connection().ServerVersion, "of a version that it does not tell"))
+		c := session.Connection()
+		d.well("server", "it lets the bridge in; it is %s, and speaks %s", cmp.Or(c.ServerVersion, "of a version that it does not tell"), formOf(c))
 	}
+}
+
+// formOf names the form in which a server packs its messages, and what an unexpected one means.
+func formOf(c telephony.Connection) string {
+	names := map[string]string{"base64": "base64", "xml": "plain XML"}
+	if c.Form == c.FormOfAddress {
+		return names[c.Form]
+	}
+	return names[c.Form] + " where " + names[c.FormOfAddress] + " is usual, so a proxy before it adds or removes TLS: that works"
 }
 
 // firstFailure waits until a connection has failed, and says why.

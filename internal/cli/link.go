@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/url"
@@ -11,21 +10,24 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gorilla/websocket"
-
 	"pzbridge/internal/pz"
+	"pzbridge/relay"
 )
 
-// answerIn is how long the console waits for an answer.
-const answerIn = 10 * time.Second
+const (
+	// answerIn is how long the console waits for an answer.
+	answerIn = 10 * time.Second
+	// otherFormIn is after how long without one it tries the other form.
+	otherFormIn = 2 * time.Second
+)
 
 // link is the console's connection to a server. One goroutine reads it.
 type link struct {
-	ws    *websocket.Conn
-	codec pz.Codec
-	gone  chan struct{} // closed when it has ended
+	socket *relay.Socket
+	gone   chan struct{} // closed when it has ended
 
 	mu      sync.Mutex
+	codec   pz.Codec // to write in
 	lastID  int
 	waiting map[string]chan pz.Response
 	open    bool // the server has let the client in, and nobody has hung up
@@ -44,27 +46,12 @@ func dialLink(ctx context.Context, address string, id pz.Identity, event func(pz
 	if u.Port() == "" {
 		u.Host += ":" + pz.DefaultPort
 	}
-	u.Path = "/"
-	u.RawQuery = id.Query()
 	// A console for trying things out takes whatever certificate there is, as the vendor's does.
-	dialer := websocket.Dialer{HandshakeTimeout: answerIn, TLSClientConfig: &tls.Config{
-		InsecureSkipVerify: true, MinVersion: tls.VersionTLS10,
-		CipherSuites: []uint16{
-			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
-			tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_256_CBC_SHA,
-		},
-	}}
-	ws, resp, err := dialer.DialContext(ctx, u.String(), nil)
-	if resp != nil {
-		_ = resp.Body.Close()
-	}
+	socket, err := relay.Dial(ctx, relay.DialOptions{URL: u, TLS: anyCertificate(), Identity: id})
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", u.Host, id.HideIn(err))
+		return nil, fmt.Errorf("connect to %s: %w", u.Host, err)
 	}
-	l := &link{ws: ws, codec: pz.Base64, gone: make(chan struct{}), waiting: map[string]chan pz.Response{}}
-	if u.Scheme == "wss" {
-		l.codec = pz.Plain
-	}
+	l := &link{socket: socket, codec: pz.CodecFor(u.Scheme), gone: make(chan struct{}), waiting: map[string]chan pz.Response{}}
 	first := make(chan error, 1)
 	go func() {
 		err := l.read(event)
@@ -77,7 +64,7 @@ func dialLink(ctx context.Context, address string, id pz.Identity, event func(pz
 			ended(err)
 		}
 	}()
-	if _, err := l.request(ctx, pz.MethodGetVersion, nil); err != nil {
+	if err := l.identify(ctx); err != nil {
 		l.close()
 		select {
 		case err = <-first:
@@ -91,22 +78,27 @@ func dialLink(ctx context.Context, address string, id pz.Identity, event func(pz
 	return l, nil
 }
 
+// identify asks for the server's version in the form that its address lets one expect, then in the
+// other one: a proxy may add or remove TLS.
+func (l *link) identify(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, otherFormIn)
+	defer cancel()
+	_, err := l.request(limited, pz.MethodGetVersion, nil)
+	if limited.Err() == nil || ctx.Err() != nil {
+		return err
+	}
+	l.mu.Lock()
+	if l.socket.Spoken() == pz.UnknownCodec {
+		l.codec = l.codec.Other()
+	}
+	l.mu.Unlock()
+	_, err = l.request(ctx, pz.MethodGetVersion, nil)
+	return err
+}
+
 func (l *link) read(event func(pz.Event)) error {
-	l.ws.SetReadLimit(pz.MaxMessage)
-	for {
-		_, payload, err := l.ws.ReadMessage()
-		var closed *websocket.CloseError
-		switch {
-		case errors.As(err, &closed):
-			return fmt.Errorf("closed with code %d: %s", closed.Code, pz.CloseMeaning(closed.Code))
-		case err != nil:
-			return err
-		}
-		doc, err := l.codec.Unpack(payload)
-		if err != nil {
-			continue
-		}
-		events, responses, _ := pz.ParseServerMessage(doc) // what could be read of it
+	return l.socket.Read(func(m relay.Message) {
+		events, responses, _ := pz.ParseServerMessage(m.Doc) // what could be read of it
 		for _, e := range events {
 			event(e)
 		}
@@ -119,8 +111,11 @@ func (l *link) read(event func(pz.Event)) error {
 				answer <- r
 			}
 		}
-	}
+	}, l.pong)
 }
+
+// pong answers a ping.
+func (l *link) pong(payload []byte) { _ = l.socket.Pong(payload, time.Now().Add(time.Second)) }
 
 // request asks the server and waits for its answer.
 func (l *link) request(ctx context.Context, method string, data pz.Attrs) (pz.Response, error) {
@@ -129,8 +124,10 @@ func (l *link) request(ctx context.Context, method string, data pz.Attrs) (pz.Re
 	l.lastID++
 	req := pz.Request{Method: method, ID: strconv.Itoa(l.lastID), Data: data}
 	l.waiting[req.ID] = answer
-	_ = l.ws.SetWriteDeadline(time.Now().Add(answerIn))
-	err := l.ws.WriteMessage(websocket.TextMessage, l.codec.Pack(req.XML()))
+	if spoken := l.socket.Spoken(); spoken != pz.UnknownCodec {
+		l.codec = spoken
+	}
+	err := l.socket.Write(req.XML(), l.codec, time.Now().Add(answerIn))
 	l.mu.Unlock()
 	if err != nil {
 		return pz.Response{}, err
@@ -153,11 +150,5 @@ func (l *link) close() {
 	l.mu.Lock()
 	l.open = false
 	l.mu.Unlock()
-	frame := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
-	_ = l.ws.WriteControl(websocket.CloseMessage, frame, time.Now().Add(time.Second))
-	select {
-	case <-l.gone:
-	case <-time.After(time.Second):
-	}
-	_ = l.ws.Close()
+	l.socket.Hangup(l.gone, time.Second)
 }

@@ -60,6 +60,14 @@ func (t text) parse(p *problems) Config {
 	if utf8.RuneCountInString(t.Password) > pz.MaxPassword {
 		p.add("PZ_PASSWORD", "is longer than %d characters: no Prostie Zvonki server has such a password", pz.MaxPassword)
 	}
+	for _, v := range []struct{ name, text string }{
+		{"PZ_CLIENT_TYPE", t.ClientType}, {"PZ_CLIENT_GUID", t.ClientGUID},
+		{"PZ_PHONE_NUMBER", t.PhoneNumber}, {"PZ_BROADCAST_GROUP", t.BroadcastGroup},
+	} {
+		if err := pz.CheckIdentityText(v.text); err != nil {
+			p.add(v.name, "%v", err)
+		}
+	}
 	mask, err := strconv.ParseUint(t.EventsMask, 10, 32)
 	if err != nil {
 		p.add("PZ_EVENTS_MASK", "must be a number that fits 32 bits, such as 65535 for all events; it is %q", t.EventsMask)

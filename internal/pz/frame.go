@@ -9,15 +9,44 @@ import (
 // MaxMessage is the largest message, in bytes on the wire, that either side reads. What is longer is dropped whole.
 const MaxMessage = 1 << 20
 
-// Codec packs XML into the payload of a text frame and takes it out again. Which one is spoken depends on the address:
-// base64 of the XML over ws, the XML itself over wss.
+// Codec is one of the two forms in which XML stands in the payload of a text frame. A server speaks
+// base64 over ws and the XML itself over wss; behind a proxy that adds or removes TLS it is the other
+// way round. It is silent to a request in the form that it does not speak.
 type Codec int
 
-// The two codecs.
+// The two codecs, and not knowing which.
 const (
-	Base64 Codec = iota // over ws
-	Plain               // over wss
+	UnknownCodec Codec = iota
+	Base64             // over ws
+	Plain              // over wss
 )
+
+// CodecFor is what a server is expected to speak at an address of a scheme: ws or wss.
+func CodecFor(scheme string) Codec {
+	if scheme == "wss" {
+		return Plain
+	}
+	return Base64
+}
+
+// Other is the other one of the two.
+func (c Codec) Other() Codec {
+	if c == Plain {
+		return Base64
+	}
+	return Plain
+}
+
+// String is the codec in a word, for people and for JSON.
+func (c Codec) String() string {
+	switch c {
+	case Base64:
+		return "base64"
+	case Plain:
+		return "xml"
+	}
+	return ""
+}
 
 // Pack makes a frame's payload of a document.
 func (c Codec) Pack(xml []byte) []byte {
@@ -27,18 +56,29 @@ func (c Codec) Pack(xml []byte) []byte {
 	return base64.StdEncoding.AppendEncode(nil, xml)
 }
 
-// Unpack takes the document out of a frame's payload: decoded, cut at the first NUL byte (an event over wss ends with one) and
-// trimmed of white space. The result may share memory with payload.
-func (c Codec) Unpack(payload []byte) ([]byte, error) {
-	doc := payload
-	if c == Base64 {
-		payload, _, _ = bytes.Cut(payload, []byte{0})
-		decoded, err := base64.StdEncoding.AppendDecode(nil, bytes.TrimSpace(payload))
-		if err != nil {
-			return nil, fmt.Errorf("not base64: %w", err)
-		}
-		doc = decoded
+// Unpack takes the document out of a frame's payload in either form, cut at the first NUL byte (an
+// event over wss ends with one) and trimmed of white space. The first byte tells the forms apart,
+// since "<" is no letter of base64. An empty payload has no codec; some servers keep a line alive
+// with one. The document may share memory with payload. It fails where the payload is in neither form.
+func Unpack(payload []byte) (doc []byte, codec Codec, err error) {
+	payload = trimFrame(payload)
+	switch {
+	case len(payload) == 0:
+		return nil, UnknownCodec, nil
+	case payload[0] == '<':
+		return payload, Plain, nil
 	}
-	doc, _, _ = bytes.Cut(doc, []byte{0})
-	return bytes.TrimSpace(doc), nil
+	decoded, err := base64.StdEncoding.AppendDecode(nil, payload)
+	if err != nil {
+		return nil, UnknownCodec, fmt.Errorf("neither XML nor base64: %w", err)
+	}
+	return trimFrame(decoded), Base64, nil
 }
+
+// trimFrame cuts at the first NUL byte and takes away white space and a byte order mark.
+func trimFrame(b []byte) []byte {
+	b, _, _ = bytes.Cut(b, []byte{0})
+	return bytes.TrimSpace(bytes.TrimPrefix(bytes.TrimSpace(b), []byte(byteOrderMark)))
+}
+
+const byteOrderMark = "\uFEFF"

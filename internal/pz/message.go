@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -48,13 +49,11 @@ func (a Attrs) Lookup(name string) (string, bool) {
 	return "", false
 }
 
-// Get gives the value of the first attribute of that name; empty when it is missing or blank, which both mean "absent".
+// Get gives the value of the first attribute of that name without white space around it, as the
+// vendor's own clients read it; empty when it is missing or blank, which both mean "absent".
 func (a Attrs) Get(name string) string {
 	v, _ := a.Lookup(name)
-	if strings.TrimSpace(v) == "" {
-		return ""
-	}
-	return v
+	return strings.TrimSpace(v)
 }
 
 // Event is one thing that happened, all of it in attributes.
@@ -107,6 +106,16 @@ type Request struct {
 // SMSText packs the text of an SMS as it travels in a Generate request and in events: base64 of UTF-8.
 func SMSText(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 
+// ParseSMSText unpacks the text of an SMS; old connectors pack Windows-1251. It is empty for what is
+// not base64.
+func ParseSMSText(packed string) string {
+	text, err := base64.StdEncoding.DecodeString(packed)
+	if err != nil {
+		return ""
+	}
+	return string(toUTF8(text))
+}
+
 // ParseServerMessage reads what a server sends: one root element, or several, each an Event or a Response. What was read before an error is
 // returned with it.
 func ParseServerMessage(doc []byte) (events []Event, responses []Response, err error) {
@@ -142,31 +151,72 @@ func splitElements(doc []byte) (parts [][]byte) {
 	return append(parts, doc[begin:])
 }
 
-// parseElements reads a message up to what is broken in it.
+// parseElements reads a message up to what is broken in it. Events count at any depth, as they do to
+// the vendor's library: a connector was seen to send them within the data of a Response.
 func parseElements(doc []byte) (events []Event, responses []Response, err error) {
 	var unknown error
 	err = eachRoot(doc, func(d *xml.Decoder, root xml.StartElement) error {
-		switch root.Name.Local {
-		case "Event":
-			if err := d.Skip(); err != nil {
+		if root.Name.Local == "Response" {
+			r, within, err := parseResponse(d, root)
+			if err != nil {
 				return err
 			}
+			events, responses = append(events, within...), append(responses, r)
+			return nil
+		}
+		within, err := eventsWithin(d)
+		switch {
+		case err != nil:
+			return err
+		case root.Name.Local == "Event":
 			events = append(events, Event{Attrs: attributes(root.Attr)})
-		case "Response":
-			var r Response
-			if err := d.DecodeElement(&r, &root); err != nil {
-				return err
-			}
-			r.Code, r.RequestID = strings.TrimSpace(r.Code), strings.TrimSpace(r.RequestID)
-			responses = append(responses, r)
-		default:
+		case len(within) == 0:
 			// Passed over: what stands beside it in the message is as good as ever.
 			unknown = fmt.Errorf("<%s> is neither an Event nor a Response", root.Name.Local)
-			return d.Skip()
 		}
+		events = append(events, within...)
 		return nil
 	})
 	return events, responses, errors.Join(err, unknown)
+}
+
+// parseResponse reads a Response that was begun, and the events in it.
+func parseResponse(d *xml.Decoder, root xml.StartElement) (_ Response, within []Event, err error) {
+	var r struct {
+		Response
+		Inner []byte `xml:",innerxml"`
+	}
+	if err := d.DecodeElement(&r, &root); err != nil {
+		return Response{}, nil, err
+	}
+	r.Code, r.RequestID, r.Version = strings.TrimSpace(r.Code), strings.TrimSpace(r.RequestID), strings.TrimSpace(r.Version)
+	if bytes.Contains(r.Inner, []byte("<Event")) {
+		inner := newDecoder(slices.Concat([]byte("<Data>"), r.Inner, []byte("</Data>")))
+		_, _ = inner.Token()
+		within, _ = eventsWithin(inner) // it was well-formed just now
+	}
+	return r.Response, within, nil
+}
+
+// eventsWithin reads on to the end of the element that was begun, and gives the events in it. An
+// element named Event without attributes is none: it is a field of a Generate request.
+func eventsWithin(d *xml.Decoder) (events []Event, err error) {
+	for depth := 1; depth > 0; {
+		token, err := d.Token()
+		if err != nil {
+			return events, err
+		}
+		switch token := token.(type) {
+		case xml.StartElement:
+			depth++
+			if token.Name.Local == "Event" && len(token.Attr) > 0 {
+				events = append(events, Event{Attrs: attributes(token.Attr)})
+			}
+		case xml.EndElement:
+			depth--
+		}
+	}
+	return events, nil
 }
 
 // ParseRequest reads what a client sends.
@@ -202,8 +252,7 @@ func ParseRequest(doc []byte) (Request, error) {
 
 // eachRoot calls f for each root element of a document, in order.
 func eachRoot(doc []byte, f func(*xml.Decoder, xml.StartElement) error) error {
-	doc = withoutDeclarations(doc)
-	d := xml.NewDecoder(bytes.NewReader(sanitize(doc)))
+	d := newDecoder(sanitize(decode(doc)))
 	roots := 0
 	for {
 		token, err := d.Token()
@@ -230,26 +279,8 @@ func eachRoot(doc []byte, f func(*xml.Decoder, xml.StartElement) error) error {
 	}
 }
 
-// withoutDeclarations takes out a byte order mark and what declares a version and an encoding, which may stand before each of several events: whatever an
-// old connector says there, sanitize makes UTF-8 of it, and the rest is XML enough.
-func withoutDeclarations(doc []byte) []byte {
-	doc = bytes.TrimPrefix(doc, []byte("\uFEFF"))
-	const declares = "<?xml"
-	if !bytes.Contains(doc, []byte(declares)) {
-		return doc
-	}
-	out := make([]byte, 0, len(doc))
-	var at place
-	for len(doc) > 0 {
-		if at.outside() && bytes.HasPrefix(doc, []byte(declares)) {
-			_, doc, _ = bytes.Cut(doc, []byte("?>"))
-			continue
-		}
-		at.step(doc)
-		out, doc = append(out, doc[0]), doc[1:]
-	}
-	return out
-}
+// newDecoder reads a document that is clean.
+func newDecoder(doc []byte) *xml.Decoder { return xml.NewDecoder(bytes.NewReader(doc)) }
 
 // attributes keeps the first of the attributes that bear one name; XML forbids a second.
 func attributes(list []xml.Attr) Attrs {

@@ -5,42 +5,61 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
-	"net/http"
-	"net/url"
 	"reflect"
 	"strings"
 	"testing"
 )
 
-func TestIdentityBothWays(t *testing.T) {
-	id := Identity{
-		Password: "пароль+/=&", ClientType: "my CRM", GUID: "a&b=c", PhoneNumber: "101",
-		EventsMask: 65535, BroadcastGroup: "g", Protocol: 2,
+// One way carries all of an identity, as it is: the query, or the headers where a value would need
+// escapes.
+func TestHandshakeGoesOneWay(t *testing.T) {
+	whole := Identity{
+		Password: "a~?>b?~x", ClientType: "jsapi", GUID: "{1F2E-33}", PhoneNumber: "+7900", EventsMask: 65535, BroadcastGroup: "g", Protocol: 2,
 	}
-	if strings.Contains(id.Query(), "+") {
-		t.Errorf("a server that decodes percent signs only cannot read %s", id.Query())
+	query, header := whole.Handshake()
+	want := "CID=YX4/PmI/fng=&CT=jsapi&GID={1F2E-33}&PhoneNumber=+7900&BroadcastEventsMask=65535&BroadcastGroup=g&PzProtocolVersion=2"
+	if query != want || header != nil {
+		t.Errorf("got %s and %v\nwant %s", query, header, want)
 	}
-	query, err := url.ParseQuery(id.Query())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for name, read := range map[string]func() (Identity, bool){
-		"query":  func() (Identity, bool) { return ReadIdentity(query, http.Header{}) },
-		"header": func() (Identity, bool) { return ReadIdentity(url.Values{}, id.Header()) },
-	} {
-		if got, ok := read(); !ok || got != id {
-			t.Errorf("%s: got %+v, %v", name, got, ok)
+	for _, odd := range []string{"my crm", "a&b", "a#b", "50%", "моя", "a\u00a0b"} {
+		for _, change := range []func(*Identity){
+			func(id *Identity) { id.ClientType = odd }, func(id *Identity) { id.GUID = odd },
+			func(id *Identity) { id.PhoneNumber = odd }, func(id *Identity) { id.BroadcastGroup = odd },
+		} {
+			id := whole
+			change(&id)
+			query, header := id.Handshake()
+			if query != "" || len(header) != 7 || header["ClientID"][0] != "YX4/PmI/fng=" {
+				t.Fatalf("%q: got %s and %v", odd, query, header)
+			}
+			var headers Attrs
+			for name, values := range header {
+				headers = append(headers, Attr{name, values[0]})
+			}
+			got := ReadIntroduction(query, headers)
+			got.Password = whole.Password
+			if got.Identity != id || got.Packed != PackPassword(whole.Password) || !got.HasType {
+				t.Errorf("%q: read as %+v", odd, got)
+			}
 		}
 	}
-	if _, ok := ReadIdentity(url.Values{"a": {"b"}}, http.Header{"User-Agent": {"curl"}}); ok {
-		t.Error("a handshake without an identity has one")
+}
+
+func TestCheckIdentityText(t *testing.T) {
+	for text, fits := range map[string]bool{
+		"": true, "jsapi": true, "моя CRM": true, "a ": false, "\u00a0a": false, "a\rb": false, "a\x7f": false, "\xc8": false,
+	} {
+		if err := CheckIdentityText(text); (err == nil) != fits {
+			t.Errorf("%q: %v", text, err)
+		}
 	}
 }
 
 func TestHideIn(t *testing.T) {
 	id := Identity{Password: `pa"ss\word`, GUID: "g"}
+	query, _ := id.Handshake()
 	for text, want := range map[string]string{
-		"got /?" + id.Query():                                "got /?(hidden)",
+		"got /?" + query:                                     "got /?(hidden)",
 		`bad Content-Length "pa\"ss\\word"`:                  `bad Content-Length "(hidden)"`,
 		`the client pa"ss\word is unknown`:                   "the client (hidden) is unknown",
 		`malformed HTTP status code "pa"`:                    ErrNoHTTP.Error(),
@@ -53,6 +72,7 @@ func TestHideIn(t *testing.T) {
 	}
 }
 
+// Either form is read, whatever the address lets one expect.
 func TestUnpack(t *testing.T) {
 	b64 := base64.StdEncoding.EncodeToString
 	for _, c := range []struct {
@@ -60,20 +80,23 @@ func TestUnpack(t *testing.T) {
 		codec               Codec
 		bad                 bool
 	}{
-		{"ws", b64([]byte("<a/>")), "<a/>", Base64, false},
-		{"ws with a line end in it", b64([]byte("<a/>\n")), "<a/>", Base64, false},
-		{"ws with a NUL in it", b64([]byte("<a/>\x00noise")), "<a/>", Base64, false},
-		{"ws with a line end and a NUL after it", b64([]byte("<a/>")) + "\n\x00", "<a/>", Base64, false},
-		{"ws, not base64", "<a/>", "", Base64, true},
-		{"ws, cut off", "PGEvP", "", Base64, true},
-		{"wss", "<a/>", "<a/>", Plain, false},
-		{"wss with a NUL", "<a/>\x00", "<a/>", Plain, false},
-		{"wss with a line end", " <a/>\n", "<a/>", Plain, false},
-		{"nothing", "", "", Plain, false},
+		{"base64", b64([]byte("<a/>")), "<a/>", Base64, false},
+		{"base64 with a line end in it", b64([]byte("<a/>\n")), "<a/>", Base64, false},
+		{"base64 with a NUL in it", b64([]byte("<a/>\x00noise")), "<a/>", Base64, false},
+		{"base64 with a line end and a NUL after it", b64([]byte("<a/>")) + "\n\x00", "<a/>", Base64, false},
+		{"base64 of a byte order mark", b64([]byte("\ufeff<a/>")), "<a/>", Base64, false},
+		{"base64, cut off", "PGEvP", "", UnknownCodec, true},
+		{"xml", "<a/>", "<a/>", Plain, false},
+		{"xml with a NUL", "<a/>\x00", "<a/>", Plain, false},
+		{"xml with a line end", " <a/>\n", "<a/>", Plain, false},
+		{"xml with a byte order mark", "\ufeff <a/>", "<a/>", Plain, false},
+		{"nothing", "", "", UnknownCodec, false},
+		{"a NUL alone", "\n\x00", "", UnknownCodec, false},
+		{"neither", "Hello!", "", UnknownCodec, true},
 	} {
-		got, err := c.codec.Unpack([]byte(c.payload))
-		if (err != nil) != c.bad || string(got) != c.want {
-			t.Errorf("%s: got %q, %v", c.name, got, err)
+		got, codec, err := Unpack([]byte(c.payload))
+		if (err != nil) != c.bad || string(got) != c.want || codec != c.codec {
+			t.Errorf("%s: got %q, %v, %v", c.name, got, codec, err)
 		}
 	}
 }
@@ -90,7 +113,18 @@ func TestParseServerMessage(t *testing.T) {
 		{"with an end tag", `<Event type="1" from="7"></Event>`, from("7"), nil, ""},
 		{"entities and references", `<Event type="1" from="&lt;&#1048;&#x412;&gt; &amp; &quot;x&quot;"/>`, from(`<ИВ> & "x"`), nil, ""},
 		{"a bare ampersand", `<Event type="1" from="Ivanov & Co &nbsp;"/>`, from("Ivanov & Co &nbsp;"), nil, ""},
-		{"mangled Cyrillic", "<Event type=\"1\" from=\"\xc8\xe2\xe0\xed 7\"/>", from("\uFFFD\uFFFD\uFFFD\uFFFD 7"), nil, ""},
+		{"Windows-1251", "<Event type=\"1\" from=\"\xc8\xe2\xe0\xed 7\"/>", from("Иван 7"), nil, ""},
+		{"Windows-1251 beside UTF-8", "<Event type=\"1\" from=\"\xc8\xe2\xe0\xed\" to=\"Пётр\"/>", []Event{{Attrs{{"type", "1"}, {"from", "Иван"}, {"to", "Пётр"}}}}, nil, ""},
+		{"Windows-1251 that could be UTF-8, declared", "<?xml version='1.0' encoding='Windows-1251'?><Event type=\"1\" from=\"\xd0\xb0\"/>", from("Р°"), nil, ""},
+		{"KOI8-R, declared", "<?xml version=\"1.0\" encoding = \"koi8-r\" ?><Event type=\"1\" from=\"\xe9\xd7\xc1\xce\"/>", from("Иван"), nil, ""},
+		{"UTF-8 declared, Windows-1251 sent", "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Event type=\"1\" from=\"\xc8\xe2\xe0\xed\"/>", from("Иван"), nil, ""},
+		{"one declared and one not", "<?xml encoding=\"koi8-r\"?><Event type=\"1\" from=\"\xe9\"/><?xml version=\"1.0\"?><Event type=\"1\" from=\"\xc8\"/>", append(from("И"), from("И")...), nil, ""},
+		{"UTF-8 that was cut off", "<Event type=\"1\" from=\"Ива\xd0\"/>", from("Ива\uFFFD"), nil, ""},
+		{"Windows-1251 in a text", "<Response><Code>2</Code><RequestID>5</RequestID><Details>\xed\xe5\xf2</Details></Response>", nil, []Response{{Code: "2", RequestID: "5", Details: "нет"}}, ""},
+		{"an event within a response", `<Response><Code>0</Code><RequestID>5</RequestID><Data><Event type="1" from="7"/></Data></Response>`, from("7"), []Response{{Code: "0", RequestID: "5"}}, ""},
+		{"events at any depth", `<Response><Code>0</Code><RequestID>5</RequestID><Data><Events><Event type="1" from="7"><Event type="1" from="8"/></Event></Events><Version>1 </Version></Data></Response><Event type="1" from="9"/>`, append(append(from("7"), from("8")...), from("9")...), []Response{{Code: "0", RequestID: "5", Version: "1"}}, ""},
+		{"an event within something else", `<Notify><Data><Event type="1" from="&amp;"/></Data></Notify>`, from("&"), nil, ""},
+		{"a field that is named Event", `<Response><Code>0</Code><RequestID>5</RequestID><Data><Event>128</Event></Data></Response>`, nil, []Response{{Code: "0", RequestID: "5"}}, ""},
 		{"a reference that XML forbids", `<Event type="1" from="a&#1;b&#0;c&#xFFFF;d&#99999999;"/>`, from("a\uFFFDb\uFFFDc\uFFFDd\uFFFD"), nil, ""},
 		{"a character that XML forbids", "<Event type=\"1\" from=\"a\x01b\uFFFE\"/>", from("a\uFFFDb\uFFFD"), nil, ""},
 		{"a declared encoding", `<?xml version="1.0" encoding="windows-1251"?><Event type="1" from="7"/>`, from("7"), nil, ""},
@@ -189,9 +223,9 @@ func TestRequestTellsEmptyFromMissing(t *testing.T) {
 	}
 }
 
-func TestBlankIsAbsent(t *testing.T) {
+func TestValuesAreTrimmed(t *testing.T) {
 	a := Attrs{{"x", " "}, {"y", ""}, {"z", " 7 "}}
-	if a.Get("x") != "" || a.Get("y") != "" || a.Get("none") != "" || a.Get("z") != " 7 " {
+	if a.Get("x") != "" || a.Get("y") != "" || a.Get("none") != "" || a.Get("z") != "7" {
 		t.Errorf("got %q %q %q %q", a.Get("x"), a.Get("y"), a.Get("none"), a.Get("z"))
 	}
 }
@@ -259,20 +293,28 @@ func FuzzParseServerMessage(f *testing.F) {
 }
 
 func FuzzUnpack(f *testing.F) {
-	f.Add([]byte("PGEvPg=="), true)
-	f.Add([]byte("<a/>\x00"), false)
-	f.Fuzz(func(t *testing.T, payload []byte, overWS bool) {
-		codec := Plain
-		if overWS {
-			codec = Base64
-		}
-		doc, err := codec.Unpack(payload)
-		if err != nil {
+	f.Add([]byte("PGEvPg=="))
+	f.Add([]byte("<a/>\x00"))
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		doc, codec, err := Unpack(payload)
+		if err != nil || codec == UnknownCodec || len(doc) == 0 || doc[0] != '<' {
 			return
 		}
-		again, err := codec.Unpack(codec.Pack(doc))
-		if err != nil || string(again) != string(doc) {
-			t.Errorf("%q was packed and unpacked as %q, %v", doc, again, err)
+		for _, codec := range []Codec{codec, codec.Other()} {
+			again, read, err := Unpack(codec.Pack(doc))
+			if err != nil || string(again) != string(doc) || read != codec {
+				t.Errorf("%q was packed and unpacked as %q, %v, %v", doc, again, read, err)
+			}
 		}
 	})
+}
+
+func TestParseSMSText(t *testing.T) {
+	for packed, want := range map[string]string{
+		"0J/RgNC40LLQtdGC": "Привет", "z/Do4uXy": "Привет", "": "", "???": "",
+	} {
+		if got := ParseSMSText(packed); got != want {
+			t.Errorf("%s: got %q", packed, got)
+		}
+	}
 }

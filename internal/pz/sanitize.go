@@ -9,9 +9,10 @@ import (
 
 const replacement = "\uFFFD"
 
-// sanitize makes a document readable for an XML parser that follows the letter, so that no call is lost for its caller's name: old
-// connectors send Cyrillic that is no UTF-8, bytes that XML forbids, references to them (&#1;), bare ampersands, and less-than signs in values. What cannot be
-// kept becomes U+FFFD; a bare ampersand or less-than sign becomes the reference that it should have been. A clean document is
+// sanitize makes a document readable for an XML parser that follows the letter, so that no call is
+// lost for its caller's name: old connectors send bytes that XML forbids, references to them (&#1;),
+// bare ampersands, and less-than signs in values. What cannot be kept becomes U+FFFD; a bare
+// ampersand or less-than sign becomes the reference that it should have been. A clean document is
 // returned as it is.
 func sanitize(doc []byte) []byte {
 	if clean(doc) {

@@ -2,6 +2,7 @@ package pztest_test
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -68,7 +69,7 @@ func replayRecording(t *testing.T, mode string, older bool) {
 	if mode == "wss" {
 		opts.TLS, codec = pztest.ModernTLS(), pz.Plain
 	}
-	opts.History = history(t, codec, frames)
+	opts.History = history(t, frames)
 	server := pztest.NewServer(opts)
 	defer server.Close()
 
@@ -85,7 +86,7 @@ func replayRecording(t *testing.T, mode string, older bool) {
 	}
 	want := map[string][]string{}
 	for _, f := range frames {
-		doc, err := codec.Unpack([]byte(f.Frame))
+		doc, _, err := pz.Unpack([]byte(f.Frame))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -121,13 +122,13 @@ func replayRecording(t *testing.T, mode string, older bool) {
 }
 
 // history is what the server of the recording still held: the wallboard, which sees everything, was sent all of it.
-func history(t *testing.T, codec pz.Codec, frames []recorded) []pz.Event {
+func history(t *testing.T, frames []recorded) []pz.Event {
 	var list []pz.Event
 	for _, f := range frames {
 		if f.Client != "wallboard" || f.Dir != "server" {
 			continue
 		}
-		doc, err := codec.Unpack([]byte(f.Frame))
+		doc, _, err := pz.Unpack([]byte(f.Frame))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -185,16 +186,27 @@ func threeClients(r pz.Response) string {
 func dial(t *testing.T, server *pztest.Server, id pz.Identity, older bool) *websocket.Conn {
 	t.Helper()
 	d := websocket.Dialer{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, HandshakeTimeout: 5 * time.Second}
-	address, header := server.URL+"/?"+id.Query(), http.Header(nil)
+	query, header := id.Handshake()
 	if older {
-		address, header = server.URL, id.Header()
+		query, header = "", olderWay(query)
 	}
-	conn, resp, err := d.Dial(address, header)
+	conn, resp, err := d.Dial(server.URL+"/?"+query, header)
 	if err != nil {
 		t.Fatalf("dial: %v (%v)", err, resp)
 	}
 	t.Cleanup(func() { conn.Close() })
 	return conn
+}
+
+// olderWay makes the headers of a handshake's query.
+func olderWay(query string) http.Header {
+	names := map[string]string{"CID": "ClientID", "CT": "ClientType", "GID": "ClientGUID"}
+	header := http.Header{}
+	for pair := range strings.SplitSeq(query, "&") {
+		name, value, _ := strings.Cut(pair, "=")
+		header[cmp.Or(names[name], name)] = []string{value}
+	}
+	return header
 }
 
 func send(t *testing.T, conn *websocket.Conn, payload []byte) {
@@ -216,7 +228,7 @@ func receiveAll(t *testing.T, conn *websocket.Conn, codec pz.Codec) []string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		doc, err := codec.Unpack(payload)
+		doc, _, err := pz.Unpack(payload)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -244,8 +256,8 @@ func closeCode(t *testing.T, conn *websocket.Conn) int {
 func TestHandshake(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{Password: "sesame"})
 	defer server.Close()
-	right := pz.Identity{Password: "sesame", GUID: "g", Protocol: 2}
-	wrong := pz.Identity{Password: "mice", GUID: "w", Protocol: 2}
+	right := pz.Identity{Password: "sesame", ClientType: "crm", GUID: "g", Protocol: 2}
+	wrong := pz.Identity{Password: "mice", ClientType: "crm", GUID: "w", Protocol: 2}
 
 	t.Run("wrong password, protocol 2: upgraded, then closed with 4008", func(t *testing.T) {
 		if code := closeCode(t, dial(t, server, wrong, false)); code != pz.CloseInvalidPassword {
@@ -256,7 +268,8 @@ func TestHandshake(t *testing.T) {
 		"wrong password, protocol 1": func() (http.Header, string) {
 			old := wrong
 			old.Protocol = 1
-			return old.Header(), server.URL
+			query, _ := old.Handshake()
+			return nil, server.URL + "/?" + query
 		},
 		"no identity": func() (http.Header, string) { return nil, server.URL },
 	} {
@@ -283,7 +296,7 @@ func TestHandshake(t *testing.T) {
 func TestReplaysWhatWasMissedOnce(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
-	id := pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2}
+	id := pz.Identity{ClientType: "crm", GUID: "g", EventsMask: 65535, Protocol: 2}
 	finished := func(call string) {
 		fields, err := pz.ParseGenerate(strings.Fields("generate history 1 2 100 200 50 in http://x/1.mp3 3 " + call))
 		if err != nil {

@@ -5,6 +5,7 @@ package pztest
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -37,6 +38,7 @@ type Options struct {
 	History  []pz.Event  // finished calls and SMS statuses that every client has missed so far
 	Refuse   int         // close every connection with this code right away; 0 does not
 	NoPings  bool        // leave it to the client to look whether the other end lives
+	Codec    pz.Codec    // as behind a proxy that adds or removes TLS; unknown is what goes with TLS
 
 	// Log is told in one line what clients ask for, as the vendor's server logs it. May be nil.
 	Log func(line string)
@@ -104,11 +106,13 @@ func (s *Server) Start(l net.Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.http = &http.Server{
-		Handler: s, ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog: stdlog.New(lineWriter(s.log), "", 0), // handshakes that fail, mostly
+		Handler: s, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: maxHead,
+		ErrorLog:    stdlog.New(lineWriter(s.log), "", 0),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, headKey{}, c) },
 	}
+	s.http.SetKeepAlivesEnabled(false) // a connection has one head
 	server := s.http
-	s.handlers.Go(func() { _ = server.Serve(l) })
+	s.handlers.Go(func() { _ = server.Serve(headListener{l, s.log}) })
 }
 
 // Close stops listening, breaks off every connection and waits until all of it is over.
@@ -164,12 +168,12 @@ func (s *Server) Connected() int {
 	return n
 }
 
-// Disconnect closes every connection with a close code.
-func (s *Server) Disconnect(code int) {
+// Disconnect closes every connection with a close code and a reason, which may be in any encoding.
+func (s *Server) Disconnect(code int, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range s.clients {
-		c.send(outgoing{closeCode: code})
+		c.send(outgoing{closeCode: code, payload: []byte(reason)})
 	}
 }
 
@@ -230,10 +234,10 @@ func sees(id pz.Identity, e pz.Event) bool {
 }
 
 func (s *Server) codec() pz.Codec {
-	if s.opts.TLS != nil {
-		return pz.Plain
+	if s.opts.Codec != pz.UnknownCodec {
+		return s.opts.Codec
 	}
-	return pz.Base64
+	return pz.CodecFor(s.scheme())
 }
 
 func (s *Server) packEvent(e pz.Event) []byte {
@@ -274,12 +278,12 @@ var upgrader = websocket.Upgrader{CheckOrigin: func(*http.Request) bool { return
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.handlers.Add(1)
 	defer s.handlers.Done()
-	identity, ok := pz.ReadIdentity(r.URL.Query(), r.Header)
-	wrong := s.opts.Password != "" && identity.Password != s.opts.Password
-	if !ok || wrong {
-		s.log("Client refused: GUID = %s, wrong password = %v", identity.GUID, wrong)
+	client := pz.ReadIntroduction(r.URL.RawQuery, headers(r.Context()))
+	refusal := s.refusal(client)
+	if refusal != 0 {
+		s.log("Client refused: GUID = %s, code = %d", client.GUID, refusal)
 	}
-	if !ok || wrong && identity.Protocol < 2 {
+	if refusal != 0 && client.Protocol < 2 {
 		w.WriteHeader(http.StatusForbidden)
 		return
 	}
@@ -290,7 +294,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	l := newLink(conn, !s.opts.NoPings, func(m *missable) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		m.sent[identity.GUID] = true
+		m.sent[client.GUID] = true
 	})
 	if !s.add(l) {
 		_ = conn.Close()
@@ -302,16 +306,28 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer writer.Wait()
 	defer l.end()
 
-	switch {
-	case wrong:
-		l.send(outgoing{closeCode: pz.CloseInvalidPassword, payload: []byte("Invalid password")})
-	case s.opts.Refuse != 0:
-		l.send(outgoing{closeCode: s.opts.Refuse})
-	default:
-		c := s.join(identity, r.RemoteAddr, l)
+	if refusal != 0 {
+		l.send(outgoing{closeCode: refusal, payload: []byte(reasons[refusal])})
+	} else {
+		c := s.join(client.Identity, r.RemoteAddr, l)
 		defer s.leave(c, l)
 	}
 	l.read(func(payload []byte) { s.receive(l, payload) })
+}
+
+// reasons are what the server was seen to say with a code.
+var reasons = map[int]string{pz.CloseInvalidPassword: "Invalid password", pz.CloseSameGUID: "Same GUID"}
+
+// refusal is the code with which a client is turned away, 0 if it is let in. A client of protocol 1
+// hears HTTP 403 in its place, whatever the reason.
+func (s *Server) refusal(client pz.Introduction) int {
+	switch {
+	case s.opts.Password != "" && client.Packed != pz.PackPassword(s.opts.Password):
+		return pz.CloseInvalidPassword
+	case !client.HasType:
+		return pz.CloseLicenceClient
+	}
+	return s.opts.Refuse
 }
 
 // add notes a link that Close is to end; it is false when Close has been.
@@ -342,7 +358,7 @@ func (s *Server) join(id pz.Identity, remote string, l *link) *client {
 		s.clients = append(s.clients, &client{})
 	}
 	c := s.clients[i]
-	c.send(outgoing{closeCode: pz.CloseSameGUID, payload: []byte("Same GUID")})
+	c.send(outgoing{closeCode: pz.CloseSameGUID, payload: []byte(reasons[pz.CloseSameGUID])})
 	c.identity, c.ip, c.link = id, host, l
 	s.log("Client connected: type = %s, GUID = %s, ip = %s", id.ClientType, id.GUID, host)
 	s.replay(c)
@@ -358,14 +374,15 @@ func (s *Server) leave(c *client, l *link) {
 	}
 }
 
-// receive answers one frame of a client. The event that a request causes goes out before its response.
+// receive answers one frame of a client, if it is in the form that the server speaks. The event that a
+// request causes goes out before its response.
 func (s *Server) receive(l *link, payload []byte) {
-	doc, err := s.codec().Unpack(payload)
-	var req pz.Request
-	if err == nil {
-		s.debug("<- " + string(doc))
-		req, err = pz.ParseRequest(doc)
+	doc, codec, err := pz.Unpack(payload)
+	if err != nil || codec != s.codec() {
+		return
 	}
+	s.debug("<- " + string(doc))
+	req, err := pz.ParseRequest(doc)
 	resp := pz.Response{Code: pz.CodeError, RequestID: noise}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -377,7 +394,7 @@ func (s *Server) receive(l *link, payload []byte) {
 	if s.opts.Debug != nil {
 		s.debug("-> " + string(xml))
 	}
-	l.send(outgoing{payload: s.codec().Pack(xml)})
+	l.send(outgoing{payload: codec.Pack(xml)})
 }
 
 // noise is the request ID in the answer to what is no request.

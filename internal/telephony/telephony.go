@@ -169,4 +169,8 @@ type Connection struct {
 	LastError     string    // why there is no connection; empty while Connected
 	DialsAt       time.Time // when it dials again, while Disconnected
 	ServerVersion string    // what the server calls itself; empty until it has said so
+	// Form is how the server packs its messages: "base64" or "xml"; empty while there is no connection.
+	// FormOfAddress is what its address lets one expect. They differ behind a proxy that adds or
+	// removes TLS.
+	Form, FormOfAddress string
 }

@@ -1,0 +1,120 @@
+package relay
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"pzbridge/internal/pz"
+)
+
+// dialTimeout bounds the way from the first packet to the answer to the handshake.
+const dialTimeout = 15 * time.Second
+
+// DialOptions says where a server is and who the client is to it.
+type DialOptions struct {
+	URL      *url.URL    // ws or wss, with a host and a port
+	TLS      *tls.Config // for wss; nil trusts what the system trusts
+	Identity pz.Identity
+
+	// DialContext opens the connection below TLS; nil dials TCP.
+	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Dial connects to a server and introduces the client. A server that refuses the password or the
+// licence may let it in first and close the socket right after. It fails with a sentence that says
+// what to do, where that can be told; no secret is in it.
+func Dial(ctx context.Context, o DialOptions) (*Socket, error) {
+	limited, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	s := &Socket{expected: pz.CodecFor(o.URL.Scheme)}
+	stop := func() bool { return true }
+	open := func(dialing context.Context, network, address string) (net.Conn, error) {
+		below, err := o.dial(dialing, network, address)
+		if err != nil {
+			return nil, err
+		}
+		// The library waits for the answer to its handshake also when ctx has ended.
+		stop = context.AfterFunc(ctx, func() { _ = below.Close() })
+		s.below = &tcp{Conn: below}
+		s.stream = &stream{Conn: s.below, below: s.below}
+		if o.URL.Scheme == "wss" {
+			secure := tls.Client(s.below, o.tls())
+			if err := secure.HandshakeContext(dialing); err != nil {
+				return nil, errors.Join(err, below.Close())
+			}
+			s.stream.Conn = secure
+		}
+		return s.stream, nil
+	}
+	dialer := websocket.Dialer{HandshakeTimeout: dialTimeout, NetDialContext: open, NetDialTLSContext: open}
+	u := *o.URL
+	query, header := o.Identity.Handshake()
+	u.Path, u.RawQuery = "/", query
+	ws, resp, err := dialer.DialContext(limited, u.String(), header)
+	stop()
+	if resp != nil {
+		_ = resp.Body.Close()
+	}
+	switch {
+	case errors.Is(err, websocket.ErrBadHandshake) && resp.StatusCode == http.StatusForbidden:
+		return nil, errors.New("the server refused the handshake with HTTP 403: check PZ_PASSWORD, and that PZ_URL is a Prostie Zvonki server")
+	case errors.Is(err, websocket.ErrBadHandshake):
+		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
+	case err != nil:
+		return nil, dialError(o.URL, o.Identity.HideIn(err))
+	}
+	s.ws = ws
+	s.below.listen()
+	return s, nil
+}
+
+func (o DialOptions) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if o.DialContext != nil {
+		return o.DialContext(ctx, network, address)
+	}
+	return (&net.Dialer{}).DialContext(ctx, network, address)
+}
+
+// tls gives the configuration with the name that the certificate has to bear.
+func (o DialOptions) tls() *tls.Config {
+	cfg := o.TLS.Clone()
+	if cfg == nil {
+		cfg = TLS(nil, nil, false)
+	}
+	if cfg.ServerName == "" {
+		cfg.ServerName = o.URL.Hostname()
+	}
+	return cfg
+}
+
+// dialError says what to do about a connection that did not come to be, where that can be told.
+func dialError(u *url.URL, err error) error {
+	var untrusted *tls.CertificateVerificationError
+	var refused *net.OpError
+	switch {
+	case errors.As(err, &untrusted):
+		sum := sha256.Sum256(untrusted.UnverifiedCertificates[0].Raw)
+		return fmt.Errorf("%w: name its CA in PZ_TLS_CA_FILE or, if the certificate is really that server's, set PZ_TLS_FINGERPRINT=%x", err, sum)
+	case errors.Is(err, pz.ErrNoHTTP), errors.Is(err, errLongHead):
+		return fmt.Errorf("%w: check that PZ_URL is a Prostie Zvonki server", err)
+	case strings.Contains(err.Error(), "protocol version"), strings.Contains(err.Error(), "handshake failure"):
+		return fmt.Errorf("%w: an old connector needs PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY=true", err)
+	case u.Scheme == "ws" && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)):
+		return fmt.Errorf("dial %s: %w: if the server speaks TLS, use wss:// in PZ_URL", u.Host, err)
+	case errors.As(err, &refused): // it names the host
+		return err
+	}
+	return fmt.Errorf("dial %s: %w", u.Host, err)
+}

@@ -1,0 +1,413 @@
+package relay
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha1"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"pzbridge/internal/pz"
+	"pzbridge/internal/pztest"
+	"pzbridge/internal/telephony"
+)
+
+// upgradeAnswer is how a server lets a client in; %s is where the key's answer goes.
+const upgradeAnswer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: %s\r\n\r\n"
+
+// rawServer answers one handshake with what it is given, and then writes what the test wants.
+type rawServer struct {
+	answer      string // to the handshake; %s in it is the key's answer
+	deaf        bool   // it reads nothing more
+	client, far net.Conn
+}
+
+func newRawServer(answer string) *rawServer {
+	s := &rawServer{answer: answer}
+	s.client, s.far = net.Pipe()
+	return s
+}
+
+// dial is a DialContext that leads to the server.
+func (s *rawServer) dial(context.Context, string, string) (net.Conn, error) {
+	go func() {
+		in := bufio.NewReader(s.far)
+		r, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+		_, _ = io.WriteString(s.far, strings.Replace(s.answer, "%s", base64.StdEncoding.EncodeToString(sum[:]), 1))
+		if !s.deaf {
+			_, _ = io.Copy(io.Discard, in)
+		}
+	}()
+	return s.client, nil
+}
+
+// dialRaw connects to such a server.
+func dialRaw(t *testing.T, server *rawServer) (*Socket, error) {
+	t.Helper()
+	t.Cleanup(func() { _ = errors.Join(server.client.Close(), server.far.Close()) })
+	return Dial(t.Context(), DialOptions{
+		URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{ClientType: "crm", GUID: "g"}, DialContext: server.dial,
+	})
+}
+
+// frameOf is a server's frame: its first byte, and a payload.
+func frameOf(first byte, payload string) string {
+	switch n := len(payload); {
+	case n < 126:
+		return string([]byte{first, byte(n)}) + payload
+	case n < 1<<16:
+		return string([]byte{first, 126, byte(n >> 8), byte(n)}) + payload
+	default:
+		return string([]byte{first, 127, 0, 0, 0, 0, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}) + payload
+	}
+}
+
+// The code with which the server closes a connection counts, whatever follows it in the frame.
+func TestCloseCodeCountsWhateverFollows(t *testing.T) {
+	event := frameOf(0x81, `<Event type="1"/>`)
+	for name, c := range map[string]struct {
+		frame string
+		code  int
+	}{
+		"nothing":                      {frameOf(0x88, "\x0f\xa8"), 4008},
+		"a reason":                     {frameOf(0x88, "\x0f\xa8Invalid password"), 4008},
+		"a reason in Windows-1251":     {frameOf(0x88, "\x0f\xa8\xcd\xe5\xe2\xe5\xf0\xed\xfb\xe9 \xef\xe0\xf0\xee\xeb\xfc"), 4008},
+		"a reason that is too long":    {frameOf(0x88, "\x0f\xa9"+strings.Repeat("x", 200)), 4009},
+		"a part of a frame":            {frameOf(0x08, "\x0f\xa9"), 4009},
+		"reserved bits":                {frameOf(0xc8, "\x0f\xa9"), 4009},
+		"a code that RFC 6455 forbids": {frameOf(0x88, "\x03\xed"), 1005},
+		"no code":                      {frameOf(0x88, ""), 1005},
+		"half a code":                  {frameOf(0x88, "\x0f"), 1005},
+		"a mask":                       {"\x88\x82\x01\x02\x03\x04" + "\x0e\xaa", 4008},
+		"messages before it":           {event + frameOf(0x89, "ping") + frameOf(0x81, strings.Repeat("x", 70_000)) + event + frameOf(0x88, "\x0f\xa8\xff"), 4008},
+	} {
+		t.Run(name, func(t *testing.T) {
+			server := newRawServer(upgradeAnswer)
+			socket, err := dialRaw(t, server)
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() {
+				for part := range strings.SplitSeq(c.frame, "") { // each byte by itself
+					_, _ = io.WriteString(server.far, part)
+				}
+				_ = server.far.Close()
+			}()
+			got := socket.Read(func(Message) {}, func([]byte) {})
+			var closed *websocket.CloseError
+			if !errors.As(got, &closed) || closed.Code != c.code || !strings.Contains(got.Error(), pz.CloseMeaning(c.code)) {
+				t.Errorf("it ends with %v, not with %d", got, c.code)
+			}
+		})
+	}
+}
+
+// What answers the handshake without an end is given up after 64 KiB.
+func TestAnswerToTheHandshakeIsBounded(t *testing.T) {
+	for name, answer := range map[string]string{
+		"a header":      "HTTP/1.1 101 Switching Protocols\r\nX: " + strings.Repeat("x", 1<<20),
+		"many headers":  "HTTP/1.1 101 Switching Protocols\r\n" + strings.Repeat("X: y\r\n", 1<<18),
+		"a status line": strings.Repeat("x", 1<<20),
+	} {
+		if _, err := dialRaw(t, newRawServer(answer)); !errors.Is(err, errLongHead) || !strings.Contains(err.Error(), "PZ_URL") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// An answer that is just short enough, and what comes right behind it, is read.
+	long := strings.Replace(upgradeAnswer, "\r\n\r\n", "\r\nX: "+strings.Repeat("x", 60<<10)+"\r\n\r\n", 1) + frameOf(0x88, "\x0f\xa8")
+	socket, err := dialRaw(t, newRawServer(long))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var closed *websocket.CloseError
+	if err := socket.Read(func(Message) {}, func([]byte) {}); !errors.As(err, &closed) || closed.Code != 4008 {
+		t.Errorf("it ends with %v", err)
+	}
+}
+
+// A message whose parts come without an end, pings in between, ends the connection.
+func TestMessageWithoutAnEnd(t *testing.T) {
+	for name, part := range map[string]string{"parts": frameOf(0x00, "x"), "empty parts": frameOf(0x00, ""), "no parts, and pings": frameOf(0x89, "")} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := newRawServer(upgradeAnswer)
+				socket, err := dialRaw(t, server)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ended := make(chan struct{})
+				go func() {
+					defer close(ended)
+					_, err := io.WriteString(server.far, frameOf(0x81, `<Event type="1"/>`)+frameOf(0x01, "<Event"))
+					for err == nil {
+						time.Sleep(10 * time.Second)
+						_, err = io.WriteString(server.far, part)
+					}
+				}()
+				began, messages := time.Now(), 0
+				err = socket.Read(func(Message) { messages++ }, func([]byte) {})
+				if took := time.Since(began); !errors.Is(err, errEndlessMessage) || took > messageTimeout+time.Minute || messages != 1 {
+					t.Errorf("after %s and %d messages: %v", took, messages, err)
+				}
+				socket.Close()
+				<-ended
+			})
+		})
+	}
+}
+
+// stopped is a connection of a process that can be stopped: while it is, nobody looks at what comes,
+// and a deadline that passes meanwhile is the first thing that is seen afterwards.
+type stopped struct {
+	net.Conn
+	mu      sync.Mutex
+	resumes time.Time
+	arrived []byte // read from the other end, as the kernel would
+	more    chan struct{}
+	expires time.Time
+}
+
+func newStopped(c net.Conn) *stopped {
+	s := &stopped{Conn: c, more: make(chan struct{}, 1)}
+	go func() {
+		buf := make([]byte, 4096)
+		for {
+			n, err := c.Read(buf)
+			s.mu.Lock()
+			s.arrived = append(s.arrived, buf[:n]...)
+			s.mu.Unlock()
+			select {
+			case s.more <- struct{}{}:
+			default:
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return s
+}
+
+func (s *stopped) stop(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.resumes = time.Now().Add(d)
+}
+
+// SetReadDeadline is the reader's alone.
+func (s *stopped) SetReadDeadline(t time.Time) error { s.expires = t; return nil }
+
+// SetDeadline is called by the library while it dials.
+func (s *stopped) SetDeadline(t time.Time) error { s.expires = t; return nil }
+
+func (s *stopped) Read(p []byte) (int, error) {
+	alarm := time.NewTimer(time.Until(s.expires))
+	if s.expires.IsZero() {
+		alarm.Stop()
+	}
+	defer alarm.Stop()
+	for {
+		s.mu.Lock()
+		wait := time.Until(s.resumes)
+		n := 0
+		if wait <= 0 {
+			n = copy(p, s.arrived)
+			s.arrived = s.arrived[n:]
+		}
+		s.mu.Unlock()
+		if wait > 0 {
+			time.Sleep(wait)
+			if !s.expires.IsZero() && time.Now().After(s.expires) {
+				return 0, os.ErrDeadlineExceeded
+			}
+			continue
+		}
+		if n > 0 {
+			return n, nil
+		}
+		select {
+		case <-s.more:
+		case <-alarm.C:
+			return 0, os.ErrDeadlineExceeded
+		}
+	}
+}
+
+// What came while the process stood still is read when it goes on, as if it had come just before the
+// standstill; what comes after that is new. A peer that was heard nothing of is dead only after it
+// was listened to for long enough.
+func TestStandstill(t *testing.T) {
+	for _, standstill := range []time.Duration{5 * time.Second, 70 * time.Second, time.Hour} {
+		t.Run(standstill.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := newRawServer(upgradeAnswer)
+				defer server.far.Close()
+				defer server.client.Close()
+				process := newStopped(server.client)
+				got := &sink{}
+				session := rawSession(t, got, func(ctx context.Context, network, address string) (net.Conn, error) {
+					_, err := server.dial(ctx, network, address)
+					return process, err
+				})
+				time.Sleep(100 * time.Millisecond)
+				emit := func(call int) {
+					_, _ = io.WriteString(server.far, frameOf(0x81, fmt.Sprintf(`<Event type="1" callID="%d" from="7"/>`, call)))
+				}
+				emit(0)
+				time.Sleep(700 * time.Millisecond)
+				began := time.Now()
+				process.stop(standstill)
+				for call := 1; call <= 500; call++ {
+					emit(call)
+				}
+				time.Sleep(standstill + 100*time.Millisecond)
+				emit(501)
+				time.Sleep(50 * time.Millisecond)
+				synctest.Wait()
+				events := got.appended()
+				if len(events) != 502 {
+					t.Fatalf("%d of 502 events were read; connection: %+v", len(events), session.Connection())
+				}
+				for _, e := range events[1:501] {
+					if e.Time.After(began) || e.Time.Before(began.Add(-2*time.Second)) {
+						t.Fatalf("call %s, which came during the standstill, has the time %s after its beginning", e.CallID, e.Time.Sub(began))
+					}
+				}
+				if at := events[501].Time; at.Before(began.Add(standstill)) {
+					t.Errorf("what came after the standstill is old: %s", at.Sub(began))
+				}
+				last := time.Now()
+				for session.Connection().State == telephony.Connected {
+					time.Sleep(time.Second)
+				}
+				if took := time.Since(last); took < silence-2*time.Second || took > silence+2*time.Second {
+					t.Errorf("the peer, silent from then on, counts as dead after %s", took)
+				}
+			})
+		})
+	}
+}
+
+// On a line where events never cease, what is read long after a standstill is new.
+func TestStandstillOnABusyLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := newRawServer(upgradeAnswer)
+		defer server.far.Close()
+		process := newStopped(server.client)
+		got := &sink{}
+		rawSession(t, got, func(ctx context.Context, network, address string) (net.Conn, error) {
+			_, err := server.dial(ctx, network, address)
+			return process, err
+		})
+		time.Sleep(100 * time.Millisecond)
+		resumes := time.Now().Add(time.Minute)
+		process.stop(time.Minute)
+		for time.Since(resumes) < time.Minute {
+			_, _ = io.WriteString(server.far, frameOf(0x81, `<Event type="1" callID="5" from="7"/>`))
+			time.Sleep(10 * time.Millisecond)
+		}
+		synctest.Wait()
+		late := 0
+		for _, e := range got.appended() {
+			if e.Time.Before(resumes) {
+				late++
+			}
+		}
+		if standstill, caughtUp := 6000, 6000+int(catchUp/(10*time.Millisecond)); late < standstill || late > caughtUp+10 {
+			t.Errorf("%d events count as old, of about %d that came during the standstill", late, standstill)
+		}
+	})
+}
+
+// rawSession is a session with what dial leads to, running until the test ends.
+func rawSession(t *testing.T, got *sink, dial func(context.Context, string, string) (net.Conn, error)) *Session {
+	t.Helper()
+	session, err := New(Options{
+		URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{ClientType: "crm", GUID: "g", EventsMask: 65535, Protocol: 2},
+		Grace: time.Second, Sink: got, Logger: slog.New(slog.DiscardHandler), DialContext: dial,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = session.Run(ctx)
+	}()
+	t.Cleanup(func() { cancel(); <-ended })
+	return session
+}
+
+// Behind a proxy that adds or removes TLS the server speaks the other form than its address lets one
+// expect. It is found out within seconds, and events and commands go through.
+func TestServerBehindAProxy(t *testing.T) {
+	for _, codec := range []pz.Codec{pz.Base64, pz.Plain} {
+		inWorld(t, pztest.Options{Codec: codec}, nil, func(t *testing.T, w *world) {
+			w.generate(t, "generate history 1 2 100 200 50 in")
+			time.Sleep(answerIn + time.Second)
+			c := w.session.Connection()
+			if c.State != telephony.Connected || c.Form != codec.String() || c.FormOfAddress != "base64" || c.ServerVersion == "" {
+				t.Fatalf("%s: %+v", codec, c)
+			}
+			w.generate(t, "generate incoming 7343")
+			err := w.session.Do(t.Context(), telephony.Command{Kind: telephony.CommandCall, From: "101", To: "7343"})
+			synctest.Wait()
+			if events := w.sink.appended(); err != nil || len(events) != 2 || len(w.server.Requests()) != 1 {
+				t.Errorf("%s: %d events, %d commands, %v", codec, len(events), len(w.server.Requests()), err)
+			}
+		})
+	}
+}
+
+// While nothing was read nobody knows the form in which a command would be understood: none is
+// written, and the connection does not count as made.
+func TestMuteServer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := newRawServer(upgradeAnswer)
+		defer server.far.Close()
+		session := rawSession(t, &sink{}, server.dial)
+		time.Sleep(identifyTimeout + time.Second)
+		if c := session.Connection(); c.State != telephony.Connecting || !strings.Contains(c.LastError, "PZ_URL") {
+			t.Errorf("after %s: %+v", identifyTimeout, c)
+		}
+		if err := session.Do(t.Context(), telephony.Command{Kind: telephony.CommandCall, From: "1", To: "2"}); !errors.Is(err, telephony.ErrNotConnected) {
+			t.Errorf("a command: %v", err)
+		}
+		_, _ = io.WriteString(server.far, frameOf(0x81, `<Event type="2" callID="5" from="7" to="1"/>`))
+		synctest.Wait()
+		if c := session.Connection(); c.State != telephony.Connected || c.Form != "xml" || c.LastError != "" {
+			t.Errorf("after an event: %+v", c)
+		}
+	})
+}
+
+// What a query cannot carry goes in the headers, and the password with it.
+func TestIdentityInHeaders(t *testing.T) {
+	for _, clientType := range []string{"my crm", "моя&#%"} {
+		inWorld(t, pztest.Options{Password: "a~?>b?~x"}, func(o *Options) { o.Identity.ClientType = clientType }, func(t *testing.T, w *world) {
+			synctest.Wait()
+			if c := w.session.Connection(); c.State != telephony.Connected {
+				t.Errorf("%s: %+v", clientType, c)
+			}
+		})
+	}
+}
