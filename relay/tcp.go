@@ -66,7 +66,7 @@ func (c *tcp) Read(p []byte) (int, error) {
 		if end := c.endBy.Load(); end != nil && !began.Before(*end) {
 			return 0, os.ErrDeadlineExceeded
 		}
-		if err := c.Conn.SetReadDeadline(began.Add(look)); err != nil {
+		if err := c.SetReadDeadline(began.Add(look)); err != nil {
 			return 0, err
 		}
 		n, err := c.Conn.Read(p)

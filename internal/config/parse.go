@@ -61,8 +61,10 @@ func (t text) parse(p *problems) Config {
 		p.add("PZ_PASSWORD", "is longer than %d characters: no Prostie Zvonki server has such a password", pz.MaxPassword)
 	}
 	for _, v := range []struct{ name, text string }{
-		{"PZ_CLIENT_TYPE", t.ClientType}, {"PZ_CLIENT_GUID", t.ClientGUID},
-		{"PZ_PHONE_NUMBER", t.PhoneNumber}, {"PZ_BROADCAST_GROUP", t.BroadcastGroup},
+		{"PZ_CLIENT_TYPE", t.ClientType},
+		{"PZ_CLIENT_GUID", t.ClientGUID},
+		{"PZ_PHONE_NUMBER", t.PhoneNumber},
+		{"PZ_BROADCAST_GROUP", t.BroadcastGroup},
 	} {
 		if err := pz.CheckIdentityText(v.text); err != nil {
 			p.add(v.name, "%v", err)
