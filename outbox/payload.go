@@ -19,6 +19,7 @@ type record struct {
 	at          time.Time
 	kind        telephony.EventType
 	call        string // empty for an event of no call
+	from        string
 	replayed    bool
 	endedAt     time.Time // when the call was over; zero if the event does not say it
 	fingerprint [16]byte
@@ -33,7 +34,7 @@ func newRecord(e *telephony.Event, routing time.Duration) (record, error) {
 	if err != nil {
 		return record{}, fmt.Errorf("its ID is no UUID: %w", err)
 	}
-	r := record{id: id, at: e.Time, kind: e.Type, call: e.CallID, replayed: e.Replayed, endedAt: e.EndedAt, fingerprint: e.Fingerprint}
+	r := record{id: id, at: e.Time, kind: e.Type, call: e.CallID, from: e.From, replayed: e.Replayed, endedAt: e.EndedAt, fingerprint: e.Fingerprint}
 	b := body{buf: make([]byte, 0, bodySize(e))}
 	b.open()
 	b.text("id", e.ID)

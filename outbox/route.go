@@ -78,10 +78,10 @@ func (s *store) receive(tx *txn, r *record) (reception, error) {
 		route = nil // a record that is damaged must keep no event from being stored; the next question writes it anew
 	}
 	switch {
-	case r.asks() && (route == nil || !route.Live(r.at) || route.Outcome == telephony.RouteClosed): // nobody wanted it when it asked before
+	case r.asks() && isNewQuestion(route, r):
 		at := r.at.Truncate(time.Millisecond) // as it is stored, and as the endpoints are told
 		opened := telephony.Route{
-			CallID: r.call, EventID: r.id.String(), AskedAt: at, AnswerBy: at.Add(s.routing), Asked: s.subscribers(r.kind), Outcome: telephony.RouteOpen,
+			CallID: r.call, EventID: r.id.String(), From: r.from, AskedAt: at, AnswerBy: at.Add(s.routing), Asked: s.subscribers(r.kind), Outcome: telephony.RouteOpen,
 		}
 		return reception{asking: true, route: &opened}, tx.putRoute(opened)
 	case r.asks():
@@ -95,6 +95,12 @@ func (s *store) receive(tx *txn, r *record) (reception, error) {
 		return reception{route: route}, tx.putRoute(*route)
 	}
 	return reception{route: route}, nil
+}
+
+// isNewQuestion says whether a question opens a route of its own: nothing is known of its call, that
+// is over or another caller's, or nobody wanted it when it asked before.
+func isNewQuestion(route *telephony.Route, r *record) bool {
+	return route == nil || !route.Live(r.at) || route.Outcome == telephony.RouteClosed || !route.IsOf(r.from)
 }
 
 // subscribers names the endpoints that get events of a type.

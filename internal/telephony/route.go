@@ -14,6 +14,7 @@ import (
 type Route struct {
 	CallID  string
 	EventID string // of the event that has asked
+	From    string `json:",omitempty"` // the caller, as the exchange says; empty where it does not
 	AskedAt time.Time
 	// AnswerBy is until when an answer is of use.
 	AnswerBy time.Time
@@ -37,6 +38,10 @@ const routeLife = 24 * time.Hour
 
 // Live says whether the route still says something about a call that goes on.
 func (r Route) Live(now time.Time) bool { return r.OverAt.IsZero() && now.Sub(r.AskedAt) < routeLife }
+
+// IsOf says whether a question that comes with the route's call ID is of the same caller. Where one
+// of the two has no number, it is. Servers begin their call IDs anew when they are restarted.
+func (r Route) IsOf(from string) bool { return r.From == "" || from == "" || r.From == from }
 
 // Covers says whether what was told of the call at a time belongs to the call that has asked, not to another with its ID before or after it.
 func (r Route) Covers(at time.Time) bool {
