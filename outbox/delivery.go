@@ -179,10 +179,11 @@ func (d delivery) tried(o outcome, schedule []time.Duration, now time.Time, rand
 	return d
 }
 
-// probed gives the delivery as it is after an attempt with which a failing endpoint was probed. That it has failed says nothing about this
-// event, so it costs nothing of the schedule.
+// probed gives the delivery as it is after an attempt with which a failing endpoint was probed. That
+// it has failed, also with a 410, is about the endpoint and says nothing about this event: it costs
+// nothing of the schedule, and gives nothing up.
 func (d delivery) probed(o outcome, now time.Time) delivery {
-	if classify(o.status) != retry {
+	if classify(o.status) == success {
 		return d.tried(o, nil, now, 0)
 	}
 	d.attempts++

@@ -130,6 +130,30 @@ func TestDiskFailsForAWhile(t *testing.T) {
 	}
 }
 
+// A stop ends within its grace also while outcomes cannot be recorded. They are made again after the start.
+func TestStopsWhileTheDiskIsFull(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "outbox.db")
+		o := openOutbox(t, Options{Path: path, DialContext: c.net.Dial, Endpoints: []Endpoint{endpoint("crm")}, Grace: 10 * time.Second})
+		for i := range 20 {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+		}
+		restore := swapFile(t, path, "/dev/full", os.O_RDWR)
+		stop := run(t, o)
+		time.Sleep(time.Minute)
+		began := time.Now()
+		stop()
+		if took := time.Since(began); took > 11*time.Second {
+			t.Errorf("it took %s", took)
+		}
+		restore()
+		if got := states(t, o, "crm"); got[pending] != 20 {
+			t.Errorf("states: %v", got)
+		}
+	})
+}
+
 // Whoever compacts or restores, often root, leaves a file that the bridge can open as before: one with the mode and the owner of the file before, or else with
 // the owner of the folder.
 func TestOwnerIsKept(t *testing.T) {

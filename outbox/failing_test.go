@@ -68,6 +68,34 @@ func TestHealth(t *testing.T) {
 	}
 }
 
+// A probe that is answered 410 is about the endpoint, not about the event it was made with: that
+// waits on, and is delivered once the endpoint is well.
+func TestProbeAnsweredGone(t *testing.T) {
+	var status atomic.Int64
+	status.Store(http.StatusServiceUnavailable)
+	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(int(status.Load())) }}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{endpoint("crm")}})
+		stop := run(t, o)
+		for i := range 30 {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+		}
+		time.Sleep(time.Minute)
+		status.Store(http.StatusGone)
+		time.Sleep(time.Hour)
+		if got := states(t, o, "crm"); got[pending] != 30 {
+			t.Errorf("after an hour of 410: %v", got)
+		}
+		status.Store(http.StatusOK)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		stop()
+		if got := states(t, o, "crm"); got[delivered] != 30 {
+			t.Errorf("once it is well: %v", got)
+		}
+	})
+}
+
 // gauge counts what is under way at once, and when each began.
 type gauge struct {
 	mu        sync.Mutex

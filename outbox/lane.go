@@ -127,13 +127,16 @@ func (l *lane) run(ctx, work context.Context) {
 	defer workers.Wait()
 	defer close(l.orders)
 	stopping, done := false, ctx.Done() // a context that never ends has no Done
-	for !stopping || l.busy() {
+	for {
 		var at time.Time     // when to look again even if nothing happens; zero: never
 		l.hungry.Store(true) // who is done while orders are given may be the last to say so
 		if !stopping && work.Err() == nil {
 			at = l.dispatch(func() { workers.Go(func() { l.work(ctx, work) }) })
 		}
 		at = sooner(at, l.flush(work))
+		if stopping && !l.busy() { // flush may have given up what cannot be recorded, and nothing else would wake this
+			return
+		}
 		l.hungry.Store(l.stale || len(l.ready) > 0)
 		if !at.IsZero() {
 			alarm.Reset(max(0, min(time.Until(at), lookAgain)))
