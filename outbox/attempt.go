@@ -136,7 +136,7 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 		return outcome{err: s.plain(err)}, nil
 	}
 	// The status has said how it went; the rest is for people, but for a question, and read so that the connection can be used again.
-	answer := s.firstBytes(resp, cancel)
+	answer := readResponse(io.LimitReader(resp.Body, maxResponse), s.asks, cancel)
 	_ = resp.Body.Close()
 	if resp.StatusCode < 100 { // net/http takes any three digits
 		return outcome{err: fmt.Errorf("the answer has the status %03d, which is none", resp.StatusCode)}, nil
@@ -145,41 +145,6 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 		status: resp.StatusCode, body: answer, response: cut(s.hide.Replace(string(answer)), keptResponse),
 		retryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()),
 	}, nil
-}
-
-// firstBytes reads up to maxResponse of an answer's body; giveUp ends the reading.
-func (s *sender) firstBytes(resp *http.Response, giveUp func()) []byte {
-	if resp.ContentLength == 0 {
-		return nil
-	}
-	var b bytes.Buffer
-	body := io.LimitReader(resp.Body, maxResponse)
-	if s.asks {
-		body = &answerReader{Reader: body, read: &b, giveUp: giveUp}
-	}
-	_, _ = b.ReadFrom(body)
-	return b.Bytes()
-}
-
-// answerReader reads the answer to a question. Once what was read of it is a whole answer, giveUp is called after answerEnds, unless its end comes before.
-type answerReader struct {
-	io.Reader
-	read     *bytes.Buffer
-	giveUp   func()
-	patience *time.Timer
-}
-
-func (r *answerReader) Read(p []byte) (int, error) {
-	if r.patience == nil {
-		if _, said, _ := readAnswer(r.read.Bytes()); said {
-			r.patience = time.AfterFunc(answerEnds, r.giveUp)
-		}
-	}
-	n, err := r.Reader.Read(p)
-	if err != nil && r.patience != nil {
-		r.patience.Stop()
-	}
-	return n, err
 }
 
 // hider makes what takes an endpoint's secrets out of an answer: error pages like to repeat the address that was asked for, and in its path and

@@ -123,7 +123,7 @@ type asked struct {
 	answers []string
 }
 
-func (a *asked) Settle(_ context.Context, call, _ string, timeUp bool) {
+func (a *asked) Settle(_ context.Context, call, _ string, timeUp bool, _ []telephony.Reply) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.settled = append(a.settled, fmt.Sprint(call, timeUp))

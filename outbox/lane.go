@@ -42,6 +42,7 @@ type lane struct {
 	sender   *sender
 	// questions makes the attempts of questions, which take no place of the lane: see asker.
 	questions *sender
+	places    places // for questions
 	opts      Options
 	longest   time.Duration // see longestWait
 	limit     *rate.Limiter // nil: none
@@ -93,13 +94,19 @@ type recorded struct {
 func newLane(e Endpoint, s *store, opts Options, announce func([]telephony.Event)) *lane {
 	logger := opts.Logger.With("endpoint", e.Name)
 	l := &lane{
-		endpoint: e, store: s, announce: announce, sender: newSender(e, e.Concurrency, opts), questions: newSender(e, 0, opts), opts: opts, longest: longestWait(opts.RetrySchedule, opts.OrderHold),
+		endpoint: e, store: s, announce: announce, sender: newSender(e, e.Concurrency, opts), questions: newSender(e, maxQuestions+1, opts), opts: opts, longest: longestWait(opts.RetrySchedule, opts.OrderHold),
 		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger),
 		wake: make(chan struct{}, 1), orders: make(chan order, 2*e.Concurrency), handed: make(chan struct{}, 1), soon: time.NewTimer(lookAgain), recorded: make(chan recorded),
 		claimed: map[uint64]bool{}, stale: true,
 	}
 	l.soon.Stop()
 	l.questions.asks = true
+	l.places.limit = func() int {
+		if l.currentHealth().failing {
+			return maxQuestionsFailing
+		}
+		return maxQuestions
+	}
 	if e.Rate > 0 {
 		l.limit = rate.NewLimiter(rate.Limit(e.Rate), 1)
 		l.sender.limit = l.limit

@@ -137,7 +137,7 @@ func Open(opts Options) (*Outbox, error) {
 		return nil, fmt.Errorf("open the outbox %s: %w", opts.Path, err)
 	}
 	o := &Outbox{opts: opts, store: store, crowded: make(chan struct{}, 1), trouble: repeat.New(opts.Logger)}
-	o.asker = &asker{box: o, trouble: repeat.New(opts.Logger), wake: make(chan struct{}, 1), known: map[uint64]bool{}}
+	o.asker = &asker{box: o, trouble: repeat.New(opts.Logger), reading: repeat.New(opts.Logger), wake: make(chan struct{}, 1), known: map[uint64]bool{}}
 	for _, e := range opts.Endpoints {
 		o.lanes = append(o.lanes, newLane(e, store, opts, o.announce))
 	}

@@ -247,9 +247,9 @@ func bubble(t *testing.T, c *crm, f func(t *testing.T)) {
 // nobody is a router to which no question matters.
 type nobody struct{}
 
-func (nobody) Settle(context.Context, string, string, bool)                 {}
-func (nobody) Answer(context.Context, string, string, string, string) error { return nil }
-func (nobody) Out(context.Context, string, string, string, string)          {}
+func (nobody) Settle(context.Context, string, string, bool, []telephony.Reply) {}
+func (nobody) Answer(context.Context, string, string, string, string) error    { return nil }
+func (nobody) Out(context.Context, string, string, string, string)             {}
 
 // run delivers until the function that it returns is called.
 func run(t *testing.T, o engine) (stop func()) {

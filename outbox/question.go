@@ -4,9 +4,9 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,9 +17,10 @@ import (
 // Router decides where a call goes, by what the endpoints answer. Its methods return when what follows from what they were told is done; a caller
 // waits on the line.
 type Router interface {
-	// Settle does what the call's route asks for: it decides if no endpoint is to be asked or the time is up, and has a decision written that is not yet. The event
-	// is the one that has opened the question.
-	Settle(ctx context.Context, callID, eventID string, timeUp bool)
+	// Settle does what the call's route asks for: it decides if no endpoint is to be asked or the time
+	// is up, and has a decision written that is not yet. The event is the one that has opened the
+	// question. Not asked are the endpoints for which the time was too short.
+	Settle(ctx context.Context, callID, eventID string, timeUp bool, notAsked []telephony.Reply)
 	// Answer takes an endpoint's answer; an empty number declines. An error says why the answer does not count.
 	Answer(ctx context.Context, callID, eventID, endpoint, to string) error
 	// Out says that no answer to that question is to be expected of an endpoint any more.
@@ -32,11 +33,12 @@ var askAgain = []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Sec
 // sayAgain is the wait before a decision that could not be written is written once more.
 const sayAgain = 500 * time.Millisecond
 
-// asker asks the endpoints where a call should go. A question goes ahead of everything: it is in no lane, so it waits for no place, rate, pause, probe
+// asker asks the endpoints where a call should go. A question goes ahead of everything: it is in no lane, so it waits for no rate, pause, probe
 // or earlier event. While it is being asked its deliveries are out of the due index, and its number is in the bucket of questions.
 type asker struct {
 	box     *Outbox
 	trouble *repeat.Log // with recording
+	reading *repeat.Log
 
 	mu    sync.Mutex
 	fresh []uint64        // numbers of events that ask, stored since the asker has looked
@@ -79,10 +81,11 @@ func (a *asker) done(n uint64) {
 func (a *asker) run(ctx, work context.Context, router Router) {
 	var asking sync.WaitGroup
 	defer asking.Wait()
-	old, err := a.box.store.questions()
-	if err != nil {
-		a.box.opts.Logger.Error("the questions of before the start cannot be read", "err", err.Error())
-	}
+	var old []uint64
+	_ = a.read(ctx, func() (err error) { // where ctx has ended, the next start reads them
+		old, err = a.box.store.questions()
+		return err
+	})
 	for {
 		for _, n := range a.take(old) {
 			asking.Go(func() {
@@ -99,54 +102,152 @@ func (a *asker) run(ctx, work context.Context, router Router) {
 	}
 }
 
-// ask sees a question to its end.
-func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
-	q, err := a.box.store.question(n)
-	switch {
-	case err != nil:
-		a.box.opts.Logger.Error("a question where a call should go cannot be read, and is given up", "err", err.Error())
-		a.end(ctx, n)
-		return
-	case !q.stands: // it was done with before it was taken up again
-		return
+// read reads from the file until that has succeeded: a question is not ended because the file cannot
+// be read for a moment. It fails with ctx's error, or with errDamaged if the record itself is.
+func (a *asker) read(ctx context.Context, read func() error) error {
+	for err := read(); err != nil; err = read() {
+		if errors.Is(err, errDamaged) {
+			a.box.opts.Logger.Error("a question where a call should go cannot be read, and is given up", "err", err.Error())
+			return err
+		}
+		a.reading.Failed("a question where a call should go cannot be read", err)
+		if !sleepUntil(ctx, time.Now().Add(storeAgain)) {
+			return ctx.Err()
+		}
 	}
+	a.reading.Recovered("questions are read again")
+	return nil
+}
+
+// route gives how the question where a call goes stands; its outcome is empty if the call has asked
+// anew since. It fails as read does.
+func (a *asker) route(ctx context.Context, q question) (r telephony.Route, err error) {
+	err = a.read(ctx, func() (err error) {
+		r, err = a.box.store.routeOf(q)
+		return err
+	})
+	return r, err
+}
+
+// ask sees a question to its end. Where a shutdown comes before, the next start goes on with it.
+func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
+	var q question
+	err := a.read(ctx, func() (err error) {
+		q, err = a.box.store.question(n)
+		return err
+	})
+	var notAsked []telephony.Reply
+	if err == nil {
+		if !q.stands { // it was done with before it was taken up again
+			return
+		}
+		notAsked, err = a.see(ctx, work, router, n, q)
+	}
+	if err == nil || errors.Is(err, errDamaged) {
+		a.end(ctx, n, notAsked)
+	}
+}
+
+// see asks a question, and waits until it is decided and the exchange has heard of it, or cannot any
+// more. It fails as read does.
+func (a *asker) see(ctx, work context.Context, router Router, n uint64, q question) (notAsked []telephony.Reply, err error) {
 	// Not longer than from now on: the clock may have been set back since it came. To what the clock does from now on it does not listen.
 	now := time.Now()
 	q.answerBy = now.Add(a.box.opts.RoutingTimeout - max(0, now.Sub(q.event.at)))
 	if timeUp := !now.Before(q.answerBy); timeUp || len(q.asked) == 0 {
-		router.Settle(work, q.event.call, q.opened, timeUp)
+		router.Settle(work, q.event.call, q.opened, timeUp, nil)
 	}
-	var attempts sync.WaitGroup
+	notAsked = a.askAll(ctx, work, router, n, q)
+	for isUp := false; ; {
+		r, err := a.route(ctx, q)
+		if err != nil {
+			return notAsked, err
+		}
+		now := time.Now()
+		wait := now.Add(sayAgain)
+		switch {
+		case r.Outcome == telephony.RouteOpen && now.Before(q.answerBy): // somebody may answer with POST /v1/transfers
+			wait = sooner(q.answerBy, wait)
+		case r.Outcome == telephony.RouteOpen && !isUp:
+			isUp = true
+			router.Settle(work, q.event.call, q.opened, true, nil)
+			continue
+		case !r.Unsent(now):
+			return notAsked, nil
+		}
+		if !sleepUntil(ctx, wait) {
+			return notAsked, ctx.Err()
+		}
+		if r.Outcome != telephony.RouteOpen {
+			router.Settle(work, q.event.call, q.opened, false, nil)
+		}
+	}
+}
+
+// askAll asks a question at each of its endpoints, and returns when no attempt at it is under way or
+// will be. Those where it found no place in time are given up together, with the decision that this
+// leads to, before anything else is written: ten thousand callers may be waiting for that.
+func (a *asker) askAll(ctx, work context.Context, router Router, n uint64, q question) (notAsked []telephony.Reply) {
+	var waiting []*inquiry
+	ended := make(chan struct{}, len(a.box.lanes))
 	for _, l := range a.box.lanes {
 		if d, ok := q.asked[l.endpoint.Name]; ok {
-			i := inquiry{
+			i := &inquiry{
 				question: q, box: a.box, router: router, lane: l,
 				job: job{number: n, delivery: d, stored: q.event, eventID: q.event.id.String()},
 			}
-			attempts.Go(func() { i.run(ctx, work) })
+			i.ask = func() {
+				i.run(ctx, work)
+				ended <- struct{}{}
+			}
+			waiting = append(waiting, i)
+			l.places.put(i)
 		}
 	}
-	attempts.Wait()
-	for a.box.store.isOpen(q) && time.Now().Before(q.answerBy) { // somebody may answer with POST /v1/transfers
-		if !sleepUntil(ctx, sooner(q.answerBy, time.Now().Add(sayAgain))) {
-			return // the next start goes on with it
+	left := len(waiting)
+	withdraw := func() (out []telephony.Reply) {
+		for _, i := range waiting {
+			if why, withdrawn := i.lane.places.withdraw(i); withdrawn {
+				left--
+				out = append(out, telephony.Reply{By: i.lane.endpoint.Name, Kind: telephony.ReplyOut, Why: why})
+			}
+		}
+		return out
+	}
+	timeUp := time.NewTimer(time.Until(q.answerBy))
+	defer timeUp.Stop()
+	stopping := ctx.Done()
+	for left > 0 {
+		select {
+		case <-ended:
+			left--
+		case <-timeUp.C:
+			if notAsked = withdraw(); len(notAsked) > 0 {
+				router.Settle(work, q.event.call, q.opened, true, notAsked)
+			}
+		case <-stopping:
+			stopping = nil
+			withdraw() // they stay as they are in the file
 		}
 	}
-	if a.box.store.isOpen(q) {
-		router.Settle(work, q.event.call, q.opened, true)
-	}
-	for a.box.store.isUnsent(q) {
-		if !sleepUntil(ctx, time.Now().Add(sayAgain)) {
-			return // likewise
-		}
-		router.Settle(work, q.event.call, q.opened, false)
-	}
-	a.end(ctx, n)
+	return notAsked
 }
 
 // end takes a question from the file's list. While the file cannot be written it tries again: what comes behind it in its call waits for that.
-func (a *asker) end(ctx context.Context, n uint64) {
-	a.persist(ctx, func() error { return a.box.store.endQuestion(n, a.box.opts.OrderHold) })
+func (a *asker) end(ctx context.Context, n uint64, notAsked []telephony.Reply) {
+	var late []lateJob
+	a.persist(ctx, func() (err error) {
+		late, err = a.box.store.endQuestion(n, notAsked, a.box.opts.OrderHold)
+		return err
+	})
+	for _, l := range a.box.lanes {
+		for _, j := range late {
+			if j.endpoint == l.endpoint.Name {
+				l.tellExpired(j.job)
+			}
+		}
+		l.freed.Store(true)
+	}
 	a.box.wakeUp()
 }
 
@@ -176,6 +277,8 @@ func sleepUntil(ctx context.Context, at time.Time) bool {
 // inquiry is a question at one endpoint.
 type inquiry struct {
 	question
+	ask    func()       // asks it and returns when that has ended; set before it is put into line
+	line   waitingState // of places
 	box    *Outbox
 	router Router
 	lane   *lane
@@ -184,17 +287,24 @@ type inquiry struct {
 
 // run asks until the endpoint has taken the question, or it is of no use any more.
 func (i *inquiry) run(ctx, work context.Context) {
-	for try := 0; i.box.store.isOpen(i.question) && time.Now().Before(i.answerBy); try++ {
+	for try := 0; ; try++ {
+		r, err := i.box.asker.route(ctx, i.question)
+		if err != nil {
+			return // it stays as it is in the file
+		}
 		began := time.Now()
+		if r.Outcome != telephony.RouteOpen || !began.Before(i.answerBy) {
+			break
+		}
 		o, cutOff := i.attempt(work)
 		if cutOff {
 			return // it stays as it is in the file
 		}
+		now := time.Now() // the CRM has answered; what follows takes as long as the exchange does
 		if classify(o.status) == success {
 			i.heard(work, o)
 		}
-		now := time.Now()
-		timeUp := !now.Before(i.answerBy) // an attempt that this has cut off says nothing against the endpoint
+		timeUp := !time.Now().Before(i.answerBy) // an attempt that this has cut off says nothing against the endpoint
 		i.job.delivery = i.job.delivery.asked(o, try == len(askAgain) && !timeUp, now)
 		e := i.lane.note(i.job, i.job.delivery, o, false, began, now)
 		i.box.announce(i.lane.tell(&e))
@@ -210,7 +320,7 @@ func (i *inquiry) run(ctx, work context.Context) {
 		if timeUp {
 			break
 		}
-		if !sleepUntil(ctx, sooner(now.Add(askAgain[try]), i.answerBy)) {
+		if !sleepUntil(ctx, sooner(time.Now().Add(askAgain[try]), i.answerBy)) {
 			return
 		}
 	}
@@ -246,50 +356,43 @@ func (i *inquiry) record(ctx context.Context, made *Attempt) {
 // heard draws from a webhook's answer what it says about the call. An endpoint without a token cannot answer later, so a call does not wait for it.
 func (i *inquiry) heard(work context.Context, o outcome) {
 	to, said, err := readAnswer(o.body)
-	if err != nil {
-		i.lane.logger.Warn("an answer to the question where a call goes does not count",
-			"event_id", i.job.eventID, "call_id", i.job.call, "err", err.Error())
-	}
-	if !said {
-		why := "it took the question without an answer, and has no token to answer later"
-		if err != nil {
-			why = "its answer does not count, and it has no token to answer later: " + err.Error()
-		}
-		if i.lane.endpoint.Token == "" {
-			i.out(work, why)
+	log := i.lane.logger.With("event_id", i.job.eventID, "call_id", i.job.call)
+	switch {
+	case err != nil:
+		log.Warn("an answer to the question where a call goes does not count", "err", err.Error())
+	case said:
+		if err := i.router.Answer(work, i.job.call, i.opened, i.lane.endpoint.Name, to); err != nil {
+			log.Info("an endpoint answered where a call goes, to no effect", "err", err.Error())
 		}
 		return
+	case len(bytes.TrimSpace(o.body)) > 0:
+		log.Warn("an answer to the question where a call goes says nothing that is known", "response", firstRunes(o.response, 200))
 	}
-	if err := i.router.Answer(work, i.job.call, i.opened, i.lane.endpoint.Name, to); err != nil {
-		i.lane.logger.Info("an endpoint answered where a call goes, to no effect", "event_id", i.job.eventID, "call_id", i.job.call, "err", err.Error())
+	if i.lane.endpoint.Token != "" {
+		return // it may answer later
 	}
+	why := "it took the question without an answer, and has no token to answer later"
+	if err != nil {
+		why = "its answer does not count, and it has no token to answer later: " + err.Error()
+	}
+	i.out(work, why)
+}
+
+// firstRunes gives the first characters of a text, up to so many.
+func firstRunes(s string, n int) string {
+	for i := range s {
+		if n == 0 {
+			return s[:i]
+		}
+		n--
+	}
+	return s
 }
 
 func (i *inquiry) out(work context.Context, why string) {
 	if i.opened == i.job.eventID { // else it may answer the first one still
 		i.router.Out(work, i.job.call, i.opened, i.lane.endpoint.Name, why)
 	}
-}
-
-// readAnswer reads {"transfer_to":"101"} of a webhook's response. What is no JSON object, or has no such member, says nothing. A byte order mark, with which
-// some programs begin what they write, is passed over.
-func readAnswer(body []byte) (to string, said bool, err error) {
-	var answer struct {
-		TransferTo json.RawMessage `json:"transfer_to"`
-	}
-	first := json.NewDecoder(bytes.NewReader(bytes.TrimPrefix(body, []byte("\uFEFF")))) // whatever comes behind it, and when
-	if first.Decode(&answer) != nil || answer.TransferTo == nil || string(answer.TransferTo) == "null" {
-		return "", false, nil
-	}
-	if json.Unmarshal(answer.TransferTo, &to) != nil {
-		return "", false, errors.New("transfer_to must be a string")
-	}
-	if to != "" {
-		if err := telephony.CheckNumber(to); err != nil {
-			return "", false, fmt.Errorf("transfer_to %w", err)
-		}
-	}
-	return to, true, nil
 }
 
 // asked gives the delivery of a question after an attempt; last says that there will be no other.
@@ -351,43 +454,47 @@ func (s *store) questions() (list []uint64, err error) {
 	return list, err
 }
 
-// isOpen says whether the question where a call goes is open.
-func (s *store) isOpen(q question) bool {
-	r := s.routeOf(q)
-	return r != nil && r.Outcome == telephony.RouteOpen
-}
-
-// isUnsent says whether what was decided has not reached the exchange, and there is still time to tell it.
-func (s *store) isUnsent(q question) bool {
-	r := s.routeOf(q)
-	return r != nil && r.Unsent(time.Now())
-}
-
-// routeOf gives the route of a question's call, nil if the call has asked anew since.
-func (s *store) routeOf(q question) (r *telephony.Route) {
-	_ = s.view(func(tx *txn) error {
-		if kept, err := tx.route(q.event.call); err == nil && kept != nil && kept.EventID == q.opened {
-			r = kept
+// routeOf gives the route of a question's call, without an outcome if the call has asked anew since.
+func (s *store) routeOf(q question) (r telephony.Route, err error) {
+	err = s.view(func(tx *txn) error {
+		kept, err := tx.route(q.event.call)
+		if err == nil && kept != nil && kept.EventID == q.opened {
+			r = *kept
 		}
-		return nil
+		return err
 	})
-	return r
+	return r, err
 }
 
-// endQuestion takes an event from the questions. Where it has not been taken it is too late.
-func (s *store) endQuestion(n uint64, hold time.Duration) error {
-	return s.commit(func(tx *txn) error {
+// lateJob is a delivery that has become too late.
+type lateJob struct {
+	job
+	endpoint string
+}
+
+// endQuestion takes an event from the questions, and gives the deliveries that end with it: where it
+// has not been taken it is too late. Where it was not asked, it is kept why.
+func (s *store) endQuestion(n uint64, notAsked []telephony.Reply, hold time.Duration) (late []lateJob, err error) {
+	err = s.commit(func(tx *txn) error {
+		late = nil
 		for _, name := range tx.names() {
 			q := tx.queue(name)
 			d, history := q.get(n)
 			if d == nil || d.state != pending || d.due != asking {
 				continue
 			}
+			if i := slices.IndexFunc(notAsked, func(r telephony.Reply) bool { return r.By == name }); i >= 0 {
+				history = addAttempt(nil, history, Attempt{At: time.Now(), Error: notAsked[i].Why})
+			}
 			now := d.ended(expired, time.Now())
 			if err := errors.Join(q.put(n, d, now, history), tx.release(q, now, hold)); err != nil {
 				return err
 			}
+			if e, err := decodeEvent(tx.events.Get(number(n))); err == nil {
+				late = append(late, lateJob{job{number: n, delivery: now, stored: e, eventID: e.id.String()}, name})
+			}
 		}
 		return tx.questions.Delete(number(n))
 	})
+	return late, err
 }

@@ -5,9 +5,11 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -28,7 +30,7 @@ type settles struct {
 	unsent int
 }
 
-func (s *settles) Settle(_ context.Context, _, _ string, timeUp bool) {
+func (s *settles) Settle(_ context.Context, _, _ string, timeUp bool, _ []telephony.Reply) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if timeUp {
@@ -250,7 +252,7 @@ func TestAnswerThatDoesNotCount(t *testing.T) {
 	for body, want := range map[string]string{
 		"OK":                    "without an answer",
 		`{"transfer_to":null}`:  "without an answer",
-		`{"transfer_to":101}`:   "does not count, and it has no token to answer later: transfer_to must be a string",
+		`{"transfer_to":true}`:  "does not count, and it has no token to answer later: transfer_to must be a string",
 		`{"transfer_to":"1;x"}`: "does not count, and it has no token to answer later: transfer_to",
 	} {
 		c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { _, _ = w.Write([]byte(body)) }}
@@ -268,10 +270,204 @@ func TestAnswerThatDoesNotCount(t *testing.T) {
 	}
 }
 
-// A byte order mark before the answer is no mistake worth losing a call for.
-func TestAnswerBehindAByteOrderMark(t *testing.T) {
-	to, said, err := readAnswer([]byte("\uFEFF" + `{"transfer_to":"101"}`))
-	if to != "101" || !said || err != nil {
-		t.Errorf("%q, %v, %v", to, said, err)
+// slowExchange takes long to do what an answer asks for.
+type slowExchange struct{ nobody }
+
+func (slowExchange) Answer(context.Context, string, string, string, string) error {
+	time.Sleep(3 * time.Second)
+	return nil
+}
+
+// How long a CRM took to answer does not include how long the exchange took to do what it said.
+func TestAttemptEndsWithTheAnswer(t *testing.T) {
+	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) {
+		time.Sleep(20 * time.Millisecond)
+		_, _ = io.WriteString(w, `{"transfer_to":"101"}`)
+	}}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{answersLater()}})
+		stop := runWith(t, o, slowExchange{})
+		e := event("call.transfer_requested", "5")
+		mustAppend(t, o, e)
+		time.Sleep(time.Minute)
+		stop()
+		d, attempts, err := o.Delivery(e.ID + ".crm")
+		if err != nil || len(attempts) != 1 || attempts[0].Took != 20*time.Millisecond || d.Ended.Sub(d.EventTime) > time.Second {
+			t.Errorf("%+v, %+v, %v", d, attempts, err)
+		}
+	})
+}
+
+// What programs answer where a call should go, and what that says.
+func TestReadAnswer(t *testing.T) {
+	for body, want := range map[string]struct {
+		to          string
+		said, wrong bool
+	}{
+		`{"transfer_to":"101"}`:                      {"101", true, false},
+		"\uFEFF" + `{"transfer_to":"101"}`:           {"101", true, false},
+		`{"transfer_to":101}`:                        {"101", true, false},
+		`{"transfer_to":79161234567}`:                {"79161234567", true, false},
+		`{"transfer_to":""}`:                         {"", true, false},
+		`[{"transfer_to":"101"}]`:                    {"101", true, false},
+		` [ {"ok":true}, {"transfer_to":102} ] `:     {"102", true, false},
+		`[{"transfer_to":""},{"transfer_to":"101"}]`: {"", true, false},
+		`{"transfer_to":null}`:                       {"", false, false},
+		`{"transfer_to":1.5}`:                        {"", false, true},
+		`{"transfer_to":-1}`:                         {"", false, true},
+		`{"transfer_to":1e3}`:                        {"", false, true},
+		`{"transfer_to":["101"]}`:                    {"", false, true},
+		`[{"transfer_to":"1;x"}]`:                    {"", false, true},
+		`[]`:                                         {"", false, false},
+		`[[{"transfer_to":"101"}]]`:                  {"", false, false},
+		`"101"`:                                      {"", false, false},
+		`{"ok":true}`:                                {"", false, false},
+		`<html>`:                                     {"", false, false},
+		``:                                           {"", false, false},
+		`{"transfer_to":"101"`:                       {"", false, false},
+		`{"transfer_to":"101"}` + "\n<!-- footer -->": {"101", true, false},
+	} {
+		to, said, err := readAnswer([]byte(body))
+		if to != want.to || said != want.said || (err != nil) != want.wrong {
+			t.Errorf("%s: %q, %v, %v", body, to, said, err)
+		}
 	}
+}
+
+// dripping is a body that comes byte by byte, and counts how much was read of it.
+type dripping struct {
+	io.Reader
+	reads int
+}
+
+func (d *dripping) Read(p []byte) (int, error) {
+	d.reads++
+	return d.Reader.Read(p[:min(1, len(p))])
+}
+
+// An answer that drips in is read in one pass: a long one takes no more for each byte than a short one.
+func TestAnswerThatDripsIn(t *testing.T) {
+	cost := func(size int) float64 {
+		answer := `{"x":"` + strings.Repeat("x", size) + `","transfer_to":"101"}`
+		return testing.AllocsPerRun(3, func() {
+			if got := readResponse(&dripping{Reader: strings.NewReader(answer)}, true, func() {}); len(got) != len(answer) {
+				t.Fatalf("%d of %d bytes were read", len(got), len(answer))
+			}
+		})
+	}
+	if short, long := cost(100), cost(58<<10); long > short+100 {
+		t.Errorf("100 bytes allocate %.0f times, 58 KiB %.0f times", short, long)
+	}
+}
+
+// An answer that says nothing that is known gets a line that shows it; an empty one gets none.
+func TestAnswerThatSaysNothingKnown(t *testing.T) {
+	for body, lines := range map[string]int{`{"status":"ok"}`: 1, "": 0, " \n": 0, `{"transfer_to":""}`: 0} {
+		c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { _, _ = io.WriteString(w, body) }}
+		bubble(t, c, func(t *testing.T) {
+			var log strings.Builder
+			o := openOutbox(t, Options{DialContext: c.net.Dial, Logger: slog.New(slog.NewTextHandler(&log, nil)), Endpoints: []Endpoint{answersLater()}})
+			stop := run(t, o)
+			mustAppend(t, o, event("call.transfer_requested", "5"))
+			time.Sleep(time.Minute)
+			stop()
+			if n := strings.Count(log.String(), "says nothing that is known"); n != lines {
+				t.Errorf("%q: %d lines:\n%s", body, n, log.String())
+			}
+		})
+	}
+}
+
+// storm has so many calls ask at once, and gives how many attempts were under way at most and were made.
+func storm(t *testing.T, c *crm, calls int, before func(o *Outbox), answer func(w http.ResponseWriter)) (most, made int, o *Outbox) {
+	t.Helper()
+	var mu sync.Mutex
+	underWay := 0
+	c.forget = true
+	c.answer = func(_ int, _ received, w http.ResponseWriter) {
+		mu.Lock()
+		underWay++
+		made++
+		most = max(most, underWay)
+		mu.Unlock()
+		answer(w)
+		mu.Lock()
+		underWay--
+		mu.Unlock()
+	}
+	o = openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{answersLater()}, Logger: slog.New(slog.DiscardHandler)})
+	stop := run(t, o)
+	before(o)
+	mu.Lock()
+	most, made = 0, 0
+	mu.Unlock()
+	var list []telephony.Event
+	for i := range calls {
+		list = append(list, event("call.transfer_requested", strconv.Itoa(1000+i)))
+	}
+	mustAppend(t, o, list...)
+	time.Sleep(time.Minute)
+	stop()
+	return most, made, o
+}
+
+// Of a storm of questions 500 are under way at an endpoint, and 8 at one that is failing. Those that
+// find no place in time are expired, and it is kept that they were not asked; all are where the
+// endpoint answers soon enough.
+func TestStormOfQuestions(t *testing.T) {
+	const calls = 1200
+	nothing := func(*Outbox) {}
+	t.Run("it hangs", func(t *testing.T) {
+		c := &crm{}
+		bubble(t, c, func(t *testing.T) {
+			most, made, o := storm(t, c, calls, nothing, func(http.ResponseWriter) { time.Sleep(time.Hour) })
+			if most != maxQuestions || made != maxQuestions {
+				t.Errorf("%d were under way at once, %d were asked", most, made)
+			}
+			list, _, err := o.Deliveries(DeliveryQuery{State: "expired", Limit: calls})
+			notAsked := 0
+			for _, d := range list {
+				if d.Attempts == 0 && strings.HasPrefix(d.LastError, "not asked: ") {
+					notAsked++
+				}
+			}
+			if err != nil || len(list) != calls || notAsked != calls-maxQuestions {
+				t.Errorf("%d are expired, %d were not asked, %v", len(list), notAsked, err)
+			}
+			if list, err := o.store.questions(); len(list) != 0 || err != nil {
+				t.Errorf("%d questions are left, %v", len(list), err)
+			}
+			time.Sleep(time.Hour)
+		})
+	})
+	t.Run("it answers in 100 ms", func(t *testing.T) {
+		c := &crm{}
+		bubble(t, c, func(t *testing.T) {
+			most, made, _ := storm(t, c, calls, nothing, func(w http.ResponseWriter) {
+				time.Sleep(100 * time.Millisecond)
+				_, _ = io.WriteString(w, `{"transfer_to":"101"}`)
+			})
+			if most != maxQuestions || made != calls {
+				t.Errorf("%d were under way at once, %d were asked", most, made)
+			}
+		})
+	})
+	t.Run("it is failing", func(t *testing.T) {
+		c := &crm{}
+		bubble(t, c, func(t *testing.T) {
+			most, _, _ := storm(t, c, calls, func(o *Outbox) {
+				for i := range 20 {
+					mustAppend(t, o, event("call.completed", strconv.Itoa(i)))
+				}
+				time.Sleep(time.Second)
+				synctest.Wait()
+			}, func(w http.ResponseWriter) {
+				time.Sleep(10 * time.Millisecond)
+				w.WriteHeader(http.StatusServiceUnavailable)
+			})
+			if most > maxQuestionsFailing+1 { // and a probe
+				t.Errorf("%d were under way at once", most)
+			}
+		})
+	})
 }

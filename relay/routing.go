@@ -99,9 +99,14 @@ func (r *Router) settle(route *telephony.Route, now time.Time) (write bool) {
 }
 
 // Settle closes the question where a call goes, which an event has asked, if nobody is asked or its time is up, which timeUp says whatever the clock does.
-// What has been decided and surely was not written, while there is time to, is written now.
-func (r *Router) Settle(ctx context.Context, callID, eventID string, timeUp bool) {
+// What has been decided and surely was not written, while there is time to, is written now. Not asked are endpoints that count as having given no answer.
+func (r *Router) Settle(ctx context.Context, callID, eventID string, timeUp bool, notAsked []telephony.Reply) {
 	r.hear(ctx, callID, eventID, func(route *telephony.Route, now time.Time) bool {
+		if route.Outcome == telephony.RouteOpen {
+			for _, reply := range notAsked {
+				note(route, reply, now)
+			}
+		}
 		if !timeUp && route.Unsent(now) {
 			route.Transfer = telephony.TransferWriting
 			return true

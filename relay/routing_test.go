@@ -255,9 +255,9 @@ func TestSettleWhatIsOpen(t *testing.T) {
 		do     func(*Router)
 		want   telephony.RouteOutcome
 	}{
-		"the time is up, by another clock": {route(time.Hour, "a"), func(r *Router) { r.Settle(t.Context(), "5", "new", true) }, telephony.RouteClosed},
-		"it is not up":                     {route(time.Hour, "a"), func(r *Router) { r.Settle(t.Context(), "5", "new", false) }, telephony.RouteOpen},
-		"that of the question before is":   {route(time.Hour, "a"), func(r *Router) { r.Settle(t.Context(), "5", "old", true) }, telephony.RouteOpen},
+		"the time is up, by another clock": {route(time.Hour, "a"), func(r *Router) { r.Settle(t.Context(), "5", "new", true, nil) }, telephony.RouteClosed},
+		"it is not up":                     {route(time.Hour, "a"), func(r *Router) { r.Settle(t.Context(), "5", "new", false, nil) }, telephony.RouteOpen},
+		"that of the question before is":   {route(time.Hour, "a"), func(r *Router) { r.Settle(t.Context(), "5", "old", true, nil) }, telephony.RouteOpen},
 		"nobody else is asked":             {route(time.Hour, "a"), func(r *Router) { r.Out(t.Context(), "5", "new", "a", "HTTP 410") }, telephony.RouteClosed},
 		"of the question before":           {route(time.Hour, "a"), func(r *Router) { r.Out(t.Context(), "5", "old", "a", "HTTP 410") }, telephony.RouteOpen},
 	} {

@@ -54,9 +54,9 @@ func (e *exchange) Enable(enabled bool) {
 // nobody is a router to which no question matters.
 type nobody struct{}
 
-func (nobody) Settle(context.Context, string, string, bool)                 {}
-func (nobody) Answer(context.Context, string, string, string, string) error { return nil }
-func (nobody) Out(context.Context, string, string, string, string)          {}
+func (nobody) Settle(context.Context, string, string, bool, []telephony.Reply) {}
+func (nobody) Answer(context.Context, string, string, string, string) error    { return nil }
+func (nobody) Out(context.Context, string, string, string, string)             {}
 
 // hostile is what a caller may send as a number.
 const hostile = `<script>document.title="owned"</script><img src=x onerror='document.title="owned"'>`
