@@ -2,14 +2,19 @@ package outbox
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	bolt "go.etcd.io/bbolt"
 
 	"pzbridge/internal/telephony"
 )
@@ -352,5 +357,179 @@ func TestDamagedRoute(t *testing.T) {
 	events, route, err := o.Call("5")
 	if len(events) != 2 || route != nil || err != nil {
 		t.Errorf("%d events, %v, %v", len(events), route, err)
+	}
+}
+
+// bigOutbox is the file of a closed outbox whose trees have branches.
+func bigOutbox(t *testing.T) (opts Options, pageSize int) {
+	t.Helper()
+	opts = withDefaults(t, Options{Logger: slog.New(slog.DiscardHandler)})
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for batch := range 20 {
+		var list []telephony.Event
+		for i := range 100 {
+			list = append(list, event("call.completed", fmt.Sprint(batch*100+i)))
+		}
+		mustAppend(t, o, list...)
+	}
+	pageSize = int(o.store.pageSize)
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return opts, pageSize
+}
+
+// A branch page that leads back to itself, to a page above it, or nowhere, which bbolt would follow
+// until the process dies, is found when the file is opened, compacted or restored.
+func TestBranchPagesThatLeadAstray(t *testing.T) {
+	opts, size := bigOutbox(t)
+	sound, err := os.ReadFile(opts.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var branches []int
+	for at := 2 * size; at < len(sound); at += size {
+		if binary.NativeEndian.Uint16(sound[at+8:]) == branchKind {
+			branches = append(branches, at)
+		}
+	}
+	if len(branches) < 3 {
+		t.Fatalf("there are %d branch pages", len(branches))
+	}
+	for name, leads := range map[string]uint64{"to itself": 0, "behind the end": 1 << 40, "to a meta page": 1} {
+		for _, at := range branches {
+			file := bytes.Clone(sound)
+			number := leads
+			if number == 0 {
+				number = binary.NativeEndian.Uint64(file[at:])
+			}
+			binary.NativeEndian.PutUint64(file[at+pageHead+branchElement-8:], number)
+			if isFree(file, size, uint64(at/size)) {
+				continue
+			}
+			if err := os.WriteFile(opts.Path, file, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if o, err := Open(opts); !errors.Is(err, ErrNotOutbox) {
+				t.Errorf("page %d %s: it is opened: %v", at/size, name, err)
+				if err == nil {
+					_ = o.Close()
+				}
+			}
+			if _, _, err := Compact(opts.Path); !errors.Is(err, ErrNotOutbox) {
+				t.Errorf("page %d %s: it is compacted: %v", at/size, name, err)
+			}
+			if _, err := Restore(filepath.Join(t.TempDir(), "fresh.db"), opts.Path); !errors.Is(err, ErrNotOutbox) {
+				t.Errorf("page %d %s: it is restored: %v", at/size, name, err)
+			}
+		}
+	}
+	if err := os.WriteFile(opts.Path, sound, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatalf("the sound file: %v", err)
+	}
+	_ = o.Close()
+}
+
+// isFree says whether a page is one that the file's freelist names: what stands in it means nothing.
+func isFree(file []byte, size int, page uint64) bool {
+	meta := 0
+	if tx := func(m int) uint64 { return binary.NativeEndian.Uint64(file[m*size+pageHead+48:]) }; tx(1) > tx(0) {
+		meta = 1
+	}
+	at := int(binary.NativeEndian.Uint64(file[meta*size+pageHead+32:])) * size
+	count := int(binary.NativeEndian.Uint16(file[at+10:]))
+	for i := range count {
+		if binary.NativeEndian.Uint64(file[at+pageHead+8*i:]) == page {
+			return true
+		}
+	}
+	return false
+}
+
+// A page that is damaged where deliveries stand, or becomes so while their outcomes are recorded, costs
+// what stands on it. Everything else is delivered, and readiness and one line of the log say it.
+func TestDamagedPageCostsWhatStandsThere(t *testing.T) {
+	for name, beforeClaim := range map[string]bool{"before they are claimed": true, "before they are recorded": false} {
+		t.Run(name, func(t *testing.T) {
+			var answer chan struct{}
+			c := &crm{answer: func(int, received, http.ResponseWriter) { <-answer }}
+			bubble(t, c, func(t *testing.T) {
+				answer = make(chan struct{})
+				opts, size := bigOutbox(t)
+				var log strings.Builder
+				opts.DialContext, opts.Logger = c.net.Dial, slog.New(slog.NewTextHandler(&log, nil))
+				o, err := Open(opts)
+				if err != nil {
+					t.Fatal(err)
+				}
+				damage := func() {
+					damageLeaf(t, o, opts.Path, size)
+					synctest.Wait()
+				}
+				if beforeClaim {
+					damage()
+				}
+				stop := run(t, o)
+				synctest.Wait()
+				if !beforeClaim {
+					damage()
+				}
+				close(answer)
+				time.Sleep(time.Minute)
+				sent := map[string]int{}
+				for _, r := range c.received() {
+					sent[r.header.Get("webhook-id")]++
+				}
+				for id, n := range sent {
+					if n > 1 {
+						t.Fatalf("%s was sent %d times", id, n)
+					}
+				}
+				if len(sent) < 1700 {
+					t.Errorf("%d of 2000 were sent", len(sent))
+				}
+				if err := o.Writable(); !errors.Is(err, ErrDamaged) {
+					t.Errorf("readiness: %v", err)
+				}
+				if n := strings.Count(log.String(), `msg="the outbox is damaged"`); n != 1 {
+					t.Errorf("%d lines say that it is damaged", n)
+				}
+				mustAppend(t, o, event("call.completed", "new"))
+				stop()
+				_ = o.Close()
+			})
+		})
+	}
+}
+
+// damageLeaf overwrites the first leaf of the deliveries of "crm".
+func damageLeaf(t *testing.T, o *Outbox, path string, size int) {
+	t.Helper()
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	err = o.store.db.View(func(tx *bolt.Tx) error {
+		w := pageWalk{file: file, size: size, pages: uint64(tx.Size()) / uint64(size), seen: map[uint64]bool{}}
+		page := uint64(tx.Bucket(bucketEndpoints).Bucket([]byte("crm")).Bucket(bucketDeliveries).Root())
+		for {
+			children, err := w.children(page)
+			if err != nil || children == nil {
+				_, errWrite := file.WriteAt(make([]byte, size), int64(page)*int64(size))
+				return errors.Join(err, errWrite)
+			}
+			page = children[0]
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }

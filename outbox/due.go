@@ -32,10 +32,25 @@ type found struct {
 	jobs    []job
 	wait    time.Duration // until the next one is due; 0 if there is none, or if the limit was reached
 	damaged []uint64      // numbers of deliveries that stand in the index and cannot be read
+	// unreadable are numbers of deliveries that stand on a page which is damaged. Nothing can be done
+	// about them but to go on with the others.
+	unreadable []uint64
+	met        error // what was met there
 }
 
 // take adds a delivery.
 func (f *found) take(tx *txn, q *queue, n uint64) {
+	err := guarded(func() error {
+		f.read(tx, q, n)
+		return nil
+	})
+	if err != nil {
+		f.unreadable, f.met = append(f.unreadable, n), err
+		q.byNumber, tx.byNumber = finder{}, finder{} // who knows where they stand
+	}
+}
+
+func (f *found) read(tx *txn, q *queue, n uint64) {
 	v, _ := q.byNumber.next(q.deliveries, n)
 	d, damaged := decodeDelivery(v)
 	v, _ = tx.byNumber.next(tx.events, n)
@@ -80,6 +95,7 @@ func (s *store) due(endpoint string, limit int, claimed map[uint64]bool, now tim
 		}
 		return nil
 	})
+	_ = s.danger.note(f.met)
 	return f, err
 }
 
@@ -213,6 +229,7 @@ func (s *store) probe(endpoint string, after uint64, limit int, claimed map[uint
 		}
 		return nil
 	})
+	_ = s.danger.note(f.met)
 	return f, err
 }
 

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math"
 	"sync"
@@ -78,16 +79,22 @@ type lane struct {
 	hungry atomic.Bool // more waits to be ordered
 	freed  atomic.Bool // a question that has ended may have held something: swept says too much
 
-	mu      sync.Mutex
-	health  health
-	turns   []turnOfHealth // that have not been told
-	ended   []ended        // handed in by the workers
-	ordered atomic.Int64   // attempts that are under way, wait for a worker or are handed in. They become fewer under mu, together with ended
+	mu     sync.Mutex
+	health health
+	turns  []turnOfHealth // that have not been told
+	// stuck is why nothing can be delivered, whatever the endpoint does: the file cannot be read or
+	// written. Nil where it can.
+	stuck      error
+	stuckSince time.Time
+	ended      []ended      // handed in by the workers
+	ordered    atomic.Int64 // attempts that are under way, wait for a worker or are handed in. They become fewer under mu, together with ended
 }
 
 // recorded tells run that a commit of results has ended.
 type recorded struct {
-	results []result
+	results []result // that are recorded
+	waiting []result // that could not be, for err, and are to be tried again
+	lost    []result // that cannot be, since a page is damaged
 	err     error
 }
 
@@ -190,6 +197,7 @@ func (l *lane) dispatch(hire func()) (at time.Time) {
 			return time.Time{} // what is under way moves, and cannot be lined up
 		}
 		if err := l.store.lineUp(l.endpoint.Name); err != nil {
+			l.isStuck(err)
 			l.reading.Failed("what waits for a failing endpoint cannot be lined up", err)
 			return now.Add(storeAgain)
 		}
@@ -260,6 +268,7 @@ func (l *lane) claim(now time.Time, failing bool) (at time.Time) {
 	}
 	if now.Round(0).Before(l.readAt.Round(0)) || l.readAt.IsZero() { // by the wall clock; who knows what it was before the start
 		if err := l.store.clockSetBack(l.endpoint.Name, now, l.longest); err != nil {
+			l.isStuck(err)
 			l.reading.Failed("what waits cannot be given the time of a clock that was set back", err)
 			return now.Add(storeAgain)
 		}
@@ -284,15 +293,23 @@ func (l *lane) claim(now time.Time, failing bool) (at time.Time) {
 		}
 	}
 	if err != nil {
+		l.isStuck(err)
 		l.reading.Failed("the outbox cannot be read", err)
 		return now.Add(storeAgain)
 	}
+	l.isStuck(nil)
 	l.reading.Recovered("the outbox is read again")
+	if len(f.unreadable) > 0 {
+		l.logger.Error("deliveries stand on a damaged page of the outbox, and wait until a backup is restored", "deliveries", len(f.unreadable))
+	}
+	for _, n := range f.unreadable {
+		l.claimed[n] = true // or each look would meet them again
+	}
 	for _, j := range f.jobs {
 		l.claimed[j.number] = true
 	}
 	l.ready = f.jobs
-	l.stale, l.nextDue = len(f.jobs) == limit || failing || len(f.damaged) > 0, time.Time{}
+	l.stale, l.nextDue = len(f.jobs) == limit || failing || len(f.damaged)+len(f.unreadable) > 0, time.Time{}
 	if f.wait > 0 {
 		l.nextDue = now.Add(f.wait)
 	}
@@ -363,21 +380,53 @@ func (l *lane) flush(work context.Context) (at time.Time) {
 	batch := l.results
 	l.results, l.spare, l.recording = l.spare, nil, true
 	// What happened is recorded also while shutting down: commit takes no context.
-	go func() { l.recorded <- recorded{batch, l.store.record(l.endpoint.Name, batch)} }()
+	go func() { l.recorded <- l.record(batch) }()
 	return time.Time{}
+}
+
+// record records a batch. Where a page is damaged it does so one by one, so that only what stands
+// there is lost.
+func (l *lane) record(batch []result) recorded {
+	err := l.store.record(l.endpoint.Name, batch)
+	switch {
+	case err == nil:
+		return recorded{results: batch}
+	case !errors.Is(err, ErrDamaged) || l.store.isBroken():
+		return recorded{waiting: batch, err: err}
+	}
+	var r recorded
+	for i := range batch {
+		switch err := l.store.record(l.endpoint.Name, batch[i:i+1]); {
+		case err == nil:
+			r.results = append(r.results, batch[i])
+		case errors.Is(err, ErrDamaged) && !l.store.isBroken():
+			r.lost = append(r.lost, batch[i])
+		default:
+			r.waiting, r.err = append(r.waiting, batch[i]), err
+		}
+	}
+	return r
 }
 
 func (l *lane) commitEnded(r recorded) {
 	l.recording, l.waiting = false, time.Now()
+	if len(r.lost) > 0 {
+		// They stay claimed until the next start: made again, they would reach the CRM over and over.
+		l.logger.Error("the outcomes of attempts are lost, since a page of the outbox is damaged; they are made again after the next start",
+			"attempts", len(r.lost), "event_id", r.lost[0].job.eventID)
+	}
 	if r.err != nil {
 		// They stay claimed: made again at once, they would reach a healthy CRM over and over while our disk is full.
-		l.writing.Failed("the outcomes of attempts cannot be recorded", r.err, "attempts", len(r.results))
-		l.results = append(r.results, l.results...)
+		l.isStuck(r.err)
+		l.writing.Failed("the outcomes of attempts cannot be recorded", r.err, "attempts", len(r.waiting))
+		l.results = append(r.waiting, l.results...)
 		l.recordAt = time.Now().Add(storeAgain)
-		return
+	} else {
+		l.isStuck(nil)
+		l.writing.Recovered("outcomes are recorded again")
+		l.recordAt = time.Time{}
 	}
-	l.writing.Recovered("outcomes are recorded again")
-	l.recordAt, l.stale = time.Time{}, true
+	l.stale = true
 	for i := range r.results {
 		result := &r.results[i]
 		delete(l.claimed, result.job.number)
@@ -392,15 +441,27 @@ func (l *lane) commitEnded(r recorded) {
 	l.spare = r.results[:0]
 }
 
+// isStuck notes why the lane can deliver nothing, which is no fault of its endpoint; nil where it can.
+func (l *lane) isStuck(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if (err == nil) != (l.stuck == nil) {
+		l.stuckSince = time.Now()
+	}
+	l.stuck = err
+}
+
 func (l *lane) currentHealth() health {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.health
 }
 
-// status is how the endpoint stands.
+// status is how the endpoint stands. One whose lane is stuck is failing: nothing reaches it.
 func (l *lane) status(now time.Time) EndpointStatus {
-	h := l.currentHealth()
+	l.mu.Lock()
+	h, stuck, since := l.health, l.stuck, l.stuckSince
+	l.mu.Unlock()
 	s := EndpointStatus{Name: l.endpoint.Name}
 	s.State, s.NextAttempt = h.state(now)
 	if s.State != stateOK {
@@ -408,6 +469,9 @@ func (l *lane) status(now time.Time) EndpointStatus {
 	}
 	if h.failing {
 		s.Since = h.since
+	}
+	if stuck != nil {
+		s.State, s.Since, s.LastError = stateFailing, since, stuck.Error()
 	}
 	return s
 }

@@ -157,15 +157,13 @@ func (o *Outbox) warnOfOrphans() error {
 	return err
 }
 
-// Close closes the file. Run must have ended. Where the file was found to be damaged it fails with ErrNotOutbox, and the file is closed when the process ends.
+// Close closes the file. Run must have ended. Where the file is not at its path any more, what it holds is saved beside that. Where a commit has met damage
+// it fails with ErrDamaged, and the file is closed when the process ends.
 func (o *Outbox) Close() error {
-	o.store.mu.Lock()
-	broken := o.store.broken
-	o.store.mu.Unlock()
-	if broken != nil {
-		return broken // bbolt may hold its own lock still, and would wait for it for ever
+	if o.store.isBroken() {
+		return o.store.danger.err() // bbolt may hold its own lock still, and would wait for it for ever
 	}
-	return o.store.db.Close()
+	return errors.Join(o.store.danger.rescue(o.store.db), o.store.db.Close())
 }
 
 // Append stores events in the order given, all in one transaction, and returns nil only when they are on the disk. An event whose ID
@@ -231,7 +229,8 @@ func (o *Outbox) Connect(enabled bool) error { return o.store.connect(enabled) }
 // IsToConnect says what Connect has kept last; true if it has never been called.
 func (o *Outbox) IsToConnect() (bool, error) { return o.store.isToConnect() }
 
-// Writable says why events cannot be stored, nil if they can: the last Append and the last commit went well, or a commit does now.
+// Writable says why events cannot be stored, nil if they can: the last Append and the last commit went well, or a commit does now. It fails with ErrDamaged
+// or ErrFileGone, too, while the file is in danger: events are stored then, but may be lost.
 func (o *Outbox) Writable() error { return o.store.writable() }
 
 // Run delivers until ctx ends; attempts in flight may then go on for what is left of Options.Grace, and how they ended is recorded. Router is told of what the endpoints
@@ -253,6 +252,7 @@ func (o *Outbox) Run(ctx context.Context, router Router) error {
 	}
 	parts.Go(func() { o.asker.run(ctx, work, router) })
 	parts.Go(func() { o.prune(ctx) })
+	parts.Go(func() { o.store.danger.watch(ctx) })
 	parts.Wait()
 	return nil
 }

@@ -76,7 +76,7 @@ func (o *Outbox) abandoned() map[string]time.Time {
 	list := map[string]time.Time{}
 	now := time.Now()
 	for _, l := range o.lanes {
-		if l.status(now).State == stateFailing {
+		if l.currentHealth().failing {
 			list[l.endpoint.Name] = now.Add(-o.opts.Retention - lifespan(o.opts.RetrySchedule))
 		}
 	}

@@ -71,6 +71,7 @@ type store struct {
 	maxBytes  int64         // Options.MaxBytes
 	pageSize  int64
 	observer  Observer
+	danger    *danger
 
 	mu         sync.Mutex
 	waiting    []*change // for the next commit
@@ -86,8 +87,13 @@ func openStore(opts Options) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
+	opened, err := os.Stat(opts.Path) // the lock is held, and it was just looked whether it is the same file
+	if err != nil {
+		return nil, errors.Join(plain(err), db.Close())
+	}
 	s := &store{
-		db: db, endpoints: opts.Endpoints, hold: opts.OrderHold, routing: opts.RoutingTimeout, quiet: opts.QuietWithoutWinner,
+		danger: &danger{path: opts.Path, opened: opened, logger: opts.Logger},
+		db:     db, endpoints: opts.Endpoints, hold: opts.OrderHold, routing: opts.RoutingTimeout, quiet: opts.QuietWithoutWinner,
 		maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize), observer: opts.Observer,
 	}
 	if err := guarded(func() error { return s.db.Update(s.prepare) }); err != nil {
@@ -112,13 +118,23 @@ func guarded(read func() error) (err error) {
 		switch r := recover().(type) {
 		case nil:
 		case interface{ Addr() uintptr }: // a fault
-			err = fmt.Errorf("%w (a part of it is missing, or cannot be read)", ErrNotOutbox)
+			err = damage{ErrNotOutbox, "a part of it is missing, or cannot be read"}
 		default:
-			err = fmt.Errorf("%w (%v)", ErrNotOutbox, r)
+			err = damage{ErrNotOutbox, fmt.Sprint(r)}
 		}
 	}()
 	return read()
 }
+
+// damage is what was found to be wrong with a file, and what that means.
+type damage struct {
+	meaning error
+	found   string
+}
+
+func (d damage) Error() string { return fmt.Sprintf("%s (%s)", d.meaning, d.found) }
+
+func (d damage) Unwrap() error { return d.meaning }
 
 // openFile opens the file for this process alone, or makes it, and maps so many bytes of it at first; 0 is as many as it has.
 func openFile(path string, mapped int) (db *bolt.DB, err error) {
@@ -162,6 +178,11 @@ func openAlone(path string, mapped int) (*bolt.DB, error) {
 	there, errThere := os.Stat(path)
 	if err := errors.Join(errMine, errThere); err != nil || !os.SameFile(mine, there) {
 		return nil, errors.Join(ErrInUse, db.Close())
+	}
+	if err := guarded(func() error {
+		return db.View(func(tx *bolt.Tx) error { return checkBranches(tx, opened, db.Info().PageSize) })
+	}); err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
 }
@@ -207,11 +228,12 @@ type change struct {
 	turn  chan turn
 }
 
-// applyTo applies the change. A record that is damaged in a way that nobody has thought of must not take the committing of all others with it.
+// applyTo applies the change. A panic in it is the change's own fault, or a damaged page that it has
+// come upon: all others that are committed with it go on.
 func (c *change) applyTo(tx *txn) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("%w (%v)", errDamaged, r)
+			err = damage{ErrNotOutbox, fmt.Sprint(r)}
 		}
 	}()
 	return c.apply(tx)
@@ -283,7 +305,7 @@ func (s *store) commitGroup(expected int) (group []*change, results []error) {
 				if results[i] != nil {
 					continue
 				}
-				if err := group[i].applyTo(t); err != nil {
+				if err := s.danger.note(group[i].applyTo(t)); err != nil {
 					culprit = i
 					return err
 				}
@@ -295,7 +317,7 @@ func (s *store) commitGroup(expected int) (group []*change, results []error) {
 		}
 		s.observer.Committed(time.Since(began))
 		s.mu.Lock()
-		if errors.Is(err, ErrNotOutbox) {
+		if errors.Is(err, ErrDamaged) {
 			s.broken = err
 		}
 		s.failed = err
@@ -325,21 +347,33 @@ func (s *store) arrivals(expected bool) (list []*change) {
 	return nil
 }
 
-// update changes the file in one transaction. It fails with ErrNotOutbox where a page is damaged.
+// update changes the file in one transaction. It fails with ErrDamaged where a page is.
 func (s *store) update(change func(*txn) error) error {
-	return guarded(func() error {
+	return s.watched(func() error {
 		return s.db.Update(func(tx *bolt.Tx) error { return change(newTxn(tx)) })
 	})
 }
 
-// view reads from the file as it stands now. It fails with ErrNotOutbox where a page is damaged.
+// view reads from the file as it stands now. It fails with ErrDamaged where a page is.
 func (s *store) view(read func(*txn) error) error {
-	return guarded(func() error {
+	return s.watched(func() error {
 		return s.db.View(func(tx *bolt.Tx) error { return read(newTxn(tx)) })
 	})
 }
 
-// writable says why events cannot be stored. That an append failed counts until one succeeds: on a full disk smaller changes still go through.
+// watched does something with a file that is open. Damage that it meets is noted: see danger.
+func (s *store) watched(do func() error) error {
+	return s.danger.note(guarded(do))
+}
+
+// isBroken says whether a commit has met damage, after which nothing more is written.
+func (s *store) isBroken() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.broken != nil
+}
+
+// writable says why events cannot be stored, or are in danger: see danger. That an append failed counts until one succeeds: on a full disk smaller changes still go through.
 func (s *store) writable() error {
 	s.mu.Lock()
 	failed, full := s.failed, s.full
@@ -347,10 +381,12 @@ func (s *store) writable() error {
 	if full != nil && (!errors.Is(full, ErrFull) || !s.hasRoom()) {
 		return full
 	}
-	if failed == nil {
-		return nil
+	if failed != nil {
+		if err := s.commit(func(*txn) error { return nil }); err != nil {
+			return err
+		}
 	}
-	return s.commit(func(*txn) error { return nil })
+	return s.danger.err()
 }
 
 func (s *store) clientGUID() (string, error) {

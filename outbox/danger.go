@@ -1,0 +1,118 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// What can become of the file while the bridge runs. Neither stops anything by itself, and neither is
+// passed over in silence: readiness says it, and the log once.
+var (
+	// ErrDamaged means that a page of the file cannot be read, or makes no sense.
+	ErrDamaged = errors.New("a page of the outbox's file is damaged: stop the bridge and restore a backup, or move the file away to start with an empty one")
+	// ErrFileGone means that the file is not at its path any more. What is written goes to a file
+	// without a name, which is gone with the process.
+	ErrFileGone = errors.New("the outbox's file was removed, moved or replaced while the bridge runs: " +
+		"take GET /v1/backup before you restart it, and put that in place with pzbridge restore, or all that waits is lost")
+)
+
+// watchEvery is how often it is looked whether the file is still at its path.
+const watchEvery = time.Second
+
+// danger is what is known to be wrong with the file.
+type danger struct {
+	path   string
+	opened fs.FileInfo // of the file that is open
+	logger *slog.Logger
+
+	mu      sync.Mutex
+	damaged error
+	gone    bool
+}
+
+// note takes an error of something that was done with the file. Where it says that a page is damaged,
+// that is kept until the file is opened anew, for who knows what else is wrong, and the error says what
+// to do about a file that is in use.
+func (d *danger) note(err error) error {
+	var found damage
+	if !errors.As(err, &found) || found.meaning != ErrNotOutbox {
+		return err
+	}
+	met := damage{ErrDamaged, found.found}
+	d.mu.Lock()
+	first := d.damaged == nil
+	if first {
+		d.damaged = met
+	}
+	d.mu.Unlock()
+	if first {
+		d.logger.Error("the outbox is damaged", "err", met.Error())
+	}
+	return met
+}
+
+// err is what is wrong now, nil if nothing is known.
+func (d *danger) err() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.gone {
+		return ErrFileGone
+	}
+	return d.damaged
+}
+
+// isGone looks whether the file is still at its path. Where that cannot be said, it is.
+func (d *danger) isGone() bool {
+	there, err := os.Stat(d.path)
+	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(there, d.opened)
+}
+
+// watch looks after the file until ctx ends.
+func (d *danger) watch(ctx context.Context) {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		gone := d.isGone()
+		d.mu.Lock()
+		changed := gone != d.gone
+		d.gone = gone
+		d.mu.Unlock()
+		switch {
+		case changed && gone:
+			d.logger.Error("the outbox's file is gone", "path", d.path, "err", ErrFileGone.Error())
+		case changed:
+			d.logger.Info("the outbox's file is there again", "path", d.path)
+		}
+	}
+}
+
+// rescue writes a copy of the file beside where it was, if it is not there any more.
+func (d *danger) rescue(db *bolt.DB) error {
+	if !d.isGone() {
+		return nil
+	}
+	copied := unused(d.path + ".rescued")
+	err := errors.Join(os.MkdirAll(filepath.Dir(d.path), 0o700), guarded(func() error {
+		return db.View(func(tx *bolt.Tx) error { return tx.CopyFile(copied, 0o600) })
+	}))
+	if err != nil {
+		return fmt.Errorf("the outbox's file was removed, moved or replaced, and a copy of what it held cannot be saved: %w", plain(err))
+	}
+	d.logger.Error("the outbox's file is gone; what it held is saved beside it: put it in place with pzbridge restore before the next start",
+		"path", d.path, "saved", copied)
+	return nil
+}
