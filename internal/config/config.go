@@ -235,32 +235,33 @@ func endpointPrefix(n int) string { return fmt.Sprintf("ENDPOINT_%d_", n) }
 var endpointName = regexp.MustCompile(`^ENDPOINT_(0|[1-9][0-9]{0,3})_(.+)$`)
 
 // tidy gives the variables that are ours and not empty, secrets read from their files, and the numbers of the endpoints in order. A variable
-// with one of our prefixes that nothing reads is a problem: it is a slip of the pen, and what was meant would silently be missing.
+// that was meant for this program and that nothing reads is a problem: it is a slip of the pen, and
+// what was meant would silently be missing.
 func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
 	known, forEndpoint := names(text{}), names(endpointText{})
-	var prefixes []string
-	for name := range known {
-		prefix, _, _ := strings.Cut(name, "_")
-		prefixes = append(prefixes, prefix+"_")
+	ours := slices.Collect(maps.Keys(known))
+	for name := range forEndpoint {
+		ours = append(ours, endpointPrefix(0)+name)
 	}
-	prefixes = append(prefixes, "ENDPOINT_")
+	slices.Sort(ours)
 	out := map[string]string{}
 	var numbers []int
 	for _, name := range slices.Sorted(maps.Keys(vars)) {
 		value := vars[name]
-		if !slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(name, prefix) }) {
-			continue
-		}
 		isKnown, number, isEndpoint := known[name], 0, false
-		if m := endpointName.FindStringSubmatch(name); m != nil {
-			isKnown, isEndpoint = forEndpoint[m[2]], true
+		if m := endpointName.FindStringSubmatch(name); m != nil && forEndpoint[m[2]] {
+			isKnown, isEndpoint = true, true
 			number, _ = strconv.Atoi(m[1])
 		}
-		switch {
-		case !isKnown:
-			p.add(name, "there is no such variable: correct its name or unset it (.env.example lists them all)")
+		if !isKnown {
+			if meant, isOurs := misspelt(name, value, ours); meant != "" {
+				p.add(name, "there is no such variable; is %s meant? Correct its name or unset it (.env.example lists them all)", meant)
+			} else if isOurs {
+				p.add(name, "there is no such variable: correct its name or unset it (.env.example lists them all)")
+			}
 			continue
-		case value == "":
+		}
+		if value == "" {
 			continue // as if it were unset
 		}
 		if isEndpoint && !slices.Contains(numbers, number) {

@@ -185,6 +185,46 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
+// A variable of ours whose name is misspelt is told of; what was meant would silently be missing.
+func TestMisspeltVariables(t *testing.T) {
+	for name, meant := range map[string]string{
+		"LOG_LEVLE": "LOG_LEVEL", "LGO_LEVEL": "LOG_LEVEL", "LOG_LVL": "LOG_LEVEL", "API_TOKN": "API_TOKEN", "PAI_TOKEN": "API_TOKEN", "API_TOKENFILE": "API_TOKEN_FILE",
+		"API_TOKEN_FIEL": "API_TOKEN_FILE", "LISTEN_ADR": "LISTEN_ADDR", "COMAND_TIMOUT": "COMMAND_TIMEOUT", "ORDERHOLD": "ORDER_HOLD", "SHUTDOWN_GRAC": "SHUTDOWN_GRACE",
+		"ENDPOINT_NAME": "ENDPOINT_0_NAME", "ENDPIONT_12_SECRET": "ENDPOINT_12_SECRET", "ENDPOINT1_URL": "ENDPOINT_1_URL", "ENDPOINT_0_SECRETFILE": "ENDPOINT_0_SECRET_FILE",
+		"PZ_PASWORD": "PZ_PASSWORD", "PZ_SOMETHING": "", "PZBRIDGE_ULR": "PZBRIDGE_URL", "PZBRIDGE_NAME": "", "OUTBOX_SOMETHING": "", "OUTBOX_PATH_FILE": "", "RETRY_COUNT": "",
+		"ROUTING_TIME": "", "ENDPOINT_0_SOMETHING": "", "ENDPOINT_00_NAME": "", "PZ_PORT": "", "PZ_NAME": "", "PZ_SERVICES_HOST": "",
+	} {
+		_, err := Load(minimal(name + "=x"))
+		says := name + ": there is no such variable"
+		if meant != "" {
+			says += "; is " + meant + " meant?"
+		}
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+// What a platform sets by itself, and what other programs on the machine are given, stops no start.
+func TestEnvironmentOfAPlatform(t *testing.T) {
+	vars := minimal()
+	content, err := os.ReadFile("testdata/platforms.env")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(content)) {
+		if name, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok && !strings.HasPrefix(line, "#") {
+			vars[name] = value
+		}
+	}
+	if len(vars) < 300 {
+		t.Fatalf("only %d variables", len(vars))
+	}
+	if _, err := Load(vars); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAllMistakesBehindAGap(t *testing.T) {
 	_, err := Load(minimal("ENDPOINT_2_NAME=crm", "ENDPOINT_2_URL=ftp://x", "ENDPOINT_2_TOKEN=short", "ENDPOINT_4_NAME=another"))
 	for _, want := range []string{
