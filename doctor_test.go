@@ -169,7 +169,7 @@ func TestCommandsThatAsk(t *testing.T) {
 	broken := maps.Clone(vars)
 	broken["API_TOKEN"] += "\n"
 	p := start(t, broken, "deliveries")
-	if code := p.exitCode(); code != 2 || !strings.Contains(p.log.String(), "API_TOKEN: may hold printable ASCII") || strings.Contains(p.log.String(), "0123456789") {
+	if code := p.exitCode(); code != 2 || !strings.Contains(p.log.String(), "API_TOKEN: ends with a line feed") || strings.Contains(p.log.String(), "0123456789") {
 		t.Errorf("with a line break in the token: %d %s", code, p.log)
 	}
 	wrong := maps.Clone(vars)

@@ -133,10 +133,23 @@ func (e *Error) Error() string {
 }
 
 // problems collects them, one line each.
-type problems struct{ list []string }
+type problems struct {
+	list    []string
+	refused map[string]bool // variables of which all has been said
+}
 
 func (p *problems) add(variable, format string, args ...any) {
-	p.list = append(p.list, variable+": "+fmt.Sprintf(format, args...))
+	if !p.refused[variable] {
+		p.list = append(p.list, variable+": "+fmt.Sprintf(format, args...))
+	}
+}
+
+// refuse makes the others of a variable's problems follow from this one.
+func (p *problems) refuse(variable string) {
+	if p.refused == nil {
+		p.refused = map[string]bool{}
+	}
+	p.refused[variable] = true
 }
 
 // Environment is the process's environment with what the file .env of the working directory adds: a variable that is set already wins.
@@ -255,7 +268,8 @@ func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
 		}
 		if !isKnown {
 			if meant, isOurs := misspelt(name, value, ours); meant != "" {
-				p.add(name, "there is no such variable; is %s meant? Correct its name or unset it (.env.example lists them all)", meant)
+				p.add(name, "there is no such variable; is %s meant? Correct its name or unset it "+
+					"(.env.example lists them all)", meant)
 			} else if isOurs {
 				p.add(name, "there is no such variable: correct its name or unset it (.env.example lists them all)")
 			}
@@ -266,6 +280,10 @@ func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
 		}
 		if isEndpoint && !slices.Contains(numbers, number) {
 			numbers = append(numbers, number)
+		}
+		if fault := foreign(name, value); fault != "" {
+			p.add(name, "%s", fault)
+			p.refuse(name)
 		}
 		out[name] = value
 	}
@@ -283,6 +301,9 @@ func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
 func Secret(vars map[string]string, name string) (string, error) {
 	var p problems
 	secret := map[string]string{name: vars[name]}
+	if fault := foreign(name, vars[name]); fault != "" {
+		p.add(name, "%s", fault)
+	}
 	if file := vars[name+"_FILE"]; file != "" {
 		readSecret(secret, name, file, &p)
 	}
@@ -322,10 +343,15 @@ func readSecret(vars map[string]string, name, file string, p *problems) {
 		p.add(name+"_FILE", "%v", err)
 		return
 	}
+	content = bytes.TrimPrefix(content, []byte("\uFEFF")) // Windows editors begin a file with it
 	value := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
 	if value == "" {
 		p.add(name+"_FILE", "the file is empty")
 		return
+	}
+	if fault := foreign(name, value); fault != "" {
+		p.add(name+"_FILE", "%s", fault)
+		p.refuse(name)
 	}
 	vars[name] = value
 }

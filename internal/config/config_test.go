@@ -188,11 +188,34 @@ func TestMistakes(t *testing.T) {
 // A variable of ours whose name is misspelt is told of; what was meant would silently be missing.
 func TestMisspeltVariables(t *testing.T) {
 	for name, meant := range map[string]string{
-		"LOG_LEVLE": "LOG_LEVEL", "LGO_LEVEL": "LOG_LEVEL", "LOG_LVL": "LOG_LEVEL", "API_TOKN": "API_TOKEN", "PAI_TOKEN": "API_TOKEN", "API_TOKENFILE": "API_TOKEN_FILE",
-		"API_TOKEN_FIEL": "API_TOKEN_FILE", "LISTEN_ADR": "LISTEN_ADDR", "COMAND_TIMOUT": "COMMAND_TIMEOUT", "ORDERHOLD": "ORDER_HOLD", "SHUTDOWN_GRAC": "SHUTDOWN_GRACE",
-		"ENDPOINT_NAME": "ENDPOINT_0_NAME", "ENDPIONT_12_SECRET": "ENDPOINT_12_SECRET", "ENDPOINT1_URL": "ENDPOINT_1_URL", "ENDPOINT_0_SECRETFILE": "ENDPOINT_0_SECRET_FILE",
-		"PZ_PASWORD": "PZ_PASSWORD", "PZ_SOMETHING": "", "PZBRIDGE_ULR": "PZBRIDGE_URL", "PZBRIDGE_NAME": "", "OUTBOX_SOMETHING": "", "OUTBOX_PATH_FILE": "", "RETRY_COUNT": "",
-		"ROUTING_TIME": "", "ENDPOINT_0_SOMETHING": "", "ENDPOINT_00_NAME": "", "PZ_PORT": "", "PZ_NAME": "", "PZ_SERVICES_HOST": "",
+		"LOG_LEVLE":             "LOG_LEVEL",
+		"LGO_LEVEL":             "LOG_LEVEL",
+		"LOG_LVL":               "LOG_LEVEL",
+		"API_TOKN":              "API_TOKEN",
+		"PAI_TOKEN":             "API_TOKEN",
+		"API_TOKENFILE":         "API_TOKEN_FILE",
+		"API_TOKEN_FIEL":        "API_TOKEN_FILE",
+		"LISTEN_ADR":            "LISTEN_ADDR",
+		"COMAND_TIMOUT":         "COMMAND_TIMEOUT",
+		"ORDERHOLD":             "ORDER_HOLD",
+		"SHUTDOWN_GRAC":         "SHUTDOWN_GRACE",
+		"ENDPOINT_NAME":         "ENDPOINT_0_NAME",
+		"ENDPIONT_12_SECRET":    "ENDPOINT_12_SECRET",
+		"ENDPOINT1_URL":         "ENDPOINT_1_URL",
+		"ENDPOINT_0_SECRETFILE": "ENDPOINT_0_SECRET_FILE",
+		"PZ_PASWORD":            "PZ_PASSWORD",
+		"PZ_SOMETHING":          "",
+		"PZBRIDGE_ULR":          "PZBRIDGE_URL",
+		"PZBRIDGE_NAME":         "",
+		"OUTBOX_SOMETHING":      "",
+		"OUTBOX_PATH_FILE":      "",
+		"RETRY_COUNT":           "",
+		"ROUTING_TIME":          "",
+		"ENDPOINT_0_SOMETHING":  "",
+		"ENDPOINT_00_NAME":      "",
+		"PZ_PORT":               "",
+		"PZ_NAME":               "",
+		"PZ_SERVICES_HOST":      "",
 	} {
 		_, err := Load(minimal(name + "=x"))
 		says := name + ": there is no such variable"
@@ -264,7 +287,10 @@ func TestTLSIsForWSS(t *testing.T) {
 
 func TestSecretsFromFiles(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
-	for content, want := range map[string]string{"sesame\n": "sesame", "sesame\r\n": "sesame", "sesame": "sesame", " sesame \n\n": " sesame \n"} {
+	for content, want := range map[string]string{
+		"sesame\n": "sesame", "sesame\r\n": "sesame", "sesame": "sesame", " sesame ": " sesame ",
+		"\uFEFFsesame\r\n": "sesame",
+	} {
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -275,6 +301,91 @@ func TestSecretsFromFiles(t *testing.T) {
 	}
 	if _, err := Load(minimal("PZ_PASSWORD_FILE="+file, "PZ_PASSWORD=sesame")); err == nil || !strings.Contains(err.Error(), "only one of the two") {
 		t.Errorf("both: %v", err)
+	}
+}
+
+// What a file with Windows line ends, docker run --env-file or a word processor adds to a value is
+// told of, in a sentence that names the variable and not the value.
+func TestWhatIsAddedToAValue(t *testing.T) {
+	added := map[string]struct{ value, says string }{
+		"a carriage return":      {"%s\r", "ends with a carriage return"},
+		"a line feed":            {"%s\n", "ends with a line feed"},
+		"a character within":     {"x\x07%s", "holds the control character U+0007"},
+		"a tab":                  {"x\t%s", "holds the control character U+0009"},
+		"an end of a C string":   {"%s\x00\x00", "holds the control character U+0000"},
+		"an old control":         {"%s\u0085x", "holds the control character U+0085"},
+		"a delete":               {"%s\x7f", "holds the control character U+007F"},
+		"a byte order mark":      {"\uFEFF%s", "holds the invisible character U+FEFF"},
+		"a zero width space":     {"x\u200B%s", "holds the invisible character U+200B"},
+		"quotes":                 {`"%s"`, "stands between quotes"},
+		"single quotes":          {"'%s'", "stands between quotes"},
+		"typographic quotes":     {"“%s”", "stands between quotes"},
+		"quotes before the line": {"\"%s\"\r", "ends with a carriage return"},
+		"another encoding":       {"\xef\xf0\xee%s", "is not UTF-8"},
+	}
+	rights := map[string]string{
+		"PZ_PASSWORD": "hunter2", "API_TOKEN": "hunter2-hunter2-hunter2",
+		"ENDPOINT_0_TOKEN": "hunter2-hunter2-hunter2", "ENDPOINT_0_SECRET": secret, "ENDPOINT_0_NAME": "hunter2",
+		"ENDPOINT_0_URL": "https://hunter2/", "PZ_URL": "hunter2", "PZ_CLIENT_TYPE": "hunter2",
+		"PZ_CLIENT_GUID": "hunter2", "PZ_PHONE_NUMBER": "101", "PZ_BROADCAST_GROUP": "hunter2",
+		"OUTBOX_PATH": "hunter2.db", "LOG_LEVEL": "info", "REPLAY_MAX_AGE": "24h",
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	for variable, right := range rights {
+		if _, err := Load(minimal(variable + "=" + right)); err != nil {
+			t.Fatal(err)
+		}
+		for what, a := range added {
+			value := strings.Replace(a.value, "%s", right, 1)
+			check := func(variable string, err error) {
+				t.Helper()
+				var wrong *Error
+				if !errors.As(err, &wrong) || len(wrong.Problems) != 1 {
+					t.Errorf("%s with %s: %q", variable, what, err)
+					return
+				}
+				if line := wrong.Problems[0]; !strings.HasPrefix(line, variable+": "+a.says) ||
+					strings.Contains(line, "hunter2") || strings.Contains(line, secret) {
+					t.Errorf("%s with %s: %s", variable, what, line)
+				}
+			}
+			vars := minimal()
+			vars[variable] = value
+			_, err := Load(vars)
+			check(variable, err)
+			if !secretNames.MatchString(variable) {
+				continue
+			}
+			_, err = Secret(vars, variable)
+			check(variable, err)
+			if variable == "API_TOKEN" {
+				_, err = OperatorToken(vars)
+				check(variable, err)
+			}
+			if strings.HasSuffix(value, "\r") || what == "a byte order mark" { // which a file may have
+				continue
+			}
+			if err := os.WriteFile(file, []byte(value+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			vars[variable], vars[variable+"_FILE"] = "", file
+			_, err = Load(vars)
+			check(variable+"_FILE", err)
+			_, err = Secret(vars, variable)
+			check(variable+"_FILE", err)
+		}
+	}
+}
+
+// Lists are often written over several lines.
+func TestListsOverLines(t *testing.T) {
+	c, err := Load(minimal("ENDPOINT_0_HEADERS=X-One=1;\n X-Two=2\n", "ENDPOINT_0_EVENTS=call.*,\n sms.*\n",
+		"RETRY_SCHEDULE=1s,\n2s\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := c.Endpoints[0]; len(e.Headers) != 2 || len(e.Events) != 2 || len(c.RetrySchedule) != 2 {
+		t.Errorf("got %+v, %v", e, c.RetrySchedule)
 	}
 }
 
