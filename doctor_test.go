@@ -35,12 +35,21 @@ func TestDoctor(t *testing.T) {
 		code   int
 		says   []string
 	}{
-		"all is well":           {open, nil, 204, 0, []string{"✓ server: it lets the bridge in", "✓ crm: it took a webhook with HTTP 204"}},
-		"a wrong password":      {locked, []string{"PZ_PASSWORD=wrong"}, 204, 1, []string{"✗ server: ", "4008", "✓ crm: it took"}},
-		"the right password":    {locked, []string{"PZ_PASSWORD=пароль"}, 204, 0, []string{"✓ server: it lets the bridge in"}},
-		"no licence":            {unlicensed, nil, 204, 1, []string{"✗ server: it closed the connection with code 4006"}},
-		"nobody listens":        {open, []string{"PZ_URL=127.0.0.1:1"}, 204, 1, []string{"✗ server: port 1 does not answer", "in Docker that address is the container itself"}},
-		"no such name":          {open, []string{"PZ_URL=nowhere.invalid"}, 204, 1, []string{"✗ server: the name nowhere.invalid cannot be resolved"}},
+		"all is well":        {open, nil, 204, 0, []string{"✓ server: it lets the bridge in", "✓ crm: it took a webhook with HTTP 204"}},
+		"a wrong password":   {locked, []string{"PZ_PASSWORD=wrong"}, 204, 1, []string{"✗ server: ", "4008", "✓ crm: it took"}},
+		"the right password": {locked, []string{"PZ_PASSWORD=пароль"}, 204, 0, []string{"✓ server: it lets the bridge in"}},
+		"no licence":         {unlicensed, nil, 204, 1, []string{"✗ server: it closed the connection with code 4006"}},
+		"nobody listens":     {open, []string{"PZ_URL=127.0.0.1:1"}, 204, 1, []string{"✗ server: port 1 does not answer", "in Docker that address is the container itself"}},
+		"no such name":       {open, []string{"PZ_URL=nowhere.invalid"}, 204, 1, []string{"✗ server: the name nowhere.invalid cannot be resolved"}},
+		"a Cyrillic name": {
+			open,
+			[]string{"PZ_URL=атс.invalid", "ENDPOINT_0_URL=http://црм.invalid/"},
+			204, 1,
+			[]string{
+				"✗ server: the name атс.invalid (xn--80a8ac.invalid) cannot be resolved",
+				"✗ crm: the name црм.invalid (xn--l1ahr.invalid) cannot be resolved",
+			},
+		},
 		"an unknown old TLS":    {old, nil, 204, 1, []string{"✗ server: its certificate is not trusted", "PZ_TLS_FINGERPRINT=" + old.Fingerprint() + " and PZ_TLS_LEGACY=true"}},
 		"a known old TLS":       {old, []string{"PZ_TLS_LEGACY=true", "PZ_TLS_FINGERPRINT=" + old.Fingerprint()}, 204, 0, []string{"✓ server: TLS 1.0, certificate trusted", "lets the bridge in"}},
 		"no TLS at all":         {open, []string{"PZ_URL=" + strings.Replace(open.URL, "ws://", "wss://", 1)}, 204, 1, []string{"✗ server: it does not speak TLS"}},

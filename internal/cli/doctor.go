@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/net/idna"
 
 	"pzbridge/internal/config"
 	"pzbridge/internal/telephony"
@@ -108,10 +109,10 @@ func (d *examination) reach(ctx context.Context, what string, u *url.URL, variab
 	defer cancel()
 	addresses, err := net.DefaultResolver.LookupHost(ctx, u.Hostname())
 	if err != nil {
-		d.ill(what, "the name %s cannot be resolved (%v): check %s and the machine's DNS", u.Hostname(), err, variable)
+		d.ill(what, "the name %s cannot be resolved (%v): check %s and the machine's DNS", shownHost(u), err, variable)
 		return false
 	}
-	d.well(what, "%s is %s", u.Hostname(), strings.Join(addresses, ", "))
+	d.well(what, "%s is %s", shownHost(u), strings.Join(addresses, ", "))
 	port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
@@ -122,6 +123,15 @@ func (d *examination) reach(ctx context.Context, what string, u *url.URL, variab
 	_ = conn.Close()
 	d.well(what, "port %s answers", port)
 	return true
+}
+
+// shownHost is the host of an address for people: as they wrote it, and as DNS knows it.
+func shownHost(u *url.URL) string {
+	host := u.Hostname()
+	if name, err := idna.Display.ToUnicode(host); err == nil && name != host {
+		return name + " (" + host + ")"
+	}
+	return host
 }
 
 // loopbackHint says what is easily forgotten of an address of the machine itself.

@@ -83,6 +83,13 @@ func TestServerAddress(t *testing.T) {
 		"ws://pbx/?CID=aHVudGVy": "",
 		"ws://pbx:99999":         "",
 		"ws://":                  "",
+		"атс.рф":                 "ws://xn--80a8ac.xn--p1ai:10150",
+		"wss://АТС.рф:443/":      "wss://xn--80a8ac.xn--p1ai:443",
+		" pbx ":                  "ws://pbx:10150",
+		"атс_.рф":                "",
+		"pbx,other":              "",
+		"ws://[fe80::1%25eth0]":  "ws://[fe80::1%25eth0]:10150",
+		"my_pbx":                 "ws://my_pbx:10150",
 		"::1":                    "",
 	} {
 		c, err := Load(minimal("PZ_URL=" + in))
@@ -403,6 +410,118 @@ func TestHeaders(t *testing.T) {
 	}
 	if h := c.Endpoints[0].Headers; h.Get("Authorization") != "Basic abc==" || h.Get("X-Two") != "2" {
 		t.Errorf("got %v", h)
+	}
+}
+
+// Values with semicolons stand between double quotes.
+func TestHeadersWithSemicolons(t *testing.T) {
+	c, err := Load(minimal(`ENDPOINT_0_HEADERS=Cookie="a=1; theme=dark; q=\"x\\y\"" ; X-Two=2;Accept = "text/html; q=0.5"`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := c.Endpoints[0].Headers
+	if len(h) != 3 || h.Get("Cookie") != `a=1; theme=dark; q="x\y"` || h.Get("X-Two") != "2" || h.Get("Accept") != "text/html; q=0.5" {
+		t.Errorf("got %q", h)
+	}
+	var out bytes.Buffer
+	if err := c.Describe(&out); err != nil {
+		t.Fatal(err)
+	}
+	if shown := out.String(); !strings.Contains(shown, "Cookie=(hidden);X-Two=(hidden);Accept=(hidden)\n") || strings.Contains(shown, "theme") {
+		t.Errorf("it is shown as %s", shown)
+	}
+	for _, alone := range []string{"Cookie=a=1", "Cookie=a=1;", "X-One=1;Cookie=a=1; ", "Authorization=Basic YTpi==;X-Two=2", "X-Key=abc=;X-Two=2"} {
+		if _, err := Load(minimal("ENDPOINT_0_HEADERS=" + alone)); err != nil {
+			t.Errorf("%s: %v", alone, err)
+		}
+	}
+}
+
+// A header that nobody meant is never sent: a list that can be read in two ways is refused.
+func TestHeadersThatCannotBeSent(t *testing.T) {
+	for list, says := range map[string]string{
+		"Cookie=a=1; theme=hunter2":              `the value of Cookie may go on after the semicolon`,
+		"cookie=hunter2; theme=dark":             `Cookie="…; …"`,
+		"X-One=1;Cookie=a=1;X-Two=hunter2":       "the value of Cookie may go on",
+		"Accept=text/html; q=0.5":                "the value of Accept may go on",
+		"Forwarded=for=10.0.0.1; proto=https":    "the value of Forwarded may go on",
+		"X-Session=id=hunter2; path=/":           "the value of X-Session may go on",
+		"Cookie=a=1; HttpOnly":                   "the value of Cookie may go on",
+		`Cookie="a=1; theme=hunter2`:             "the value of Cookie has a double quote that does not end it",
+		`Cookie="a=1"; theme="hunter2" x`:        "the value of Theme has a double quote that does not end it",
+		"My Header=hunter2":                      "part 1 is not",
+		"Х-Ключ=hunter2":                         "part 1 is not",
+		"=hunter2":                               "part 1 is not",
+		"X-One=1;hunter2":                        "part 2 is not",
+		"X-One=hunter2\nX-Two=2":                 "the value of X-One holds a control character",
+		"X-One=hunter2\r\nX-Two: 2":              "the value of X-One holds a control character",
+		"Webhook-Signature=hunter2":              "must not set Webhook-Signature",
+		"Accept-Encoding=gzip":                   "must not set Accept-Encoding",
+		"Proxy-Authorization=hunter2":            "must not set Proxy-Authorization",
+		"Expect=100-continue":                    "must not set Expect",
+		"Keep-Alive=timeout=5":                   "must not set Keep-Alive",
+		`Content-Length="5"`:                     "must not set Content-Length",
+		"Authorization=hunter2;Host=crm.example": "must not set Host",
+	} {
+		_, err := Load(minimal("ENDPOINT_0_HEADERS=" + list))
+		var wrong *Error
+		if !errors.As(err, &wrong) || len(wrong.Problems) != 1 {
+			t.Errorf("%q: got %v", list, err)
+			continue
+		}
+		if line := wrong.Problems[0]; !strings.HasPrefix(line, "ENDPOINT_0_HEADERS: ") || !strings.Contains(line, says) ||
+			strings.Contains(line, "hunter2") {
+			t.Errorf("%q: %s", list, line)
+		}
+	}
+}
+
+// An address is sent as a program would: blanks and letters of other alphabets are escaped, and
+// what was escaped stays so.
+func TestEndpointAddress(t *testing.T) {
+	for in, want := range map[string]string{
+		"https://crm.example/hook?name=Ivan Petrov":        "https://crm.example/hook?name=Ivan%20Petrov",
+		"https://crm.example/my hook/":                     "https://crm.example/my%20hook/",
+		" https://crm.example/hook?a=b  ":                  "https://crm.example/hook?a=b",
+		"https://crm.example/a%2Fb c?d=%2F e":              "https://crm.example/a%2Fb%20c?d=%2F%20e",
+		"https://crm.example/крюк?имя=Иван":                "https://crm.example/%D0%BA%D1%80%D1%8E%D0%BA?%D0%B8%D0%BC%D1%8F=%D0%98%D0%B2%D0%B0%D0%BD",
+		`https://crm.example/a?b={"c"}|<d>`:                "https://crm.example/a?b=%7B%22c%22%7D%7C%3Cd%3E",
+		"https://crm.example/hook?a=1&b[]=2&c=x+y%20z;d=~": "https://crm.example/hook?a=1&b[]=2&c=x+y%20z;d=~",
+		"https://u:p%20w@crm.example:8443?x":               "https://u:p%20w@crm.example:8443?x",
+		"http://my_crm:8080/hook":                          "http://my_crm:8080/hook",
+		"http://[::1]:9000/hook":                           "http://[::1]:9000/hook",
+		"https://црм.рф/крюк":                              "https://xn--l1ahr.xn--p1ai/%D0%BA%D1%80%D1%8E%D0%BA",
+		"https://ЦРМ.РФ:8443":                              "https://xn--l1ahr.xn--p1ai:8443",
+		"https://bücher.example/":                          "https://xn--bcher-kva.example/",
+	} {
+		c, err := Load(minimal("ENDPOINT_0_URL=" + in))
+		if err != nil {
+			t.Errorf("%s: %v", in, err)
+		} else if got := c.Endpoints[0].URL; got != want {
+			t.Errorf("%s: got %s, want %s", in, got, want)
+		}
+	}
+	for in, says := range map[string]string{
+		"https://crm .example/hunter2":          `has " " in the name of the host`,
+		"https://crm<1>.example/hunter2":        "has a name of the host that there cannot be",
+		"https://us er:hunter2@crm.example/":    "has a character in the user or the password",
+		"https://crm.example/%hunter2":          "has a % that no two hexadecimal digits follow",
+		"https://u:%hunter2@crm.example/":       "has a % that no two hexadecimal digits follow",
+		"https://crm.example/a?token=b#hunter2": "has a #",
+		"https://crm.example/#/hunter2":         "has a #",
+		"https://crm:80a/hunter2":               "must be an address that begins with https:// or http://",
+		"https:/crm.example/hunter2":            "must be an address that begins with https:// or http://",
+		"https://црм_.рф/hunter2":               "has a name of the host that there cannot be",
+	} {
+		_, err := Load(minimal("ENDPOINT_0_URL=" + in))
+		var wrong *Error
+		if !errors.As(err, &wrong) || len(wrong.Problems) != 1 {
+			t.Errorf("%s: got %v", in, err)
+			continue
+		}
+		if line := wrong.Problems[0]; !strings.HasPrefix(line, "ENDPOINT_0_URL: "+says) || strings.Contains(line, "hunter2") {
+			t.Errorf("%s: %s", in, line)
+		}
 	}
 }
 

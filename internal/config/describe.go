@@ -58,13 +58,3 @@ func showURL(s string) string {
 	}
 	return short
 }
-
-func showHeaders(s string) string {
-	var names []string
-	for pair := range strings.SplitSeq(s, ";") {
-		if name, _, ok := strings.Cut(pair, "="); ok {
-			names = append(names, strings.TrimSpace(name)+"=(hidden)")
-		}
-	}
-	return strings.Join(names, ";")
-}

@@ -10,7 +10,6 @@ import (
 	"log/slog"
 	"math"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"regexp"
@@ -48,7 +47,7 @@ func (t text) parse(p *problems) Config {
 		OutboxRetention: duration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
 		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, p),
 		RoutingTimeout:  duration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
-		OutboxPath:      t.OutboxPath, ListenAddr: t.ListenAddr, APIToken: t.APIToken, LogFormat: t.LogFormat,
+		OutboxPath:      t.OutboxPath, APIToken: t.APIToken, LogFormat: t.LogFormat,
 		CommandTimeout: durationUpTo("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, time.Minute, p),
 		APIRate:        parseRate("API_RATE", "requests", t.APIRate, p),
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
@@ -69,9 +68,12 @@ func (t text) parse(p *problems) Config {
 	for wait := range strings.SplitSeq(t.RetrySchedule, ",") {
 		c.RetrySchedule = append(c.RetrySchedule, duration("RETRY_SCHEDULE", strings.TrimSpace(wait), time.Millisecond, p))
 	}
-	if host, port, err := net.SplitHostPort(t.ListenAddr); err != nil || !isPort(port, 0) || strings.Contains(host, "/") {
+	host, port, err := net.SplitHostPort(t.ListenAddr)
+	ascii, noName := asciiName(host)
+	if err != nil || noName != nil || !isPort(port, 0) || strings.Contains(host, "/") {
 		p.add("LISTEN_ADDR", "must be host:port or :port, such as :8080; it is %q", t.ListenAddr)
 	}
+	c.ListenAddr = net.JoinHostPort(ascii, port)
 	checkToken("API_TOKEN", t.APIToken, p)
 	if err := c.LogLevel.UnmarshalText([]byte(t.LogLevel)); err != nil {
 		p.add("LOG_LEVEL", "must be debug, info, warn or error; it is %q", t.LogLevel)
@@ -89,6 +91,7 @@ func parseServer(s string, p *problems) *url.URL {
 		p.add("PZ_URL", "is missing: it %s", right)
 		return nil
 	}
+	s = strings.TrimSpace(s)
 	if !strings.Contains(s, "://") {
 		s = "ws://" + s
 	}
@@ -104,6 +107,8 @@ func parseServer(s string, p *problems) *url.URL {
 		p.add("PZ_URL", "must end after the port: it %s", right)
 	case u.Port() != "" && !isPort(u.Port(), 1):
 		p.add("PZ_URL", "must have a port between 1 and 65535")
+	case ASCIIHost(u) != nil:
+		p.add("PZ_URL", "has a name of the host that there cannot be: it %s", right)
 	default:
 		return &url.URL{Scheme: u.Scheme, Host: net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), pz.DefaultPort))}
 	}
@@ -224,7 +229,7 @@ var nameShape = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	e := Endpoint{
-		Name: t.Name, URL: t.URL, Token: t.Token, Format: outbox.Format(t.Format),
+		Name: t.Name, Token: t.Token, Format: outbox.Format(t.Format),
 		Headers: parseHeaders(prefix+"HEADERS", t.Headers, p),
 		Timeout: duration(prefix+"TIMEOUT", t.Timeout, time.Millisecond, p),
 	}
@@ -236,15 +241,12 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	case t.Name == "operator":
 		p.add(prefix+"NAME", "must not be operator: that is who holds API_TOKEN")
 	}
-	switch u, err := url.Parse(t.URL); {
-	case t.URL == "" && (t.Token == "" || t.Secret != ""):
+	switch {
+	case t.URL != "":
+		e.URL = parseEndpointURL(prefix+"URL", t.URL, p)
+	case t.Token == "" || t.Secret != "":
 		p.add(prefix+"URL", "is missing: it is the http or https address that takes the webhooks. A CRM that reads its events "+
 			"with GET /v1/events has a TOKEN, no URL and no SECRET")
-	case t.URL == "":
-	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
-		p.add(prefix+"URL", "must be an address that begins with https:// or http://")
-	case u.Port() != "" && !isPort(u.Port(), 1):
-		p.add(prefix+"URL", "has the port %s: a port is a number from 1 to 65535", u.Port())
 	}
 	if t.URL != "" || t.Secret != "" {
 		e.Secrets = parseSecrets(prefix+"SECRET", t.Secret, p)
@@ -293,35 +295,6 @@ func parseSecrets(variable, list string, p *problems) [][]byte {
 		secrets = append(secrets, key)
 	}
 	return secrets
-}
-
-var (
-	headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
-	// reservedHeaders are the bridge's own, and those of the connection.
-	reservedHeaders = regexp.MustCompile(`^(?i)(webhook-.*|content-type|content-length|content-encoding|user-agent|host|connection|transfer-encoding|te|trailer|upgrade)$`)
-)
-
-// parseHeaders reads Name=value;Name=value. Values are not quoted in what it says: many are tokens.
-func parseHeaders(variable, list string, p *problems) http.Header {
-	h := http.Header{}
-	for i, pair := range strings.Split(list, ";") {
-		if strings.TrimSpace(pair) == "" {
-			continue
-		}
-		name, value, ok := strings.Cut(pair, "=")
-		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
-		switch {
-		case !ok || !headerName.MatchString(name):
-			p.add(variable, "must be Name=value;Name=value; part %d is not", i+1)
-		case reservedHeaders.MatchString(name):
-			p.add(variable, "must not set %s: the bridge does", name)
-		case strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }):
-			p.add(variable, "the value of %s holds a control character", name)
-		default:
-			h.Add(name, value)
-		}
-	}
-	return h
 }
 
 // checkEndpoints looks for what two endpoints must not share.
