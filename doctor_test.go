@@ -200,6 +200,37 @@ func TestCommandsThatAsk(t *testing.T) {
 	}
 }
 
+// The bridge is asked directly, whatever proxy the environment names: it would be shown API_TOKEN.
+func TestCommandsAskThroughNoProxy(t *testing.T) {
+	var asked atomic.Int64
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	defer proxy.Close()
+	for _, args := range [][]string{
+		{"deliveries"},
+		{"redeliver", "x.crm"},
+		{"redeliver", "-endpoint", "crm"},
+		{"send-test", "crm"},
+		{"tail"},
+		{"healthcheck"},
+	} {
+		for _, address := range []string{"LISTEN_ADDR=bridge.invalid:8080", "PZBRIDGE_URL=https://bridge.invalid"} {
+			vars := map[string]string{
+				"HTTP_PROXY": proxy.URL, "HTTPS_PROXY": proxy.URL, "ALL_PROXY": proxy.URL, "API_TOKEN": "operator-token-0123456789",
+			}
+			name, value, _ := strings.Cut(address, "=")
+			vars[name] = value
+			p := start(t, vars, args...)
+			code := p.exitCode()
+			if out := p.log.String(); code != 1 || !strings.Contains(out, "the bridge does not answer") {
+				t.Errorf("%v, %s: exit code %d: %s", args, address, code, out)
+			}
+		}
+	}
+	if n := asked.Load(); n > 0 {
+		t.Errorf("the proxy was asked %d times", n)
+	}
+}
+
 // tail goes on where a backup is restored meanwhile, and says that something is missing.
 func TestTailAcrossARestore(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
