@@ -34,10 +34,25 @@ const version = "0.1.0"
 const gcPercent = 400
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // from the first signal on, a second one ends the process at once
+	ctx := untilSignal()
 	program := cli.Program{Version: version, Bridge: bridge, In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
 	os.Exit(program.Main(ctx, os.Args[1:]))
+}
+
+// untilSignal gives a context that ends with the first signal to stop; from then on a second one
+// ends the process at once. A window that is closed is such a signal too, but under nohup. It comes
+// twice, from the shell and from the kernel, so it is never the second one.
+func untilSignal() context.Context {
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	context.AfterFunc(ctx, func() {
+		signal.Ignore(syscall.SIGHUP)
+		stop()
+	})
+	return ctx
 }
 
 // bridge runs until ctx ends, or until a part of it fails.
