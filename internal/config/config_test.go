@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -612,6 +614,61 @@ func TestEnvExample(t *testing.T) {
 	}
 	if warnings := strings.Join(c.Warnings(), "\n"); !strings.Contains(warnings, "ENDPOINT_0_SECRET") {
 		t.Errorf("nobody is warned of the example's secret: %q", warnings)
+	}
+}
+
+// Of every secret, token and password that can be copied from this repository, check and the start
+// warn.
+func TestSamples(t *testing.T) {
+	patterns := map[string]*regexp.Regexp{ // by the variable that is given what is found
+		"ENDPOINT_0_SECRET": regexp.MustCompile(`whsec_[A-Za-z0-9+/]{32,}=*`),
+		"API_TOKEN":         regexp.MustCompile(`(?:API_TOKEN|ENDPOINT_[0-9]_TOKEN)(?:=|": ")([!-~]{16,}?)(?:["'` + "`" + `;, ]|$)`),
+		"ENDPOINT_0_TOKEN":  regexp.MustCompile(`Bearer ([A-Za-z0-9-]{16,})`),
+		"PZ_PASSWORD":       regexp.MustCompile(`^\s*#?PZ_PASSWORD=(\S+)$`),
+	}
+	found := map[string]int{}
+	ownSecret := "whsec_" + strings.Repeat("AbCd", 8)
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".git" || d.Name() == "data"):
+			return filepath.SkipDir
+		// The owner's own configuration, and tests, which are nobody's example.
+		case d.IsDir() || d.Name() == ".git" || d.Name() == ".env" || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		content, err := os.ReadFile(path)
+		if err != nil || !utf8.Valid(content) {
+			return err
+		}
+		for line := range strings.SplitSeq(string(content), "\n") {
+			for variable, pattern := range patterns {
+				for _, m := range pattern.FindAllStringSubmatch(line, -1) {
+					value := m[len(m)-1]
+					if strings.Contains(value, "$") { // of a shell
+						continue
+					}
+					found[variable]++
+					c, err := Load(minimal("ENDPOINT_0_SECRET="+ownSecret, variable+"="+value))
+					if err == nil && !strings.Contains(strings.Join(c.Warnings(), "\n"), variable+" is a sample") {
+						t.Errorf("%s has %s for %s, and nobody is warned of it", path, value, variable)
+					}
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found["ENDPOINT_0_SECRET"] < 2 || found["API_TOKEN"] < 4 || found["ENDPOINT_0_TOKEN"] < 1 ||
+		found["PZ_PASSWORD"] < 2 {
+		t.Errorf("it has found %v", found)
+	}
+	own := minimal("ENDPOINT_0_SECRET="+ownSecret, "API_TOKEN="+strings.Repeat("own", 8), "PZ_PASSWORD=own")
+	if c, err := Load(own); err != nil || len(c.Warnings()) > 0 {
+		t.Errorf("of what is nowhere else: %v, %v", err, c.Warnings())
 	}
 }
 

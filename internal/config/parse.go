@@ -1,7 +1,6 @@
 package config
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/x509"
 	"encoding/base64"
@@ -130,7 +129,8 @@ func (t text) parseTLS(c *Config, p *problems) {
 	if t.TLSFingerprint != "" {
 		sum, err := hex.DecodeString(strings.ReplaceAll(t.TLSFingerprint, ":", ""))
 		if err != nil || len(sum) != 32 {
-			p.add("PZ_TLS_FINGERPRINT", "must be the SHA-256 of the server's certificate: 64 hexadecimal digits, colons allowed")
+			p.add("PZ_TLS_FINGERPRINT", "must be the SHA-256 of the server's certificate: 64 hexadecimal digits, colons "+
+				"allowed; \"pzbridge doctor\" prints the right one while PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY are not set")
 		}
 		c.TLSFingerprint = sum
 	} else if legacy {
@@ -316,17 +316,25 @@ func (c Config) checkEndpoints(numbers []int, p *problems) {
 	}
 }
 
-// exampleSecret is the key that .env.example gives for trying things out.
-var exampleSecret = []byte("pzbridge-example-secret!")
-
 // Warnings lists what works and is still a bad idea.
 func (c Config) Warnings() []string {
 	var list []string
+	warnOfSample := func(variable, doInstead string) {
+		list = append(list, variable+" is a sample of pzbridge's own repository, which everybody can read: "+doInstead)
+	}
+	const newToken = "make your own, such as with: openssl rand -hex 24"
+	if samples[c.Identity.Password] {
+		warnOfSample("PZ_PASSWORD", "set the one of your server")
+	}
+	if samples[c.APIToken] {
+		warnOfSample("API_TOKEN", newToken)
+	}
 	for i, e := range c.Endpoints {
-		for _, secret := range e.Secrets {
-			if bytes.Equal(secret, exampleSecret) {
-				list = append(list, endpointPrefix(i)+"SECRET is the one of .env.example, which everybody can read: make your own with \"pzbridge secret\"")
-			}
+		if slices.ContainsFunc(e.Secrets, isSampleSecret) {
+			warnOfSample(endpointPrefix(i)+"SECRET", "make your own with \"pzbridge secret\"")
+		}
+		if samples[e.Token] {
+			warnOfSample(endpointPrefix(i)+"TOKEN", newToken)
 		}
 		if u, err := url.Parse(e.URL); err == nil && u.Scheme == "http" && e.URL != "" && !isPrivate(u.Hostname()) {
 			list = append(list, endpointPrefix(i)+"URL begins with http:// and is not in your own network: anybody on the way can read the calls")
