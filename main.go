@@ -104,7 +104,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 	pages, err := dashboard.New(dashboard.Options{
-		Exchange: session, Outbox: box, Stats: seen, Token: cfg.APIToken, MaxBytes: cfg.OutboxMaxBytes, BehindProxy: cfg.BehindProxy, Version: version, Logger: logger,
+		Exchange: session, Outbox: box, Stats: seen, Tokens: cfg.APITokens, MaxBytes: cfg.OutboxMaxBytes, BehindProxy: cfg.BehindProxy, Version: version, Logger: logger,
 	})
 	if err != nil {
 		return err
@@ -159,21 +159,16 @@ func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
 	for _, e := range cfg.Endpoints {
 		opts.Endpoints = append(opts.Endpoints, outbox.Endpoint{
 			Name: e.Name, URL: e.URL, Secrets: e.Secrets, Events: e.Events, Headers: e.Headers, Timeout: e.Timeout,
-			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL, Token: e.Token, Format: e.Format,
+			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL, Tokens: e.Tokens, Format: e.Format, TLS: e.TLS,
 		})
 	}
 	return opts
 }
 
-func tokens(cfg config.Config) map[string]string {
-	list := map[string]string{}
-	if cfg.APIToken != "" {
-		list[transferapi.Operator] = cfg.APIToken
-	}
+func tokens(cfg config.Config) map[string][]string {
+	list := map[string][]string{transferapi.Operator: cfg.APITokens}
 	for _, e := range cfg.Endpoints {
-		if e.Token != "" {
-			list[e.Name] = e.Token
-		}
+		list[e.Name] = e.Tokens
 	}
 	return list
 }

@@ -255,7 +255,7 @@ func (i *inquiry) heard(work context.Context, o outcome) {
 		if err != nil {
 			why = "its answer does not count, and it has no token to answer later: " + err.Error()
 		}
-		if i.lane.endpoint.Token == "" {
+		if len(i.lane.endpoint.Tokens) == 0 {
 			i.out(work, why)
 		}
 		return

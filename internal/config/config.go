@@ -6,6 +6,7 @@ package config
 
 import (
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
@@ -76,6 +77,9 @@ type endpointText struct {
 	Concurrency string `env:"CONCURRENCY" envDefault:"16"`
 	Rate        string `env:"RATE"`
 	Token       string `env:"TOKEN"`
+	CAFile      string `env:"CA_FILE"`
+	CertFile    string `env:"CERT_FILE"`
+	KeyFile     string `env:"KEY_FILE"`
 }
 
 // Config is the configuration, checked.
@@ -98,10 +102,10 @@ type Config struct {
 	// QuietWithoutWinner is whether no CRM is told of the ringing of a call that has asked where to go and that none of them wants, or not yet.
 	QuietWithoutWinner bool
 	ListenAddr         string
-	APIToken           string  // empty: no operator
-	APIRate            float64 // requests a second of each token
-	MetricsPublic      bool    // /metrics needs no token
-	BehindProxy        bool    // a proxy says with X-Forwarded-Proto how it was reached
+	APITokens          []string // none: no operator
+	APIRate            float64  // requests a second of each token
+	MetricsPublic      bool     // /metrics needs no token
+	BehindProxy        bool     // a proxy says with X-Forwarded-Proto how it was reached
 	CommandTimeout     time.Duration
 	ShutdownGrace      time.Duration
 	LogLevel           slog.Level
@@ -122,7 +126,10 @@ type Endpoint struct {
 	Concurrency int
 	Rate        float64 // attempts a second; 0: no limit
 	RingingTTL  time.Duration
-	Token       string // empty: this CRM cannot call the API
+	Tokens      []string    // none: this CRM cannot call the API
+	TLS         *tls.Config // nil: the usual
+
+	certificates []certificate // that TLS is made of
 }
 
 // Error is everything that is wrong with a configuration.
@@ -313,25 +320,28 @@ func Secret(vars map[string]string, name string) (string, error) {
 	return secret[name], nil
 }
 
-// OperatorToken gives API_TOKEN as Secret does. It fails with an *Error also if there is none, or one that no bridge can have.
+// OperatorToken gives the first of API_TOKEN as Secret does. It fails with an *Error also if there
+// is none, or one that no bridge can have.
 func OperatorToken(vars map[string]string) (string, error) {
-	token, err := Secret(vars, "API_TOKEN")
+	list, err := Secret(vars, "API_TOKEN")
 	if err != nil {
 		return "", err
 	}
 	var p problems
-	if token == "" {
-		p.add("API_TOKEN", "is missing: it is the operator's token, and the bridge needs it too; any %d characters or more, in .env, with which the bridge is then started anew", minToken)
+	if list == "" {
+		p.add("API_TOKEN", "is missing: it is the operator's token, and the bridge needs it too; any %d characters or more, "+
+			"in .env, with which the bridge is then started anew", minToken)
 	}
-	checkToken("API_TOKEN", token, &p)
+	tokens := parseTokens("API_TOKEN", list, &p)
 	if len(p.list) > 0 {
 		return "", &Error{p.list}
 	}
-	return token, nil
+	return tokens[0], nil
 }
 
-// secretNames matches the variables that hold a secret, and can come from a file by NAME_FILE.
-var secretNames = regexp.MustCompile(`^(PZ_PASSWORD|API_TOKEN|ENDPOINT_[0-9]+_(SECRET|TOKEN))$`)
+// secretNames matches the variables that hold a secret, and can come from a file by NAME_FILE. A
+// CRM's address often is one.
+var secretNames = regexp.MustCompile(`^(PZ_PASSWORD|API_TOKEN|ENDPOINT_[0-9]+_(SECRET|TOKEN|URL))$`)
 
 func readSecret(vars map[string]string, name, file string, p *problems) {
 	if vars[name] != "" {

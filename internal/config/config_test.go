@@ -56,7 +56,7 @@ func TestDefaults(t *testing.T) {
 	if c.OutboxMaxBytes != 1<<30 || e.Rate != 0 {
 		t.Errorf("%d bytes, rate %v", c.OutboxMaxBytes, e.Rate)
 	}
-	if e.Timeout != 15*time.Second || len(e.Secrets) != 1 || len(e.Secrets[0]) != 24 || len(e.Events) != 3 || e.Token != "" {
+	if e.Timeout != 15*time.Second || len(e.Secrets) != 1 || len(e.Secrets[0]) != 24 || len(e.Events) != 3 || len(e.Tokens) != 0 {
 		t.Errorf("endpoint: %+v", e)
 	}
 }

@@ -36,10 +36,10 @@ func show(name, value string) string {
 	switch {
 	case value == "":
 		return "-"
-	case secretNames.MatchString(name):
-		return "(hidden)"
 	case strings.HasPrefix(name, "ENDPOINT_") && strings.HasSuffix(name, "_URL"):
 		return showURL(value)
+	case secretNames.MatchString(name):
+		return "(hidden)"
 	case strings.HasSuffix(name, "_HEADERS"):
 		return showHeaders(value)
 	}

@@ -10,7 +10,6 @@ import (
 	"math"
 	"net"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -46,7 +45,7 @@ func (t text) parse(p *problems) Config {
 		OutboxRetention: duration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
 		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, p),
 		RoutingTimeout:  duration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
-		OutboxPath:      t.OutboxPath, APIToken: t.APIToken, LogFormat: t.LogFormat,
+		OutboxPath:      t.OutboxPath, APITokens: parseTokens("API_TOKEN", t.APIToken, p), LogFormat: t.LogFormat,
 		CommandTimeout: durationUpTo("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, time.Minute, p),
 		APIRate:        parseRate("API_RATE", "requests", t.APIRate, p),
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
@@ -73,7 +72,6 @@ func (t text) parse(p *problems) Config {
 		p.add("LISTEN_ADDR", "must be host:port or :port, such as :8080; it is %q", t.ListenAddr)
 	}
 	c.ListenAddr = net.JoinHostPort(ascii, port)
-	checkToken("API_TOKEN", t.APIToken, p)
 	if err := c.LogLevel.UnmarshalText([]byte(t.LogLevel)); err != nil {
 		p.add("LOG_LEVEL", "must be debug, info, warn or error; it is %q", t.LogLevel)
 	}
@@ -137,14 +135,11 @@ func (t text) parseTLS(c *Config, p *problems) {
 		p.add("PZ_TLS_LEGACY", "needs PZ_TLS_FINGERPRINT: TLS of that age proves nothing by itself, only the one certificate that you name can be trusted")
 	}
 	if t.TLSCAFile != "" {
-		pem, err := os.ReadFile(t.TLSCAFile)
 		c.TLSRoots = x509.NewCertPool()
-		switch {
-		case err != nil:
-			p.add("PZ_TLS_CA_FILE", "%v", err)
-		case !c.TLSRoots.AppendCertsFromPEM(pem):
-			p.add("PZ_TLS_CA_FILE", "holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
-		case t.TLSFingerprint != "":
+		for _, cert := range readCertificates("PZ_TLS_CA_FILE", t.TLSCAFile, p) {
+			c.TLSRoots.AddCert(cert)
+		}
+		if t.TLSFingerprint != "" {
 			p.add("PZ_TLS_CA_FILE", "is set, and so is PZ_TLS_FINGERPRINT: set only one of the two")
 		}
 	}
@@ -214,22 +209,36 @@ func parseRate(variable, what, s string, p *problems) float64 {
 	return rate
 }
 
-// checkToken holds a token to what fits into a header and cannot be guessed. Empty is none.
-func checkToken(variable, token string, p *problems) {
-	switch {
-	case token == "":
-	case len(token) < minToken:
-		p.add(variable, "must have at least %d characters; make one with: openssl rand -hex 24", minToken)
-	case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):
-		p.add(variable, "may hold printable ASCII characters without spaces only")
+// parseTokens reads tokens with commas between them, and holds each to what fits into a header and
+// cannot be guessed. Empty is none.
+func parseTokens(variable, list string, p *problems) (tokens []string) {
+	if list == "" {
+		return nil
 	}
+	for token := range strings.SplitSeq(list, ",") {
+		token = strings.TrimSpace(token)
+		switch {
+		case len(token) < minToken:
+			p.add(variable, "must have at least %d characters (several tokens are separated by commas); make one with: "+
+				"openssl rand -hex 24", minToken)
+			return nil
+		case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):
+			p.add(variable, "may hold printable ASCII characters without spaces only")
+			return nil
+		case slices.Contains(tokens, token):
+			p.add(variable, "holds the same token twice")
+			return nil
+		}
+		tokens = append(tokens, token)
+	}
+	return tokens
 }
 
 var nameShape = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	e := Endpoint{
-		Name: t.Name, Token: t.Token, Format: outbox.Format(t.Format),
+		Name: t.Name, Tokens: parseTokens(prefix+"TOKEN", t.Token, p), Format: outbox.Format(t.Format),
 		Headers: parseHeaders(prefix+"HEADERS", t.Headers, p),
 		Timeout: duration(prefix+"TIMEOUT", t.Timeout, time.Millisecond, p),
 	}
@@ -266,7 +275,7 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 		p.add(prefix+"EVENTS", "%v", err)
 	}
 	e.Events = filter
-	checkToken(prefix+"TOKEN", t.Token, p)
+	e.TLS = t.parseTLS(prefix, e.URL, &e, p)
 	return e
 }
 
@@ -300,8 +309,8 @@ func parseSecrets(variable, list string, p *problems) [][]byte {
 // checkEndpoints looks for what two endpoints must not share.
 func (c Config) checkEndpoints(numbers []int, p *problems) {
 	names, tokens := map[string]string{}, map[string]string{}
-	if c.APIToken != "" {
-		tokens[c.APIToken] = "API_TOKEN"
+	for _, token := range c.APITokens {
+		tokens[token] = "API_TOKEN"
 	}
 	for i, e := range c.Endpoints {
 		name, token := endpointPrefix(numbers[i])+"NAME", endpointPrefix(numbers[i])+"TOKEN"
@@ -309,16 +318,18 @@ func (c Config) checkEndpoints(numbers []int, p *problems) {
 			p.add(name, "is the same as %s: each endpoint needs a name of its own", first)
 		}
 		names[e.Name] = name
-		if first, ok := tokens[e.Token]; ok && e.Token != "" {
-			p.add(token, "is the same as %s: nobody could tell who calls", first)
+		if i := slices.IndexFunc(e.Tokens, func(t string) bool { return tokens[t] != "" }); i >= 0 {
+			p.add(token, "is the same as %s: nobody could tell who calls", tokens[e.Tokens[i]])
 		}
-		tokens[e.Token] = token
+		for _, t := range e.Tokens {
+			tokens[t] = token
+		}
 	}
 }
 
 // Warnings lists what works and is still a bad idea.
 func (c Config) Warnings() []string {
-	var list []string
+	list := c.CertificateFaults()
 	warnOfSample := func(variable, doInstead string) {
 		list = append(list, variable+" is a sample of pzbridge's own repository, which everybody can read: "+doInstead)
 	}
@@ -326,14 +337,14 @@ func (c Config) Warnings() []string {
 	if samples[c.Identity.Password] {
 		warnOfSample("PZ_PASSWORD", "set the one of your server")
 	}
-	if samples[c.APIToken] {
+	if slices.ContainsFunc(c.APITokens, isSample) {
 		warnOfSample("API_TOKEN", newToken)
 	}
 	for i, e := range c.Endpoints {
 		if slices.ContainsFunc(e.Secrets, isSampleSecret) {
 			warnOfSample(endpointPrefix(i)+"SECRET", "make your own with \"pzbridge secret\"")
 		}
-		if samples[e.Token] {
+		if slices.ContainsFunc(e.Tokens, isSample) {
 			warnOfSample(endpointPrefix(i)+"TOKEN", newToken)
 		}
 		if u, err := url.Parse(e.URL); err == nil && u.Scheme == "http" && e.URL != "" && !isPrivate(u.Hostname()) {

@@ -18,6 +18,8 @@ var samples = map[string]bool{
 	"пароль-сервера":                         true,
 }
 
+func isSample(token string) bool { return samples[token] }
+
 // isSampleSecret says the same of a decoded secret.
 func isSampleSecret(key []byte) bool {
 	return samples["whsec_"+strings.TrimRight(base64.StdEncoding.EncodeToString(key), "=")]
