@@ -36,6 +36,8 @@ func TestConsole(t *testing.T) {
 		"no such event":    {connect + "generate nothing\n", 1, []string{"Error: "}},
 		"not connected":    {"version\n", 1, []string{"not connected"}},
 		"a bad address":    {"connect http://x y\n\n", 1, []string{"must be such as ws://"}},
+		"a Cyrillic name":  {"connect нигде.invalid y\n\n", 1, []string{"Error: connect to xn--c1acdjy.invalid:10150: "}},
+		"no name at all":   {"connect ws://нигде_.invalid y\n\n", 1, []string{"must be such as ws://"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cmd := exec.Command(os.Args[0], "console")

@@ -1,7 +1,18 @@
 package main
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"io"
+	"log"
 	"maps"
+	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -10,6 +21,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
@@ -35,12 +47,21 @@ func TestDoctor(t *testing.T) {
 		code   int
 		says   []string
 	}{
-		"all is well":           {open, nil, 204, 0, []string{"✓ server: it lets the bridge in", "✓ crm: it took a webhook with HTTP 204"}},
-		"a wrong password":      {locked, []string{"PZ_PASSWORD=wrong"}, 204, 1, []string{"✗ server: ", "4008", "✓ crm: it took"}},
-		"the right password":    {locked, []string{"PZ_PASSWORD=пароль"}, 204, 0, []string{"✓ server: it lets the bridge in"}},
-		"no licence":            {unlicensed, nil, 204, 1, []string{"✗ server: it closed the connection with code 4006"}},
-		"nobody listens":        {open, []string{"PZ_URL=127.0.0.1:1"}, 204, 1, []string{"✗ server: port 1 does not answer", "in Docker that address is the container itself"}},
-		"no such name":          {open, []string{"PZ_URL=nowhere.invalid"}, 204, 1, []string{"✗ server: the name nowhere.invalid cannot be resolved"}},
+		"all is well":        {open, nil, 204, 0, []string{"✓ server: it lets the bridge in", "✓ crm: it took a webhook with HTTP 204"}},
+		"a wrong password":   {locked, []string{"PZ_PASSWORD=wrong"}, 204, 1, []string{"✗ server: ", "4008", "✓ crm: it took"}},
+		"the right password": {locked, []string{"PZ_PASSWORD=пароль"}, 204, 0, []string{"✓ server: it lets the bridge in"}},
+		"no licence":         {unlicensed, nil, 204, 1, []string{"✗ server: it closed the connection with code 4006"}},
+		"nobody listens":     {open, []string{"PZ_URL=127.0.0.1:1"}, 204, 1, []string{"✗ server: port 1 does not answer", "in Docker that address is the container itself"}},
+		"no such name":       {open, []string{"PZ_URL=nowhere.invalid"}, 204, 1, []string{"✗ server: the name nowhere.invalid cannot be resolved"}},
+		"a Cyrillic name": {
+			open,
+			[]string{"PZ_URL=атс.invalid", "ENDPOINT_0_URL=http://црм.invalid/"},
+			204, 1,
+			[]string{
+				"✗ server: the name атс.invalid (xn--80a8ac.invalid) cannot be resolved",
+				"✗ crm: the name црм.invalid (xn--l1ahr.invalid) cannot be resolved",
+			},
+		},
 		"an unknown old TLS":    {old, nil, 204, 1, []string{"✗ server: its certificate is not trusted", "PZ_TLS_FINGERPRINT=" + old.Fingerprint() + " and PZ_TLS_LEGACY=true"}},
 		"a known old TLS":       {old, []string{"PZ_TLS_LEGACY=true", "PZ_TLS_FINGERPRINT=" + old.Fingerprint()}, 204, 0, []string{"✓ server: TLS 1.0, certificate trusted", "lets the bridge in"}},
 		"no TLS at all":         {open, []string{"PZ_URL=" + strings.Replace(open.URL, "ws://", "wss://", 1)}, 204, 1, []string{"✗ server: it does not speak TLS"}},
@@ -72,6 +93,162 @@ func TestDoctor(t *testing.T) {
 				t.Errorf("exit code %d:\n%s", code, out)
 			}
 		})
+	}
+}
+
+// authority makes a certificate that has signed itself, and files with it and with its key.
+func authority(t *testing.T, address string, validFor time.Duration) (cert tls.Certificate, certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "of a test"},
+		IPAddresses: []net.IP{net.ParseIP(address)}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-48 * time.Hour), NotAfter: time.Now().Add(validFor),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(kind string, content []byte) string {
+		file := filepath.Join(t.TempDir(), "file.pem")
+		if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: content}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	cert = tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+	return cert, write("CERTIFICATE", der), write("PRIVATE KEY", private)
+}
+
+// What doctor says of a CRM's certificate, and of the one that it wants to be shown.
+func TestDoctorLooksAtCertificates(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	const anHour = time.Hour
+	own, ownFile, ownKey := authority(t, "127.0.0.1", anHour)
+	_, otherFile, _ := authority(t, "127.0.0.1", anHour)
+	elsewhere, elsewhereFile, _ := authority(t, "192.0.2.7", anHour)
+	expired, expiredFile, _ := authority(t, "127.0.0.1", -anHour)
+	strict := &tls.Config{Certificates: []tls.Certificate{own}, ClientAuth: tls.RequireAnyClientCert}
+	strictOld := strict.Clone()
+	strictOld.MaxVersion = tls.VersionTLS12
+	plain := func(cert tls.Certificate) *tls.Config { return &tls.Config{Certificates: []tls.Certificate{cert}} }
+	for name, c := range map[string]struct {
+		crm  *tls.Config // nil: without TLS
+		more []string
+		code int
+		says []string
+	}{
+		"an unknown authority": {plain(own), nil, 1, []string{"✗ crm: its certificate is not trusted", "in its CA_FILE"}},
+		"its own authority": {
+			plain(own),
+			[]string{"CA_FILE=" + ownFile},
+			0,
+			[]string{"✓ crm: TLS 1.3, certificate trusted", "✓ crm: it took a webhook with HTTP 200"},
+		},
+		"another authority": {plain(own), []string{"CA_FILE=" + otherFile}, 1, []string{"none of the authorities in its CA_FILE has signed it"}},
+		"another name":      {plain(elsewhere), []string{"CA_FILE=" + elsewhereFile}, 1, []string{"✗ crm: its certificate is for another name"}},
+		"an old certificate": {
+			plain(expired),
+			[]string{"CA_FILE=" + expiredFile},
+			1,
+			[]string{"✗ crm: its certificate is of no use", "✗ certificates: ENDPOINT_0_CA_FILE holds a certificate that has expired on "},
+		},
+		"no TLS": {nil, nil, 1, []string{"✗ crm: it does not speak TLS: use http:// in its URL"}},
+		"no certificate to show": {
+			strict, []string{"CA_FILE=" + ownFile}, 1, []string{"✗ crm: no answer to a webhook", "it asks for a certificate: set its CERT_FILE and KEY_FILE"},
+		},
+		"no certificate to show, at once": {
+			strictOld, []string{"CA_FILE=" + ownFile}, 1, []string{"✗ crm: TLS with it fails", "it asks for a certificate: set its CERT_FILE and KEY_FILE"},
+		},
+		"a certificate to show": {
+			strict, []string{"CA_FILE=" + ownFile, "CERT_FILE=" + ownFile, "KEY_FILE=" + ownKey}, 0, []string{"✓ crm: it took a webhook with HTTP 200"},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			crm := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+			crm.Config.ErrorLog = log.New(io.Discard, "", 0)
+			crm.TLS = c.crm.Clone()
+			if crm.TLS == nil {
+				crm.Start()
+			} else {
+				crm.StartTLS()
+			}
+			defer crm.Close()
+			address := filepath.Join(t.TempDir(), "address")
+			err := os.WriteFile(address, []byte("https://"+crm.Listener.Addr().String()+"/?token=t0psecret\n"), 0o600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			vars := variables(t, server, &receiver{Server: crm}, "ENDPOINT_0_URL=", "ENDPOINT_0_URL_FILE="+address)
+			for _, m := range c.more {
+				name, value, _ := strings.Cut(m, "=")
+				vars["ENDPOINT_0_"+name] = value
+			}
+			p := start(t, vars, "doctor")
+			code := p.exitCode()
+			out := p.log.String()
+			for _, want := range c.says {
+				if !strings.Contains(out, want) {
+					t.Errorf("it does not say %q", want)
+				}
+			}
+			if code != c.code || strings.Contains(out, "t0psecret") {
+				t.Errorf("exit code %d:\n%s", code, out)
+			}
+		})
+	}
+}
+
+// A bridge delivers to a CRM with an authority of its own, knows it by either of its tokens, and
+// its dashboard the operator.
+func TestOwnAuthorityAndTwoTokens(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	own, ownFile, ownKey := authority(t, "127.0.0.1", time.Hour)
+	var taken atomic.Int64
+	crm := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { taken.Add(1) }))
+	crm.TLS = &tls.Config{Certificates: []tls.Certificate{own}, ClientAuth: tls.RequireAnyClientCert}
+	crm.StartTLS()
+	defer crm.Close()
+	vars := variables(t, server, &receiver{Server: crm}, "ENDPOINT_0_CA_FILE="+ownFile, "ENDPOINT_0_CERT_FILE="+ownFile,
+		"ENDPOINT_0_KEY_FILE="+ownKey, "API_TOKEN=operator-token-0123456789,operator-token-9876543210",
+		"ENDPOINT_0_TOKEN=crm-token-0123456789, crm-token-9876543210")
+	start(t, vars)
+	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+	err := server.Generate(pz.Attrs{
+		{Name: "Event", Value: "2"}, {Name: "CallID", Value: "5"}, {Name: "From", Value: "7343"}, {Name: "To", Value: "101"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the CRM has the event", func() bool { return taken.Load() == 1 })
+	for path, tokens := range map[string][]string{
+		"/v1/connection": {"crm-token-0123456789", "crm-token-9876543210"},
+		"/v1/endpoints":  {"operator-token-0123456789", "operator-token-9876543210"},
+	} {
+		for _, token := range tokens {
+			r, _ := http.NewRequest("GET", "http://"+vars["LISTEN_ADDR"]+path, nil)
+			r.Header.Set("Authorization", "Bearer "+token)
+			resp, err := http.DefaultClient.Do(r)
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = resp.Body.Close()
+			if resp.StatusCode != http.StatusOK {
+				t.Errorf("%s with a token: %d", path, resp.StatusCode)
+			}
+		}
+	}
+	if p := start(t, vars, "deliveries"); p.exitCode() != 0 || !strings.Contains(p.log.String(), "delivered") {
+		t.Errorf("a command: %s", p.log)
 	}
 }
 
@@ -169,7 +346,7 @@ func TestCommandsThatAsk(t *testing.T) {
 	broken := maps.Clone(vars)
 	broken["API_TOKEN"] += "\n"
 	p := start(t, broken, "deliveries")
-	if code := p.exitCode(); code != 2 || !strings.Contains(p.log.String(), "API_TOKEN: may hold printable ASCII") || strings.Contains(p.log.String(), "0123456789") {
+	if code := p.exitCode(); code != 2 || !strings.Contains(p.log.String(), "API_TOKEN: ends with a line feed") || strings.Contains(p.log.String(), "0123456789") {
 		t.Errorf("with a line break in the token: %d %s", code, p.log)
 	}
 	wrong := maps.Clone(vars)
@@ -188,6 +365,37 @@ func TestCommandsThatAsk(t *testing.T) {
 		if out, code := ask(args...); code != 1 {
 			t.Errorf("%v: exit code %d: %s", args, code, out)
 		}
+	}
+}
+
+// The bridge is asked directly, whatever proxy the environment names: it would be shown API_TOKEN.
+func TestCommandsAskThroughNoProxy(t *testing.T) {
+	var asked atomic.Int64
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	defer proxy.Close()
+	for _, args := range [][]string{
+		{"deliveries"},
+		{"redeliver", "x.crm"},
+		{"redeliver", "-endpoint", "crm"},
+		{"send-test", "crm"},
+		{"tail"},
+		{"healthcheck"},
+	} {
+		for _, address := range []string{"LISTEN_ADDR=bridge.invalid:8080", "PZBRIDGE_URL=https://bridge.invalid"} {
+			vars := map[string]string{
+				"HTTP_PROXY": proxy.URL, "HTTPS_PROXY": proxy.URL, "ALL_PROXY": proxy.URL, "API_TOKEN": "operator-token-0123456789",
+			}
+			name, value, _ := strings.Cut(address, "=")
+			vars[name] = value
+			p := start(t, vars, args...)
+			code := p.exitCode()
+			if out := p.log.String(); code != 1 || !strings.Contains(out, "the bridge does not answer") {
+				t.Errorf("%v, %s: exit code %d: %s", args, address, code, out)
+			}
+		}
+	}
+	if n := asked.Load(); n > 0 {
+		t.Errorf("the proxy was asked %d times", n)
 	}
 }
 

@@ -34,10 +34,25 @@ const version = "0.1.0"
 const gcPercent = 400
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // from the first signal on, a second one ends the process at once
+	ctx := untilSignal()
 	program := cli.Program{Version: version, Bridge: bridge, In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
 	os.Exit(program.Main(ctx, os.Args[1:]))
+}
+
+// untilSignal gives a context that ends with the first signal to stop; from then on a second one
+// ends the process at once. A window that is closed is such a signal too, but under nohup. It comes
+// twice, from the shell and from the kernel, so it is never the second one.
+func untilSignal() context.Context {
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		signals = append(signals, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), signals...)
+	context.AfterFunc(ctx, func() {
+		signal.Ignore(syscall.SIGHUP)
+		stop()
+	})
+	return ctx
 }
 
 // bridge runs until ctx ends, or until a part of it fails.
@@ -89,7 +104,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 	pages, err := dashboard.New(dashboard.Options{
-		Exchange: session, Outbox: box, Stats: seen, Token: cfg.APIToken, MaxBytes: cfg.OutboxMaxBytes, BehindProxy: cfg.BehindProxy, Version: version, Logger: logger,
+		Exchange: session, Outbox: box, Stats: seen, Tokens: cfg.APITokens, MaxBytes: cfg.OutboxMaxBytes, BehindProxy: cfg.BehindProxy, Version: version, Logger: logger,
 	})
 	if err != nil {
 		return err
@@ -144,21 +159,16 @@ func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
 	for _, e := range cfg.Endpoints {
 		opts.Endpoints = append(opts.Endpoints, outbox.Endpoint{
 			Name: e.Name, URL: e.URL, Secrets: e.Secrets, Events: e.Events, Headers: e.Headers, Timeout: e.Timeout,
-			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL, Token: e.Token, Format: e.Format,
+			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL, Tokens: e.Tokens, Format: e.Format, TLS: e.TLS,
 		})
 	}
 	return opts
 }
 
-func tokens(cfg config.Config) map[string]string {
-	list := map[string]string{}
-	if cfg.APIToken != "" {
-		list[transferapi.Operator] = cfg.APIToken
-	}
+func tokens(cfg config.Config) map[string][]string {
+	list := map[string][]string{transferapi.Operator: cfg.APITokens}
 	for _, e := range cfg.Endpoints {
-		if e.Token != "" {
-			list[e.Name] = e.Token
-		}
+		list[e.Name] = e.Tokens
 	}
 	return list
 }

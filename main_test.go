@@ -439,6 +439,162 @@ func TestDemoThatIsNotRead(t *testing.T) {
 	}
 }
 
+// A window that is closed ends what runs in it as Ctrl-C does, and nothing is left behind.
+func TestClosedWindow(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	for name, c := range map[string]struct {
+		vars  map[string]string
+		args  []string
+		ready string // what is printed once it runs
+		last  string // what a graceful end says
+	}{
+		"the bridge": {variables(t, server, crm), nil, `"msg":"pzbridge started"`, `"msg":"pzbridge stopped"`},
+		"demo":       {nil, []string{"demo"}, "POST /v1/calls", ""},
+		"demo's CRM": {variables(t, server, crm), []string{"demo", "-crm", "127.0.0.1:0"}, "listens on", ""},
+		"simulate":   {nil, []string{"simulate", "-p", "0"}, "listens on", ""},
+		"console":    {nil, []string{"console", server.URL}, "Connected", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := prepare(t, c.vars, c.args...)
+			folder := t.TempDir()
+			p.Env = append(p.Env, "TMPDIR="+folder)
+			unread, typed, err := os.Pipe() // in which nobody writes
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer typed.Close()
+			defer unread.Close()
+			p.Stdin = unread
+			if err := p.Start(); err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = p.Process.Kill() }()
+			eventually(t, "it runs", func() bool { return strings.Contains(p.log.String(), c.ready) })
+			if err := p.Process.Signal(syscall.SIGHUP); err != nil {
+				t.Fatal(err)
+			}
+			p.endsWell(t)
+			if !strings.Contains(p.log.String(), c.last) {
+				t.Errorf("it has not ended by itself: %s", p.log)
+			}
+			if left, err := os.ReadDir(folder); err != nil || len(left) > 0 {
+				t.Errorf("it has left %v, %v", left, err)
+			}
+		})
+	}
+}
+
+// SIGHUP comes twice, from the shell and from the kernel. The second one does not cut off what the
+// first one waits for.
+func TestClosedWindowWhileAWebhookIsUnderWay(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	arrived, answer := make(chan struct{}, 1), make(chan struct{})
+	crm := newReceiver(t, func(int) bool {
+		arrived <- struct{}{}
+		<-answer
+		return false
+	})
+	vars := variables(t, server, crm)
+	p := start(t, vars)
+	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+	err := server.Generate(pz.Attrs{
+		{Name: "Event", Value: "2"}, {Name: "CallID", Value: "5"}, {Name: "From", Value: "7343"}, {Name: "To", Value: "101"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-arrived
+	if err := p.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the API has stopped", func() bool {
+		c, err := net.Dial("tcp", vars["LISTEN_ADDR"])
+		if err == nil {
+			_ = c.Close()
+		}
+		return err != nil
+	})
+	if err := p.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	close(answer)
+	p.endsWell(t)
+	if !strings.Contains(p.log.String(), `"msg":"delivered"`) {
+		t.Errorf("the webhook was cut off: %s", p.log)
+	}
+}
+
+// Under nohup, which has SIGHUP ignored, the bridge goes on when the window is closed.
+func TestNohup(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	p := prepare(t, variables(t, server, newReceiver(t, nil)))
+	p.Path, p.Args = "/bin/sh", []string{"sh", "-c", `trap "" HUP; exec "$0"`, os.Args[0]}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = p.Process.Kill() }()
+	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+	if err := p.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	server.Disconnect(pz.CloseTooManyUsers, "")
+	eventually(t, "it goes on", func() bool { return strings.Contains(p.log.String(), "code 4007") })
+	if strings.Contains(p.log.String(), "pzbridge stopped") {
+		t.Error("it has stopped")
+	}
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.endsWell(t)
+}
+
+// Whoever cannot wait for the end of the demo, and presses Ctrl-C again, leaves nothing behind
+// either.
+func TestDemoThatIsEndedTwice(t *testing.T) {
+	read, written, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	if _, err := written.Write(make([]byte, 64<<10)); err != nil { // there is no room for a line of the demo
+		t.Fatal(err)
+	}
+	folder := t.TempDir()
+	p := prepare(t, map[string]string{"TMPDIR": folder}, "demo")
+	p.Stdout = written
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	_ = written.Close()
+	ended := make(chan struct{})
+	go func() { _ = p.Wait(); close(ended) }()
+	defer func() { _ = p.Process.Kill(); <-ended }()
+	left := func() []os.DirEntry {
+		entries, err := os.ReadDir(folder)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return entries
+	}
+	eventually(t, "the demo has begun", func() bool { return len(left()) > 0 })
+	eventually(t, "it ends", func() bool {
+		_ = p.Process.Signal(os.Interrupt)
+		select {
+		case <-ended:
+			return true
+		case <-time.After(100 * time.Millisecond):
+			return false
+		}
+	})
+	if entries := left(); len(entries) > 0 {
+		t.Errorf("it has left %v", entries)
+	}
+}
+
 // The server is away for a minute: the bridge comes back by itself, and finished calls that it missed arrive, once.
 func TestServerAwayForAMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

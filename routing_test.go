@@ -76,7 +76,7 @@ func inOffice(t *testing.T, change func(*office), f func(o *office)) {
 				Concurrency: 1, RingingTTL: 5 * time.Minute,
 			}
 			if name != "c" {
-				e.Token = "the token of " + name
+				e.Tokens = []string{"the token of " + name}
 			}
 			o.outbox.Endpoints = append(o.outbox.Endpoints, e)
 		}

@@ -51,6 +51,7 @@ type sender struct {
 func newSender(e Endpoint, connections int, opts Options) *sender {
 	transport := &http.Transport{
 		Proxy: http.ProxyFromEnvironment, DialContext: opts.DialContext, ForceAttemptHTTP2: true,
+		TLSClientConfig:     e.TLS.Clone(), // the transport writes into it
 		MaxIdleConnsPerHost: e.Concurrency, MaxConnsPerHost: connections,
 		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: maxHead,
 	}
@@ -181,7 +182,7 @@ func hider(e Endpoint) *strings.Replacer {
 			addUser(proxy.User)
 		}
 	}
-	add(e.Token)
+	add(e.Tokens...)
 	for _, values := range e.Headers {
 		add(values...)
 		for _, v := range values {

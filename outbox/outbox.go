@@ -19,6 +19,7 @@ package outbox
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -59,8 +60,12 @@ type Endpoint struct {
 	Concurrency int
 	// Rate is how many attempts a second may begin, those at questions not counted; 0 is no limit.
 	Rate float64
-	// Token is what the endpoint calls the API with; empty if it cannot, and so has no way to answer where a call should go but the response to its webhook.
-	Token string
+	// Tokens are what the endpoint calls the API with; none if it cannot, and so has no way to
+	// answer where a call should go but the response to its webhook.
+	Tokens []string
+	// TLS says whom to trust at an https URL, and which certificate to show there. Nil is the
+	// usual.
+	TLS *tls.Config
 }
 
 // Options says where the file is and whom to deliver to.

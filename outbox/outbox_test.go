@@ -722,7 +722,7 @@ func TestNoBasicAuthInAnswers(t *testing.T) {
 func TestNoSecretHoweverItIsWritten(t *testing.T) {
 	e := endpoint("crm")
 	e.URL = "http://crm.example/in/p4th-s3cret?token=abc%2Fdef&SECRET=T%26A%22IL~ok<ay>"
-	e.Token, e.Secrets = "p4th-of-a-token", [][]byte{[]byte("p4th-of-the-secrets")}
+	e.Tokens, e.Secrets = []string{"an-old-t0ken", "p4th-of-a-token"}, [][]byte{[]byte("p4th-of-the-secrets")}
 	hide := hider(e)
 	for name, answer := range map[string]string{
 		"as it is":                  "/in/p4th-s3cret?token=abc%2Fdef&SECRET=T%26A%22IL~ok<ay>",
@@ -731,12 +731,12 @@ func TestNoSecretHoweverItIsWritten(t *testing.T) {
 		"decoded":                   `abc/def T&A"IL~ok<ay>`,
 		"decoded, in JSON":          `{"token":"abc\/def","s":"T&A\"IL~ok<ay>"}`,
 		"decoded, in HTML":          "<p>abc/def T&amp;A&#34;IL~ok&lt;ay&gt;</p>",
-		"the token and the secret":  `{"token":"p4th-of-a-token","secret":"p4th-of-the-secrets"}`,
+		"the token and the secret":  `{"token":"p4th-of-a-token","old":"an-old-t0ken","secret":"p4th-of-the-secrets"}`,
 		"the secret in base64":      "whsec_cDR0aC1vZi10aGUtc2VjcmV0cw, whsec_cDR0aC1vZi10aGUtc2VjcmV0cw==",
 		"decoded and encoded again": "abc%2Fdef T%26A%22IL~ok%3Cay%3E T%26A%22IL~ok%3cay%3e",
 	} {
 		got := hide.Replace(answer)
-		for _, part := range []string{"abc", "def", "IL~ok", "p4th", "cDR0a"} {
+		for _, part := range []string{"abc", "def", "IL~ok", "p4th", "t0ken", "cDR0a"} {
 			if strings.Contains(got, part) {
 				t.Errorf("%s: %q is shown in %q", name, part, got)
 			}

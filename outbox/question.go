@@ -368,7 +368,7 @@ func (i *inquiry) heard(work context.Context, o outcome) {
 	case len(bytes.TrimSpace(o.body)) > 0:
 		log.Warn("an answer to the question where a call goes says nothing that is known", "response", firstRunes(o.response, 200))
 	}
-	if i.lane.endpoint.Token != "" {
+	if len(i.lane.endpoint.Tokens) > 0 {
 		return // it may answer later
 	}
 	why := "it took the question without an answer, and has no token to answer later"

@@ -18,7 +18,7 @@ import (
 // answersLater is an endpoint that can answer otherwise than in the response to its webhook.
 func answersLater() Endpoint {
 	e := endpoint("crm")
-	e.Token = "a token"
+	e.Tokens = []string{"a token"}
 	return e
 }
 

@@ -248,7 +248,7 @@ func TestIdempotencyAtOnce(t *testing.T) {
 		e := &slowExchange{}
 		b := newBox(t)
 		a, err := New(Options{
-			Exchange: e, Router: e, Outbox: b, Deliveries: b, Events: b, Keys: b, Metrics: http.NotFoundHandler(), Rate: 1000, Tokens: map[string]string{"crm": crmToken}, CommandTimeout: time.Minute,
+			Exchange: e, Router: e, Outbox: b, Deliveries: b, Events: b, Keys: b, Metrics: http.NotFoundHandler(), Rate: 1000, Tokens: map[string][]string{"crm": {crmToken}}, CommandTimeout: time.Minute,
 			Logger: newAPI(t, &exchange{}, b, &bytes.Buffer{}).opts.Logger,
 		})
 		if err != nil {
@@ -319,6 +319,34 @@ func TestRate(t *testing.T) {
 		time.Sleep(time.Second)
 		if w := get(a, "/v1/connection", crmToken); w.Code != 200 {
 			t.Errorf("a second later: %d", w.Code)
+		}
+	})
+}
+
+// While a token is being changed, the CRM is the same with either, and has no more requests by
+// having two.
+func TestTokensOfOneCRM(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := &exchange{}
+		a := newAPI(t, e, newBox(t), &bytes.Buffer{})
+		for _, token := range []string{crmToken, crmNewToken} {
+			w := send(a, "POST", "/v1/calls", token, `{"from":"1","to":"2"}`, "Idempotency-Key", "k")
+			if w.Code != 200 || len(e.got) != 1 {
+				t.Errorf("%d, %d commands", w.Code, len(e.got))
+			}
+		}
+		a.opts.Rate = 1
+		a, err := New(a.opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for token, want := range map[string]int{crmToken: 200, operatorToken: 200} {
+			if w := get(a, "/v1/connection", token); w.Code != want {
+				t.Errorf("got %d", w.Code)
+			}
+		}
+		if w := get(a, "/v1/connection", crmNewToken); w.Code != 429 {
+			t.Errorf("with its other token: %d", w.Code)
 		}
 	})
 }

@@ -63,8 +63,9 @@ type Options struct {
 	Metrics    http.Handler // for Prometheus
 	// MetricsPublic shows them to whoever asks; otherwise they are the operator's.
 	MetricsPublic bool
-	// Tokens holds the bearer tokens by the names of their bearers: endpoints, and Operator.
-	Tokens         map[string]string
+	// Tokens holds the bearer tokens by the names of their bearers: endpoints, and Operator. One
+	// may have several, as while its token is being changed.
+	Tokens         map[string][]string
 	CommandTimeout time.Duration // how long the exchange may take to answer
 	Rate           float64       // requests a second of each token
 	Logger         *slog.Logger
@@ -92,12 +93,15 @@ func New(opts Options) (*API, error) {
 		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(),
 		busy: busy{keys: map[[32]byte]chan struct{}{}}, draining: make(chan struct{}),
 	}
-	for name, token := range opts.Tokens {
-		hash := sha256.Sum256([]byte(token))
-		if other, ok := a.tokens[hash]; ok {
-			return nil, errors.New("transferapi: " + name + " and " + other.name + " have the same token")
+	for name, tokens := range opts.Tokens {
+		b := bearer{name, rate.NewLimiter(rate.Limit(opts.Rate), max(1, int(opts.Rate)))}
+		for _, token := range tokens {
+			hash := sha256.Sum256([]byte(token))
+			if other, ok := a.tokens[hash]; ok {
+				return nil, errors.New("transferapi: " + name + " and " + other.name + " have the same token")
+			}
+			a.tokens[hash] = b
 		}
-		a.tokens[hash] = bearer{name, rate.NewLimiter(rate.Limit(opts.Rate), max(1, int(opts.Rate)))}
 	}
 	for _, r := range a.routes() {
 		handler := r.handle

@@ -24,6 +24,7 @@ import (
 
 const (
 	crmToken      = "crm-token-0123456789"
+	crmNewToken   = "crm-new-token-0123456789"
 	operatorToken = "operator-token-0123456789"
 )
 
@@ -111,7 +112,7 @@ func newBoxAt(t *testing.T, url string) *box {
 func newAPI(t *testing.T, e *exchange, o *box, log *bytes.Buffer) *API {
 	t.Helper()
 	a, err := New(Options{
-		Exchange: e, Router: e, Outbox: o, Deliveries: o, Events: o, Keys: o, Metrics: http.NotFoundHandler(), Rate: 1000, Tokens: map[string]string{"crm": crmToken, Operator: operatorToken},
+		Exchange: e, Router: e, Outbox: o, Deliveries: o, Events: o, Keys: o, Metrics: http.NotFoundHandler(), Rate: 1000, Tokens: map[string][]string{"crm": {crmToken, crmNewToken}, Operator: {operatorToken}},
 		CommandTimeout: time.Second, Logger: slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
@@ -476,7 +477,7 @@ func TestBackup(t *testing.T) {
 
 func TestTwoBearersOfOneToken(t *testing.T) {
 	_, err := New(Options{
-		Exchange: &exchange{}, Router: &exchange{}, Outbox: newBox(t), Deliveries: newBox(t), Events: newBox(t), Keys: newBox(t), Metrics: http.NotFoundHandler(), Rate: 1, Tokens: map[string]string{"a": crmToken, "b": crmToken},
+		Exchange: &exchange{}, Router: &exchange{}, Outbox: newBox(t), Deliveries: newBox(t), Events: newBox(t), Keys: newBox(t), Metrics: http.NotFoundHandler(), Rate: 1, Tokens: map[string][]string{"a": {crmToken}, "b": {crmNewToken, crmToken}},
 		CommandTimeout: time.Second, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err == nil || !strings.Contains(err.Error(), "same token") || strings.Contains(err.Error(), crmToken) {

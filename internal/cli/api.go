@@ -22,7 +22,18 @@ import (
 const apiHelp = "It asks the running bridge, at PZBRIDGE_URL or else on this machine at the port of LISTEN_ADDR, with API_TOKEN."
 
 // api is the running bridge's API, as the operator calls it.
-type api struct{ url, token string }
+type api struct {
+	url, token string
+	client     *http.Client
+}
+
+// directClient makes a client for the bridge's own API. It uses no proxy of the environment, which
+// is for the way to the Internet: a proxy would read API_TOKEN, and knows no name of this network.
+func directClient() *http.Client {
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.Proxy = nil
+	return &http.Client{Transport: transport}
+}
 
 // shown is its address for people. A password in it is none of theirs.
 func (a api) shown() string {
@@ -46,7 +57,7 @@ func newAPI() (api, error) {
 		return api{}, usageError("PZBRIDGE_URL must be the bridge's address, such as http://192.168.1.5:8080")
 	}
 	token, err := config.OperatorToken(vars)
-	return api{address, token}, err
+	return api{address, token, directClient()}, err
 }
 
 // localURL is where the bridge on this machine listens.
@@ -152,7 +163,7 @@ func (a api) send(interrupted context.Context, method, path string, body any) (*
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Authorization", "Bearer "+a.token)
-	resp, answer, err := exchange(req)
+	resp, answer, err := a.exchange(req)
 	switch {
 	case err != nil && errors.Is(interrupted.Err(), context.Canceled):
 		return nil, nil, errInterrupted
@@ -163,8 +174,8 @@ func (a api) send(interrupted context.Context, method, path string, body any) (*
 }
 
 // exchange sends a request and reads the whole answer.
-func exchange(req *http.Request) (*http.Response, []byte, error) {
-	resp, err := http.DefaultClient.Do(req)
+func (a api) exchange(req *http.Request) (*http.Response, []byte, error) {
+	resp, err := a.client.Do(req)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -28,7 +28,7 @@ func (p Program) console(ctx context.Context, args []string) error {
 	if err := atMost(fs, 1); err != nil {
 		return err
 	}
-	c := &console{ctx: ctx, in: newLines(p), out: p.Out}
+	c := &console{ctx: ctx, in: newLines(ctx, p), out: p.Out}
 	defer c.in.close()
 	if c.in.terminal != nil {
 		c.out = c.in.terminal // which knows that a line is being typed
@@ -286,8 +286,8 @@ func complete(line string, pos int, key rune) (string, int, bool) {
 }
 
 // newLines reads from a terminal with an editor, history and completion, and from a pipe as it comes.
-func newLines(p Program) *lines {
-	l := &lines{out: p.Out}
+func newLines(ctx context.Context, p Program) *lines {
+	l := &lines{ctx: ctx, out: p.Out}
 	in, ok := p.In.(*os.File)
 	if !ok || !term.IsTerminal(int(in.Fd())) {
 		l.pipe = bufio.NewScanner(p.In)

@@ -62,7 +62,9 @@ func (p Program) wholeDemo(ctx context.Context, once bool) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(dir) }()
+	remove := func() { _ = os.RemoveAll(dir) }
+	defer remove()
+	defer endAtSecondSignal(remove)()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	// Whoever reads along may have seen enough: the demo then ends as with Ctrl-C, and leaves nothing behind.
@@ -111,6 +113,28 @@ func (p Program) wholeDemo(ctx context.Context, once bool) error {
 	stop()
 	parts.Wait()
 	return errors.Join(bridgeErr, crmErr, playErr)
+}
+
+// endAtSecondSignal ends the process at the second signal, as it ends without it, but cleans up
+// before. What it returns takes that back.
+func endAtSecondSignal(cleanUp func()) (takeBack func()) {
+	signals, done := make(chan os.Signal, 2), make(chan struct{})
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		for range 2 {
+			select {
+			case <-signals:
+			case <-done:
+				return
+			}
+		}
+		cleanUp()
+		os.Exit(exitFailed)
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(done)
+	}
 }
 
 // playDemo plays it once, and unless that is all goes on until ctx ends.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/net/idna"
 
 	"pzbridge/internal/config"
 	"pzbridge/internal/telephony"
@@ -41,6 +43,9 @@ func (p Program) doctor(ctx context.Context, args []string) error {
 	d.server(ctx)
 	for _, e := range cfg.Endpoints {
 		d.endpoint(ctx, e)
+	}
+	for _, fault := range cfg.CertificateFaults() {
+		d.ill("certificates", "%s", fault)
 	}
 	if d.wrong > 0 {
 		return errWrong
@@ -108,10 +113,10 @@ func (d *examination) reach(ctx context.Context, what string, u *url.URL, variab
 	defer cancel()
 	addresses, err := net.DefaultResolver.LookupHost(ctx, u.Hostname())
 	if err != nil {
-		d.ill(what, "the name %s cannot be resolved (%v): check %s and the machine's DNS", u.Hostname(), err, variable)
+		d.ill(what, "the name %s cannot be resolved (%v): check %s and the machine's DNS", shownHost(u), err, variable)
 		return false
 	}
-	d.well(what, "%s is %s", u.Hostname(), strings.Join(addresses, ", "))
+	d.well(what, "%s is %s", shownHost(u), strings.Join(addresses, ", "))
 	port := cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
@@ -122,6 +127,15 @@ func (d *examination) reach(ctx context.Context, what string, u *url.URL, variab
 	_ = conn.Close()
 	d.well(what, "port %s answers", port)
 	return true
+}
+
+// shownHost is the host of an address for people: as they wrote it, and as DNS knows it.
+func shownHost(u *url.URL) string {
+	host := u.Hostname()
+	if name, err := idna.Display.ToUnicode(host); err == nil && name != host {
+		return name + " (" + host + ")"
+	}
+	return host
 }
 
 // loopbackHint says what is easily forgotten of an address of the machine itself.
@@ -247,23 +261,31 @@ func (d *examination) endpoint(ctx context.Context, e config.Endpoint) {
 	if err != nil {
 		return
 	}
+	hint := ""
 	if proxy, err := http.ProxyFromEnvironment(&http.Request{URL: u}); err == nil && proxy != nil { // then this machine need not know its name
 		d.well(e.Name, "it is reached through the proxy %s", proxy.Host)
 	} else if !d.reach(ctx, e.Name, u, "its URL") {
 		return
+	} else if u.Scheme == "https" {
+		var ok bool
+		if hint, ok = d.shakeHands(ctx, e, u); !ok {
+			return
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.Timeout+patience)
 	defer cancel()
 	made, err := outbox.TestEndpoint(ctx, outbox.Endpoint{
 		Name: e.Name, URL: e.URL, Secrets: e.Secrets, Headers: e.Headers, Format: e.Format, Timeout: e.Timeout, Concurrency: 1,
+		Tokens: e.Tokens, TLS: e.TLS,
 	}, "pzbridge/"+d.p.Version)
 	switch {
 	case err != nil:
 		d.ill(e.Name, "%v", err)
 	case made.Error != "":
-		d.ill(e.Name, "no answer to a webhook (%s): check its URL, its certificate and the proxy between", made.Error)
+		d.ill(e.Name, "no answer to a webhook (%s): check its URL, its certificate and the proxy between%s", made.Error, hint)
 	case made.Status == 401 || made.Status == 403:
-		d.ill(e.Name, "it refuses webhooks with HTTP %d: compare the secret in the CRM with its SECRET, and both clocks", made.Status)
+		d.ill(e.Name, "it refuses webhooks with HTTP %d: compare the secret in the CRM with its SECRET, and both clocks%s",
+			made.Status, hint)
 	case made.Status == 404 || made.Status == 405:
 		d.ill(e.Name, "HTTP %d: the path in its URL is not the one that takes webhooks", made.Status)
 	case made.Status >= 300 && made.Status <= 399:
@@ -273,8 +295,65 @@ func (d *examination) endpoint(ctx context.Context, e config.Endpoint) {
 	case made.Status == 429:
 		d.ill(e.Name, "HTTP 429: it has had too many requests: try again later, and set its RATE")
 	case made.Status < 200 || made.Status > 299:
-		d.ill(e.Name, "it answers webhooks with HTTP %d: its own log says why; it said %q", made.Status, made.Response)
+		d.ill(e.Name, "it answers webhooks with HTTP %d: its own log says why; it said %q%s",
+			made.Status, made.Response, hint)
 	default:
 		d.well(e.Name, "it took a webhook with HTTP %d, in %d ms", made.Status, made.Took.Milliseconds())
 	}
+}
+
+// shakeHands begins TLS with a CRM as its webhooks do, and says in words what is wrong with the
+// certificate of either side. The hint is for what comes after it: a server may refuse a client's
+// certificate only then.
+func (d *examination) shakeHands(ctx context.Context, e config.Endpoint, u *url.URL) (hint string, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	cfg := e.TLS.Clone()
+	if cfg == nil {
+		cfg = &tls.Config{}
+	}
+	cfg.GetClientCertificate = func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		if len(cfg.Certificates) == 0 {
+			hint = "; it asks for a certificate: set its CERT_FILE and KEY_FILE"
+			return &tls.Certificate{}, nil
+		}
+		if err := asked.SupportsCertificate(&cfg.Certificates[0]); err != nil {
+			hint = "; it asks for a certificate, but for one of another authority than that in its CERT_FILE"
+			return &tls.Certificate{}, nil
+		}
+		hint = "; it asks for a certificate, and may not take the one in its CERT_FILE"
+		return &cfg.Certificates[0], nil
+	}
+	dialer := tls.Dialer{Config: cfg}
+	conn, err := dialer.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "443")))
+	if err != nil {
+		d.ill(e.Name, "%s%s", untrusted(err, cfg.RootCAs != nil), hint)
+		return "", false
+	}
+	state := conn.(*tls.Conn).ConnectionState()
+	_ = conn.Close()
+	d.well(e.Name, "%s, certificate trusted", tls.VersionName(state.Version))
+	return hint, true
+}
+
+// untrusted says why TLS with a CRM has failed, and what to do.
+func untrusted(err error, ownCA bool) string {
+	var unknown x509.UnknownAuthorityError
+	var otherName x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	var noTLS tls.RecordHeaderError
+	switch {
+	case errors.As(err, &unknown) && ownCA:
+		return fmt.Sprintf("its certificate is not trusted (%v): none of the authorities in its CA_FILE has signed it", err)
+	case errors.As(err, &unknown):
+		return fmt.Sprintf("its certificate is not trusted (%v): if it is really that CRM's, name the file with the "+
+			"certificate of the authority that has signed it in its CA_FILE", err)
+	case errors.As(err, &otherName):
+		return fmt.Sprintf("its certificate is for another name (%v): use that name in its URL, or mend the certificate", err)
+	case errors.As(err, &invalid):
+		return fmt.Sprintf("its certificate is of no use (%v): it has to be renewed; look at this machine's clock too", err)
+	case errors.As(err, &noTLS):
+		return "it does not speak TLS: use http:// in its URL, or another port"
+	}
+	return fmt.Sprintf("TLS with it fails (%v): check its URL and its certificate", err)
 }

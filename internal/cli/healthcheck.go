@@ -30,7 +30,7 @@ func (p Program) healthcheck(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := directClient().Do(req)
 	if err != nil {
 		return fmt.Errorf("the bridge does not answer: %w", err)
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 // lines is where the console's commands come from: a terminal or a pipe.
 type lines struct {
+	ctx      context.Context
 	out      io.Writer
 	terminal *term.Terminal // nil for a pipe
 	restore  func()
@@ -20,8 +22,32 @@ type lines struct {
 	mu sync.Mutex
 }
 
-// read gives the next line, or io.EOF.
+// read gives the next line, or io.EOF, also when the context has ended.
 func (l *lines) read(prompt string) (string, error) {
+	return l.await(func() (string, error) { return l.next(prompt) })
+}
+
+// await gives what a read gives. One of standard input cannot be called back when the context ends;
+// it ends with the process.
+func (l *lines) await(read func() (string, error)) (string, error) {
+	type result struct {
+		line string
+		err  error
+	}
+	got := make(chan result, 1)
+	go func() {
+		line, err := read()
+		got <- result{line, err}
+	}()
+	select {
+	case r := <-got:
+		return r.line, r.err
+	case <-l.ctx.Done():
+		return "", io.EOF
+	}
+}
+
+func (l *lines) next(prompt string) (string, error) {
 	if l.terminal != nil {
 		l.terminal.SetPrompt(prompt)
 		return l.terminal.ReadLine()
@@ -38,7 +64,7 @@ func (l *lines) read(prompt string) (string, error) {
 // password reads a line that is not shown.
 func (l *lines) password(prompt string) (string, error) {
 	if l.terminal != nil {
-		return l.terminal.ReadPassword(prompt)
+		return l.await(func() (string, error) { return l.terminal.ReadPassword(prompt) })
 	}
 	line, err := l.read("")
 	return strings.TrimSpace(line), err

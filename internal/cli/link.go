@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"pzbridge/internal/config"
 	"pzbridge/internal/pz"
 	"pzbridge/relay"
 )
@@ -40,7 +41,7 @@ func dialLink(ctx context.Context, address string, id pz.Identity, event func(pz
 		address = "ws://" + address
 	}
 	u, err := url.Parse(address)
-	if err != nil || u.Scheme != "ws" && u.Scheme != "wss" || u.Hostname() == "" {
+	if err != nil || u.Scheme != "ws" && u.Scheme != "wss" || u.Hostname() == "" || config.ASCIIHost(u) != nil {
 		return nil, errors.New("the address must be such as ws://localhost:10150")
 	}
 	if u.Port() == "" {

@@ -82,14 +82,12 @@ func asked(t *testing.T, answer http.HandlerFunc) api {
 	l := pipenet.Listen()
 	server := &http.Server{Handler: answer}
 	go func() { _ = server.Serve(l) }()
-	transport, usual := &http.Transport{DialContext: l.Dial}, http.DefaultTransport
-	http.DefaultTransport = transport
+	client := &http.Client{Transport: &http.Transport{DialContext: l.Dial}}
 	t.Cleanup(func() {
-		http.DefaultTransport = usual
-		transport.CloseIdleConnections()
+		client.CloseIdleConnections()
 		_ = server.Close()
 	})
-	return api{"http://bridge", "operator"}
+	return api{"http://bridge", "operator", client}
 }
 
 // history is the deliveries of a bridge, the oldest first, and answers as its API does.

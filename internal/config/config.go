@@ -6,6 +6,7 @@ package config
 
 import (
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
@@ -76,6 +77,9 @@ type endpointText struct {
 	Concurrency string `env:"CONCURRENCY" envDefault:"16"`
 	Rate        string `env:"RATE"`
 	Token       string `env:"TOKEN"`
+	CAFile      string `env:"CA_FILE"`
+	CertFile    string `env:"CERT_FILE"`
+	KeyFile     string `env:"KEY_FILE"`
 }
 
 // Config is the configuration, checked.
@@ -98,10 +102,10 @@ type Config struct {
 	// QuietWithoutWinner is whether no CRM is told of the ringing of a call that has asked where to go and that none of them wants, or not yet.
 	QuietWithoutWinner bool
 	ListenAddr         string
-	APIToken           string  // empty: no operator
-	APIRate            float64 // requests a second of each token
-	MetricsPublic      bool    // /metrics needs no token
-	BehindProxy        bool    // a proxy says with X-Forwarded-Proto how it was reached
+	APITokens          []string // none: no operator
+	APIRate            float64  // requests a second of each token
+	MetricsPublic      bool     // /metrics needs no token
+	BehindProxy        bool     // a proxy says with X-Forwarded-Proto how it was reached
 	CommandTimeout     time.Duration
 	ShutdownGrace      time.Duration
 	LogLevel           slog.Level
@@ -122,7 +126,10 @@ type Endpoint struct {
 	Concurrency int
 	Rate        float64 // attempts a second; 0: no limit
 	RingingTTL  time.Duration
-	Token       string // empty: this CRM cannot call the API
+	Tokens      []string    // none: this CRM cannot call the API
+	TLS         *tls.Config // nil: the usual
+
+	certificates []certificate // that TLS is made of
 }
 
 // Error is everything that is wrong with a configuration.
@@ -133,10 +140,23 @@ func (e *Error) Error() string {
 }
 
 // problems collects them, one line each.
-type problems struct{ list []string }
+type problems struct {
+	list    []string
+	refused map[string]bool // variables of which all has been said
+}
 
 func (p *problems) add(variable, format string, args ...any) {
-	p.list = append(p.list, variable+": "+fmt.Sprintf(format, args...))
+	if !p.refused[variable] {
+		p.list = append(p.list, variable+": "+fmt.Sprintf(format, args...))
+	}
+}
+
+// refuse makes the others of a variable's problems follow from this one.
+func (p *problems) refuse(variable string) {
+	if p.refused == nil {
+		p.refused = map[string]bool{}
+	}
+	p.refused[variable] = true
 }
 
 // Environment is the process's environment with what the file .env of the working directory adds: a variable that is set already wins.
@@ -235,36 +255,42 @@ func endpointPrefix(n int) string { return fmt.Sprintf("ENDPOINT_%d_", n) }
 var endpointName = regexp.MustCompile(`^ENDPOINT_(0|[1-9][0-9]{0,3})_(.+)$`)
 
 // tidy gives the variables that are ours and not empty, secrets read from their files, and the numbers of the endpoints in order. A variable
-// with one of our prefixes that nothing reads is a problem: it is a slip of the pen, and what was meant would silently be missing.
+// that was meant for this program and that nothing reads is a problem: it is a slip of the pen, and
+// what was meant would silently be missing.
 func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
 	known, forEndpoint := names(text{}), names(endpointText{})
-	var prefixes []string
-	for name := range known {
-		prefix, _, _ := strings.Cut(name, "_")
-		prefixes = append(prefixes, prefix+"_")
+	ours := slices.Collect(maps.Keys(known))
+	for name := range forEndpoint {
+		ours = append(ours, endpointPrefix(0)+name)
 	}
-	prefixes = append(prefixes, "ENDPOINT_")
+	slices.Sort(ours)
 	out := map[string]string{}
 	var numbers []int
 	for _, name := range slices.Sorted(maps.Keys(vars)) {
 		value := vars[name]
-		if !slices.ContainsFunc(prefixes, func(prefix string) bool { return strings.HasPrefix(name, prefix) }) {
-			continue
-		}
 		isKnown, number, isEndpoint := known[name], 0, false
-		if m := endpointName.FindStringSubmatch(name); m != nil {
-			isKnown, isEndpoint = forEndpoint[m[2]], true
+		if m := endpointName.FindStringSubmatch(name); m != nil && forEndpoint[m[2]] {
+			isKnown, isEndpoint = true, true
 			number, _ = strconv.Atoi(m[1])
 		}
-		switch {
-		case !isKnown:
-			p.add(name, "there is no such variable: correct its name or unset it (.env.example lists them all)")
+		if !isKnown {
+			if meant, isOurs := misspelt(name, value, ours); meant != "" {
+				p.add(name, "there is no such variable; is %s meant? Correct its name or unset it "+
+					"(.env.example lists them all)", meant)
+			} else if isOurs {
+				p.add(name, "there is no such variable: correct its name or unset it (.env.example lists them all)")
+			}
 			continue
-		case value == "":
+		}
+		if value == "" {
 			continue // as if it were unset
 		}
 		if isEndpoint && !slices.Contains(numbers, number) {
 			numbers = append(numbers, number)
+		}
+		if fault := foreign(name, value); fault != "" {
+			p.add(name, "%s", fault)
+			p.refuse(name)
 		}
 		out[name] = value
 	}
@@ -282,6 +308,9 @@ func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
 func Secret(vars map[string]string, name string) (string, error) {
 	var p problems
 	secret := map[string]string{name: vars[name]}
+	if fault := foreign(name, vars[name]); fault != "" {
+		p.add(name, "%s", fault)
+	}
 	if file := vars[name+"_FILE"]; file != "" {
 		readSecret(secret, name, file, &p)
 	}
@@ -291,25 +320,28 @@ func Secret(vars map[string]string, name string) (string, error) {
 	return secret[name], nil
 }
 
-// OperatorToken gives API_TOKEN as Secret does. It fails with an *Error also if there is none, or one that no bridge can have.
+// OperatorToken gives the first of API_TOKEN as Secret does. It fails with an *Error also if there
+// is none, or one that no bridge can have.
 func OperatorToken(vars map[string]string) (string, error) {
-	token, err := Secret(vars, "API_TOKEN")
+	list, err := Secret(vars, "API_TOKEN")
 	if err != nil {
 		return "", err
 	}
 	var p problems
-	if token == "" {
-		p.add("API_TOKEN", "is missing: it is the operator's token, and the bridge needs it too; any %d characters or more, in .env, with which the bridge is then started anew", minToken)
+	if list == "" {
+		p.add("API_TOKEN", "is missing: it is the operator's token, and the bridge needs it too; any %d characters or more, "+
+			"in .env, with which the bridge is then started anew", minToken)
 	}
-	checkToken("API_TOKEN", token, &p)
+	tokens := parseTokens("API_TOKEN", list, &p)
 	if len(p.list) > 0 {
 		return "", &Error{p.list}
 	}
-	return token, nil
+	return tokens[0], nil
 }
 
-// secretNames matches the variables that hold a secret, and can come from a file by NAME_FILE.
-var secretNames = regexp.MustCompile(`^(PZ_PASSWORD|API_TOKEN|ENDPOINT_[0-9]+_(SECRET|TOKEN))$`)
+// secretNames matches the variables that hold a secret, and can come from a file by NAME_FILE. A
+// CRM's address often is one.
+var secretNames = regexp.MustCompile(`^(PZ_PASSWORD|API_TOKEN|ENDPOINT_[0-9]+_(SECRET|TOKEN|URL))$`)
 
 func readSecret(vars map[string]string, name, file string, p *problems) {
 	if vars[name] != "" {
@@ -321,10 +353,15 @@ func readSecret(vars map[string]string, name, file string, p *problems) {
 		p.add(name+"_FILE", "%v", err)
 		return
 	}
+	content = bytes.TrimPrefix(content, []byte("\uFEFF")) // Windows editors begin a file with it
 	value := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
 	if value == "" {
 		p.add(name+"_FILE", "the file is empty")
 		return
+	}
+	if fault := foreign(name, value); fault != "" {
+		p.add(name+"_FILE", "%s", fault)
+		p.refuse(name)
 	}
 	vars[name] = value
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"os"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -54,7 +56,7 @@ func TestDefaults(t *testing.T) {
 	if c.OutboxMaxBytes != 1<<30 || e.Rate != 0 {
 		t.Errorf("%d bytes, rate %v", c.OutboxMaxBytes, e.Rate)
 	}
-	if e.Timeout != 15*time.Second || len(e.Secrets) != 1 || len(e.Secrets[0]) != 24 || len(e.Events) != 3 || e.Token != "" {
+	if e.Timeout != 15*time.Second || len(e.Secrets) != 1 || len(e.Secrets[0]) != 24 || len(e.Events) != 3 || len(e.Tokens) != 0 {
 		t.Errorf("endpoint: %+v", e)
 	}
 }
@@ -83,6 +85,13 @@ func TestServerAddress(t *testing.T) {
 		"ws://pbx/?CID=aHVudGVy": "",
 		"ws://pbx:99999":         "",
 		"ws://":                  "",
+		"атс.рф":                 "ws://xn--80a8ac.xn--p1ai:10150",
+		"wss://АТС.рф:443/":      "wss://xn--80a8ac.xn--p1ai:443",
+		" pbx ":                  "ws://pbx:10150",
+		"атс_.рф":                "",
+		"pbx,other":              "",
+		"ws://[fe80::1%25eth0]":  "ws://[fe80::1%25eth0]:10150",
+		"my_pbx":                 "ws://my_pbx:10150",
 		"::1":                    "",
 	} {
 		c, err := Load(minimal("PZ_URL=" + in))
@@ -185,6 +194,69 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
+// A variable of ours whose name is misspelt is told of; what was meant would silently be missing.
+func TestMisspeltVariables(t *testing.T) {
+	for name, meant := range map[string]string{
+		"LOG_LEVLE":             "LOG_LEVEL",
+		"LGO_LEVEL":             "LOG_LEVEL",
+		"LOG_LVL":               "LOG_LEVEL",
+		"API_TOKN":              "API_TOKEN",
+		"PAI_TOKEN":             "API_TOKEN",
+		"API_TOKENFILE":         "API_TOKEN_FILE",
+		"API_TOKEN_FIEL":        "API_TOKEN_FILE",
+		"LISTEN_ADR":            "LISTEN_ADDR",
+		"COMAND_TIMOUT":         "COMMAND_TIMEOUT",
+		"ORDERHOLD":             "ORDER_HOLD",
+		"SHUTDOWN_GRAC":         "SHUTDOWN_GRACE",
+		"ENDPOINT_NAME":         "ENDPOINT_0_NAME",
+		"ENDPIONT_12_SECRET":    "ENDPOINT_12_SECRET",
+		"ENDPOINT1_URL":         "ENDPOINT_1_URL",
+		"ENDPOINT_0_SECRETFILE": "ENDPOINT_0_SECRET_FILE",
+		"PZ_PASWORD":            "PZ_PASSWORD",
+		"PZ_SOMETHING":          "",
+		"PZBRIDGE_ULR":          "PZBRIDGE_URL",
+		"PZBRIDGE_NAME":         "",
+		"OUTBOX_SOMETHING":      "",
+		"OUTBOX_PATH_FILE":      "",
+		"RETRY_COUNT":           "",
+		"ROUTING_TIME":          "",
+		"ENDPOINT_0_SOMETHING":  "",
+		"ENDPOINT_00_NAME":      "",
+		"PZ_PORT":               "",
+		"PZ_NAME":               "",
+		"PZ_SERVICES_HOST":      "",
+	} {
+		_, err := Load(minimal(name + "=x"))
+		says := name + ": there is no such variable"
+		if meant != "" {
+			says += "; is " + meant + " meant?"
+		}
+		if err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
+
+// What a platform sets by itself, and what other programs on the machine are given, stops no start.
+func TestEnvironmentOfAPlatform(t *testing.T) {
+	vars := minimal()
+	content, err := os.ReadFile("testdata/platforms.env")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(content)) {
+		if name, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), "="); ok && !strings.HasPrefix(line, "#") {
+			vars[name] = value
+		}
+	}
+	if len(vars) < 300 {
+		t.Fatalf("only %d variables", len(vars))
+	}
+	if _, err := Load(vars); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestAllMistakesBehindAGap(t *testing.T) {
 	_, err := Load(minimal("ENDPOINT_2_NAME=crm", "ENDPOINT_2_URL=ftp://x", "ENDPOINT_2_TOKEN=short", "ENDPOINT_4_NAME=another"))
 	for _, want := range []string{
@@ -224,7 +296,10 @@ func TestTLSIsForWSS(t *testing.T) {
 
 func TestSecretsFromFiles(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
-	for content, want := range map[string]string{"sesame\n": "sesame", "sesame\r\n": "sesame", "sesame": "sesame", " sesame \n\n": " sesame \n"} {
+	for content, want := range map[string]string{
+		"sesame\n": "sesame", "sesame\r\n": "sesame", "sesame": "sesame", " sesame ": " sesame ",
+		"\uFEFFsesame\r\n": "sesame",
+	} {
 		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -235,6 +310,91 @@ func TestSecretsFromFiles(t *testing.T) {
 	}
 	if _, err := Load(minimal("PZ_PASSWORD_FILE="+file, "PZ_PASSWORD=sesame")); err == nil || !strings.Contains(err.Error(), "only one of the two") {
 		t.Errorf("both: %v", err)
+	}
+}
+
+// What a file with Windows line ends, docker run --env-file or a word processor adds to a value is
+// told of, in a sentence that names the variable and not the value.
+func TestWhatIsAddedToAValue(t *testing.T) {
+	added := map[string]struct{ value, says string }{
+		"a carriage return":      {"%s\r", "ends with a carriage return"},
+		"a line feed":            {"%s\n", "ends with a line feed"},
+		"a character within":     {"x\x07%s", "holds the control character U+0007"},
+		"a tab":                  {"x\t%s", "holds the control character U+0009"},
+		"an end of a C string":   {"%s\x00\x00", "holds the control character U+0000"},
+		"an old control":         {"%s\u0085x", "holds the control character U+0085"},
+		"a delete":               {"%s\x7f", "holds the control character U+007F"},
+		"a byte order mark":      {"\uFEFF%s", "holds the invisible character U+FEFF"},
+		"a zero width space":     {"x\u200B%s", "holds the invisible character U+200B"},
+		"quotes":                 {`"%s"`, "stands between quotes"},
+		"single quotes":          {"'%s'", "stands between quotes"},
+		"typographic quotes":     {"“%s”", "stands between quotes"},
+		"quotes before the line": {"\"%s\"\r", "ends with a carriage return"},
+		"another encoding":       {"\xef\xf0\xee%s", "is not UTF-8"},
+	}
+	rights := map[string]string{
+		"PZ_PASSWORD": "hunter2", "API_TOKEN": "hunter2-hunter2-hunter2",
+		"ENDPOINT_0_TOKEN": "hunter2-hunter2-hunter2", "ENDPOINT_0_SECRET": secret, "ENDPOINT_0_NAME": "hunter2",
+		"ENDPOINT_0_URL": "https://hunter2/", "PZ_URL": "hunter2", "PZ_CLIENT_TYPE": "hunter2",
+		"PZ_CLIENT_GUID": "hunter2", "PZ_PHONE_NUMBER": "101", "PZ_BROADCAST_GROUP": "hunter2",
+		"OUTBOX_PATH": "hunter2.db", "LOG_LEVEL": "info", "REPLAY_MAX_AGE": "24h",
+	}
+	file := filepath.Join(t.TempDir(), "file")
+	for variable, right := range rights {
+		if _, err := Load(minimal(variable + "=" + right)); err != nil {
+			t.Fatal(err)
+		}
+		for what, a := range added {
+			value := strings.Replace(a.value, "%s", right, 1)
+			check := func(variable string, err error) {
+				t.Helper()
+				var wrong *Error
+				if !errors.As(err, &wrong) || len(wrong.Problems) != 1 {
+					t.Errorf("%s with %s: %q", variable, what, err)
+					return
+				}
+				if line := wrong.Problems[0]; !strings.HasPrefix(line, variable+": "+a.says) ||
+					strings.Contains(line, "hunter2") || strings.Contains(line, secret) {
+					t.Errorf("%s with %s: %s", variable, what, line)
+				}
+			}
+			vars := minimal()
+			vars[variable] = value
+			_, err := Load(vars)
+			check(variable, err)
+			if !secretNames.MatchString(variable) {
+				continue
+			}
+			_, err = Secret(vars, variable)
+			check(variable, err)
+			if variable == "API_TOKEN" {
+				_, err = OperatorToken(vars)
+				check(variable, err)
+			}
+			if strings.HasSuffix(value, "\r") || what == "a byte order mark" { // which a file may have
+				continue
+			}
+			if err := os.WriteFile(file, []byte(value+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			vars[variable], vars[variable+"_FILE"] = "", file
+			_, err = Load(vars)
+			check(variable+"_FILE", err)
+			_, err = Secret(vars, variable)
+			check(variable+"_FILE", err)
+		}
+	}
+}
+
+// Lists are often written over several lines.
+func TestListsOverLines(t *testing.T) {
+	c, err := Load(minimal("ENDPOINT_0_HEADERS=X-One=1;\n X-Two=2\n", "ENDPOINT_0_EVENTS=call.*,\n sms.*\n",
+		"RETRY_SCHEDULE=1s,\n2s\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := c.Endpoints[0]; len(e.Headers) != 2 || len(e.Events) != 2 || len(c.RetrySchedule) != 2 {
+		t.Errorf("got %+v, %v", e, c.RetrySchedule)
 	}
 }
 
@@ -252,6 +412,118 @@ func TestHeaders(t *testing.T) {
 	}
 	if h := c.Endpoints[0].Headers; h.Get("Authorization") != "Basic abc==" || h.Get("X-Two") != "2" {
 		t.Errorf("got %v", h)
+	}
+}
+
+// Values with semicolons stand between double quotes.
+func TestHeadersWithSemicolons(t *testing.T) {
+	c, err := Load(minimal(`ENDPOINT_0_HEADERS=Cookie="a=1; theme=dark; q=\"x\\y\"" ; X-Two=2;Accept = "text/html; q=0.5"`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := c.Endpoints[0].Headers
+	if len(h) != 3 || h.Get("Cookie") != `a=1; theme=dark; q="x\y"` || h.Get("X-Two") != "2" || h.Get("Accept") != "text/html; q=0.5" {
+		t.Errorf("got %q", h)
+	}
+	var out bytes.Buffer
+	if err := c.Describe(&out); err != nil {
+		t.Fatal(err)
+	}
+	if shown := out.String(); !strings.Contains(shown, "Cookie=(hidden);X-Two=(hidden);Accept=(hidden)\n") || strings.Contains(shown, "theme") {
+		t.Errorf("it is shown as %s", shown)
+	}
+	for _, alone := range []string{"Cookie=a=1", "Cookie=a=1;", "X-One=1;Cookie=a=1; ", "Authorization=Basic YTpi==;X-Two=2", "X-Key=abc=;X-Two=2"} {
+		if _, err := Load(minimal("ENDPOINT_0_HEADERS=" + alone)); err != nil {
+			t.Errorf("%s: %v", alone, err)
+		}
+	}
+}
+
+// A header that nobody meant is never sent: a list that can be read in two ways is refused.
+func TestHeadersThatCannotBeSent(t *testing.T) {
+	for list, says := range map[string]string{
+		"Cookie=a=1; theme=hunter2":              `the value of Cookie may go on after the semicolon`,
+		"cookie=hunter2; theme=dark":             `Cookie="…; …"`,
+		"X-One=1;Cookie=a=1;X-Two=hunter2":       "the value of Cookie may go on",
+		"Accept=text/html; q=0.5":                "the value of Accept may go on",
+		"Forwarded=for=10.0.0.1; proto=https":    "the value of Forwarded may go on",
+		"X-Session=id=hunter2; path=/":           "the value of X-Session may go on",
+		"Cookie=a=1; HttpOnly":                   "the value of Cookie may go on",
+		`Cookie="a=1; theme=hunter2`:             "the value of Cookie has a double quote that does not end it",
+		`Cookie="a=1"; theme="hunter2" x`:        "the value of Theme has a double quote that does not end it",
+		"My Header=hunter2":                      "part 1 is not",
+		"Х-Ключ=hunter2":                         "part 1 is not",
+		"=hunter2":                               "part 1 is not",
+		"X-One=1;hunter2":                        "part 2 is not",
+		"X-One=hunter2\nX-Two=2":                 "the value of X-One holds a control character",
+		"X-One=hunter2\r\nX-Two: 2":              "the value of X-One holds a control character",
+		"Webhook-Signature=hunter2":              "must not set Webhook-Signature",
+		"Accept-Encoding=gzip":                   "must not set Accept-Encoding",
+		"Proxy-Authorization=hunter2":            "must not set Proxy-Authorization",
+		"Expect=100-continue":                    "must not set Expect",
+		"Keep-Alive=timeout=5":                   "must not set Keep-Alive",
+		`Content-Length="5"`:                     "must not set Content-Length",
+		"Authorization=hunter2;Host=crm.example": "must not set Host",
+	} {
+		_, err := Load(minimal("ENDPOINT_0_HEADERS=" + list))
+		var wrong *Error
+		if !errors.As(err, &wrong) || len(wrong.Problems) != 1 {
+			t.Errorf("%q: got %v", list, err)
+			continue
+		}
+		if line := wrong.Problems[0]; !strings.HasPrefix(line, "ENDPOINT_0_HEADERS: ") || !strings.Contains(line, says) ||
+			strings.Contains(line, "hunter2") {
+			t.Errorf("%q: %s", list, line)
+		}
+	}
+}
+
+// An address is sent as a program would: blanks and letters of other alphabets are escaped, and
+// what was escaped stays so.
+func TestEndpointAddress(t *testing.T) {
+	for in, want := range map[string]string{
+		"https://crm.example/hook?name=Ivan Petrov":        "https://crm.example/hook?name=Ivan%20Petrov",
+		"https://crm.example/my hook/":                     "https://crm.example/my%20hook/",
+		" https://crm.example/hook?a=b  ":                  "https://crm.example/hook?a=b",
+		"https://crm.example/a%2Fb c?d=%2F e":              "https://crm.example/a%2Fb%20c?d=%2F%20e",
+		"https://crm.example/крюк?имя=Иван":                "https://crm.example/%D0%BA%D1%80%D1%8E%D0%BA?%D0%B8%D0%BC%D1%8F=%D0%98%D0%B2%D0%B0%D0%BD",
+		`https://crm.example/a?b={"c"}|<d>`:                "https://crm.example/a?b=%7B%22c%22%7D%7C%3Cd%3E",
+		"https://crm.example/hook?a=1&b[]=2&c=x+y%20z;d=~": "https://crm.example/hook?a=1&b[]=2&c=x+y%20z;d=~",
+		"https://u:p%20w@crm.example:8443?x":               "https://u:p%20w@crm.example:8443?x",
+		"http://my_crm:8080/hook":                          "http://my_crm:8080/hook",
+		"http://[::1]:9000/hook":                           "http://[::1]:9000/hook",
+		"https://црм.рф/крюк":                              "https://xn--l1ahr.xn--p1ai/%D0%BA%D1%80%D1%8E%D0%BA",
+		"https://ЦРМ.РФ:8443":                              "https://xn--l1ahr.xn--p1ai:8443",
+		"https://bücher.example/":                          "https://xn--bcher-kva.example/",
+	} {
+		c, err := Load(minimal("ENDPOINT_0_URL=" + in))
+		if err != nil {
+			t.Errorf("%s: %v", in, err)
+		} else if got := c.Endpoints[0].URL; got != want {
+			t.Errorf("%s: got %s, want %s", in, got, want)
+		}
+	}
+	for in, says := range map[string]string{
+		"https://crm .example/hunter2":          `has " " in the name of the host`,
+		"https://crm<1>.example/hunter2":        "has a name of the host that there cannot be",
+		"https://us er:hunter2@crm.example/":    "has a character in the user or the password",
+		"https://crm.example/%hunter2":          "has a % that no two hexadecimal digits follow",
+		"https://u:%hunter2@crm.example/":       "has a % that no two hexadecimal digits follow",
+		"https://crm.example/a?token=b#hunter2": "has a #",
+		"https://crm.example/#/hunter2":         "has a #",
+		"https://crm:80a/hunter2":               "must be an address that begins with https:// or http://",
+		"https:/crm.example/hunter2":            "must be an address that begins with https:// or http://",
+		"https://црм_.рф/hunter2":               "has a name of the host that there cannot be",
+	} {
+		_, err := Load(minimal("ENDPOINT_0_URL=" + in))
+		var wrong *Error
+		if !errors.As(err, &wrong) || len(wrong.Problems) != 1 {
+			t.Errorf("%s: got %v", in, err)
+			continue
+		}
+		if line := wrong.Problems[0]; !strings.HasPrefix(line, "ENDPOINT_0_URL: "+says) || strings.Contains(line, "hunter2") {
+			t.Errorf("%s: %s", in, line)
+		}
 	}
 }
 
@@ -342,6 +614,61 @@ func TestEnvExample(t *testing.T) {
 	}
 	if warnings := strings.Join(c.Warnings(), "\n"); !strings.Contains(warnings, "ENDPOINT_0_SECRET") {
 		t.Errorf("nobody is warned of the example's secret: %q", warnings)
+	}
+}
+
+// Of every secret, token and password that can be copied from this repository, check and the start
+// warn.
+func TestSamples(t *testing.T) {
+	patterns := map[string]*regexp.Regexp{ // by the variable that is given what is found
+		"ENDPOINT_0_SECRET": regexp.MustCompile(`whsec_[A-Za-z0-9+/]{32,}=*`),
+		"API_TOKEN":         regexp.MustCompile(`(?:API_TOKEN|ENDPOINT_[0-9]_TOKEN)(?:=|": ")([!-~]{16,}?)(?:["'` + "`" + `;, ]|$)`),
+		"ENDPOINT_0_TOKEN":  regexp.MustCompile(`Bearer ([A-Za-z0-9-]{16,})`),
+		"PZ_PASSWORD":       regexp.MustCompile(`^\s*#?PZ_PASSWORD=(\S+)$`),
+	}
+	found := map[string]int{}
+	ownSecret := "whsec_" + strings.Repeat("AbCd", 8)
+	err := filepath.WalkDir("../..", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".git" || d.Name() == "data"):
+			return filepath.SkipDir
+		// The owner's own configuration, and tests, which are nobody's example.
+		case d.IsDir() || d.Name() == ".git" || d.Name() == ".env" || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		content, err := os.ReadFile(path)
+		if err != nil || !utf8.Valid(content) {
+			return err
+		}
+		for line := range strings.SplitSeq(string(content), "\n") {
+			for variable, pattern := range patterns {
+				for _, m := range pattern.FindAllStringSubmatch(line, -1) {
+					value := m[len(m)-1]
+					if strings.Contains(value, "$") { // of a shell
+						continue
+					}
+					found[variable]++
+					c, err := Load(minimal("ENDPOINT_0_SECRET="+ownSecret, variable+"="+value))
+					if err == nil && !strings.Contains(strings.Join(c.Warnings(), "\n"), variable+" is a sample") {
+						t.Errorf("%s has %s for %s, and nobody is warned of it", path, value, variable)
+					}
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if found["ENDPOINT_0_SECRET"] < 2 || found["API_TOKEN"] < 4 || found["ENDPOINT_0_TOKEN"] < 1 ||
+		found["PZ_PASSWORD"] < 2 {
+		t.Errorf("it has found %v", found)
+	}
+	own := minimal("ENDPOINT_0_SECRET="+ownSecret, "API_TOKEN="+strings.Repeat("own", 8), "PZ_PASSWORD=own")
+	if c, err := Load(own); err != nil || len(c.Warnings()) > 0 {
+		t.Errorf("of what is nowhere else: %v, %v", err, c.Warnings())
 	}
 }
 

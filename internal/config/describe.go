@@ -36,10 +36,10 @@ func show(name, value string) string {
 	switch {
 	case value == "":
 		return "-"
-	case secretNames.MatchString(name):
-		return "(hidden)"
 	case strings.HasPrefix(name, "ENDPOINT_") && strings.HasSuffix(name, "_URL"):
 		return showURL(value)
+	case secretNames.MatchString(name):
+		return "(hidden)"
 	case strings.HasSuffix(name, "_HEADERS"):
 		return showHeaders(value)
 	}
@@ -57,14 +57,4 @@ func showURL(s string) string {
 		short += "/… (the rest is hidden)"
 	}
 	return short
-}
-
-func showHeaders(s string) string {
-	var names []string
-	for pair := range strings.SplitSeq(s, ";") {
-		if name, _, ok := strings.Cut(pair, "="); ok {
-			names = append(names, strings.TrimSpace(name)+"=(hidden)")
-		}
-	}
-	return strings.Join(names, ";")
 }

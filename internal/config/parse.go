@@ -1,7 +1,6 @@
 package config
 
 import (
-	"bytes"
 	"cmp"
 	"crypto/x509"
 	"encoding/base64"
@@ -10,9 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"net"
-	"net/http"
 	"net/url"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -48,7 +45,7 @@ func (t text) parse(p *problems) Config {
 		OutboxRetention: duration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
 		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, p),
 		RoutingTimeout:  duration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
-		OutboxPath:      t.OutboxPath, ListenAddr: t.ListenAddr, APIToken: t.APIToken, LogFormat: t.LogFormat,
+		OutboxPath:      t.OutboxPath, APITokens: parseTokens("API_TOKEN", t.APIToken, p), LogFormat: t.LogFormat,
 		CommandTimeout: durationUpTo("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, time.Minute, p),
 		APIRate:        parseRate("API_RATE", "requests", t.APIRate, p),
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
@@ -79,10 +76,12 @@ func (t text) parse(p *problems) Config {
 	for wait := range strings.SplitSeq(t.RetrySchedule, ",") {
 		c.RetrySchedule = append(c.RetrySchedule, duration("RETRY_SCHEDULE", strings.TrimSpace(wait), time.Millisecond, p))
 	}
-	if host, port, err := net.SplitHostPort(t.ListenAddr); err != nil || !isPort(port, 0) || strings.Contains(host, "/") {
+	host, port, err := net.SplitHostPort(t.ListenAddr)
+	ascii, noName := asciiName(host)
+	if err != nil || noName != nil || !isPort(port, 0) || strings.Contains(host, "/") {
 		p.add("LISTEN_ADDR", "must be host:port or :port, such as :8080; it is %q", t.ListenAddr)
 	}
-	checkToken("API_TOKEN", t.APIToken, p)
+	c.ListenAddr = net.JoinHostPort(ascii, port)
 	if err := c.LogLevel.UnmarshalText([]byte(t.LogLevel)); err != nil {
 		p.add("LOG_LEVEL", "must be debug, info, warn or error; it is %q", t.LogLevel)
 	}
@@ -99,6 +98,7 @@ func parseServer(s string, p *problems) *url.URL {
 		p.add("PZ_URL", "is missing: it %s", right)
 		return nil
 	}
+	s = strings.TrimSpace(s)
 	if !strings.Contains(s, "://") {
 		s = "ws://" + s
 	}
@@ -114,6 +114,8 @@ func parseServer(s string, p *problems) *url.URL {
 		p.add("PZ_URL", "must end after the port: it %s", right)
 	case u.Port() != "" && !isPort(u.Port(), 1):
 		p.add("PZ_URL", "must have a port between 1 and 65535")
+	case ASCIIHost(u) != nil:
+		p.add("PZ_URL", "has a name of the host that there cannot be: it %s", right)
 	default:
 		return &url.URL{Scheme: u.Scheme, Host: net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), pz.DefaultPort))}
 	}
@@ -135,21 +137,19 @@ func (t text) parseTLS(c *Config, p *problems) {
 	if t.TLSFingerprint != "" {
 		sum, err := hex.DecodeString(strings.ReplaceAll(t.TLSFingerprint, ":", ""))
 		if err != nil || len(sum) != 32 {
-			p.add("PZ_TLS_FINGERPRINT", "must be the SHA-256 of the server's certificate: 64 hexadecimal digits, colons allowed")
+			p.add("PZ_TLS_FINGERPRINT", "must be the SHA-256 of the server's certificate: 64 hexadecimal digits, colons "+
+				"allowed; \"pzbridge doctor\" prints the right one while PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY are not set")
 		}
 		c.TLSFingerprint = sum
 	} else if legacy {
 		p.add("PZ_TLS_LEGACY", "needs PZ_TLS_FINGERPRINT: TLS of that age proves nothing by itself, only the one certificate that you name can be trusted")
 	}
 	if t.TLSCAFile != "" {
-		pem, err := os.ReadFile(t.TLSCAFile)
 		c.TLSRoots = x509.NewCertPool()
-		switch {
-		case err != nil:
-			p.add("PZ_TLS_CA_FILE", "%v", err)
-		case !c.TLSRoots.AppendCertsFromPEM(pem):
-			p.add("PZ_TLS_CA_FILE", "holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)")
-		case t.TLSFingerprint != "":
+		for _, cert := range readCertificates("PZ_TLS_CA_FILE", t.TLSCAFile, p) {
+			c.TLSRoots.AddCert(cert)
+		}
+		if t.TLSFingerprint != "" {
 			p.add("PZ_TLS_CA_FILE", "is set, and so is PZ_TLS_FINGERPRINT: set only one of the two")
 		}
 	}
@@ -219,22 +219,36 @@ func parseRate(variable, what, s string, p *problems) float64 {
 	return rate
 }
 
-// checkToken holds a token to what fits into a header and cannot be guessed. Empty is none.
-func checkToken(variable, token string, p *problems) {
-	switch {
-	case token == "":
-	case len(token) < minToken:
-		p.add(variable, "must have at least %d characters; make one with: openssl rand -hex 24", minToken)
-	case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):
-		p.add(variable, "may hold printable ASCII characters without spaces only")
+// parseTokens reads tokens with commas between them, and holds each to what fits into a header and
+// cannot be guessed. Empty is none.
+func parseTokens(variable, list string, p *problems) (tokens []string) {
+	if list == "" {
+		return nil
 	}
+	for token := range strings.SplitSeq(list, ",") {
+		token = strings.TrimSpace(token)
+		switch {
+		case len(token) < minToken:
+			p.add(variable, "must have at least %d characters (several tokens are separated by commas); make one with: "+
+				"openssl rand -hex 24", minToken)
+			return nil
+		case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):
+			p.add(variable, "may hold printable ASCII characters without spaces only")
+			return nil
+		case slices.Contains(tokens, token):
+			p.add(variable, "holds the same token twice")
+			return nil
+		}
+		tokens = append(tokens, token)
+	}
+	return tokens
 }
 
 var nameShape = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
 func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	e := Endpoint{
-		Name: t.Name, URL: t.URL, Token: t.Token, Format: outbox.Format(t.Format),
+		Name: t.Name, Tokens: parseTokens(prefix+"TOKEN", t.Token, p), Format: outbox.Format(t.Format),
 		Headers: parseHeaders(prefix+"HEADERS", t.Headers, p),
 		Timeout: duration(prefix+"TIMEOUT", t.Timeout, time.Millisecond, p),
 	}
@@ -246,15 +260,12 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	case t.Name == "operator":
 		p.add(prefix+"NAME", "must not be operator: that is who holds API_TOKEN")
 	}
-	switch u, err := url.Parse(t.URL); {
-	case t.URL == "" && (t.Token == "" || t.Secret != ""):
+	switch {
+	case t.URL != "":
+		e.URL = parseEndpointURL(prefix+"URL", t.URL, p)
+	case t.Token == "" || t.Secret != "":
 		p.add(prefix+"URL", "is missing: it is the http or https address that takes the webhooks. A CRM that reads its events "+
 			"with GET /v1/events has a TOKEN, no URL and no SECRET")
-	case t.URL == "":
-	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
-		p.add(prefix+"URL", "must be an address that begins with https:// or http://")
-	case u.Port() != "" && !isPort(u.Port(), 1):
-		p.add(prefix+"URL", "has the port %s: a port is a number from 1 to 65535", u.Port())
 	}
 	if t.URL != "" || t.Secret != "" {
 		e.Secrets = parseSecrets(prefix+"SECRET", t.Secret, p)
@@ -274,7 +285,7 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 		p.add(prefix+"EVENTS", "%v", err)
 	}
 	e.Events = filter
-	checkToken(prefix+"TOKEN", t.Token, p)
+	e.TLS = t.parseTLS(prefix, e.URL, &e, p)
 	return e
 }
 
@@ -305,40 +316,11 @@ func parseSecrets(variable, list string, p *problems) [][]byte {
 	return secrets
 }
 
-var (
-	headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
-	// reservedHeaders are the bridge's own, and those of the connection.
-	reservedHeaders = regexp.MustCompile(`^(?i)(webhook-.*|content-type|content-length|content-encoding|user-agent|host|connection|transfer-encoding|te|trailer|upgrade)$`)
-)
-
-// parseHeaders reads Name=value;Name=value. Values are not quoted in what it says: many are tokens.
-func parseHeaders(variable, list string, p *problems) http.Header {
-	h := http.Header{}
-	for i, pair := range strings.Split(list, ";") {
-		if strings.TrimSpace(pair) == "" {
-			continue
-		}
-		name, value, ok := strings.Cut(pair, "=")
-		name, value = strings.TrimSpace(name), strings.TrimSpace(value)
-		switch {
-		case !ok || !headerName.MatchString(name):
-			p.add(variable, "must be Name=value;Name=value; part %d is not", i+1)
-		case reservedHeaders.MatchString(name):
-			p.add(variable, "must not set %s: the bridge does", name)
-		case strings.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }):
-			p.add(variable, "the value of %s holds a control character", name)
-		default:
-			h.Add(name, value)
-		}
-	}
-	return h
-}
-
 // checkEndpoints looks for what two endpoints must not share.
 func (c Config) checkEndpoints(numbers []int, p *problems) {
 	names, tokens := map[string]string{}, map[string]string{}
-	if c.APIToken != "" {
-		tokens[c.APIToken] = "API_TOKEN"
+	for _, token := range c.APITokens {
+		tokens[token] = "API_TOKEN"
 	}
 	for i, e := range c.Endpoints {
 		name, token := endpointPrefix(numbers[i])+"NAME", endpointPrefix(numbers[i])+"TOKEN"
@@ -346,24 +328,34 @@ func (c Config) checkEndpoints(numbers []int, p *problems) {
 			p.add(name, "is the same as %s: each endpoint needs a name of its own", first)
 		}
 		names[e.Name] = name
-		if first, ok := tokens[e.Token]; ok && e.Token != "" {
-			p.add(token, "is the same as %s: nobody could tell who calls", first)
+		if i := slices.IndexFunc(e.Tokens, func(t string) bool { return tokens[t] != "" }); i >= 0 {
+			p.add(token, "is the same as %s: nobody could tell who calls", tokens[e.Tokens[i]])
 		}
-		tokens[e.Token] = token
+		for _, t := range e.Tokens {
+			tokens[t] = token
+		}
 	}
 }
 
-// exampleSecret is the key that .env.example gives for trying things out.
-var exampleSecret = []byte("pzbridge-example-secret!")
-
 // Warnings lists what works and is still a bad idea.
 func (c Config) Warnings() []string {
-	var list []string
+	list := c.CertificateFaults()
+	warnOfSample := func(variable, doInstead string) {
+		list = append(list, variable+" is a sample of pzbridge's own repository, which everybody can read: "+doInstead)
+	}
+	const newToken = "make your own, such as with: openssl rand -hex 24"
+	if samples[c.Identity.Password] {
+		warnOfSample("PZ_PASSWORD", "set the one of your server")
+	}
+	if slices.ContainsFunc(c.APITokens, isSample) {
+		warnOfSample("API_TOKEN", newToken)
+	}
 	for i, e := range c.Endpoints {
-		for _, secret := range e.Secrets {
-			if bytes.Equal(secret, exampleSecret) {
-				list = append(list, endpointPrefix(i)+"SECRET is the one of .env.example, which everybody can read: make your own with \"pzbridge secret\"")
-			}
+		if slices.ContainsFunc(e.Secrets, isSampleSecret) {
+			warnOfSample(endpointPrefix(i)+"SECRET", "make your own with \"pzbridge secret\"")
+		}
+		if slices.ContainsFunc(e.Tokens, isSample) {
+			warnOfSample(endpointPrefix(i)+"TOKEN", newToken)
 		}
 		if u, err := url.Parse(e.URL); err == nil && u.Scheme == "http" && e.URL != "" && !isPrivate(u.Hostname()) {
 			list = append(list, endpointPrefix(i)+"URL begins with http:// and is not in your own network: anybody on the way can read the calls")

@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -53,8 +54,8 @@ type Options struct {
 	Exchange Exchange
 	Outbox   Outbox
 	Stats    *Stats
-	Token    string // the operator's; empty shows nothing to anybody
-	MaxBytes int64  // of the outbox's file
+	Tokens   []string // the operator's; none shows nothing to anybody
+	MaxBytes int64    // of the outbox's file
 	// BehindProxy trusts the header X-Forwarded-Proto: a proxy in front of the bridge sets it.
 	BehindProxy bool
 	Version     string
@@ -123,17 +124,22 @@ func (d *Dashboard) Handler(next http.Handler) http.Handler {
 
 const cookieName = "pzbridge"
 
-// pass is what the cookie holds: it follows from the token and does not tell it, and it is good until the token is changed.
-func (d *Dashboard) pass() string {
-	mac := hmac.New(sha256.New, []byte(d.opts.Token))
+// pass is what the cookie holds: it follows from the token and does not tell it, and it is good
+// until that token is none any more.
+func (d *Dashboard) pass(token string) string {
+	mac := hmac.New(sha256.New, []byte(token))
 	mac.Write([]byte("pzbridge dashboard"))
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
 func (d *Dashboard) knows(r *http.Request) bool {
 	cookie, err := r.Cookie(cookieName)
-	return err == nil && d.opts.Token != "" && subtle.ConstantTimeCompare([]byte(cookie.Value), []byte(d.pass())) == 1
+	return err == nil && slices.ContainsFunc(d.opts.Tokens, func(token string) bool {
+		return same(cookie.Value, d.pass(token))
+	})
 }
+
+func same(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
 
 func (d *Dashboard) behindToken(next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -155,21 +161,21 @@ func (d *Dashboard) overHTTPS(r *http.Request) bool {
 }
 
 func (d *Dashboard) loginPage(w http.ResponseWriter, r *http.Request) {
-	d.render(w, r, http.StatusOK, "login", map[string]any{"NoToken": d.opts.Token == ""})
+	d.render(w, r, http.StatusOK, "login", map[string]any{"NoToken": len(d.opts.Tokens) == 0})
 }
 
 func (d *Dashboard) login(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 4096)
 	token := strings.TrimSpace(r.PostFormValue("token"))
 	switch {
-	case d.opts.Token != "" && subtle.ConstantTimeCompare([]byte(token), []byte(d.opts.Token)) == 1:
-		d.setCookie(w, r, d.pass(), 30*24*time.Hour)
+	case slices.ContainsFunc(d.opts.Tokens, func(known string) bool { return same(token, known) }):
+		d.setCookie(w, r, d.pass(token), 30*24*time.Hour)
 		http.Redirect(w, r, "/", http.StatusSeeOther)
 	case !d.logins.Allow(): // only wrong ones are counted, or anybody could keep the operator out
 		d.render(w, r, http.StatusTooManyRequests, "login", map[string]any{"Problem": "Too many attempts. Wait a few seconds."})
 	default:
 		d.opts.Logger.Warn("somebody tried to open the dashboard with a wrong token", "remote", r.RemoteAddr)
-		d.render(w, r, http.StatusUnauthorized, "login", map[string]any{"Problem": "That is not the token of API_TOKEN.", "NoToken": d.opts.Token == ""})
+		d.render(w, r, http.StatusUnauthorized, "login", map[string]any{"Problem": "That is not the token of API_TOKEN.", "NoToken": len(d.opts.Tokens) == 0})
 	}
 }
 

@@ -28,7 +28,10 @@ import (
 	"pzbridge/outbox"
 )
 
-const token = "operator-token-0123456789"
+const (
+	token    = "operator-token-0123456789"
+	newToken = "operator-new-token-0123456789"
+)
 
 // exchange is a session that is as it is told.
 type exchange struct {
@@ -98,7 +101,7 @@ func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 	}
 	s := &stage{exchange: &exchange{}, box: box}
 	s.exchange.Enable(true)
-	opts := Options{Exchange: s.exchange, Outbox: box, Stats: stats, Token: token, MaxBytes: 1 << 30, Version: "0.0.0", Logger: logger}
+	opts := Options{Exchange: s.exchange, Outbox: box, Stats: stats, Tokens: []string{token, newToken}, MaxBytes: 1 << 30, Version: "0.0.0", Logger: logger}
 	if change != nil {
 		change(&opts)
 	}
@@ -229,6 +232,31 @@ func TestWhoMayLook(t *testing.T) {
 	}
 }
 
+// While the operator's token is being changed, either opens the dashboard. Who has used the old one
+// is signed out when that goes.
+func TestOldAndNewToken(t *testing.T) {
+	s := newStage(t, nil)
+	old, fresh := &Dashboard{opts: Options{Tokens: []string{token}}}, &Dashboard{opts: Options{Tokens: []string{newToken}}}
+	for _, shown := range []string{token, newToken} {
+		form := strings.NewReader(url.Values{"token": {shown}}.Encode())
+		r, _ := http.NewRequest("POST", s.URL+"/login", form)
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		resp, err := http.DefaultTransport.RoundTrip(r)
+		if text(t, resp, err); resp.StatusCode != 303 || len(resp.Cookies()) != 1 {
+			t.Fatalf("got %d, %v", resp.StatusCode, resp.Cookies())
+		}
+		r, _ = http.NewRequest("GET", s.URL+"/", nil)
+		r.AddCookie(resp.Cookies()[0])
+		resp, err = http.DefaultTransport.RoundTrip(r)
+		if text(t, resp, err); resp.StatusCode != 200 {
+			t.Errorf("signed in: %d", resp.StatusCode)
+		}
+		if old.knows(r) != (shown == token) || fresh.knows(r) != (shown == newToken) {
+			t.Error("a cookie is good for another token than its own")
+		}
+	}
+}
+
 func TestSecureCookie(t *testing.T) {
 	for _, c := range []struct {
 		behind bool
@@ -244,7 +272,7 @@ func TestSecureCookie(t *testing.T) {
 			t.Errorf("behind a proxy %v, %q: %+v", c.behind, c.proto, resp.Cookies()[0])
 		}
 	}
-	s := newStage(t, func(o *Options) { o.Token = "" })
+	s := newStage(t, func(o *Options) { o.Tokens = nil })
 	resp, err := http.PostForm(s.URL+"/login", url.Values{"token": {""}})
 	if body := text(t, resp, err); resp.StatusCode != 401 || !strings.Contains(body, "no API_TOKEN") {
 		t.Errorf("without a token: %d %s", resp.StatusCode, body)

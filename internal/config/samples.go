@@ -1,0 +1,26 @@
+package config
+
+import (
+	"encoding/base64"
+	"strings"
+)
+
+// samples are the secrets, tokens and passwords that stand in this repository: in the guides, in
+// .env.example and in what tests it. Everybody can read them, and they work, so that who copies one
+// would not notice. TestSamples finds those that are not here.
+var samples = map[string]bool{
+	"whsec_cHpicmlkZ2UtZXhhbXBsZS1zZWNyZXQh": true,
+	"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw": true, // that of the Standard Webhooks specification
+	"8a5f0c2d9be14f7796ad53e1c04b28f6":       true,
+	"f3b1c7a84d2e4b0f9e6a5d7c8b90a1e2":       true,
+	"operator-token-0123456789":              true,
+	"the-password-of-the-server":             true,
+	"пароль-сервера":                         true,
+}
+
+func isSample(token string) bool { return samples[token] }
+
+// isSampleSecret says the same of a decoded secret.
+func isSampleSecret(key []byte) bool {
+	return samples["whsec_"+strings.TrimRight(base64.StdEncoding.EncodeToString(key), "=")]
+}
