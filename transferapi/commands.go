@@ -248,7 +248,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	if !utf8.Valid(body) {
 		return nil, &problem{Status: http.StatusBadRequest, Detail: "The body is not UTF-8."}
 	}
-	return body, nil
+	return bytes.TrimPrefix(body, []byte("\uFEFF")), nil // .NET and PowerShell begin a text with a byte order mark
 }
 
 // readObject reads the request's one JSON object, or says that it is none; example ends that sentence.

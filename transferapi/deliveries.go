@@ -141,6 +141,9 @@ func (a *API) redeliver(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusAccepted, showDelivery(d, nil))
 }
 
+// undelivered are the states that redeliverAll takes without states: what a CRM has got already, it gets again only by name.
+var undelivered = []string{"dead", "expired"}
+
 // redeliverAll makes many deliveries again.
 func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 	var request struct {
@@ -156,8 +159,13 @@ func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	what := outbox.Redelivery{Endpoint: request.Endpoint, States: request.States, Types: request.Types, DryRun: request.DryRun}
+	if len(what.States) == 0 {
+		what.States = undelivered
+	}
 	var errSince, errUntil, errEndpoint, errTypes error
-	what.Since, errSince = readTime("since", request.Since)
+	if what.Since, errSince = readTime("since", request.Since); request.Since == "" {
+		errSince = &fieldError{"since", "is missing: say from when on events are to be sent again, with a time such as 2026-11-23T06:25:53Z"}
+	}
 	what.Until, errUntil = readTime("until", request.Until)
 	if request.Endpoint == "" {
 		errEndpoint = &fieldError{"endpoint", "is missing: name the endpoint that is to get its events again"}

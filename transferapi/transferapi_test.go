@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -211,6 +212,32 @@ func TestHowACommandCanEnd(t *testing.T) {
 	}
 }
 
+// A byte order mark before the JSON of a request is passed over, wherever JSON is read; one within is content, and two are one too many.
+func TestByteOrderMark(t *testing.T) {
+	const mark = "\uFEFF"
+	for _, c := range []struct {
+		method, path, body string
+		want               int
+	}{
+		{"POST", "/v1/calls", mark + `{"from":"101","to":"102"}`, 200},
+		{"POST", "/v1/transfers", mark + `{"call_id":"5","to":"101"}`, 200},
+		{"POST", "/v1/sms", mark + `{"from":"101","to":"102","text":"` + mark + `x"}`, 200},
+		{"PUT", "/v1/connection", mark + `{"enabled":true}`, 200},
+		{"POST", "/v1/redeliver", mark + `{"endpoint":"crm","since":"2026-11-23T06:25:53Z"}`, 200},
+		{"POST", "/v1/calls", mark + mark + `{"from":"101","to":"102"}`, 400},
+		{"POST", "/v1/calls", mark, 400},
+	} {
+		e := &exchange{connection: telephony.Connection{State: telephony.Connected}}
+		w := send(newAPI(t, e, newBox(t), &bytes.Buffer{}), c.method, c.path, operatorToken, c.body)
+		if w.Code != c.want {
+			t.Errorf("%s %s %q: %d %s", c.method, c.path, c.body, w.Code, w.Body)
+		}
+		if len(e.got) == 1 && e.got[0].Kind == telephony.CommandSMS && e.got[0].Text != mark+"x" {
+			t.Errorf("the text is %q", e.got[0].Text)
+		}
+	}
+}
+
 func TestWhoMayCall(t *testing.T) {
 	for _, c := range []struct {
 		name, method, path string
@@ -386,19 +413,21 @@ func TestDeliveries(t *testing.T) {
 	}
 	for body, want := range map[string]int{
 		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","until":"2020-01-02T00:00:00+05:00","states":["dead","expired","delivered"],"types":["call.completed"],"dry_run":true}`: 200,
-		`{"endpoint":"crm"}`:    200,
-		`{}`:                    400,
-		`{"endpoint":"nobody"}`: 400,
-		`{"endpoint":"crm","states":["pending"]}`: 400,
-		`{"endpoint":"crm","types":["call"]}`:     400,
-		`{"endpoint":"crm","since":"yesterday"}`:  400,
-		`{"endpoint":"crm","dry_run":"yes"}`:      400,
-		`{"endpoint":"crm","dryrun":true}`:        400,
-		`{"endpoint":"crm"} {}`:                   400,
-		`{"endpoint":"crm","dry_run":null}`:       400,
-		`{"endpoint":"crm","Dry_run":true}`:       400,
-		`[]`:                                      400,
-		`null`:                                    400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z"}`: 200,
+		`{"endpoint":"crm"}`: 400,
+		`{}`:                 400,
+		`{"endpoint":"nobody","since":"2020-01-01T00:00:00Z"}`:                   400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","states":["pending"]}`: 400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","types":["call"]}`:     400,
+		`{"endpoint":"crm","since":"yesterday"}`:                                 400,
+		`{"endpoint":"crm","since":""}`:                                          400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","dry_run":"yes"}`:      400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","dryrun":true}`:        400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z"} {}`:                   400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","dry_run":null}`:       400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","Dry_run":true}`:       400,
+		`[]`:   400,
+		`null`: 400,
 	} {
 		all.Deliveries = nil
 		if status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &all); status != want || status == 200 && (all.Deliveries == nil || *all.Deliveries != 0) {
@@ -406,7 +435,7 @@ func TestDeliveries(t *testing.T) {
 		}
 	}
 	for body, want := range map[string]string{
-		`{"endpoint":"crm","states":["foo"]}`: "states", `{"endpoint":"crm","dry_run":null}`: "dry_run", `{"endpoint":"crm","Dry_run":true}`: "Dry_run",
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","states":["foo"]}`: "states", `{"endpoint":"crm","dry_run":true}`: "since", `{"endpoint":"crm","dry_run":null}`: "dry_run", `{"endpoint":"crm","Dry_run":true}`: "Dry_run",
 		`{"endpoint":"crm","dryrun":true}`: "dryrun", `{"endpoint":"crm","types":"call.completed"}`: "types",
 	} {
 		if p := asProblem(t, send(a, "POST", "/v1/redeliver", operatorToken, body)); p.Field != want {
@@ -509,5 +538,18 @@ func TestRedeliverChooses(t *testing.T) {
 	}
 	if status != 200 || counted.Deliveries != 7 || !reflect.DeepEqual(o.got, want) {
 		t.Errorf("%d, %d deliveries, asked for %+v", status, counted.Deliveries, o.got)
+	}
+}
+
+// What has been delivered is delivered again only if the request names it: without states it is what the CRM has not got.
+func TestRedeliverWithoutStates(t *testing.T) {
+	for _, states := range []string{"", `,"states":[]`} {
+		o := &asks{box: newBox(t)}
+		a := newAPI(t, &exchange{}, o.box, &bytes.Buffer{})
+		a.opts.Deliveries = o
+		body := `{"endpoint":"crm","since":"2026-11-23T06:25:53Z"` + states + `}`
+		if status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &struct{}{}); status != 200 || !slices.Equal(o.got.States, []string{"dead", "expired"}) {
+			t.Errorf("%s: %d, asked for %+v", body, status, o.got)
+		}
 	}
 }
