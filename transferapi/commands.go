@@ -91,6 +91,8 @@ type answer struct {
 	body    []byte // JSON
 	written bool   // the exchange may have got the command
 	again   bool   // it was answered so before
+	// retryAfter is in how many seconds to ask again; 0 says nothing.
+	retryAfter int
 }
 
 func (d answer) code() int {
@@ -113,6 +115,9 @@ func (d answer) write(w http.ResponseWriter) {
 	}
 	if d.again {
 		w.Header().Set("Idempotency-Replayed", "true")
+	}
+	if d.retryAfter > 0 {
+		setRetryAfter(w, d.retryAfter)
 	}
 	writeBytes(w, d.code(), d.json())
 }
@@ -161,7 +166,7 @@ func (a *API) carryOut(ctx context.Context, w http.ResponseWriter, by string, cm
 			p.Detail += " The reason: " + c.LastError + "."
 		}
 		wait := math.Ceil(time.Until(c.DialsAt).Seconds())
-		w.Header().Set("Retry-After", strconv.Itoa(max(leastRetryAfter, int(wait))))
+		setRetryAfter(w, max(leastRetryAfter, int(wait)))
 	}
 	return answer{problem: &p, written: p.Status == http.StatusBadGateway || p.Status == http.StatusGatewayTimeout}
 }

@@ -89,7 +89,7 @@ func (a *API) askedSince(cmd telephony.Command, at time.Time) bool {
 	if cmd.Kind != telephony.CommandTransfer {
 		return false
 	}
-	_, route, err := a.opts.Events.Call(cmd.CallID)
+	route, err := a.opts.Events.Route(cmd.CallID)
 	return err == nil && route != nil && route.AskedAt.After(at)
 }
 

@@ -67,7 +67,7 @@ func (a *API) connection(w http.ResponseWriter, _ *http.Request) {
 		LastClose     *lastClose                `json:"last_close,omitempty"`
 		LastError     string                    `json:"last_error,omitempty"`
 		ServerVersion string                    `json:"server_version,omitempty"`
-	}{State: c.State, Enabled: c.State != telephony.Disabled, Since: c.Since.UTC(), LastError: c.LastError, ServerVersion: c.ServerVersion}
+	}{State: c.State, Enabled: c.State != telephony.Disabled, Since: c.Since.UTC(), LastError: c.LastError, ServerVersion: telephony.Brief(c.ServerVersion)}
 	if c.CloseCode != 0 {
 		answer.LastClose = &lastClose{c.CloseCode, c.CloseMeaning}
 	}

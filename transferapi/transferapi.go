@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -75,11 +74,14 @@ const Operator = "operator"
 
 // API answers the requests. It is an http.Handler.
 type API struct {
-	opts     Options
-	tokens   map[[sha256.Size]byte]bearer // by the token's hash: looking it up tells nothing about the token
-	mux      *http.ServeMux
-	busy     busy
-	draining chan struct{} // closed when nobody is to wait for events any more
+	opts    Options
+	tokens  map[[sha256.Size]byte]bearer // by the token's hash: looking it up tells nothing about the token
+	mux     *http.ServeMux
+	readers map[string]*reader // by the bearer's name
+	// redeliveries is held by the one who goes through all events, to count or to send them again.
+	redeliveries places
+	busy         busy
+	draining     chan struct{} // closed when nobody is to wait for events any more
 }
 
 // New gives the API. Two bearers of one token are an error, since nobody could tell who calls.
@@ -89,10 +91,11 @@ func New(opts Options) (*API, error) {
 		return nil, errors.New("transferapi: Options.Exchange, Router, Outbox, Deliveries, Events, Keys, Metrics, Logger, CommandTimeout and Rate must be set")
 	}
 	a := &API{
-		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(),
+		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(), readers: map[string]*reader{}, redeliveries: make(places, 1),
 		busy: busy{keys: map[[32]byte]chan struct{}{}}, draining: make(chan struct{}),
 	}
 	for name, token := range opts.Tokens {
+		a.readers[name] = newReader()
 		hash := sha256.Sum256([]byte(token))
 		if other, ok := a.tokens[hash]; ok {
 			return nil, errors.New("transferapi: " + name + " and " + other.name + " have the same token")
@@ -133,12 +136,12 @@ func (a *API) routes() []route {
 		{http.MethodPost, "/v1/calls", bearers, a.command(readCall, "from", "to")},
 		{http.MethodPost, "/v1/transfers", bearers, a.command(readTransfer, "call_id", "to")},
 		{http.MethodPost, "/v1/sms", bearers, a.command(readSMS, "from", "to", "text")},
-		{http.MethodGet, "/v1/calls/{call_id}", bearers, a.getCall},
+		{http.MethodGet, "/v1/calls/{call_id}", bearers, a.reading(a.getCall)},
 		{http.MethodGet, "/v1/events", bearers, a.listEvents},
 		{http.MethodGet, "/v1/connection", bearers, a.connection},
 		{http.MethodPut, "/v1/connection", operatorOnly, a.switchConnection},
-		{http.MethodGet, "/v1/deliveries", bearers, a.listDeliveries},
-		{http.MethodGet, "/v1/deliveries/{id}", bearers, a.getDelivery},
+		{http.MethodGet, "/v1/deliveries", bearers, a.reading(a.listDeliveries)},
+		{http.MethodGet, "/v1/deliveries/{id}", bearers, a.reading(a.getDelivery)},
 		{http.MethodPost, "/v1/deliveries/{id}/redeliver", operatorOnly, a.redeliver},
 		{http.MethodPost, "/v1/redeliver", operatorOnly, a.redeliverAll},
 		{http.MethodGet, "/v1/endpoints", operatorOnly, a.listEndpoints},
@@ -214,7 +217,7 @@ func (a *API) authenticated(who audience, next http.HandlerFunc) http.HandlerFun
 			return
 		}
 		if wait := b.wait(time.Now()); wait > 0 {
-			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+			setRetryAfter(w, int(math.Ceil(wait.Seconds())))
 			problem{Status: http.StatusTooManyRequests, Detail: "Too many requests with this token: API_RATE is how many a second it may make."}.write(w)
 			return
 		}

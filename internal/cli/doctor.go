@@ -198,7 +198,7 @@ func (d *examination) password(ctx context.Context) {
 			d.ill("server", "it does not answer: is it a Prostie Zvonki server?")
 			return
 		}
-		d.well("server", "it lets the bridge in; it is %s", cmp.Or(session.Connection().ServerVersion, "of a version that it does not tell"))
+		d.well("server", "it lets the bridge in; it is %s", cmp.Or(printable(telephony.Brief(session.Connection().ServerVersion)), "of a version that it does not tell"))
 	}
 }
 

@@ -63,7 +63,7 @@ func (p Program) redeliverOne(ctx context.Context, a api, id string) error {
 	if err := a.call(ctx, http.MethodPost, "/v1/deliveries/"+path+"/redeliver", nil, &d); err != nil {
 		return err
 	}
-	fmt.Fprintf(p.Out, "%s of call %s goes to %s again.\n", d.Type, printable(d.CallID), d.Endpoint)
+	fmt.Fprintf(p.Out, "%s of call %s goes to %s again.\n", d.Type, d.call(), d.Endpoint)
 	return nil
 }
 

@@ -5,6 +5,7 @@
 package dashboard
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -39,9 +40,9 @@ type Outbox interface {
 	OldestPending(endpoint string) (time.Time, error)
 	InUse() int64
 	LatestCalls(limit int) ([]string, error)
-	Call(callID string) ([]outbox.CallEvent, *telephony.Route, error)
+	Call(callID string, after uint64) (outbox.CallPage, error)
 	// Sent gives what an endpoint is sent of an event: the content type, and the body as its format has it.
-	Sent(endpoint string, standard []byte) (contentType string, body []byte)
+	Sent(endpoint, eventID string) (contentType string, body []byte, err error)
 	Delivery(id string) (outbox.Delivery, []outbox.Attempt, error)
 	Redeliver(id string) (outbox.Delivery, error)
 	SendTest(ctx context.Context, endpoint string) (eventID string, made outbox.Attempt, err error)
@@ -66,6 +67,7 @@ type Dashboard struct {
 	opts     Options
 	pages    *template.Template
 	logins   *rate.Limiter // with a wrong token
+	watchers chan struct{} // holds one for each page that is watched
 	draining chan struct{} // closed when nobody is to wait for news any more
 }
 
@@ -84,7 +86,7 @@ func New(opts Options) (*Dashboard, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Dashboard{opts: opts, pages: pages, logins: rate.NewLimiter(1, 5), draining: make(chan struct{})}, nil
+	return &Dashboard{opts: opts, pages: pages, logins: rate.NewLimiter(1, 5), watchers: make(chan struct{}, maxWatchers), draining: make(chan struct{})}, nil
 }
 
 // Drain lets go of whoever watches, so that a shutdown does not wait for them.
@@ -192,11 +194,7 @@ func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	d.opts.Logger.Info("delivery is made again", "event_id", delivery.EventID, "endpoint", delivery.Endpoint, "call_id", delivery.CallID)
-	back := "/"
-	if delivery.CallID != "" {
-		back = callPath(delivery.CallID)
-	}
-	http.Redirect(w, r, back, http.StatusSeeOther)
+	http.Redirect(w, r, cmp.Or(callPath(delivery.CallID), "/"), http.StatusSeeOther)
 }
 
 // sendTest sends an endpoint a test and shows what it said.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -333,6 +334,75 @@ func TestPages(t *testing.T) {
 	if resp, err := c.Get(s.URL + "/calls/none"); err != nil || resp.StatusCode != 404 {
 		t.Errorf("no such call: %v, %v", resp.StatusCode, err)
 	}
+}
+
+// The pages are bounded in bytes, whatever the exchange has sent: a call's events come page by page, long requests and long values are shown by their beginning.
+func TestPagesAreBounded(t *testing.T) {
+	s := newStageOf(t, "1", nil)
+	c := s.client(t)
+	page := func(path string) string {
+		resp, err := c.Get(s.URL + path)
+		body := text(t, resp, err)
+		if resp.StatusCode != 200 || len(body) > 4<<20 {
+			t.Errorf("%s: %d, %d bytes", path, resp.StatusCode, len(body))
+		}
+		return body
+	}
+	const events = 120
+	novel := strings.Repeat("9", 260<<10)
+	var batch []telephony.Event
+	for i := range events {
+		e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "call.outgoing", Time: time.Now(), CallID: "77", From: fmt.Sprintf("from-%d-", i), To: "101"}
+		e.Text = strings.Repeat("<", 100<<10)
+		batch = append(batch, e)
+	}
+	batch = append(batch, telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "call.outgoing", Time: time.Now(), CallID: novel, From: "1"})
+	if err := s.box.Append(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	s.exchange.mu.Lock()
+	s.exchange.c.ServerVersion = novel
+	s.exchange.mu.Unlock()
+	if body := page("/"); strings.Count(body, "9") > 2000 || !strings.Contains(body, "Call "+novel[:64]+"…") {
+		t.Errorf("the first page has %d characters of long values:\n%.3000s", strings.Count(body, "9"), body)
+	}
+	body := page("/calls/77")
+	for _, want := range []string{"The request is too long to be shown whole.", "Later events", "from-0-"} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the call's page does not say %q", want)
+		}
+	}
+	pages, shown := 1, strings.Count(body, `<section class="event">`)
+	for next := regexp.MustCompile(`/calls/77\?after=\d+`); next.MatchString(body); pages++ {
+		body = page(next.FindString(body))
+		shown += strings.Count(body, `<section class="event">`)
+	}
+	if shown != events || !strings.Contains(body, "From the beginning") || strings.Contains(body, "Later events") {
+		t.Errorf("%d events on %d pages", shown, pages)
+	}
+}
+
+// So many pages may be watched at a time: each is made anew every second.
+func TestWatchersAreBounded(t *testing.T) {
+	s := newStage(t, nil)
+	c := s.client(t)
+	watch := func() *http.Response {
+		resp, err := c.Get(s.URL + "/live")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp
+	}
+	var watching []*http.Response
+	for range maxWatchers {
+		watching = append(watching, watch())
+	}
+	if resp := watch(); watching[maxWatchers-1].StatusCode != 200 || resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("the last is %d, one too many is %d %v", watching[maxWatchers-1].StatusCode, resp.StatusCode, resp.Header)
+	}
+	watching[0].Body.Close()
+	eventually(t, "there is a place again", func() bool { return watch().StatusCode == 200 })
 }
 
 func eventually(t *testing.T, what string, so func() bool) {

@@ -88,6 +88,8 @@ var russian = words{
 	"transferred": "переведён", "not redirected": "без переадресации",
 	"pending": "ждёт", "delivered": "доставлено", "expired": "устарело", "dead": "не доставлено", "No attempt was made.": "Попыток не было.",
 	"Test of": "Проверка", "It was taken.": "Принято.", "It was not taken.": "Не принято.", "That did not work.": "Не получилось.",
+	"The request is too long to be shown whole.": "Запрос слишком длинный, чтобы показать его целиком.",
+	"From the beginning":                         "С начала", "Later events": "Дальнейшие события",
 	"Timeline": "Ход звонка", "live": "обновляется", "not live: reload the page": "не обновляется: перезагрузите страницу",
 	"Skip to the content": "Перейти к содержимому",
 	"ms":                  "мс", "s": "с", "min": "мин", "h": "ч", "d": "д", "MiB": "МиБ", "times are in": "время —",
