@@ -84,12 +84,14 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	api, err := transferapi.New(transferapi.Options{
 		Exchange: session, Router: router, Outbox: box, Deliveries: box, Events: box, Keys: box, Metrics: counted.Handler(), MetricsPublic: cfg.MetricsPublic,
 		Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Rate: cfg.APIRate, Logger: logger,
+		WrongToken: func() { counted.WrongToken(metrics.ToAPI) },
 	})
 	if err != nil {
 		return err
 	}
 	pages, err := dashboard.New(dashboard.Options{
 		Exchange: session, Outbox: box, Stats: seen, Token: cfg.APIToken, MaxBytes: cfg.OutboxMaxBytes, BehindProxy: cfg.BehindProxy, Version: version, Logger: logger,
+		WrongToken: func() { counted.WrongToken(metrics.ToDashboard) },
 	})
 	if err != nil {
 		return err

@@ -23,7 +23,8 @@ import (
 
 // The file. Numbers are big-endian, so that keys sort as numbers do.
 //
-//	meta                       schema, client_guid, pruned (the highest number of an event that was removed), disconnected (that it is to be so)
+//	meta                       schema, client_guid, pruned (the highest number of an event that was removed), disconnected (that it is to be so),
+//	                           sessions (the generation of those of the dashboard that are good)
 //	events                     number              -> an event: see encodeEvent
 //	ids                        event ID            -> number
 //	calls                      call key, sequence  -> number, fingerprint
@@ -52,6 +53,7 @@ var (
 	keyClientGUID   = []byte("client_guid")
 	keyPruned       = []byte("pruned")
 	keyDisconnected = []byte("disconnected")
+	keySessions     = []byte("sessions")
 	keyCounts       = []byte("counts")
 )
 

@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
 
@@ -67,6 +68,7 @@ type Options struct {
 	CommandTimeout time.Duration // how long the exchange may take to answer
 	Rate           float64       // requests a second of each token
 	Logger         *slog.Logger
+	WrongToken     func() // counts a request with a token that is none; may be nil
 }
 
 // Operator is the name under which the operator's token stands in Options.Tokens. No endpoint can have it.
@@ -81,6 +83,7 @@ type API struct {
 	// redeliveries is held by the one who goes through all events, to count or to send them again.
 	redeliveries places
 	busy         busy
+	wrong        *repeat.Tally // requests with a token that is none
 	draining     chan struct{} // closed when nobody is to wait for events any more
 }
 
@@ -92,7 +95,7 @@ func New(opts Options) (*API, error) {
 	}
 	a := &API{
 		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(), readers: map[string]*reader{}, redeliveries: make(places, 1),
-		busy: busy{keys: map[[32]byte]chan struct{}{}}, draining: make(chan struct{}),
+		busy: busy{keys: map[[32]byte]chan struct{}{}}, wrong: repeat.NewTally(opts.Logger), draining: make(chan struct{}),
 	}
 	for name, token := range opts.Tokens {
 		a.readers[name] = newReader()
@@ -166,6 +169,7 @@ func describe(w http.ResponseWriter, _ *http.Request) {
 
 // ServeHTTP answers one request.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("X-Content-Type-Options", "nosniff") // a caller chooses some of what is in an answer
 	if _, pattern := a.mux.Handler(r); pattern != "" {
 		a.mux.ServeHTTP(w, r)
 		return
@@ -204,11 +208,26 @@ func caller(r *http.Request) string {
 	return name
 }
 
+// bearer says who calls, by the token. A token that is none is counted, and told of now and then: somebody may be guessing, or has not been told of a new one.
+func (a *API) bearer(r *http.Request) (b bearer, known bool) {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	token = strings.TrimSpace(token)
+	if b, known = a.tokens[sha256.Sum256([]byte(token))]; known && strings.EqualFold(scheme, "Bearer") {
+		return b, true
+	}
+	if token != "" {
+		if a.opts.WrongToken != nil {
+			a.opts.WrongToken()
+		}
+		a.wrong.Happened("requests had a wrong token", "remote", r.RemoteAddr)
+	}
+	return bearer{}, false
+}
+
 func (a *API) authenticated(who audience, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		b, known := a.tokens[sha256.Sum256([]byte(strings.TrimSpace(token)))]
-		if !strings.EqualFold(scheme, "Bearer") || !known {
+		b, known := a.bearer(r)
+		if !known {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="pzbridge"`)
 			problem{
 				Status: http.StatusUnauthorized,

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -276,8 +277,8 @@ func TestWhoMayCall(t *testing.T) {
 		if w.Code >= 400 && c.want != 503 {
 			asProblem(t, w)
 		}
-		if w.Header().Get("Cache-Control") != "no-store" {
-			t.Errorf("%s may be cached: %v", c.name, w.Header())
+		if w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("%s may be cached, or taken for something else: %v", c.name, w.Header())
 		}
 		if c.want == 405 && w.Header().Get("Allow") != "POST" || c.want == 401 && w.Header().Get("WWW-Authenticate") == "" {
 			t.Errorf("%s: headers %v", c.name, w.Header())
@@ -304,7 +305,7 @@ func TestConnectionAndReadiness(t *testing.T) {
 	a := newAPI(t, e, o, &bytes.Buffer{})
 	get := func(path string) (int, string) {
 		r := httptest.NewRequest(http.MethodGet, path, nil)
-		r.Header.Set("Authorization", "Bearer "+crmToken)
+		r.Header.Set("Authorization", "Bearer "+operatorToken)
 		w := httptest.NewRecorder()
 		serve(a, w, r)
 		return w.Code, strings.TrimSpace(w.Body.String())
@@ -327,6 +328,61 @@ func TestConnectionAndReadiness(t *testing.T) {
 	if status, body := get("/readyz"); status != 200 || body != want {
 		t.Errorf("with endpoints that are not well: %d %s", status, body)
 	}
+}
+
+// Who is not the operator learns from /readyz whether the bridge is ready and of what kind the trouble is: no names, no numbers, nothing that somebody has answered.
+func TestReadinessForStrangers(t *testing.T) {
+	e := &exchange{connection: telephony.Connection{State: telephony.Disconnected, LastError: "closed with code 4008"}}
+	o := newBox(t)
+	o.err = errors.New("no space left on device")
+	o.endpoints = []outbox.EndpointStatus{
+		{Name: "crm", State: "failing", LastError: "HTTP 500", Pending: 7}, {Name: "third", State: "paused", LastError: "HTTP 429", Pending: 1},
+	}
+	a := newAPI(t, e, o, &bytes.Buffer{})
+	const notReady = `{"status":"not ready","problems":["The outbox cannot be written. Events wait in memory.",` +
+		`"There is no connection to the Prostie Zvonki server."],"warnings":["A CRM does not take its events."]}`
+	for _, authorization := range []string{"", "Bearer " + crmToken, "Bearer x", "Basic " + operatorToken} {
+		r := httptest.NewRequest(http.MethodGet, "/readyz", nil)
+		r.Header.Set("Authorization", authorization)
+		w := httptest.NewRecorder()
+		serve(a, w, r)
+		if got := strings.TrimSpace(w.Body.String()); w.Code != 503 || got != notReady {
+			t.Errorf("%q: %d %s", authorization, w.Code, got)
+		}
+	}
+	if w := get(a, "/readyz", operatorToken); w.Code != 503 || !strings.Contains(w.Body.String(), "no space left on device") ||
+		!strings.Contains(w.Body.String(), "closed with code 4008") || !strings.Contains(w.Body.String(), "third is paused: HTTP 429") {
+		t.Errorf("the operator: %d %s", w.Code, w.Body)
+	}
+	e.connection, o.err = telephony.Connection{State: telephony.Connected}, nil
+	if w := get(a, "/readyz", "x"); w.Code != 200 || strings.TrimSpace(w.Body.String()) != `{"status":"ready","warnings":["A CRM does not take its events."]}` {
+		t.Errorf("ready: %d %s", w.Code, w.Body)
+	}
+}
+
+// Each request with a wrong token is counted; the log tells of them now and then, and never the token.
+func TestWrongTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		wrong := 0
+		a := newAPI(t, &exchange{}, newBox(t), &log)
+		a.opts.WrongToken = func() { wrong++ }
+		for range 5 {
+			get(a, "/v1/connection", "a-wrong-token-0123456789")
+		}
+		get(a, "/readyz", "a-wrong-token-0123456789")
+		get(a, "/v1/connection", crmToken)
+		send(a, "GET", "/v1/connection", "", "")
+		if lines := strings.Count(log.String(), "\n"); wrong != 6 || lines != 1 || !strings.Contains(log.String(), "remote=192.0.2.1:1234 times=1\n") {
+			t.Errorf("%d counted, the log: %s", wrong, log.String())
+		}
+		time.Sleep(30 * time.Second)
+		log.Reset()
+		get(a, "/v1/connection", "a-wrong-token-0123456789")
+		if !strings.Contains(log.String(), "times=6\n") || strings.Contains(log.String(), "0123456789") {
+			t.Errorf("half a minute later: %s", log.String())
+		}
+	})
 }
 
 // request sends a request with a token and decodes the answer.

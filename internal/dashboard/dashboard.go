@@ -11,18 +11,22 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"embed"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"html/template"
 	"io/fs"
 	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
 
+	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
 )
@@ -47,6 +51,9 @@ type Outbox interface {
 	Redeliver(id string) (outbox.Delivery, error)
 	SendTest(ctx context.Context, endpoint string) (eventID string, made outbox.Attempt, err error)
 	Connect(enabled bool) error
+	// Sessions is the generation of the sessions that are good; EndSessions begins another one, which is kept through restarts.
+	Sessions() (uint64, error)
+	EndSessions() (uint64, error)
 }
 
 // Options says what is shown, and to whom.
@@ -60,6 +67,7 @@ type Options struct {
 	BehindProxy bool
 	Version     string
 	Logger      *slog.Logger
+	WrongToken  func() // counts an attempt to sign in with a wrong token; may be nil
 }
 
 // Dashboard shows the pages.
@@ -67,6 +75,8 @@ type Dashboard struct {
 	opts     Options
 	pages    *template.Template
 	logins   *rate.Limiter // with a wrong token
+	wrong    *repeat.Tally // likewise
+	sessions atomic.Uint64 // the generation of those that are good
 	watchers chan struct{} // holds one for each page that is watched
 	draining chan struct{} // closed when nobody is to wait for news any more
 }
@@ -86,7 +96,13 @@ func New(opts Options) (*Dashboard, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Dashboard{opts: opts, pages: pages, logins: rate.NewLimiter(1, 5), watchers: make(chan struct{}, maxWatchers), draining: make(chan struct{})}, nil
+	d := &Dashboard{
+		opts: opts, pages: pages, logins: rate.NewLimiter(1, 5), wrong: repeat.NewTally(opts.Logger), watchers: make(chan struct{}, maxWatchers),
+		draining: make(chan struct{}),
+	}
+	generation, err := opts.Outbox.Sessions()
+	d.sessions.Store(generation)
+	return d, err
 }
 
 // Drain lets go of whoever watches, so that a shutdown does not wait for them.
@@ -96,7 +112,7 @@ func (d *Dashboard) Drain() { close(d.draining) }
 func (d *Dashboard) Handler(next http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	files, _ := fs.Sub(assets, "assets") // the folder is embedded
-	mux.Handle("GET /assets/", http.StripPrefix("/assets/", http.FileServerFS(files)))
+	mux.Handle("GET /assets/{file}", http.StripPrefix("/assets/", http.FileServerFS(files)))
 	mux.HandleFunc("GET /login", d.loginPage)
 	mux.HandleFunc("POST /login", d.login)
 	mux.HandleFunc("POST /logout", d.logout)
@@ -125,10 +141,11 @@ func (d *Dashboard) Handler(next http.Handler) http.Handler {
 
 const cookieName = "pzbridge"
 
-// pass is what the cookie holds: it follows from the token and does not tell it, and it is good until the token is changed.
+// pass is what the cookie holds: it follows from the token and does not tell it, and it is good until the token is changed or somebody signs out.
 func (d *Dashboard) pass() string {
 	mac := hmac.New(sha256.New, []byte(d.opts.Token))
 	mac.Write([]byte("pzbridge dashboard"))
+	mac.Write(binary.BigEndian.AppendUint64(nil, d.sessions.Load()))
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
@@ -163,20 +180,34 @@ func (d *Dashboard) loginPage(w http.ResponseWriter, r *http.Request) {
 func (d *Dashboard) login(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 4096)
 	token := strings.TrimSpace(r.PostFormValue("token"))
+	right := d.opts.Token != "" && subtle.ConstantTimeCompare([]byte(token), []byte(d.opts.Token)) == 1
+	if !right && d.opts.WrongToken != nil {
+		d.opts.WrongToken()
+	}
 	switch {
-	case d.opts.Token != "" && subtle.ConstantTimeCompare([]byte(token), []byte(d.opts.Token)) == 1:
+	case right:
 		d.setCookie(w, r, d.pass(), 30*24*time.Hour)
 		http.Redirect(w, r, "/", http.StatusSeeOther)
 	case !d.logins.Allow(): // only wrong ones are counted, or anybody could keep the operator out
 		d.render(w, r, http.StatusTooManyRequests, "login", map[string]any{"Problem": "Too many attempts. Wait a few seconds."})
 	default:
-		d.opts.Logger.Warn("somebody tried to open the dashboard with a wrong token", "remote", r.RemoteAddr)
+		d.wrong.Happened("somebody tried to open the dashboard with a wrong token", "remote", r.RemoteAddr)
 		d.render(w, r, http.StatusUnauthorized, "login", map[string]any{"Problem": "That is not the token of API_TOKEN.", "NoToken": d.opts.Token == ""})
 	}
 }
 
+// logout ends all sessions, those of other browsers too: there is one operator, and a cookie that was stolen is good no longer then. Who is not signed in ends none.
 func (d *Dashboard) logout(w http.ResponseWriter, r *http.Request) {
+	known := d.knows(r)
 	d.setCookie(w, r, "", -time.Second)
+	if known {
+		generation, err := d.opts.Outbox.EndSessions()
+		if err != nil {
+			d.failed(w, r, fmt.Errorf("only this browser is signed out, since that cannot be stored: %w", err))
+			return
+		}
+		d.sessions.Store(generation)
+	}
 	http.Redirect(w, r, "/login", http.StatusSeeOther)
 }
 

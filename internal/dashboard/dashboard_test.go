@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -198,6 +199,10 @@ func TestWhoMayLook(t *testing.T) {
 		{"POST", "/actions/redeliver", 303},
 		{"POST", "/actions/test", 303},
 		{"GET", "/assets/dashboard.css", 200},
+		{"GET", "/assets/", 404},
+		{"GET", "/assets", 404},
+		{"GET", "/assets/none", 404},
+		{"GET", "/assets/%2e%2e/templates/pages.html", 404},
 		{"GET", "/other", 404},
 	} {
 		r, _ := http.NewRequest(c.method, s.URL+c.path, nil)
@@ -333,6 +338,78 @@ func TestPages(t *testing.T) {
 	}
 	if resp, err := c.Get(s.URL + "/calls/none"); err != nil || resp.StatusCode != 404 {
 		t.Errorf("no such call: %v, %v", resp.StatusCode, err)
+	}
+}
+
+// Signing out ends the sessions of all browsers, also what they watch, and after a restart too; a stranger ends none.
+func TestSigningOut(t *testing.T) {
+	s := newStage(t, nil)
+	mine, stolen := s.client(t), s.client(t)
+	code := func(c *http.Client, method, url string) int {
+		r, _ := http.NewRequest(method, url, nil)
+		resp, err := c.Do(r)
+		text(t, resp, err)
+		return resp.StatusCode
+	}
+	stranger := &http.Client{CheckRedirect: mine.CheckRedirect}
+	if out, in := code(stranger, "POST", s.URL+"/logout"), code(stolen, "GET", s.URL+"/"); out != 303 || in != 200 {
+		t.Fatalf("a stranger signs out: %d, and then the page is %d", out, in)
+	}
+	watched, err := stolen.Get(s.URL + "/live")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := code(mine, "POST", s.URL+"/logout"); got != 303 {
+		t.Errorf("signing out: %d", got)
+	}
+	if page, live, action := code(stolen, "GET", s.URL+"/"), code(stolen, "GET", s.URL+"/live"), code(stolen, "POST", s.URL+"/actions/connection"); page != 303 || live != 401 || action != 303 {
+		t.Errorf("with a cookie of before: %d, %d, %d", page, live, action)
+	}
+	text(t, watched, nil) // it ends
+	restarted, err := New(s.dashboard.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := httptest.NewServer(restarted.Handler(http.NotFoundHandler()))
+	defer again.Close()
+	if got := code(stolen, "GET", again.URL+"/"); got != 303 {
+		t.Errorf("after a restart: %d", got)
+	}
+	signedIn := s.client(t)
+	if before, after := code(signedIn, "GET", s.URL+"/"), code(signedIn, "GET", again.URL+"/"); before != 200 || after != 200 {
+		t.Errorf("who has signed in since: %d, after a restart %d", before, after)
+	}
+}
+
+// A generation that cannot be stored ends the sessions in no other browser, and says so.
+func TestSigningOutOnAFullDisk(t *testing.T) {
+	s := newStage(t, func(o *Options) { o.Outbox = fullDisk{o.Outbox} })
+	c := s.client(t)
+	resp, err := c.PostForm(s.URL+"/logout", nil)
+	if body := text(t, resp, err); resp.StatusCode != 400 || !strings.Contains(body, "only this browser is signed out") || len(resp.Cookies()) != 1 || resp.Cookies()[0].MaxAge >= 0 {
+		t.Errorf("%d %v %s", resp.StatusCode, resp.Cookies(), body)
+	}
+}
+
+type fullDisk struct{ Outbox }
+
+func (fullDisk) EndSessions() (uint64, error) { return 0, errors.New("no space left on device") }
+
+// A wrong token is counted each time, and told of now and then.
+func TestWrongTokensAreCounted(t *testing.T) {
+	var log bytes.Buffer
+	wrong := 0
+	s := newStage(t, func(o *Options) {
+		o.Logger, o.WrongToken = slog.New(slog.NewTextHandler(&log, nil)), func() { wrong++ }
+	})
+	for range 9 {
+		resp, err := http.PostForm(s.URL+"/login", url.Values{"token": {"wrong-token-0123456789"}})
+		text(t, resp, err)
+	}
+	s.client(t)
+	s.Close()
+	if wrong != 9 || strings.Count(log.String(), "\n") != 1 || strings.Contains(log.String(), "0123456789") {
+		t.Errorf("%d are counted, the log: %s", wrong, log.String())
 	}
 }
 

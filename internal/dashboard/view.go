@@ -163,7 +163,7 @@ func (d *Dashboard) live(w http.ResponseWriter, r *http.Request) {
 	tick := time.NewTicker(liveEvery)
 	defer tick.Stop()
 	var last []byte
-	for quiet := 0; ; quiet++ {
+	for quiet := 0; d.knows(r); quiet++ { // until whoever looks has signed out, in whichever browser
 		o, err := d.overview(wordsFor(r))
 		if err != nil {
 			return

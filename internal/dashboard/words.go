@@ -125,6 +125,7 @@ var inRussian = strings.NewReplacer(
 	"connect: connection refused", "в соединении отказано",
 	"no such host", "такого имени нет",
 	"no answer within ", "нет ответа за ",
+	"only this browser is signed out, since that cannot be stored: ", "вышел только этот браузер, так как это нельзя сохранить: ",
 	"the outbox is full: ", "хранилище заполнено: ",
 	" of it are in use, ", " занято, ",
 	" are allowed (OUTBOX_MAX_BYTES); it holds events that a CRM has not taken yet", " разрешено (OUTBOX_MAX_BYTES); в нём события, которые CRM ещё не приняла",
