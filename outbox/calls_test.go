@@ -109,7 +109,7 @@ func TestKeysArePruned(t *testing.T) {
 		o := openOutbox(t, Options{})
 		defer run(t, o)()
 		for i := range byte(3) {
-			if taken, err := o.ClaimKey([32]byte{i}, [32]byte{}); taken != nil || err != nil {
+			if taken, err := o.ClaimKey("crm", [32]byte{i}, [32]byte{}); taken != nil || err != nil {
 				t.Fatal(taken, err)
 			}
 			time.Sleep(10 * time.Hour)

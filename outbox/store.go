@@ -31,6 +31,7 @@ import (
 //	routes                     call key            -> a telephony.Route as JSON
 //	questions                  number              -> nothing; one for each event that endpoints are being asked about
 //	keys                       hash of a key       -> an idempotency key's request and answer: see encodeClaim
+//	key_ages/NAME              time, hash          -> the bytes that a bearer's key takes: see putKey
 //	endpoints/NAME             "counts"            -> how many deliveries are in each state: see counts
 //	endpoints/NAME/deliveries  number              -> a delivery and its last attempts: see encodeDelivery
 //	endpoints/NAME/due         time, number        -> nothing; one for each pending delivery that is not held, nor of a question
@@ -45,6 +46,7 @@ var (
 	bucketRoutes     = []byte("routes")
 	bucketQuestions  = []byte("questions")
 	bucketKeys       = []byte("keys")
+	bucketKeyAges    = []byte("key_ages")
 	bucketEndpoints  = []byte("endpoints")
 	bucketDeliveries = []byte("deliveries")
 	bucketDue        = []byte("due")
@@ -184,7 +186,7 @@ func (s *store) prepare(tx *bolt.Tx) error {
 			return fmt.Errorf("%w (another program has made it)", ErrNotOutbox)
 		}
 	}
-	for _, name := range [][]byte{bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketRoutes, bucketQuestions, bucketKeys, bucketEndpoints} {
+	for _, name := range [][]byte{bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketRoutes, bucketQuestions, bucketKeys, bucketKeyAges, bucketEndpoints} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -393,7 +395,7 @@ func (s *store) isToConnect() (enabled bool, err error) {
 // txn is a transaction with its buckets, each looked up once.
 type txn struct {
 	*bolt.Tx
-	meta, events, ids, calls, routes, questions, keys, endpoints *bolt.Bucket
+	meta, events, ids, calls, routes, questions, keys, ages, endpoints *bolt.Bucket
 
 	queues   map[string]*queue
 	byID     finder                       // in ids
@@ -408,7 +410,7 @@ type txn struct {
 func newTxn(tx *bolt.Tx) *txn {
 	t := &txn{
 		Tx: tx, meta: tx.Bucket(bucketMeta), events: tx.Bucket(bucketEvents), ids: tx.Bucket(bucketIDs), calls: tx.Bucket(bucketCalls),
-		routes: tx.Bucket(bucketRoutes), questions: tx.Bucket(bucketQuestions), keys: tx.Bucket(bucketKeys), endpoints: tx.Bucket(bucketEndpoints),
+		routes: tx.Bucket(bucketRoutes), questions: tx.Bucket(bucketQuestions), keys: tx.Bucket(bucketKeys), ages: tx.Bucket(bucketKeyAges), endpoints: tx.Bucket(bucketEndpoints),
 		queues: map[string]*queue{}, prints: map[string]map[[16]byte]bool{},
 	}
 	fill(t.events)

@@ -183,7 +183,8 @@ func (a *API) do(ctx context.Context, by string, cmd telephony.Command) error {
 }
 
 func commandProblem(err error) problem {
-	p := problem{Status: http.StatusGatewayTimeout, Detail: sentence(err)}
+	// The exchange says why it refuses, in as many words as it likes; with a key, they would be kept for a day.
+	p := problem{Status: http.StatusGatewayTimeout, Detail: telephony.BriefText(sentence(err))}
 	var refused *telephony.RefusedError
 	var decided *telephony.DecidedError
 	switch {

@@ -301,11 +301,11 @@ func showRoute(r telephony.Route, mine func(name string) bool) *routing {
 	}
 	for _, p := range r.Replies {
 		if mine(p.By) {
-			out.Replies = append(out.Replies, reply{By: p.By, At: p.At.UTC(), Kind: p.Kind, TransferTo: p.To, Reason: p.Why})
+			out.Replies = append(out.Replies, reply{By: p.By, At: p.At.UTC(), Kind: p.Kind, TransferTo: p.To, Reason: telephony.BriefText(p.Why)})
 		}
 	}
 	if r.Transfer != "" {
-		out.Transfer = &transfer{To: r.To, State: r.Transfer, At: r.TransferAt.UTC(), Error: r.TransferError}
+		out.Transfer = &transfer{To: r.To, State: r.Transfer, At: r.TransferAt.UTC(), Error: telephony.BriefText(r.TransferError)}
 	}
 	return out
 }

@@ -193,6 +193,40 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// What the exchange says when it refuses is told by its beginning, and that is what is kept with a key.
+func TestLongRefusal(t *testing.T) {
+	e := &exchange{connection: telephony.Connection{State: telephony.Connected}, err: &telephony.RefusedError{Code: "2", Details: strings.Repeat("no", 300<<10)}}
+	b := &keyBearers{box: newBox(t)}
+	a := newAPI(t, e, b.box, &bytes.Buffer{})
+	a.opts.Keys = b
+	for range 2 {
+		w := send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "k")
+		if p := asProblem(t, w); w.Code != 502 || len(p.Detail) > 2000 || !strings.HasSuffix(p.Detail, "…") {
+			t.Errorf("%d %.300s", w.Code, w.Body)
+		}
+	}
+	send(a, "POST", "/v1/calls", operatorToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "k")
+	if want := []string{"crm", "crm", "crm", Operator, Operator}; len(e.got) != 2 || !slices.Equal(b.got, want) {
+		t.Errorf("%d commands; keys were taken and answered for %v", len(e.got), b.got)
+	}
+}
+
+// keyBearers notes for whom keys are taken and answered.
+type keyBearers struct {
+	*box
+	got []string
+}
+
+func (b *keyBearers) ClaimKey(bearer string, key, request [32]byte) (*outbox.Claim, error) {
+	b.got = append(b.got, bearer)
+	return b.box.ClaimKey(bearer, key, request)
+}
+
+func (b *keyBearers) AnswerKey(bearer string, key, request [32]byte, status int, answer []byte) error {
+	b.got = append(b.got, bearer)
+	return b.box.AnswerKey(bearer, key, request, status, answer)
+}
+
 func TestHowACommandCanEnd(t *testing.T) {
 	for status, err := range map[int]error{
 		http.StatusOK:                 nil,

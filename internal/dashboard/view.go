@@ -304,7 +304,7 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 		case telephony.ReplyNumber:
 			text = p.By + " → " + p.To
 		case telephony.ReplyOut:
-			text = p.By + ": " + t["no answer"] + " (" + t.say(p.Why) + ")"
+			text = p.By + ": " + t["no answer"] + " (" + t.say(telephony.BriefText(p.Why)) + ")"
 		}
 		steps = append(steps, step{At: p.At, Kind: "answered", Text: text})
 	}
@@ -314,7 +314,7 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 			text = t["not redirected"]
 		}
 		if r.TransferError != "" {
-			text += ": " + t.say(r.TransferError)
+			text += ": " + t.say(telephony.BriefText(r.TransferError))
 		}
 		steps = append(steps, step{At: r.TransferAt, Kind: "transferred", Text: text})
 	}

@@ -16,4 +16,7 @@ func TestBrief(t *testing.T) {
 			t.Errorf("%d bytes become %q", len(s), got)
 		}
 	}
+	if got := BriefText(strings.Repeat("ж", 1001)); got != strings.Repeat("ж", 1000)+"…" {
+		t.Errorf("a text becomes %q", got)
+	}
 }
