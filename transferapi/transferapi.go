@@ -208,20 +208,32 @@ func caller(r *http.Request) string {
 	return name
 }
 
-// bearer says who calls, by the token. A token that is none is counted, and told of now and then: somebody may be guessing, or has not been told of a new one.
-func (a *API) bearer(r *http.Request) (b bearer, known bool) {
+// Knows says whether a request has a token, without counting it.
+func (a *API) Knows(r *http.Request) bool {
+	_, _, known := a.lookUp(r)
+	return known
+}
+
+func (a *API) lookUp(r *http.Request) (token string, b bearer, known bool) {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	token = strings.TrimSpace(token)
-	if b, known = a.tokens[sha256.Sum256([]byte(token))]; known && strings.EqualFold(scheme, "Bearer") {
-		return b, true
+	if !strings.EqualFold(scheme, "Bearer") {
+		return token, bearer{}, false
 	}
-	if token != "" {
+	b, known = a.tokens[sha256.Sum256([]byte(token))]
+	return token, b, known
+}
+
+// bearer says who calls, by the token. A token that is none is counted, and told of now and then: somebody may be guessing, or has not been told of a new one.
+func (a *API) bearer(r *http.Request) (b bearer, known bool) {
+	token, b, known := a.lookUp(r)
+	if !known && token != "" {
 		if a.opts.WrongToken != nil {
 			a.opts.WrongToken()
 		}
 		a.wrong.Happened("requests had a wrong token", "remote", r.RemoteAddr)
 	}
-	return bearer{}, false
+	return b, known
 }
 
 func (a *API) authenticated(who audience, next http.HandlerFunc) http.HandlerFunc {

@@ -149,7 +149,8 @@ func (d *Dashboard) pass() string {
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
-func (d *Dashboard) knows(r *http.Request) bool {
+// Knows says whether a request comes from a browser that is signed in.
+func (d *Dashboard) Knows(r *http.Request) bool {
 	cookie, err := r.Cookie(cookieName)
 	return err == nil && d.opts.Token != "" && subtle.ConstantTimeCompare([]byte(cookie.Value), []byte(d.pass())) == 1
 }
@@ -157,7 +158,7 @@ func (d *Dashboard) knows(r *http.Request) bool {
 func (d *Dashboard) behindToken(next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
-		case d.knows(r):
+		case d.Knows(r):
 			next(w, r)
 		case r.URL.Path == "/live":
 			http.Error(w, wordsFor(r)["Sign in again."], http.StatusUnauthorized)
@@ -198,7 +199,7 @@ func (d *Dashboard) login(w http.ResponseWriter, r *http.Request) {
 
 // logout ends all sessions, those of other browsers too: there is one operator, and a cookie that was stolen is good no longer then. Who is not signed in ends none.
 func (d *Dashboard) logout(w http.ResponseWriter, r *http.Request) {
-	known := d.knows(r)
+	known := d.Knows(r)
 	d.setCookie(w, r, "", -time.Second)
 	if known {
 		generation, err := d.opts.Outbox.EndSessions()

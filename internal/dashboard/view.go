@@ -57,7 +57,7 @@ func (d *Dashboard) render(w http.ResponseWriter, r *http.Request, status int, n
 	if v, ok := data.(callView); ok {
 		title = t["Call"] + " " + telephony.Brief(v.ID)
 	}
-	if err := d.pages.ExecuteTemplate(&b, name, page{T: t, Title: title, Version: d.opts.Version, In: d.knows(r), Data: data}); err != nil {
+	if err := d.pages.ExecuteTemplate(&b, name, page{T: t, Title: title, Version: d.opts.Version, In: d.Knows(r), Data: data}); err != nil {
 		d.opts.Logger.Error("a page cannot be shown", "page", name, "err", err.Error())
 		http.Error(w, "The page cannot be shown; the log says why.", http.StatusInternalServerError)
 		return
@@ -163,7 +163,7 @@ func (d *Dashboard) live(w http.ResponseWriter, r *http.Request) {
 	tick := time.NewTicker(liveEvery)
 	defer tick.Stop()
 	var last []byte
-	for quiet := 0; d.knows(r); quiet++ { // until whoever looks has signed out, in whichever browser
+	for quiet := 0; d.Knows(r); quiet++ { // until whoever looks has signed out, in whichever browser
 		o, err := d.overview(wordsFor(r))
 		if err != nil {
 			return
