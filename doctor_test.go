@@ -302,7 +302,7 @@ func TestCommandsThatAsk(t *testing.T) {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 	eventually(t, "it has arrived", func() bool {
-		out, code := ask("redeliver", "-endpoint", "crm", "-dry-run", "-states", "delivered")
+		out, code := ask("redeliver", "-endpoint", "crm", "-since", "1h", "-dry-run", "-states", "delivered")
 		return code == 0 && !strings.HasPrefix(out, "0 ") && strings.Contains(out, "would be sent again")
 	})
 	if out, code := ask("redeliver", "-endpoint", "crm", "-since", "1h", "-states", "delivered,dead"); code != 0 || !strings.Contains(out, "are sent again") {
@@ -310,13 +310,13 @@ func TestCommandsThatAsk(t *testing.T) {
 	}
 	refuses.Store(true)
 	for _, states := range []string{"delivered", "delivered,dead"} {
-		out, code := ask("redeliver", "-endpoint", "crm", "-states", states)
+		out, code := ask("redeliver", "-endpoint", "crm", "-since", "1h", "-states", states)
 		if code != 1 || !strings.Contains(out, "deliveries have died meanwhile") {
 			t.Errorf("of those that are %s and die again: exit code %d: %s", states, code, out)
 		}
 	}
 	refuses.Store(false)
-	if out, code := ask("redeliver", "-endpoint", "crm"); code != 0 || strings.HasPrefix(out, "0 ") {
+	if out, code := ask("redeliver", "-endpoint", "crm", "-since", "1h"); code != 0 || strings.HasPrefix(out, "0 ") {
 		t.Errorf("exit code %d: %s", code, out)
 	}
 	for _, args := range [][]string{
@@ -330,7 +330,9 @@ func TestCommandsThatAsk(t *testing.T) {
 		{"redeliver", "-since", "1h", id},
 		{"redeliver", "-endpoint", "crm", "-since", "7d"},
 		{"redeliver", "-endpoint", "crm", "-since", "-1h"},
-		{"redeliver", "-endpoint", "crm", "-states", ""},
+		{"redeliver", "-endpoint", "crm", "-since", "1h", "-states", ""},
+		{"redeliver", "-endpoint", "crm"},
+		{"redeliver", "-endpoint", "crm", "-dry-run"},
 		{"deliveries", "a", "b"},
 		{"deliveries", "-state", "dead", id},
 		{"deliveries", id, "-state", "dead"},
@@ -361,7 +363,7 @@ func TestCommandsThatAsk(t *testing.T) {
 	if code := p.exitCode(); code != 2 || !strings.Contains(p.log.String(), "PZBRIDGE_URL must be") {
 		t.Errorf("of an address that is none: %d %s", code, p.log.String())
 	}
-	for _, args := range [][]string{{"redeliver", "x.crm"}, {"redeliver", "-endpoint", "nobody"}, {"deliveries", "-state", "lost"}, {"deliveries", "-endpoint", "nobody"}} {
+	for _, args := range [][]string{{"redeliver", "x.crm"}, {"redeliver", "-endpoint", "nobody", "-since", "1h"}, {"deliveries", "-state", "lost"}, {"deliveries", "-endpoint", "nobody"}} {
 		if out, code := ask(args...); code != 1 {
 			t.Errorf("%v: exit code %d: %s", args, code, out)
 		}
@@ -376,7 +378,7 @@ func TestCommandsAskThroughNoProxy(t *testing.T) {
 	for _, args := range [][]string{
 		{"deliveries"},
 		{"redeliver", "x.crm"},
-		{"redeliver", "-endpoint", "crm"},
+		{"redeliver", "-endpoint", "crm", "-since", "24h"},
 		{"send-test", "crm"},
 		{"tail"},
 		{"healthcheck"},

@@ -19,6 +19,7 @@ import (
 
 	"pzbridge/internal/cli"
 	"pzbridge/internal/config"
+	"pzbridge/internal/connlimit"
 	"pzbridge/internal/dashboard"
 	"pzbridge/internal/metrics"
 	"pzbridge/internal/telephony"
@@ -99,16 +100,21 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	api, err := transferapi.New(transferapi.Options{
 		Exchange: session, Router: router, Outbox: box, Deliveries: box, Events: box, Keys: box, Metrics: counted.Handler(), MetricsPublic: cfg.MetricsPublic,
 		Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Rate: cfg.APIRate, Logger: logger,
+		WrongToken: func() { counted.WrongToken(metrics.ToAPI) },
 	})
 	if err != nil {
 		return err
 	}
 	pages, err := dashboard.New(dashboard.Options{
 		Exchange: session, Outbox: box, Stats: seen, Tokens: cfg.APITokens, MaxBytes: cfg.OutboxMaxBytes, BehindProxy: cfg.BehindProxy, Version: version, Logger: logger,
+		WrongToken: func() { counted.WrongToken(metrics.ToDashboard) },
 	})
 	if err != nil {
 		return err
 	}
+	connections, enough := connlimit.Budget(connectionsNeeded(cfg))
+	limit := connlimit.New(connections)
+	handler := limit.Handler(pages.Handler(api), func(r *http.Request) bool { return api.Knows(r) || pages.Knows(r) })
 	listener, err := net.Listen("tcp", cfg.ListenAddr)
 	if err != nil {
 		return fmt.Errorf("the API cannot listen on LISTEN_ADDR: %w", err)
@@ -122,10 +128,13 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	for _, warning := range cfg.Warnings() {
 		logger.Warn(warning)
 	}
+	if !enough {
+		logger.Warn("the process may have too few files open for so many CRMs: raise ulimit -n, or lower ENDPOINT_<n>_CONCURRENCY")
+	}
 	// The order is that in which they are stopped: the way the data flows.
 	err = runAll(
 		ctx,
-		serve(listener, pages.Handler(api), cfg.ShutdownGrace/4, logger, api.Drain, pages.Drain),
+		serve(limit.Listener(listener), handler, cfg.ShutdownGrace/4, logger, api.Drain, pages.Drain),
 		session.Run,
 		func(ctx context.Context) error { return box.Run(ctx, router) },
 	)
@@ -147,6 +156,16 @@ func (o observers) EventReceived(kind telephony.EventType) {
 func (o observers) AttemptEnded(endpoint, outcome string, took, age time.Duration) {
 	o.Metrics.AttemptEnded(endpoint, outcome, took, age)
 	o.seen.AttemptEnded(endpoint, outcome, took, age)
+}
+
+// connectionsNeeded is how many the bridge makes itself at a time: to the server, also while the one before ends, and to the CRMs.
+func connectionsNeeded(cfg config.Config) int {
+	const questions = 32 // at one CRM
+	n := 2
+	for _, e := range cfg.Endpoints {
+		n += e.Concurrency + questions
+	}
+	return n
 }
 
 func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
@@ -212,7 +231,8 @@ func serve(l net.Listener, h http.Handler, grace time.Duration, logger *slog.Log
 		defer timeUp()
 		server := &http.Server{
 			BaseContext: func(net.Listener) context.Context { return requests },
-			Handler:     h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: 2 * time.Minute,
+			ConnContext: connlimit.Context,
+			Handler:     h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: 30 * time.Second,
 			MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 		}
 		for _, f := range drain { // what would wait for long ends with the server

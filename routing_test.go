@@ -344,7 +344,7 @@ func TestNobodyWantsIt(t *testing.T) {
 			}
 		}, 10 * time.Second},
 		"what they say is no number": {func(o *office) {
-			o.says("a", 0, 200, `{"transfer_to":101}`)
+			o.says("a", 0, 200, `{"transfer_to":true}`)
 			o.says("b", 0, 200, `{"transfer_to":"1<2"}`)
 			o.says("c", 0, 200, `{"transfer_to":"`+strings.Repeat("1", 65)+`"}`)
 		}, 10 * time.Second},

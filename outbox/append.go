@@ -56,10 +56,10 @@ func (s *store) appended(err error) {
 	s.full = err
 }
 
-// inUse is how many bytes of the file hold something: its size but for the pages that are free.
+// inUse is how many bytes of the file hold events: its size but for the pages that are free, and for idempotency keys, which are bounded for themselves.
 func (s *store) inUse(tx *bolt.Tx) int64 {
 	free := s.db.Stats()
-	return tx.Size() - int64(free.FreePageN+free.PendingPageN)*s.pageSize
+	return max(0, tx.Size()-int64(free.FreePageN+free.PendingPageN)*s.pageSize-keyBytes(tx))
 }
 
 // hasRoom says whether an append would find room now.

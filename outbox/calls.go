@@ -3,73 +3,142 @@ package outbox
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	bolt "go.etcd.io/bbolt"
 
 	"pzbridge/internal/telephony"
 )
 
 // CallEvent is an event of a call, with its ways to the endpoints.
 type CallEvent struct {
-	ID         string
-	Type       telephony.EventType
-	Sequence   uint64
-	Time       time.Time
-	Body       []byte // of its webhook, in the standard format
+	ID       string
+	Type     telephony.EventType
+	Sequence uint64
+	Time     time.Time
+	// From and To are the numbers as people are shown them: see telephony.Brief.
+	From, To   string
 	Deliveries []Delivery
+}
+
+// CallPage is a part of what is known of a call.
+type CallPage struct {
+	Events []CallEvent      // in order
+	Route  *telephony.Route // the question where it should go; nil if it has not asked
+	Next   uint64           // the sequence after which to go on; 0 if nothing follows
 }
 
 // ErrNoCall means that the file holds no event of a call.
 var ErrNoCall = errors.New("no event of this call is known: OUTBOX_RETENTION may have removed them")
 
-// mostOfACall is how many events of a call are told, the first ones.
-const mostOfACall = 1000
+const (
+	maxCallEvents = 50      // of one page of a call
+	maxCallBytes  = 1 << 20 // that such a page takes, its last event aside
+)
 
-// Call tells what has happened to a call: its events in order, and the question where it should go, nil if it has not asked. It fails with ErrNoCall.
-func (o *Outbox) Call(callID string) (events []CallEvent, route *telephony.Route, err error) {
+// Call tells what has happened to a call, after an event's sequence: 0 is from the beginning. It fails with ErrNoCall.
+func (o *Outbox) Call(callID string, after uint64) (page CallPage, err error) {
 	err = o.store.view(func(tx *txn) error {
+		page = CallPage{}
 		prefix := callKey(callID)
-		names := tx.names()
 		c := tx.calls.Cursor()
-		for k, v := c.Seek(prefix); callID != "" && bytes.HasPrefix(k, prefix) && len(events) < mostOfACall; k, v = c.Next() {
-			n := numberAt(v)
-			e, err := decodeEvent(tx.events.Get(number(n)))
+		if k, _ := c.Seek(prefix); callID == "" || !bytes.HasPrefix(k, prefix) {
+			return ErrNoCall
+		}
+		names := tx.names()
+		size, looked := 0, 0
+		for k, v := c.Seek(binary.BigEndian.AppendUint64(bytes.Clone(prefix), after+1)); bytes.HasPrefix(k, prefix); k, v = c.Next() {
+			if len(page.Events) == maxCallEvents || size >= maxCallBytes || looked == maxLooked {
+				page.Next = after
+				break
+			}
+			looked++
+			after = decodeNumber(k[len(prefix):])
+			event, bytes, err := tx.callEvent(numberAt(v), names)
 			if err != nil {
 				continue // the rest is worth knowing
 			}
-			told := CallEvent{ID: e.id.String(), Type: e.kind, Sequence: e.sequence, Time: e.at.UTC(), Body: e.body}
-			for _, name := range names {
-				if d, history := tx.queue(name).get(n); d != nil {
-					told.Deliveries = append(told.Deliveries, describe(e, name, d, history))
-				}
-			}
-			events = append(events, told)
+			page.Events = append(page.Events, event)
+			size += bytes
 		}
-		if len(events) == 0 {
-			return ErrNoCall
-		}
-		if route, err = tx.route(callID); err != nil {
-			route = nil // it is damaged, and the events are worth knowing all the same
+		if page.Route, err = tx.route(callID); err != nil {
+			page.Route = nil // it is damaged, and the events are worth knowing all the same
 		}
 		return nil
 	})
-	return events, route, err
+	return page, err
+}
+
+// callEvent reads one event of a call, and says about how many bytes it takes with the attempts of its deliveries.
+func (tx *txn) callEvent(n uint64, names []string) (event CallEvent, size int, err error) {
+	e, body, err := decodeEventHead(tx.events.Get(number(n)))
+	if err != nil {
+		return CallEvent{}, 0, err
+	}
+	event = CallEvent{ID: e.id.String(), Type: e.kind, Sequence: e.sequence, Time: e.at.UTC()}
+	event.From, event.To = numbersIn(body)
+	for _, name := range names {
+		if d, history := tx.queue(name).get(n); d != nil {
+			told := describe(e, name, d, history)
+			event.Deliveries = append(event.Deliveries, told)
+			size += told.size() + len(history)
+		}
+	}
+	return event, size, nil
+}
+
+// numbersIn gives the numbers of a call's event, in brief, without looking further into its body than to them: the members stand in the order of newRecord.
+func numbersIn(body []byte) (from, to string) {
+	at := bytes.Index(body, []byte(`,"sequence":`)) // no text holds that: its quotes would be escaped
+	if at < 0 {
+		return "", ""
+	}
+	var values struct{ From, To string }
+	d := json.NewDecoder(io.MultiReader(strings.NewReader("{"), bytes.NewReader(body[at+1:])))
+	_, _ = d.Token()
+	for d.More() {
+		var value any
+		name, err := d.Token()
+		if err != nil || name != "sequence" && name != "from" && name != "to" || d.Decode(&value) != nil {
+			break
+		}
+		switch text, _ := value.(string); name {
+		case "from":
+			values.From = telephony.Brief(text)
+		case "to":
+			values.To = telephony.Brief(text)
+		}
+	}
+	return values.From, values.To
+}
+
+// Route gives the question where a call should go, nil if it has not asked.
+func (o *Outbox) Route(callID string) (route *telephony.Route, err error) {
+	err = o.store.view(func(tx *txn) error {
+		route, err = tx.route(callID)
+		return err
+	})
+	return route, err
 }
 
 // LatestCalls gives the IDs of up to limit calls, the one of the newest event first. It looks at the last few thousand events only.
 func (o *Outbox) LatestCalls(limit int) (calls []string, err error) {
 	err = o.store.view(func(tx *txn) error {
 		c := tx.events.Cursor()
-		seen := 0
-		for k, v := c.Last(); k != nil && seen < readAtOnce && len(calls) < limit; k, v = c.Prev() {
-			seen++
-			e, _, err := decodeEventHead(v)
-			if err == nil && e.call != "" && !slices.Contains(calls, e.call) {
-				calls = append(calls, e.call)
+		looked := 0
+		for k, v := c.Last(); k != nil && looked < maxLooked && len(calls) < limit; k, v = c.Prev() {
+			looked++
+			_, call, _, err := splitEvent(v)
+			if err == nil && len(call) > 0 && !slices.ContainsFunc(calls, func(known string) bool { return known == string(call) }) {
+				calls = append(calls, string(call))
 			}
 		}
 		return nil
@@ -79,10 +148,20 @@ func (o *Outbox) LatestCalls(limit int) (calls []string, err error) {
 
 // EventQuery says which events to read.
 type EventQuery struct {
-	Endpoint string                // whose events; empty are all that there are
-	After    string                // the cursor that the read before has given; empty begins with the oldest event, Now with the next one to come
-	Types    []telephony.EventType // none means all
-	Limit    int                   // at least 1
+	Endpoint string // whose events; empty are all that there are
+	// After is the cursor that the read before has given, in either direction. Empty begins with the oldest event, Now with the next one to come; backwards
+	// both begin with the newest.
+	After     string
+	Backwards bool                  // the newest first
+	Types     []telephony.EventType // none means all
+	Limit     int                   // at least 1
+}
+
+// EventPage is what one read of events gives. It looks at a bounded number of events only, so it may hold none though later reads do.
+type EventPage struct {
+	Events [][]byte
+	Cursor string // where to go on; empty backwards where there is nothing further
+	More   bool   // there may be more already
 }
 
 // Now is the cursor behind all events that there are.
@@ -96,47 +175,54 @@ func (e *PrunedError) Error() string {
 	return fmt.Sprintf("events after this cursor have been removed from the outbox (by OUTBOX_RETENTION, or earlier since it was nearly full), or a backup was restored; the oldest that are left come after %q", e.Oldest)
 }
 
-// Events reads events, oldest first, as the endpoint's webhooks tell them, and gives the cursor to go on from: also when there is none. It fails with
-// ErrBadCursor, ErrNoEndpoint or a *PrunedError.
-func (o *Outbox) Events(q EventQuery) (bodies [][]byte, cursor string, err error) {
+// Events reads events, as the endpoint's webhooks tell them, and gives the cursor to go on from: forwards also when there is none. It fails with
+// ErrBadCursor, ErrNoEndpoint or a *PrunedError, backwards with the first two: what was removed is the end then.
+func (o *Outbox) Events(q EventQuery) (EventPage, error) {
 	format := FormatStandard
 	if q.Endpoint != "" {
 		e, err := o.store.endpoint(q.Endpoint)
 		if err != nil {
-			return nil, "", err
+			return EventPage{}, err
 		}
 		format = e.Format
 	}
-	var at place
-	switch q.After {
+	begin, read := o.store.forwards, o.store.eventsAfter
+	if q.Backwards {
+		begin, read = o.store.backwards, o.store.eventsBefore
+	}
+	at, err := begin(q.After)
+	if err != nil {
+		return EventPage{}, err
+	}
+	page, err := read(q, at)
+	for i := range page.Events {
+		page.Events[i] = format.object(page.Events[i])
+	}
+	return page, err
+}
+
+// forwards is where a read of events begins.
+func (s *store) forwards(cursor string) (at place, err error) {
+	switch cursor {
 	case "":
-		if at.told, err = o.store.lastPruned(); err != nil {
-			return nil, "", err
-		}
+		at.told, err = s.lastPruned()
+		return at, err
 	case Now:
-		if at.after, err = o.store.lastNumber(); err != nil {
-			return nil, "", err
-		}
-	default:
-		if at, err = parsePlace(q.After); err != nil {
-			return nil, "", err
-		}
-		if err := o.store.whole(at); err != nil {
-			return nil, "", err
-		}
+		at.after, err = s.lastNumber()
+		return at, err
 	}
-	for more, size := true, 0; more && len(bodies) < q.Limit && size < mostRead; {
-		var read [][]byte
-		read, at, more, err = o.store.eventsAfter(q, at, q.Limit-len(bodies), mostRead-size)
-		if err != nil {
-			return nil, "", err
-		}
-		for _, body := range read {
-			size += len(body)
-			bodies = append(bodies, format.object(body))
-		}
+	if at, err = parsePlace(cursor); err != nil {
+		return place{}, err
 	}
-	return bodies, at.cursor(), nil
+	return at, s.whole(at)
+}
+
+// backwards is where a read of events begins that gives the newest first.
+func (s *store) backwards(cursor string) (place, error) {
+	if cursor == "" || cursor == Now {
+		return place{after: math.MaxUint64}, nil
+	}
+	return parsePlace(cursor)
 }
 
 // mostRead is how many bytes of events one read gives before it ends; the last one may go beyond.
@@ -253,35 +339,70 @@ func (tx *txn) left(after, pruned uint64) place {
 	return place{after, pruned}
 }
 
-// eventsAfter gives the bodies of events that the query is for, among the next ones after a place: up to limit of them and as long as they have less than size
-// bytes in all; where it has ended, and whether there may be more.
-func (s *store) eventsAfter(q EventQuery, at place, limit, size int) (bodies [][]byte, end place, more bool, err error) {
-	end = at
-	err = s.view(func(tx *txn) error {
-		bucket := tx.events
-		if q.Endpoint != "" {
-			bucket = tx.queue(q.Endpoint).deliveries // one for each event that the endpoint gets
-		}
-		c := bucket.Cursor()
-		seen := 0
+// eventsOf is the bucket with a number for each event that a query may be for.
+func (tx *txn) eventsOf(q EventQuery) *bolt.Bucket {
+	if q.Endpoint != "" {
+		return tx.queue(q.Endpoint).deliveries // one for each event that the endpoint gets
+	}
+	return tx.events
+}
+
+// eventReading is a read of events under way.
+type eventReading struct {
+	EventQuery
+	page   EventPage
+	looked int
+	size   int // bytes of the page's events
+}
+
+// look adds an event if the query is for it. It is false, and adds nothing, once the read has looked at enough or the page is full.
+func (r *eventReading) look(tx *txn, k []byte) bool {
+	if r.looked == maxLooked || len(r.page.Events) == r.Limit || r.size >= mostRead {
+		r.page.More = true
+		return false
+	}
+	r.looked++
+	kind, _, body, err := splitEvent(tx.events.Get(k))
+	if err == nil && (len(r.Types) == 0 || slices.ContainsFunc(r.Types, func(t telephony.EventType) bool { return string(t) == string(kind) })) {
+		r.page.Events = append(r.page.Events, bytes.Clone(body))
+		r.size += len(body)
+	}
+	return true
+}
+
+// eventsAfter reads the next events after a place.
+func (s *store) eventsAfter(q EventQuery, at place) (EventPage, error) {
+	r := eventReading{EventQuery: q}
+	err := s.view(func(tx *txn) error {
+		c := tx.eventsOf(q).Cursor()
 		for k, _ := c.Seek(number(at.after + 1)); k != nil; k, _ = c.Next() {
-			if seen == readAtOnce || len(bodies) == limit || size <= 0 {
-				more = true
+			if !r.look(tx, k) {
 				return nil
 			}
-			seen++
-			end.after = binary.BigEndian.Uint64(k)
-			e, body, err := decodeEventHead(tx.events.Get(k))
-			if err == nil && (len(q.Types) == 0 || slices.Contains(q.Types, e.kind)) {
-				bodies = append(bodies, bytes.Clone(body))
-				size -= len(body)
-			}
+			at.after = binary.BigEndian.Uint64(k)
 		}
 		// Nothing was missed up to the last event of all, whoever got it: that one stays in the file longer than the last that this endpoint got.
-		end.after = max(end.after, tx.events.Sequence())
+		at.after = max(at.after, tx.events.Sequence())
 		return nil
 	})
-	return bodies, end, more, err
+	r.page.Cursor = at.cursor()
+	return r.page, err
+}
+
+// eventsBefore reads the events up to a place, the newest first.
+func (s *store) eventsBefore(q EventQuery, at place) (EventPage, error) {
+	r := eventReading{EventQuery: q}
+	err := s.view(func(tx *txn) error {
+		c := tx.eventsOf(q).Cursor()
+		for k, _ := seekBack(c, at.after); k != nil; k, _ = c.Prev() {
+			if !r.look(tx, k) {
+				r.page.Cursor = place{after: binary.BigEndian.Uint64(k)}.cursor()
+				return nil
+			}
+		}
+		return nil
+	})
+	return r.page, err
 }
 
 // Changed gives a channel that is closed when events have been appended.

@@ -38,7 +38,7 @@ func TestReadingEndpoint(t *testing.T) {
 			t.Errorf("states of the reader: %v, %d webhooks", got, len(c.received()))
 		}
 		stop()
-		bodies, cursor, err := o.(*Outbox).Events(EventQuery{Endpoint: "reader", Limit: 2})
+		bodies, cursor, err := readEvents(o.(*Outbox), EventQuery{Endpoint: "reader", Limit: 2})
 		if err != nil || len(bodies) != 2 || cursor != "2" {
 			t.Fatalf("%d events, %s, %v", len(bodies), cursor, err)
 		}
@@ -46,7 +46,7 @@ func TestReadingEndpoint(t *testing.T) {
 		box := openOutbox(t, opts)
 		stop = run(t, box)
 		defer stop()
-		if bodies, cursor, err = box.Events(EventQuery{Endpoint: "reader", After: cursor, Limit: 9}); err != nil || len(bodies) != 2 || cursor != "4" {
+		if bodies, cursor, err = readEvents(box, EventQuery{Endpoint: "reader", After: cursor, Limit: 9}); err != nil || len(bodies) != 2 || cursor != "4" {
 			t.Fatalf("after a restart: %d events, %s, %v", len(bodies), cursor, err)
 		}
 		if _, err := box.Redeliver("019376aa-0000-7000-8000-000000000001.reader"); !errors.Is(err, ErrNoURL) {
@@ -57,16 +57,22 @@ func TestReadingEndpoint(t *testing.T) {
 		time.Sleep(45 * time.Minute)
 		synctest.Wait()
 		var pruned *PrunedError
-		if _, _, err = box.Events(EventQuery{Endpoint: "reader", After: "2", Limit: 9}); !errors.As(err, &pruned) || pruned.Oldest != "3" {
+		if _, _, err = readEvents(box, EventQuery{Endpoint: "reader", After: "2", Limit: 9}); !errors.As(err, &pruned) || pruned.Oldest != "3" {
 			t.Fatalf("after the retention: %v", err)
 		}
-		if bodies, cursor, err = box.Events(EventQuery{Endpoint: "reader", After: pruned.Oldest, Limit: 9}); err != nil || cursor != "5" || len(bodies) != 2 { // the question of a call that goes on is kept
+		if bodies, cursor, err = readEvents(box, EventQuery{Endpoint: "reader", After: pruned.Oldest, Limit: 9}); err != nil || cursor != "5" || len(bodies) != 2 { // the question of a call that goes on is kept
 			t.Errorf("from the oldest on: %d events, %s, %v", len(bodies), cursor, err)
 		}
-		if bodies, _, err = box.Events(EventQuery{Endpoint: "reader", Limit: 9}); err != nil || len(bodies) == 0 {
+		if bodies, _, err = readEvents(box, EventQuery{Endpoint: "reader", Limit: 9}); err != nil || len(bodies) == 0 {
 			t.Errorf("from the beginning: %d events, %v", len(bodies), err)
 		}
 	})
+}
+
+// readEvents reads one page.
+func readEvents(o *Outbox, q EventQuery) (bodies [][]byte, cursor string, err error) {
+	page, err := o.Events(q)
+	return page.Events, page.Cursor, err
 }
 
 // A route goes with the event that has asked, but not while the call goes on.
@@ -103,7 +109,7 @@ func TestKeysArePruned(t *testing.T) {
 		o := openOutbox(t, Options{})
 		defer run(t, o)()
 		for i := range byte(3) {
-			if taken, err := o.ClaimKey([32]byte{i}, [32]byte{}); taken != nil || err != nil {
+			if taken, err := o.ClaimKey("crm", [32]byte{i}, [32]byte{}); taken != nil || err != nil {
 				t.Fatal(taken, err)
 			}
 			time.Sleep(10 * time.Hour)
@@ -203,11 +209,11 @@ func TestFirstCursor(t *testing.T) {
 				defer run(t, o)()
 				mustAppend(t, o, event("call.completed", "1"))
 				time.Sleep(3 * time.Hour)
-				_, cursor, err := o.Events(EventQuery{Endpoint: "crm", After: first, Limit: 10})
+				_, cursor, err := readEvents(o, EventQuery{Endpoint: "crm", After: first, Limit: 10})
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, _, err = o.Events(EventQuery{Endpoint: "crm", After: cursor, Limit: 10}); err != nil {
+				if _, _, err = readEvents(o, EventQuery{Endpoint: "crm", After: cursor, Limit: 10}); err != nil {
 					t.Errorf("the cursor %q that it has just been given: %v", cursor, err)
 				}
 			})
@@ -224,7 +230,7 @@ func TestCursorOfQuietReader(t *testing.T) {
 		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{endpoint("crm"), reader}, Retention: time.Hour})
 		defer run(t, o)()
 		mustAppend(t, o, event("sms.sent", "1"))
-		_, cursor, err := o.Events(EventQuery{Endpoint: "reader", Limit: 10})
+		_, cursor, err := readEvents(o, EventQuery{Endpoint: "reader", Limit: 10})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,7 +238,7 @@ func TestCursorOfQuietReader(t *testing.T) {
 			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
 			time.Sleep(30 * time.Minute)
 			var err error
-			if _, cursor, err = o.Events(EventQuery{Endpoint: "reader", After: cursor, Limit: 10}); err != nil {
+			if _, cursor, err = readEvents(o, EventQuery{Endpoint: "reader", After: cursor, Limit: 10}); err != nil {
 				t.Errorf("it has missed nothing, and after %d half hours it is told: %v", i+1, err)
 				return
 			}
@@ -282,10 +288,10 @@ func TestReadingWhatIsLeft(t *testing.T) {
 	for after, want := range map[string]int{"": 2, "0": 2, "2": 2, "3": 1, "4": 1, "5": 1, "0.1": 2, "99": 2} {
 		read, gone := 0, 0
 		for cursor, more := after, true; more; {
-			bodies, next, err := o.Events(EventQuery{Endpoint: "reader", After: cursor, Limit: 1})
+			bodies, next, err := readEvents(o, EventQuery{Endpoint: "reader", After: cursor, Limit: 1})
 			if pruned, ok := errors.AsType[*PrunedError](err); ok {
 				gone++
-				bodies, next, err = o.Events(EventQuery{Endpoint: "reader", After: pruned.Oldest, Limit: 1})
+				bodies, next, err = readEvents(o, EventQuery{Endpoint: "reader", After: pruned.Oldest, Limit: 1})
 			}
 			if err != nil {
 				t.Fatalf("after %q: %v", after, err)
@@ -304,14 +310,183 @@ func TestReadingWhatIsLeft(t *testing.T) {
 	if err := o.store.db.Update(func(tx *bolt.Tx) error { return tx.Bucket(bucketEvents).SetSequence(1000) }); err != nil {
 		t.Fatal(err)
 	}
-	_, _, err := o.Events(EventQuery{Endpoint: "reader", After: "500", Limit: 1})
+	_, _, err := readEvents(o, EventQuery{Endpoint: "reader", After: "500", Limit: 1})
 	if pruned, ok := errors.AsType[*PrunedError](err); !ok || pruned.Oldest != "6" {
 		t.Errorf("after what was never given: %v", err)
 	}
 	for _, cursor := range []string{"x", "1.", "1.x", ".", "-1", "1.1.1"} {
-		if _, _, err := o.Events(EventQuery{Endpoint: "reader", After: cursor, Limit: 1}); !errors.Is(err, ErrBadCursor) {
+		if _, _, err := readEvents(o, EventQuery{Endpoint: "reader", After: cursor, Limit: 1}); !errors.Is(err, ErrBadCursor) {
 			t.Errorf("the cursor %q: %v", cursor, err)
 		}
+	}
+}
+
+// Backwards the newest come first, page by page and each once, to the end; the cursor is good in the other direction too, and what was removed is the end.
+func TestReadBackwards(t *testing.T) {
+	reader := endpoint("reader")
+	reader.URL, reader.Secrets, reader.Events = "", nil, Filter{"call.*"}
+	o := openOutbox(t, Options{Endpoints: []Endpoint{endpoint("crm"), reader}})
+	for i := range 12 {
+		mustAppend(t, o, event([]telephony.EventType{"call.completed", "sms.sent"}[i%2], fmt.Sprint(i)))
+	}
+	callsOf := func(bodies [][]byte) (calls []string) {
+		for _, b := range bodies {
+			call, _ := callOf(t, received{body: b})
+			calls = append(calls, call)
+		}
+		return calls
+	}
+	for name, want := range map[string]string{"reader": "10 8 6 4 2 0", "": "11 10 9 8 7 6 5 4 3 2 1 0"} {
+		for limit := 1; limit < 14; limit++ {
+			var all []string
+			for cursor, pages := "", 0; ; pages++ {
+				page, err := o.Events(EventQuery{Endpoint: name, Backwards: true, After: cursor, Limit: limit})
+				if err != nil || pages > 12 || page.More != (page.Cursor != "") {
+					t.Fatalf("%q by %d: %+v, %v", name, limit, page, err)
+				}
+				all = append(all, callsOf(page.Events)...)
+				if cursor = page.Cursor; cursor == "" {
+					break
+				}
+			}
+			if got := strings.Join(all, " "); got != want {
+				t.Errorf("%q by %d: %s", name, limit, got)
+			}
+		}
+	}
+	page, err := o.Events(EventQuery{Backwards: true, Types: []telephony.EventType{"sms.sent"}, After: Now, Limit: 2})
+	if got := callsOf(page.Events); err != nil || !slices.Equal(got, []string{"11", "9"}) {
+		t.Errorf("by type: %v, %v", got, err)
+	}
+	ahead, cursor, err := readEvents(o, EventQuery{After: page.Cursor, Limit: 100})
+	if got := callsOf(ahead); err != nil || !slices.Equal(got, []string{"9", "10", "11"}) && !slices.Equal(got, []string{"8", "9", "10", "11"}) || cursor != "12" {
+		t.Errorf("forwards from the cursor %q: %v, %s, %v", page.Cursor, got, cursor, err)
+	}
+	old := pruning{store: o.store, before: time.Now().Add(time.Hour)}
+	for _, n := range []uint64{1, 2, 3, 4} { // the CRM has taken them
+		if err := o.store.record("crm", []result{{job: job{number: n}, now: delivery{}.ended(delivered, time.Now())}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := old.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if page, err := o.Events(EventQuery{Backwards: true, After: "3", Limit: 9}); err != nil || len(page.Events) != 0 || page.Cursor != "" {
+		t.Errorf("where all was removed: %+v, %v", page, err)
+	}
+	if _, err := o.Events(EventQuery{Backwards: true, After: "x", Limit: 9}); !errors.Is(err, ErrBadCursor) {
+		t.Errorf("a cursor that is none: %v", err)
+	}
+}
+
+// However few events a query is for, one request looks at a bounded number of records, and what it is for is found page by page.
+func TestRequestsLookAtABoundedNumberOfRecords(t *testing.T) {
+	reader := endpoint("reader")
+	reader.URL, reader.Secrets = "", nil
+	o := openOutbox(t, Options{Endpoints: []Endpoint{reader}})
+	const events = 2*maxLooked + 10
+	batch := []telephony.Event{event("sms.sent", "5")}
+	for range events - 2 {
+		batch = append(batch, event("call.completed", "5"))
+	}
+	mustAppend(t, o, append(batch, event("sms.sent", "5"))...)
+	all := func(what string, pages int, read func(cursor string) (n int, next string, more bool)) {
+		t.Helper()
+		found := 0
+		for cursor, more := "", true; more; {
+			var n int
+			n, cursor, more = read(cursor)
+			found += n
+			pages--
+		}
+		if found != 2 || pages != 0 {
+			t.Errorf("%s: %d found, and %d pages fewer than there must be", what, found, pages)
+		}
+	}
+	for _, name := range []string{"reader", ""} {
+		for _, backwards := range []bool{false, true} {
+			all(fmt.Sprintf("events of %q, backwards: %v", name, backwards), 3, func(cursor string) (int, string, bool) {
+				page, err := o.Events(EventQuery{Endpoint: name, Backwards: backwards, After: cursor, Types: []telephony.EventType{"sms.sent"}, Limit: 500})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return len(page.Events), page.Cursor, page.More
+			})
+		}
+	}
+	if err := o.store.commit(func(tx *txn) error { // the first and the last are dead
+		q := tx.queue("reader")
+		for _, n := range []uint64{1, events} {
+			d, history := q.get(n)
+			if err := q.put(n, d, d.ended(dead, time.Now()), history); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, call := range []string{"", "5"} {
+		all("deliveries of call "+call, 3, func(cursor string) (int, string, bool) {
+			list, next, err := o.Deliveries(DeliveryQuery{State: "dead", CallID: call, Cursor: cursor, Limit: 1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(list), next, next != ""
+		})
+	}
+}
+
+// A call is told page by page, without the bodies of its events, and with its numbers as people are shown them.
+func TestCallByPages(t *testing.T) {
+	o := openOutbox(t, Options{Endpoints: []Endpoint{endpoint("crm"), endpoint("other")}})
+	long := strings.Repeat("ж", 100<<10) // the ID of the call
+	const events = 2*maxCallEvents + 7
+	for i := range events {
+		for _, call := range []string{"5", long} {
+			e := event("call.incoming", call)
+			e.From, e.To = strings.Repeat("1", 1000), fmt.Sprint(i)
+			mustAppend(t, o, e)
+		}
+	}
+	for _, call := range []string{"5", long} {
+		read, pages, most := 0, 0, 0
+		for after, more := uint64(0), true; more; pages++ {
+			page, err := o.Call(call, after)
+			if err != nil || len(page.Events) == 0 {
+				t.Fatal(page, err)
+			}
+			for _, e := range page.Events {
+				read++
+				if e.Sequence != uint64(read) || e.From != strings.Repeat("1", 64)+"…" || e.To != fmt.Sprint(read-1) || len(e.Deliveries) != 2 {
+					t.Fatalf("the event %d: %.200v", read, e)
+				}
+			}
+			after, more, most = page.Next, page.Next != 0, max(most, len(page.Events))
+		}
+		if read != events || most > maxCallEvents || call == long && most*2*len(long) > 2*maxCallBytes {
+			t.Errorf("%d events on %d pages of up to %d", read, pages, most)
+		}
+	}
+	listed := 0
+	for q := (DeliveryQuery{CallID: long, Limit: 500}); ; {
+		list, cursor, err := o.Deliveries(q)
+		if err != nil || len(list) == 0 || len(list)*len(long) > mostRead+len(long) {
+			t.Fatalf("a page of %d deliveries, %v", len(list), err)
+		}
+		if listed += len(list); cursor == "" {
+			break
+		}
+		q.Cursor = cursor
+	}
+	if listed != 2*events {
+		t.Errorf("%d deliveries", listed)
+	}
+	if page, err := o.Call("5", events); err != nil || len(page.Events) != 0 || page.Next != 0 {
+		t.Errorf("after the last one: %+v, %v", page, err)
+	}
+	if _, err := o.Call("6", 0); !errors.Is(err, ErrNoCall) {
+		t.Errorf("of no call: %v", err)
 	}
 }
 
@@ -328,7 +503,7 @@ func TestReadIsBounded(t *testing.T) {
 	}
 	read := 0
 	for cursor := ""; read < events; {
-		bodies, next, err := o.Events(EventQuery{Endpoint: "reader", After: cursor, Limit: 500})
+		bodies, next, err := readEvents(o, EventQuery{Endpoint: "reader", After: cursor, Limit: 500})
 		if err != nil || len(bodies) == 0 || len(bodies) > mostRead>>20 {
 			t.Fatalf("after %d it reads %d: %v", read, len(bodies), err)
 		}

@@ -354,9 +354,9 @@ func TestDamagedRoute(t *testing.T) {
 	if err := o.store.commit(func(tx *txn) error { return tx.routes.Put(callKey("5"), []byte("x")) }); err != nil {
 		t.Fatal(err)
 	}
-	events, route, err := o.Call("5")
-	if len(events) != 2 || route != nil || err != nil {
-		t.Errorf("%d events, %v, %v", len(events), route, err)
+	page, err := o.Call("5", 0)
+	if len(page.Events) != 2 || page.Route != nil || err != nil {
+		t.Errorf("%d events, %v, %v", len(page.Events), page.Route, err)
 	}
 }
 

@@ -44,7 +44,7 @@ type danger struct {
 // to do about a file that is in use.
 func (d *danger) note(err error) error {
 	var found damage
-	if !errors.As(err, &found) || found.meaning != ErrNotOutbox {
+	if !errors.As(err, &found) || errors.Is(err, ErrDamaged) {
 		return err
 	}
 	met := damage{ErrDamaged, found.found}

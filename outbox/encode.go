@@ -197,21 +197,28 @@ func decodeEvent(v []byte) (stored, error) {
 
 // decodeEventHead leaves the body where it is: it belongs to bbolt.
 func decodeEventHead(v []byte) (e stored, body []byte, err error) {
-	if len(v) < 32 {
-		return stored{}, nil, errDamaged
+	kind, call, body, err := splitEvent(v)
+	if err != nil {
+		return stored{}, nil, err
 	}
-	e = stored{
+	return stored{
 		id: uuid.UUID(v[:16]), sequence: binary.BigEndian.Uint64(v[16:]), at: time.UnixMilli(int64(binary.BigEndian.Uint64(v[24:]))),
+		kind: telephony.EventType(kind), call: string(call),
+	}, body, nil
+}
+
+// splitEvent finds the texts of an event where they stand, and copies nothing: a scan passes over most of them, and a call's ID may be a novel.
+func splitEvent(v []byte) (kind, call, body []byte, err error) {
+	if len(v) < 32 {
+		return nil, nil, nil, errDamaged
 	}
 	v = v[32:]
-	var kind string
-	for _, text := range [...]*string{&kind, &e.call} {
+	for _, text := range [...]*[]byte{&kind, &call} {
 		if len(v) < 4 || uint64(len(v)) < 4+uint64(binary.BigEndian.Uint32(v)) {
-			return stored{}, nil, errDamaged
+			return nil, nil, nil, errDamaged
 		}
 		n := binary.BigEndian.Uint32(v)
-		*text, v = string(v[4:4+n]), v[4+n:]
+		*text, v = v[4:4+n], v[4+n:]
 	}
-	e.kind = telephony.EventType(kind)
-	return e, v, nil
+	return kind, call, v, nil
 }

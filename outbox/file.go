@@ -266,7 +266,8 @@ func renumber(path string, now time.Time) error {
 	err = guarded(func() error {
 		return db.Update(func(tx *bolt.Tx) error {
 			events := tx.Bucket(bucketEvents)
-			return events.SetSequence(max(events.Sequence(), uint64(now.UnixMicro())))
+			_, err := endSessions(tx.Bucket(bucketMeta), now) // those that have ended since the backup would be good again
+			return errors.Join(err, events.SetSequence(max(events.Sequence(), uint64(now.UnixMicro()))))
 		})
 	})
 	return errors.Join(err, db.Close())

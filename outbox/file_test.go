@@ -595,7 +595,7 @@ func TestReadingAfterARestore(t *testing.T) {
 	}
 	read := func(o *Outbox, after string) (calls []string, cursor string) {
 		t.Helper()
-		bodies, cursor, err := o.Events(EventQuery{Endpoint: "crm", After: after, Limit: 100})
+		bodies, cursor, err := readEvents(o, EventQuery{Endpoint: "crm", After: after, Limit: 100})
 		if pruned, ok := errors.AsType[*PrunedError](err); ok {
 			return []string{"gone"}, pruned.Oldest
 		}

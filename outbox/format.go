@@ -54,10 +54,22 @@ func (f Format) object(body []byte) []byte {
 	return body
 }
 
-// Sent gives what an endpoint is sent of an event: the content type, and the body, of which standard is the form in which the outbox keeps it.
-func (o *Outbox) Sent(endpoint string, standard []byte) (contentType string, body []byte) {
+// Sent gives what an endpoint is sent of an event: the content type and the body. It fails with ErrNotFound.
+func (o *Outbox) Sent(endpoint, eventID string) (contentType string, body []byte, err error) {
 	e, _ := o.store.endpoint(endpoint) // one that is configured no longer has the standard format
-	return e.Format.contentType(), e.Format.render(standard)
+	err = o.store.view(func(tx *txn) error {
+		n, known := tx.numberOf(eventID)
+		event, err := decodeEvent(tx.events.Get(number(n)))
+		if !known || err != nil {
+			return ErrNotFound
+		}
+		body = event.body
+		return nil
+	})
+	if err != nil {
+		return "", nil, err
+	}
+	return e.Format.contentType(), e.Format.render(body), nil
 }
 
 // member is one member of a JSON object; raw is its value as it stands there.

@@ -3,10 +3,14 @@ package outbox
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"slices"
 	"time"
+
+	bolt "go.etcd.io/bbolt"
 )
 
-// keyLife is how long an idempotency key is known.
+// keyLife is how long an idempotency key is known, if its bearer does not bring too many.
 const keyLife = 24 * time.Hour
 
 // Claim is what is known of an idempotency key.
@@ -34,8 +38,9 @@ func decodeClaim(v []byte) (at time.Time, c Claim, err error) {
 	return at, Claim{Request: [32]byte(v[8:40]), Status: int(binary.BigEndian.Uint16(v[40:])), Answer: bytes.Clone(v[42:]), At: at}, nil
 }
 
-// ClaimKey takes an idempotency key for a request, and returns when that is on the disk. If the key is taken already, it gives what is known of it.
-func (o *Outbox) ClaimKey(key, request [32]byte) (taken *Claim, err error) {
+// ClaimKey takes a bearer's idempotency key for a request, and returns when that is on the disk. If the key is taken already, it gives what is known of it. The
+// oldest keys of a bearer that brings more than there is room for are forgotten before their time.
+func (o *Outbox) ClaimKey(bearer string, key, request [32]byte) (taken *Claim, err error) {
 	err = o.store.commit(func(tx *txn) error {
 		taken = nil
 		now := time.Now()
@@ -46,50 +51,150 @@ func (o *Outbox) ClaimKey(key, request [32]byte) (taken *Claim, err error) {
 				return nil
 			}
 		}
-		return tx.keys.Put(key[:], encodeClaim(now, Claim{Request: request}))
+		return o.store.putKey(tx, bearer, key, encodeClaim(now, Claim{Request: request}))
 	})
 	return taken, err
 }
 
 // AnswerKey keeps what the request with a key was answered.
-func (o *Outbox) AnswerKey(key, request [32]byte, status int, answer []byte) error {
+func (o *Outbox) AnswerKey(bearer string, key, request [32]byte, status int, answer []byte) error {
 	return o.store.commit(func(tx *txn) error {
-		return tx.keys.Put(key[:], encodeClaim(time.Now(), Claim{Request: request, Status: status, Answer: answer}))
+		return o.store.putKey(tx, bearer, key, encodeClaim(time.Now(), Claim{Request: request, Status: status, Answer: answer}))
 	})
 }
 
 // ReleaseKey forgets a key: its request was not carried out.
 func (o *Outbox) ReleaseKey(key [32]byte) error {
-	return o.store.commit(func(tx *txn) error { return tx.keys.Delete(key[:]) })
+	return o.store.commit(func(tx *txn) error { return tx.forgetKey(key[:]) })
 }
 
-// isOldKey says whether a key may be forgotten, by its record.
-func isOldKey(v []byte, now time.Time) bool {
-	return len(v) < 8 || now.Sub(time.UnixMilli(int64(binary.BigEndian.Uint64(v)))) >= keyLife
+// The keys of each bearer stand by their age in a bucket of its own: a time in unix milliseconds and the key's hash -> the bytes that the key is reckoned to take.
+// The bucket's sequence is their sum, and that of the bucket around them is the sum of all. So the oldest is found without a search, and the room that keys take
+// without counting them. One index over all bearers would let one of them push out the keys of another.
+
+// keyRoom is how many bytes of the file the keys of one bearer may take: beside a gigabyte of events those of a day of calls.
+func (s *store) keyRoom() uint64 {
+	return uint64(min(max(s.maxBytes/64, 1<<20), 16<<20))
+}
+
+// reckoned is how many bytes a key takes with its place by age: hashes come in no order, which leaves pages half empty.
+func reckoned(record []byte) uint64 { return uint64(112+len(record)) * 2 }
+
+// ageKey is where a key stands by its age; one whose record is damaged is of 1970.
+func ageKey(record, key []byte) []byte {
+	at := uint64(0)
+	if len(record) >= 8 {
+		at = binary.BigEndian.Uint64(record)
+	}
+	return append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(key)), at), key...)
+}
+
+// agesOf gives the bucket of a bearer's keys by age.
+func (tx *txn) agesOf(bearer string) (*bolt.Bucket, error) {
+	ages, err := tx.ages.CreateBucketIfNotExists([]byte(" " + bearer)) // a name may be empty, that of a bucket not
+	if ages != nil {
+		fill(ages)
+	}
+	return ages, err
+}
+
+// putKey stores a key, and forgets the bearer's oldest until there is room.
+func (s *store) putKey(tx *txn, bearer string, key [32]byte, record []byte) error {
+	ages, err := tx.agesOf(bearer)
+	if err != nil {
+		return err
+	}
+	if err := tx.forgetKey(key[:]); err != nil {
+		return err
+	}
+	if err := tx.keys.Put(key[:], record); err != nil {
+		return err
+	}
+	return s.addAge(tx, ages, ageKey(record, key[:]), reckoned(record))
+}
+
+// addAge notes the age of a key, and forgets the oldest others until there is room.
+func (s *store) addAge(tx *txn, ages *bolt.Bucket, age []byte, size uint64) error {
+	if err := ages.Put(age, number(size)); err != nil {
+		return err
+	}
+	if err := tx.reckon(ages, ages.Sequence()+size, tx.ages.Sequence()+size); err != nil {
+		return err
+	}
+	for ages.Sequence() > s.keyRoom() {
+		oldest, _ := ages.Cursor().First()
+		if oldest == nil || bytes.Equal(oldest, age) {
+			return nil
+		}
+		if err := tx.forgetAge(ages, bytes.Clone(oldest)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (tx *txn) reckon(ages *bolt.Bucket, bearer, all uint64) error {
+	if err := ages.SetSequence(bearer); err != nil {
+		return err
+	}
+	return tx.ages.SetSequence(all)
+}
+
+// forgetKey forgets a key, whosever it is.
+func (tx *txn) forgetKey(key []byte) error {
+	record := tx.keys.Get(key)
+	if record == nil {
+		return nil
+	}
+	age := ageKey(record, key)
+	for _, ages := range tx.bearers() {
+		if ages.Get(age) != nil {
+			return tx.forgetAge(ages, age)
+		}
+	}
+	return tx.keys.Delete(key)
+}
+
+// forgetAge forgets a bearer's key by its age.
+func (tx *txn) forgetAge(ages *bolt.Bucket, age []byte) error {
+	size := decodeNumber(ages.Get(age))
+	if err := tx.reckon(ages, ages.Sequence()-min(size, ages.Sequence()), tx.ages.Sequence()-min(size, tx.ages.Sequence())); err != nil {
+		return err
+	}
+	return errors.Join(ages.Delete(age), tx.keys.Delete(age[8:]))
+}
+
+// keyBytes is how many bytes of the file are reckoned to keys: they are none of the events that OUTBOX_MAX_BYTES bounds.
+func keyBytes(tx *bolt.Tx) int64 {
+	ages := tx.Bucket(bucketKeyAges)
+	if ages == nil {
+		return 0
+	}
+	return int64(ages.Sequence())
+}
+
+// isOldAge says whether a key may be forgotten, by its age.
+func isOldAge(age []byte, now time.Time) bool {
+	return now.Sub(time.UnixMilli(int64(binary.BigEndian.Uint64(age)))) >= keyLife
 }
 
 // pruneKeys forgets the keys that are too old, some in each transaction.
 func (s *store) pruneKeys(now time.Time) error {
-	for {
-		var old [][]byte
+	for more := true; more; {
+		more = false
 		err := s.view(func(tx *txn) error {
-			c := tx.keys.Cursor()
-			for k, v := c.First(); k != nil && len(old) < pruneBatch; k, v = c.Next() {
-				if isOldKey(v, now) {
-					old = append(old, bytes.Clone(k))
-				}
+			for _, ages := range tx.bearers() {
+				oldest, _ := ages.Cursor().First()
+				more = more || oldest != nil && isOldAge(oldest, now)
 			}
 			return nil
 		})
-		if err != nil || len(old) == 0 {
+		if err != nil || !more {
 			return err
 		}
 		err = s.commit(func(tx *txn) error {
-			for _, k := range old {
-				if !isOldKey(tx.keys.Get(k), now) { // it was taken anew meanwhile
-					continue
-				}
-				if err := tx.keys.Delete(k); err != nil {
+			for _, ages := range tx.bearers() {
+				if err := tx.pruneKeys(ages, now); err != nil {
 					return err
 				}
 			}
@@ -99,4 +204,75 @@ func (s *store) pruneKeys(now time.Time) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// pruneKeys forgets some of a bearer's keys that are too old.
+func (tx *txn) pruneKeys(ages *bolt.Bucket, now time.Time) error {
+	var old [][]byte
+	c := ages.Cursor()
+	for k, _ := c.First(); k != nil && len(old) < pruneBatch && isOldAge(k, now); k, _ = c.Next() {
+		old = append(old, bytes.Clone(k))
+	}
+	for _, age := range old {
+		if err := tx.forgetAge(ages, age); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// adoptKeys notes the ages of keys that have none, as those of a bearer without a name: an older version has stored them, which knew no bearers.
+func (s *store) adoptKeys() error {
+	for from := []byte{}; from != nil; {
+		var without [][]byte
+		err := s.view(func(tx *txn) error {
+			c := tx.keys.Cursor()
+			k, v := c.Seek(from)
+			for ; k != nil && len(without) < redeliverBatch; k, v = c.Next() {
+				if !tx.hasAge(ageKey(v, k)) {
+					without = append(without, bytes.Clone(k))
+				}
+			}
+			from = bytes.Clone(k)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if len(without) == 0 {
+			continue
+		}
+		err = s.commit(func(tx *txn) error {
+			ages, err := tx.agesOf("")
+			if err != nil {
+				return err
+			}
+			for _, k := range without {
+				record := tx.keys.Get(k)
+				if err := s.addAge(tx, ages, ageKey(record, k), reckoned(record)); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hasAge says whether the age of a key is noted, whosever it is.
+func (tx *txn) hasAge(age []byte) bool {
+	return slices.ContainsFunc(tx.bearers(), func(ages *bolt.Bucket) bool { return ages.Get(age) != nil })
+}
+
+// bearers gives the buckets of all bearers' keys by age.
+func (tx *txn) bearers() (list []*bolt.Bucket) {
+	_ = tx.ages.ForEachBucket(func(name []byte) error {
+		list = append(list, tx.ages.Bucket(name))
+		return nil
+	})
+	return list
 }

@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
+
+	bolt "go.etcd.io/bbolt"
 
 	"pzbridge/internal/telephony"
 )
@@ -65,88 +68,97 @@ func parseCursor(s string) (position, error) {
 	return position{at, endpoint}, nil
 }
 
-// Deliveries lists deliveries, those of the newest event first, and gives the cursor for the rest, empty if there is none. It fails with
-// ErrBadCursor or ErrBadState.
+// maxLooked is how many records one request looks at: whoever lists or reads goes on with the cursor. A request that looked at all of them would keep the
+// processor from the deliveries.
+const maxLooked = 2048
+
+// Deliveries lists deliveries, those of the newest event first, and gives the cursor for the rest, empty if there is none. It looks at a bounded number of them,
+// so a list may be short, or empty, though there is more behind its cursor. It fails with ErrBadCursor or ErrBadState.
 func (o *Outbox) Deliveries(q DeliveryQuery) (list []Delivery, cursor string, err error) {
 	if q.State != "" && !slices.Contains(stateNames[:], q.State) {
 		return nil, "", fmt.Errorf("%w as %q: there are %s", ErrBadState, q.State, strings.Join(stateNames[:], ", "))
 	}
-	at, err := parseCursor(q.Cursor)
+	from, err := parseCursor(q.Cursor)
 	if err != nil {
 		return nil, "", err
 	}
-	var found []listed
-	q.Limit++ // or nobody would know whether another one follows
-	for more := true; more && len(found) < q.Limit; {
-		if found, at, more, err = o.store.list(q, at, found); err != nil {
-			return nil, "", err
-		}
-	}
-	if len(found) == q.Limit {
-		found = found[:q.Limit-1]
-		cursor = found[len(found)-1].at.cursor()
-	}
-	for _, f := range found {
-		list = append(list, f.Delivery)
-	}
-	return list, cursor, nil
+	l := listing{DeliveryQuery: q, from: from}
+	err = o.store.view(l.run)
+	return l.found, l.cursor, err
 }
 
-// listed is a delivery and where it stands.
-type listed struct {
-	Delivery
-	at position
+// listing is a list of deliveries that is being made.
+type listing struct {
+	DeliveryQuery
+	from   position
+	found  []Delivery
+	last   position // of the last one that was found
+	looked int
+	size   int // bytes of those that were found
+	cursor string
 }
 
-// list adds what a query is for among the next events, and says where it ended and whether there may be more.
-func (s *store) list(query DeliveryQuery, from position, list []listed) (_ []listed, end position, more bool, err error) {
-	err = s.view(func(tx *txn) error {
-		endpoints := tx.names()
-		if query.Endpoint != "" {
-			endpoints = slices.DeleteFunc(endpoints, func(name string) bool { return name != query.Endpoint })
+func (l *listing) run(tx *txn) error {
+	endpoints := tx.names()
+	if l.Endpoint != "" {
+		endpoints = slices.DeleteFunc(endpoints, func(name string) bool { return name != l.Endpoint })
+	}
+	if len(endpoints) == 0 {
+		return nil
+	}
+	next := tx.eventsBefore(l.CallID, l.from.number)
+	for end := l.from; ; {
+		n, v := next()
+		if v == nil {
+			return nil
 		}
-		next := tx.eventsBefore(query.CallID, from.number)
-		for range readAtOnce {
-			n, v := next()
-			if v == nil {
-				more = false
+		for _, name := range endpoints {
+			if n == l.from.number && name <= l.from.endpoint {
+				continue
+			}
+			if l.looked == maxLooked || l.size >= mostRead {
+				l.cursor = end.cursor()
 				return nil
 			}
-			for _, name := range endpoints {
-				if n == from.number && name <= from.endpoint {
-					continue
-				}
-				d, history := tx.queue(name).get(n)
-				if d == nil || query.State != "" && d.state.String() != query.State {
-					continue
-				}
-				if e, _, err := decodeEventHead(v); err == nil {
-					list = append(list, listed{describe(e, name, d, history), position{n, name}})
-				}
-				if len(list) == query.Limit {
-					return nil
-				}
+			l.looked++
+			end = position{n, name}
+			d, history := tx.queue(name).get(n)
+			if d == nil || l.State != "" && d.state.String() != l.State {
+				continue
 			}
-			end, more = position{n, lastName}, true
+			if len(l.found) == l.Limit { // or nobody would know whether another one follows
+				l.cursor = l.last.cursor()
+				return nil
+			}
+			if e, _, err := decodeEventHead(v); err == nil {
+				told := describe(e, name, d, history)
+				l.found, l.last = append(l.found, told), end
+				l.size += told.size()
+			}
 		}
-		return nil
-	})
-	return list, end, more, err
+	}
 }
 
-// lastName is past every endpoint's name.
-const lastName = "\x7f"
+// size is about how many bytes of an answer a delivery takes.
+func (d Delivery) size() int { return 400 + len(d.CallID) + len(d.LastError) }
+
+// seekBack goes to the last key that is a number up to one.
+func seekBack(c *bolt.Cursor, n uint64) (k, v []byte) {
+	k, v = c.Seek(number(n))
+	switch {
+	case k == nil:
+		return c.Last()
+	case binary.BigEndian.Uint64(k) > n:
+		return c.Prev()
+	}
+	return k, v
+}
 
 // eventsBefore goes backwards through the events up to a number: all, or those of one call.
 func (tx *txn) eventsBefore(call string, from uint64) (next func() (uint64, []byte)) {
 	if call == "" {
 		c := tx.events.Cursor()
-		k, v := c.Seek(number(from))
-		if k == nil {
-			k, v = c.Last()
-		} else if binary.BigEndian.Uint64(k) > from {
-			k, v = c.Prev()
-		}
+		k, v := seekBack(c, from)
 		return func() (uint64, []byte) {
 			if k == nil {
 				return 0, nil
@@ -156,22 +168,33 @@ func (tx *txn) eventsBefore(call string, from uint64) (next func() (uint64, []by
 			return n, event
 		}
 	}
-	var numbers []uint64
 	prefix := callKey(call)
 	c := tx.calls.Cursor()
-	for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
-		if n := numberAt(v); n <= from {
-			numbers = append(numbers, n)
-		}
-	}
+	k, v := tx.seekBackInCall(c, prefix, from)
 	return func() (uint64, []byte) {
-		if len(numbers) == 0 {
+		if !bytes.HasPrefix(k, prefix) {
 			return 0, nil
 		}
-		n := numbers[len(numbers)-1]
-		numbers = numbers[:len(numbers)-1]
+		n := numberAt(v)
+		k, v = c.Prev()
 		return n, tx.events.Get(number(n))
 	}
+}
+
+// seekBackInCall goes to the last event of a call up to a number; numbers grow with the sequence, which may have gaps. The key is another's if there is none.
+func (tx *txn) seekBackInCall(c *bolt.Cursor, prefix []byte, from uint64) (k, v []byte) {
+	seek := func(sequence int) {
+		k, v = c.Seek(binary.BigEndian.AppendUint64(bytes.Clone(prefix), uint64(sequence)))
+	}
+	last, _ := tx.lastOf(bytes.Clone(prefix))
+	seek(sort.Search(int(min(last, math.MaxInt32))+1, func(sequence int) bool {
+		seek(sequence)
+		return !bytes.HasPrefix(k, prefix) || numberAt(v) > from
+	}))
+	if k == nil {
+		return c.Last()
+	}
+	return c.Prev()
 }
 
 func describe(e stored, endpoint string, d *delivery, history []byte) Delivery {

@@ -146,7 +146,7 @@ func Open(opts Options) (*Outbox, error) {
 	for _, e := range opts.Endpoints {
 		o.lanes = append(o.lanes, newLane(e, store, opts, o.announce))
 	}
-	if err := errors.Join(guarded(o.store.closeReaders), guarded(o.warnOfOrphans)); err != nil {
+	if err := errors.Join(guarded(o.store.closeReaders), guarded(o.store.adoptKeys), guarded(o.warnOfOrphans)); err != nil {
 		return nil, errors.Join(fmt.Errorf("read the outbox %s: %w", opts.Path, err), o.Close())
 	}
 	return o, nil

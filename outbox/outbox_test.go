@@ -88,6 +88,30 @@ func openOutbox(t *testing.T, opts Options) *Outbox {
 	return o
 }
 
+// checkKeys holds that every idempotency key stands by its age, once, and that what they are reckoned to take is the sum.
+func checkKeys(t *testing.T, tx *txn) {
+	t.Helper()
+	noted, all := 0, uint64(0)
+	for _, ages := range tx.bearers() {
+		sum := uint64(0)
+		_ = ages.ForEach(func(age, size []byte) error {
+			noted++
+			sum += decodeNumber(size)
+			if record := tx.keys.Get(age[8:]); !bytes.Equal(ageKey(record, age[8:]), age) || decodeNumber(size) != reckoned(record) {
+				t.Errorf("the age %x of a key is not that of its record %x", age, record)
+			}
+			return nil
+		})
+		if sum != ages.Sequence() {
+			t.Errorf("a bearer's keys are reckoned to %d bytes, their sum is %d", ages.Sequence(), sum)
+		}
+		all += sum
+	}
+	if n := tx.keys.Stats().KeyN; n != noted || all != tx.ages.Sequence() {
+		t.Errorf("%d keys, %d ages; %d bytes, noted are %d", n, noted, all, tx.ages.Sequence())
+	}
+}
+
 // checkFile holds that every pending delivery is in the due index, at its time, and nothing else is; and that an event has what points to it.
 func checkFile(t *testing.T, o *Outbox) {
 	t.Helper()
@@ -99,6 +123,7 @@ func checkFile(t *testing.T, o *Outbox) {
 		if e, i, c := events.Stats().KeyN, tx.Bucket(bucketIDs).Stats().KeyN, tx.Bucket(bucketCalls).Stats().KeyN; e != i || e != c {
 			t.Errorf("%d events, %d IDs, %d in calls", e, i, c)
 		}
+		checkKeys(t, newTxn(tx))
 		return tx.Bucket(bucketEndpoints).ForEachBucket(func(name []byte) error {
 			b := tx.Bucket(bucketEndpoints).Bucket(name)
 			due := b.Bucket(bucketDue)

@@ -23,13 +23,15 @@ import (
 
 // The file. Numbers are big-endian, so that keys sort as numbers do.
 //
-//	meta                       schema, client_guid, pruned (the highest number of an event that was removed), disconnected (that it is to be so)
+//	meta                       schema, client_guid, pruned (the highest number of an event that was removed), disconnected (that it is to be so),
+//	                           sessions (the generation of those of the dashboard that are good)
 //	events                     number              -> an event: see encodeEvent
 //	ids                        event ID            -> number
 //	calls                      call key, sequence  -> number, fingerprint
 //	routes                     call key            -> a telephony.Route as JSON
 //	questions                  number              -> nothing; one for each event that endpoints are being asked about
 //	keys                       hash of a key       -> an idempotency key's request and answer: see encodeClaim
+//	key_ages/NAME              time, hash          -> the bytes that a bearer's key takes: see putKey
 //	endpoints/NAME             "counts"            -> how many deliveries are in each state: see counts
 //	endpoints/NAME/deliveries  number              -> a delivery and its last attempts: see encodeDelivery
 //	endpoints/NAME/due         time, number        -> nothing; one for each pending delivery that is not held, nor of a question
@@ -44,6 +46,7 @@ var (
 	bucketRoutes     = []byte("routes")
 	bucketQuestions  = []byte("questions")
 	bucketKeys       = []byte("keys")
+	bucketKeyAges    = []byte("key_ages")
 	bucketEndpoints  = []byte("endpoints")
 	bucketDeliveries = []byte("deliveries")
 	bucketDue        = []byte("due")
@@ -52,6 +55,7 @@ var (
 	keyClientGUID   = []byte("client_guid")
 	keyPruned       = []byte("pruned")
 	keyDisconnected = []byte("disconnected")
+	keySessions     = []byte("sessions")
 	keyCounts       = []byte("counts")
 )
 
@@ -203,7 +207,7 @@ func (s *store) prepare(tx *bolt.Tx) error {
 			return fmt.Errorf("%w (another program has made it)", ErrNotOutbox)
 		}
 	}
-	for _, name := range [][]byte{bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketRoutes, bucketQuestions, bucketKeys, bucketEndpoints} {
+	for _, name := range [][]byte{bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketRoutes, bucketQuestions, bucketKeys, bucketKeyAges, bucketEndpoints} {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err
 		}
@@ -427,7 +431,7 @@ func (s *store) isToConnect() (enabled bool, err error) {
 // txn is a transaction with its buckets, each looked up once.
 type txn struct {
 	*bolt.Tx
-	meta, events, ids, calls, routes, questions, keys, endpoints *bolt.Bucket
+	meta, events, ids, calls, routes, questions, keys, ages, endpoints *bolt.Bucket
 
 	queues   map[string]*queue
 	byID     finder                       // in ids
@@ -442,7 +446,7 @@ type txn struct {
 func newTxn(tx *bolt.Tx) *txn {
 	t := &txn{
 		Tx: tx, meta: tx.Bucket(bucketMeta), events: tx.Bucket(bucketEvents), ids: tx.Bucket(bucketIDs), calls: tx.Bucket(bucketCalls),
-		routes: tx.Bucket(bucketRoutes), questions: tx.Bucket(bucketQuestions), keys: tx.Bucket(bucketKeys), endpoints: tx.Bucket(bucketEndpoints),
+		routes: tx.Bucket(bucketRoutes), questions: tx.Bucket(bucketQuestions), keys: tx.Bucket(bucketKeys), ages: tx.Bucket(bucketKeyAges), endpoints: tx.Bucket(bucketEndpoints),
 		queues: map[string]*queue{}, prints: map[string]map[[16]byte]bool{},
 	}
 	fill(t.events)

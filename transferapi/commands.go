@@ -91,6 +91,8 @@ type answer struct {
 	body    []byte // JSON
 	written bool   // the exchange may have got the command
 	again   bool   // it was answered so before
+	// retryAfter is in how many seconds to ask again; 0 says nothing.
+	retryAfter int
 }
 
 func (d answer) code() int {
@@ -113,6 +115,9 @@ func (d answer) write(w http.ResponseWriter) {
 	}
 	if d.again {
 		w.Header().Set("Idempotency-Replayed", "true")
+	}
+	if d.retryAfter > 0 {
+		setRetryAfter(w, d.retryAfter)
 	}
 	writeBytes(w, d.code(), d.json())
 }
@@ -161,7 +166,7 @@ func (a *API) carryOut(ctx context.Context, w http.ResponseWriter, by string, cm
 			p.Detail += " The reason: " + c.LastError + "."
 		}
 		wait := math.Ceil(time.Until(c.DialsAt).Seconds())
-		w.Header().Set("Retry-After", strconv.Itoa(max(leastRetryAfter, int(wait))))
+		setRetryAfter(w, max(leastRetryAfter, int(wait)))
 	}
 	return answer{problem: &p, written: p.Status == http.StatusBadGateway || p.Status == http.StatusGatewayTimeout}
 }
@@ -178,7 +183,8 @@ func (a *API) do(ctx context.Context, by string, cmd telephony.Command) error {
 }
 
 func commandProblem(err error) problem {
-	p := problem{Status: http.StatusGatewayTimeout, Detail: sentence(err)}
+	// The exchange says why it refuses, in as many words as it likes; with a key, they would be kept for a day.
+	p := problem{Status: http.StatusGatewayTimeout, Detail: telephony.BriefText(sentence(err))}
 	var refused *telephony.RefusedError
 	var decided *telephony.DecidedError
 	switch {
@@ -248,7 +254,7 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	if !utf8.Valid(body) {
 		return nil, &problem{Status: http.StatusBadRequest, Detail: "The body is not UTF-8."}
 	}
-	return body, nil
+	return bytes.TrimPrefix(body, []byte("\uFEFF")), nil // .NET and PowerShell begin a text with a byte order mark
 }
 
 // readObject reads the request's one JSON object, or says that it is none; example ends that sentence.

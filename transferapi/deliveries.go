@@ -79,23 +79,20 @@ func showAttempt(a outbox.Attempt) attempt {
 }
 
 // listDeliveries lists them, those of the newest event first. An endpoint's token sees its own.
-func (a *API) listDeliveries(w http.ResponseWriter, r *http.Request) {
+func (a *API) listDeliveries(r *http.Request) answer {
 	query, refusal := readDeliveryQuery(r)
 	if refusal != nil {
-		refusal.write(w)
-		return
+		return failed(*refusal)
 	}
 	if by := caller(r); by != Operator {
 		if query.Endpoint != "" && query.Endpoint != by {
-			problem{Status: http.StatusForbidden, Detail: fmt.Sprintf("This token may see the deliveries of %q only.", by)}.write(w)
-			return
+			return failed(problem{Status: http.StatusForbidden, Detail: fmt.Sprintf("This token may see the deliveries of %q only.", by)})
 		}
 		query.Endpoint = by
 	}
 	list, cursor, err := a.opts.Deliveries.Deliveries(query)
 	if err != nil {
-		deliveryProblem(err).write(w)
-		return
+		return failed(deliveryProblem(err))
 	}
 	answer := struct {
 		Deliveries []delivery `json:"deliveries"`
@@ -104,7 +101,7 @@ func (a *API) listDeliveries(w http.ResponseWriter, r *http.Request) {
 	for _, d := range list {
 		answer.Deliveries = append(answer.Deliveries, showDelivery(d, nil))
 	}
-	writeJSON(w, http.StatusOK, answer)
+	return found(answer)
 }
 
 func readDeliveryQuery(r *http.Request) (outbox.DeliveryQuery, *problem) {
@@ -119,16 +116,15 @@ func readDeliveryQuery(r *http.Request) (outbox.DeliveryQuery, *problem) {
 }
 
 // getDelivery tells of one and its last attempts.
-func (a *API) getDelivery(w http.ResponseWriter, r *http.Request) {
+func (a *API) getDelivery(r *http.Request) answer {
 	d, attempts, err := a.opts.Deliveries.Delivery(r.PathValue("id"))
 	if by := caller(r); err == nil && by != Operator && by != d.Endpoint {
 		err = outbox.ErrNotFound
 	}
 	if err != nil {
-		deliveryProblem(err).write(w)
-		return
+		return failed(deliveryProblem(err))
 	}
-	writeJSON(w, http.StatusOK, showDelivery(d, attempts))
+	return found(showDelivery(d, attempts))
 }
 
 func (a *API) redeliver(w http.ResponseWriter, r *http.Request) {
@@ -141,36 +137,45 @@ func (a *API) redeliver(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusAccepted, showDelivery(d, nil))
 }
 
+// undelivered are the states that redeliverAll takes without states: what a CRM has got already, it gets again only by name.
+var undelivered = []string{"dead", "expired"}
+
 // redeliverAll makes many deliveries again.
 func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 	var request struct {
-		Endpoint string                `json:"endpoint"`
-		Since    string                `json:"since"`
-		Until    string                `json:"until"`
-		States   []string              `json:"states"`
-		Types    []telephony.EventType `json:"types"`
-		DryRun   bool                  `json:"dry_run"`
+		Endpoint string   `json:"endpoint"`
+		Since    string   `json:"since"`
+		Until    string   `json:"until"`
+		States   []string `json:"states"`
+		Types    []string `json:"types"`
+		DryRun   bool     `json:"dry_run"`
 	}
 	if refusal := readJSON(w, r, &request); refusal != nil {
 		refusal.write(w)
 		return
 	}
-	what := outbox.Redelivery{Endpoint: request.Endpoint, States: request.States, Types: request.Types, DryRun: request.DryRun}
+	what := outbox.Redelivery{Endpoint: request.Endpoint, States: request.States, DryRun: request.DryRun}
+	if len(what.States) == 0 {
+		what.States = undelivered
+	}
 	var errSince, errUntil, errEndpoint, errTypes error
-	what.Since, errSince = readTime("since", request.Since)
+	if what.Since, errSince = readTime("since", request.Since); request.Since == "" {
+		errSince = &fieldError{"since", "is missing: say from when on events are to be sent again, with a time such as 2026-11-23T06:25:53Z"}
+	}
 	what.Until, errUntil = readTime("until", request.Until)
 	if request.Endpoint == "" {
 		errEndpoint = &fieldError{"endpoint", "is missing: name the endpoint that is to get its events again"}
 	}
-	for _, kind := range request.Types {
-		if !telephony.IsType(kind) {
-			errTypes = &fieldError{"types", fmt.Sprintf("holds %q, which is no type of event", kind)}
-		}
-	}
+	what.Types, errTypes = readTypes(request.Types)
 	if err := errors.Join(errEndpoint, errSince, errUntil, errTypes); err != nil {
 		badFields(err).write(w)
 		return
 	}
+	if !a.redeliveries.take(r.Context(), maxTurn) {
+		refused("Other deliveries are being made again: wait until that is done.").write(w)
+		return
+	}
+	defer a.redeliveries.giveBack()
 	// It is done also if nobody waits for the answer, or half of it would be.
 	ctx, cancel := endsWithServer(r)
 	defer cancel()

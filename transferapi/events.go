@@ -1,9 +1,10 @@
 package transferapi
 
 import (
-	"encoding/json"
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/url"
 	"slices"
@@ -17,9 +18,10 @@ import (
 
 // Events are what has happened, to be read.
 type Events interface {
-	Events(q outbox.EventQuery) (bodies [][]byte, cursor string, err error)
+	Events(q outbox.EventQuery) (outbox.EventPage, error)
 	Changed() <-chan struct{} // closed when there are new ones
-	Call(callID string) ([]outbox.CallEvent, *telephony.Route, error)
+	Call(callID string, after uint64) (outbox.CallPage, error)
+	Route(callID string) (*telephony.Route, error)
 }
 
 // mostWait is how long a read of events may wait for one.
@@ -35,29 +37,23 @@ func (a *API) listEvents(w http.ResponseWriter, r *http.Request) {
 	if by := caller(r); by != Operator {
 		q.Endpoint = by
 	}
+	if wait > 0 {
+		polls := a.readers[caller(r)].polls
+		if !polls.take(r.Context(), 0) {
+			refused(fmt.Sprintf("%d requests with this token wait for events already: that is as many as may.", maxPolls)).write(w)
+			return
+		}
+		defer polls.giveBack()
+	}
 	// The server's time for reading a request would end the wait.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	timeUp := time.NewTimer(wait)
 	defer timeUp.Stop()
 	for waiting := wait > 0; ; {
 		changed := a.opts.Events.Changed() // before the read: nothing falls between the two
-		bodies, cursor, err := a.opts.Events.Events(q)
-		if err != nil {
-			eventProblem(err).write(w)
+		if a.answerEvents(w, r, &q, waiting) {
 			return
 		}
-		if len(bodies) > 0 || !waiting {
-			answer := struct {
-				Events     []json.RawMessage `json:"events"`
-				NextCursor string            `json:"next_cursor"`
-			}{Events: []json.RawMessage{}, NextCursor: cursor}
-			for _, body := range bodies {
-				answer.Events = append(answer.Events, body)
-			}
-			writeJSON(w, http.StatusOK, answer)
-			return
-		}
-		q.After = cursor
 		select {
 		case <-changed:
 		case <-timeUp.C:
@@ -70,8 +66,46 @@ func (a *API) listEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// answerEvents answers with a page of events. Where there is none and the caller waits for one it does not, and the query goes on behind what was looked at.
+func (a *API) answerEvents(w http.ResponseWriter, r *http.Request, q *outbox.EventQuery, waiting bool) (answered bool) {
+	answered = true
+	a.inTurn(w, r, func(scan func(func()) bool) {
+		var page outbox.EventPage
+		var err error
+		switch {
+		case !scan(func() { page, err = a.opts.Events.Events(*q) }):
+		case err != nil:
+			eventProblem(err).write(w)
+		case len(page.Events) == 0 && waiting && !page.More:
+			q.After, answered = page.Cursor, false
+		default:
+			writeEvents(w, page)
+		}
+	})
+	return answered
+}
+
+// writeEvents answers with events: they are JSON already, and too large to be copied.
+func writeEvents(w http.ResponseWriter, page outbox.EventPage) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(http.StatusOK)
+	_, _ = io.WriteString(w, `{"events":[`)
+	for i, event := range page.Events {
+		if i > 0 {
+			_, _ = io.WriteString(w, ",")
+		}
+		_, _ = w.Write(event)
+	}
+	end := struct {
+		NextCursor string `json:"next_cursor,omitempty"`
+		More       bool   `json:"more"`
+	}{page.Cursor, page.More}
+	_, _ = w.Write(append([]byte("],"), bytes.TrimPrefix(encodeJSON(end), []byte("{"))...))
+}
+
 func readEventQuery(r *http.Request) (q outbox.EventQuery, wait time.Duration, refusal *problem) {
-	values, refusal := readQuery(r, "after", "limit", "wait", "types")
+	values, refusal := readQuery(r, "after", "limit", "wait", "types", "order")
 	if refusal != nil {
 		return q, 0, refusal
 	}
@@ -79,23 +113,53 @@ func readEventQuery(r *http.Request) (q outbox.EventQuery, wait time.Duration, r
 	if q.Limit, refusal = readLimit(values); refusal != nil {
 		return q, 0, refusal
 	}
-	if s := values.Get("wait"); s != "" {
-		var err error
-		if wait, err = time.ParseDuration(s); err != nil || wait < 0 || wait > mostWait {
-			return q, 0, badFields(&fieldError{"wait", fmt.Sprintf("must be a time such as 30s, at most %s", mostWait)})
-		}
+	var errOrder, errWait, errTypes error
+	q.Backwards, errOrder = readOrder(values.Get("order"))
+	if wait, errWait = readWait(values.Get("wait")); wait > 0 && q.Backwards {
+		errWait = &fieldError{"wait", "is of use with order=asc only: nothing new comes behind the oldest"}
 	}
-	for kind := range strings.SplitSeq(values.Get("types"), ",") {
-		kind := telephony.EventType(strings.TrimSpace(kind))
-		switch {
-		case kind == "":
-		case !telephony.IsType(kind):
-			return q, 0, badFields(&fieldError{"types", fmt.Sprintf("holds %q, which is no type of event", kind)})
-		default:
-			q.Types = append(q.Types, kind)
-		}
+	q.Types, errTypes = readTypes(strings.Split(values.Get("types"), ","))
+	if err := errors.Join(errOrder, errWait, errTypes); err != nil {
+		return q, 0, badFields(err)
 	}
 	return q, wait, nil
+}
+
+func readOrder(s string) (backwards bool, err error) {
+	if s != "" && s != "asc" && s != "desc" {
+		return false, &fieldError{"order", "must be asc (the oldest first) or desc (the newest first)"}
+	}
+	return s == "desc", nil
+}
+
+func readWait(s string) (time.Duration, error) {
+	if s == "" {
+		return 0, nil
+	}
+	wait, err := time.ParseDuration(s)
+	if err != nil || wait < 0 || wait > mostWait {
+		return 0, &fieldError{"wait", fmt.Sprintf("must be a time such as 30s, at most %s", mostWait)}
+	}
+	return wait, nil
+}
+
+// readTypes gives the types of events that a list names: by name, or as prefixes with a star. Entries that are empty name none.
+func readTypes(entries []string) (types []telephony.EventType, err error) {
+	for _, entry := range entries {
+		if entry = strings.TrimSpace(entry); entry == "" {
+			continue
+		}
+		filter, err := outbox.ParseFilter(entry)
+		if err != nil {
+			return nil, &fieldError{"types", fmt.Sprintf("holds %q, which is no type of event, nor a prefix of some such as call.*", entry)}
+		}
+		for _, kind := range slices.Concat(telephony.EventTypes, telephony.OperationalTypes) {
+			if filter.Match(kind) && !slices.Contains(types, kind) {
+				types = append(types, kind)
+			}
+		}
+	}
+	return types, nil
 }
 
 // readQuery reads the query's parameters. One that is none of the names is refused, as a field is.
@@ -140,6 +204,8 @@ type call struct {
 	CallID  string      `json:"call_id"`
 	Events  []callEvent `json:"events"`
 	Routing *routing    `json:"routing,omitempty"` // absent if the call has not asked where to go
+	// NextCursor is absent on the last page.
+	NextCursor string `json:"next_cursor,omitempty"`
 }
 
 type callEvent struct {
@@ -179,35 +245,48 @@ type transfer struct {
 	Error string                  `json:"error,omitempty"`
 }
 
-// getCall tells what happened to a call. An endpoint sees its own part of it, and who has won.
-func (a *API) getCall(w http.ResponseWriter, r *http.Request) {
-	id := r.PathValue("call_id")
-	events, route, err := a.opts.Events.Call(id)
-	if err != nil && !errors.Is(err, outbox.ErrNoCall) {
-		problem{Status: http.StatusInternalServerError, Detail: sentence(err)}.write(w)
-		return
+// getCall tells what happened to a call, page by page. An endpoint sees its own part of it, and who has won.
+func (a *API) getCall(r *http.Request) answer {
+	values, refusal := readQuery(r, "cursor")
+	if refusal != nil {
+		return failed(*refusal)
 	}
-	answer := call{CallID: id, Events: []callEvent{}}
+	after, err := uint64(0), error(nil)
+	if values.Has("cursor") {
+		if after, err = strconv.ParseUint(values.Get("cursor"), 10, 64); err != nil {
+			return failed(*badFields(&fieldError{"cursor", "is none that this call has given"}))
+		}
+	}
+	shown := call{CallID: r.PathValue("call_id"), Events: []callEvent{}}
+	page, err := a.opts.Events.Call(shown.CallID, after)
 	mine := func(name string) bool { return caller(r) == Operator || caller(r) == name }
-	for _, e := range events {
-		told := callEvent{ID: e.ID, Type: e.Type, Sequence: e.Sequence, Timestamp: e.Time, Deliveries: []delivery{}}
-		for _, d := range e.Deliveries {
-			if mine(d.Endpoint) {
-				told.Deliveries = append(told.Deliveries, showDelivery(d, nil))
-			}
-		}
-		if len(told.Deliveries) > 0 || caller(r) == Operator {
-			answer.Events = append(answer.Events, told)
+	for _, e := range page.Events {
+		if told := showCallEvent(e, mine); len(told.Deliveries) > 0 || caller(r) == Operator {
+			shown.Events = append(shown.Events, told)
 		}
 	}
-	if len(answer.Events) == 0 {
-		problem{Status: http.StatusNotFound, Detail: sentence(outbox.ErrNoCall)}.write(w)
-		return
+	if page.Next > 0 {
+		shown.NextCursor = strconv.FormatUint(page.Next, 10)
 	}
-	if route != nil {
-		answer.Routing = showRoute(*route, mine)
+	switch {
+	case errors.Is(err, outbox.ErrNoCall), err == nil && len(shown.Events) == 0 && shown.NextCursor == "" && after == 0: // or it is another's
+		return failed(problem{Status: http.StatusNotFound, Detail: sentence(outbox.ErrNoCall)})
+	case err != nil:
+		return failed(problem{Status: http.StatusInternalServerError, Detail: sentence(err)})
+	case page.Route != nil && len(shown.Events) > 0:
+		shown.Routing = showRoute(*page.Route, mine)
 	}
-	writeJSON(w, http.StatusOK, answer)
+	return found(shown)
+}
+
+func showCallEvent(e outbox.CallEvent, mine func(name string) bool) callEvent {
+	told := callEvent{ID: e.ID, Type: e.Type, Sequence: e.Sequence, Timestamp: e.Time, Deliveries: []delivery{}}
+	for _, d := range e.Deliveries {
+		if mine(d.Endpoint) {
+			told.Deliveries = append(told.Deliveries, showDelivery(d, nil))
+		}
+	}
+	return told
 }
 
 func showRoute(r telephony.Route, mine func(name string) bool) *routing {
@@ -222,11 +301,11 @@ func showRoute(r telephony.Route, mine func(name string) bool) *routing {
 	}
 	for _, p := range r.Replies {
 		if mine(p.By) {
-			out.Replies = append(out.Replies, reply{By: p.By, At: p.At.UTC(), Kind: p.Kind, TransferTo: p.To, Reason: p.Why})
+			out.Replies = append(out.Replies, reply{By: p.By, At: p.At.UTC(), Kind: p.Kind, TransferTo: p.To, Reason: telephony.BriefText(p.Why)})
 		}
 	}
 	if r.Transfer != "" {
-		out.Transfer = &transfer{To: r.To, State: r.Transfer, At: r.TransferAt.UTC(), Error: r.TransferError}
+		out.Transfer = &transfer{To: r.To, State: r.Transfer, At: r.TransferAt.UTC(), Error: telephony.BriefText(r.TransferError)}
 	}
 	return out
 }

@@ -471,7 +471,7 @@ func TestWhoAskedGoesAway(t *testing.T) {
 	leave()
 	log := &bytes.Buffer{}
 	a := newAPI(t, e, b, log)
-	r := httptest.NewRequest("POST", "/v1/redeliver", strings.NewReader(`{"endpoint":"crm","states":["missing"]}`)).WithContext(gone)
+	r := httptest.NewRequest("POST", "/v1/redeliver", strings.NewReader(`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","states":["missing"]}`)).WithContext(gone)
 	r.Header.Set("Authorization", "Bearer "+operatorToken)
 	r.Header.Set("Content-Type", "application/json")
 	w := httptest.NewRecorder()

@@ -14,8 +14,8 @@ import (
 
 // Keys remembers which requests have been carried out, through restarts.
 type Keys interface {
-	ClaimKey(key, request [32]byte) (taken *outbox.Claim, err error)
-	AnswerKey(key, request [32]byte, status int, answer []byte) error
+	ClaimKey(bearer string, key, request [32]byte) (taken *outbox.Claim, err error)
+	AnswerKey(bearer string, key, request [32]byte, status int, answer []byte) error
 	ReleaseKey(key [32]byte) error
 }
 
@@ -38,7 +38,7 @@ func (a *API) once(r *http.Request, key string, cmd telephony.Command, carryOut 
 		return answer{problem: &problem{Status: http.StatusServiceUnavailable, Detail: "The request was given up."}}
 	}
 	defer a.busy.giveBack(hash)
-	taken, err := a.opts.Keys.ClaimKey(hash, request)
+	taken, err := a.opts.Keys.ClaimKey(caller(r), hash, request)
 	switch {
 	case err != nil:
 		return answer{problem: &problem{
@@ -62,7 +62,7 @@ func (a *API) once(r *http.Request, key string, cmd telephony.Command, carryOut 
 	defer cancel()
 	done := carryOut(ctx)
 	if done.written {
-		err = a.opts.Keys.AnswerKey(hash, request, done.code(), done.json())
+		err = a.opts.Keys.AnswerKey(caller(r), hash, request, done.code(), done.json())
 	} else {
 		err = a.opts.Keys.ReleaseKey(hash)
 	}
@@ -89,7 +89,7 @@ func (a *API) askedSince(cmd telephony.Command, at time.Time) bool {
 	if cmd.Kind != telephony.CommandTransfer {
 		return false
 	}
-	_, route, err := a.opts.Events.Call(cmd.CallID)
+	route, err := a.opts.Events.Route(cmd.CallID)
 	return err == nil && route != nil && route.AskedAt.After(at)
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -69,8 +70,8 @@ func (a *API) connection(w http.ResponseWriter, _ *http.Request) {
 		ServerVersion string                    `json:"server_version,omitempty"`
 		Form          string                    `json:"form,omitempty"`
 	}{
-		State: c.State, Enabled: c.State != telephony.Disabled, Since: c.Since.UTC(), LastError: c.LastError, ServerVersion: c.ServerVersion,
-		Form: c.Form,
+		State: c.State, Enabled: c.State != telephony.Disabled, Since: c.Since.UTC(), LastError: c.LastError,
+		ServerVersion: telephony.Brief(c.ServerVersion), Form: c.Form,
 	}
 	if c.CloseCode != 0 {
 		answer.LastClose = &lastClose{c.CloseCode, c.CloseMeaning}
@@ -83,31 +84,66 @@ func (a *API) alive(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 }
 
+// fault is what is wrong: in brief for everybody, and the whole, which names CRMs and quotes what they and the exchange have answered, for the operator.
+type fault struct{ brief, whole string }
+
+func texts(faults []fault, operator bool) (list []string) {
+	for _, f := range faults {
+		text := f.brief
+		if operator {
+			text = f.whole
+		}
+		if !slices.Contains(list, text) { // nor does it tell how many CRMs there are
+			list = append(list, text)
+		}
+	}
+	return list
+}
+
+// outboxFault says what is wrong with the outbox: whether events cannot be stored, or are stored and
+// in danger.
+func outboxFault(err error) fault {
+	switch {
+	case errors.Is(err, outbox.ErrFileGone):
+		return fault{"The outbox's file is gone.", sentence(err)}
+	case errors.Is(err, outbox.ErrDamaged):
+		return fault{"The outbox is damaged.", sentence(err)}
+	}
+	const brief, then = "The outbox cannot be written", ". Events wait in memory."
+	return fault{brief + then, brief + ": " + err.Error() + then}
+}
+
 // ready says whether events can come in and be kept, and what stands in the way.
-func (a *API) ready(w http.ResponseWriter, _ *http.Request) {
-	answer := struct {
-		Status   string   `json:"status"`
-		Problems []string `json:"problems,omitempty"`
-		Warnings []string `json:"warnings,omitempty"` // what is wrong and no reason to do without the bridge
-		Form     string   `json:"form,omitempty"`     // in which the server packs its messages
-	}{Status: "ready", Form: a.opts.Exchange.Connection().Form}
+func (a *API) ready(w http.ResponseWriter, r *http.Request) {
+	var problems, warnings []fault // warnings are what is wrong and no reason to do without the bridge
 	if err := a.opts.Outbox.Writable(); err != nil {
-		answer.Problems = append(answer.Problems, "The outbox cannot be written: "+err.Error()+". Events wait in memory.")
+		problems = append(problems, outboxFault(err))
 	}
 	if c := a.opts.Exchange.Connection(); c.State != telephony.Connected {
 		detail := "There is no connection to the Prostie Zvonki server"
+		f := fault{detail + ".", detail + "."}
 		if c.LastError != "" {
-			detail += ": " + c.LastError
+			f.whole = detail + ": " + c.LastError + "."
 		}
-		answer.Problems = append(answer.Problems, detail+".")
+		problems = append(problems, f)
 	}
 	if list, err := a.opts.Outbox.Endpoints(); err == nil {
 		for _, e := range list {
 			if e.State != "ok" {
-				answer.Warnings = append(answer.Warnings, fmt.Sprintf("The endpoint %s is %s: %s. What is for it waits (%d events).", e.Name, e.State, e.LastError, e.Pending))
+				warnings = append(warnings, fault{
+					"A CRM does not take its events.",
+					fmt.Sprintf("The endpoint %s is %s: %s. What is for it waits (%d events).", e.Name, e.State, e.LastError, e.Pending),
+				})
 			}
 		}
 	}
+	by, _ := a.bearer(r)
+	answer := struct {
+		Status   string   `json:"status"`
+		Problems []string `json:"problems,omitempty"`
+		Warnings []string `json:"warnings,omitempty"`
+		Form     string   `json:"form,omitempty"` // in which the server packs its messages
+	}{"ready", texts(problems, by.name == Operator), texts(warnings, by.name == Operator), a.opts.Exchange.Connection().Form}
 	status := http.StatusOK
 	if len(answer.Problems) > 0 {
 		answer.Status, status = "not ready", http.StatusServiceUnavailable

@@ -15,10 +15,10 @@ import (
 	"log/slog"
 	"math"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
+	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
 
@@ -69,6 +69,7 @@ type Options struct {
 	CommandTimeout time.Duration // how long the exchange may take to answer
 	Rate           float64       // requests a second of each token
 	Logger         *slog.Logger
+	WrongToken     func() // counts a request with a token that is none; may be nil
 }
 
 // Operator is the name under which the operator's token stands in Options.Tokens. No endpoint can have it.
@@ -76,11 +77,15 @@ const Operator = "operator"
 
 // API answers the requests. It is an http.Handler.
 type API struct {
-	opts     Options
-	tokens   map[[sha256.Size]byte]bearer // by the token's hash: looking it up tells nothing about the token
-	mux      *http.ServeMux
-	busy     busy
-	draining chan struct{} // closed when nobody is to wait for events any more
+	opts    Options
+	tokens  map[[sha256.Size]byte]bearer // by the token's hash: looking it up tells nothing about the token
+	mux     *http.ServeMux
+	readers map[string]*reader // by the bearer's name
+	// redeliveries is held by the one who goes through all events, to count or to send them again.
+	redeliveries places
+	busy         busy
+	wrong        *repeat.Tally // requests with a token that is none
+	draining     chan struct{} // closed when nobody is to wait for events any more
 }
 
 // New gives the API. Two bearers of one token are an error, since nobody could tell who calls.
@@ -90,10 +95,11 @@ func New(opts Options) (*API, error) {
 		return nil, errors.New("transferapi: Options.Exchange, Router, Outbox, Deliveries, Events, Keys, Metrics, Logger, CommandTimeout and Rate must be set")
 	}
 	a := &API{
-		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(),
-		busy: busy{keys: map[[32]byte]chan struct{}{}}, draining: make(chan struct{}),
+		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(), readers: map[string]*reader{}, redeliveries: make(places, 1),
+		busy: busy{keys: map[[32]byte]chan struct{}{}}, wrong: repeat.NewTally(opts.Logger), draining: make(chan struct{}),
 	}
 	for name, tokens := range opts.Tokens {
+		a.readers[name] = newReader()
 		b := bearer{name, rate.NewLimiter(rate.Limit(opts.Rate), max(1, int(opts.Rate)))}
 		for _, token := range tokens {
 			hash := sha256.Sum256([]byte(token))
@@ -137,12 +143,12 @@ func (a *API) routes() []route {
 		{http.MethodPost, "/v1/calls", bearers, a.command(readCall, "from", "to")},
 		{http.MethodPost, "/v1/transfers", bearers, a.command(readTransfer, "call_id", "to")},
 		{http.MethodPost, "/v1/sms", bearers, a.command(readSMS, "from", "to", "text")},
-		{http.MethodGet, "/v1/calls/{call_id}", bearers, a.getCall},
+		{http.MethodGet, "/v1/calls/{call_id}", bearers, a.reading(a.getCall)},
 		{http.MethodGet, "/v1/events", bearers, a.listEvents},
 		{http.MethodGet, "/v1/connection", bearers, a.connection},
 		{http.MethodPut, "/v1/connection", operatorOnly, a.switchConnection},
-		{http.MethodGet, "/v1/deliveries", bearers, a.listDeliveries},
-		{http.MethodGet, "/v1/deliveries/{id}", bearers, a.getDelivery},
+		{http.MethodGet, "/v1/deliveries", bearers, a.reading(a.listDeliveries)},
+		{http.MethodGet, "/v1/deliveries/{id}", bearers, a.reading(a.getDelivery)},
 		{http.MethodPost, "/v1/deliveries/{id}/redeliver", operatorOnly, a.redeliver},
 		{http.MethodPost, "/v1/redeliver", operatorOnly, a.redeliverAll},
 		{http.MethodGet, "/v1/endpoints", operatorOnly, a.listEndpoints},
@@ -167,6 +173,7 @@ func describe(w http.ResponseWriter, _ *http.Request) {
 
 // ServeHTTP answers one request.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("X-Content-Type-Options", "nosniff") // a caller chooses some of what is in an answer
 	if _, pattern := a.mux.Handler(r); pattern != "" {
 		a.mux.ServeHTTP(w, r)
 		return
@@ -205,11 +212,38 @@ func caller(r *http.Request) string {
 	return name
 }
 
+// Knows says whether a request has a token, without counting it.
+func (a *API) Knows(r *http.Request) bool {
+	_, _, known := a.lookUp(r)
+	return known
+}
+
+func (a *API) lookUp(r *http.Request) (token string, b bearer, known bool) {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	token = strings.TrimSpace(token)
+	if !strings.EqualFold(scheme, "Bearer") {
+		return token, bearer{}, false
+	}
+	b, known = a.tokens[sha256.Sum256([]byte(token))]
+	return token, b, known
+}
+
+// bearer says who calls, by the token. A token that is none is counted, and told of now and then: somebody may be guessing, or has not been told of a new one.
+func (a *API) bearer(r *http.Request) (b bearer, known bool) {
+	token, b, known := a.lookUp(r)
+	if !known && token != "" {
+		if a.opts.WrongToken != nil {
+			a.opts.WrongToken()
+		}
+		a.wrong.Happened("requests had a wrong token", "remote", r.RemoteAddr)
+	}
+	return b, known
+}
+
 func (a *API) authenticated(who audience, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-		b, known := a.tokens[sha256.Sum256([]byte(strings.TrimSpace(token)))]
-		if !strings.EqualFold(scheme, "Bearer") || !known {
+		b, known := a.bearer(r)
+		if !known {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="pzbridge"`)
 			problem{
 				Status: http.StatusUnauthorized,
@@ -218,7 +252,7 @@ func (a *API) authenticated(who audience, next http.HandlerFunc) http.HandlerFun
 			return
 		}
 		if wait := b.wait(time.Now()); wait > 0 {
-			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(wait.Seconds()))))
+			setRetryAfter(w, int(math.Ceil(wait.Seconds())))
 			problem{Status: http.StatusTooManyRequests, Detail: "Too many requests with this token: API_RATE is how many a second it may make."}.write(w)
 			return
 		}

@@ -12,8 +12,10 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/uuid"
@@ -192,6 +194,40 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// What the exchange says when it refuses is told by its beginning, and that is what is kept with a key.
+func TestLongRefusal(t *testing.T) {
+	e := &exchange{connection: telephony.Connection{State: telephony.Connected}, err: &telephony.RefusedError{Code: "2", Details: strings.Repeat("no", 300<<10)}}
+	b := &keyBearers{box: newBox(t)}
+	a := newAPI(t, e, b.box, &bytes.Buffer{})
+	a.opts.Keys = b
+	for range 2 {
+		w := send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "k")
+		if p := asProblem(t, w); w.Code != 502 || len(p.Detail) > 2000 || !strings.HasSuffix(p.Detail, "…") {
+			t.Errorf("%d %.300s", w.Code, w.Body)
+		}
+	}
+	send(a, "POST", "/v1/calls", operatorToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "k")
+	if want := []string{"crm", "crm", "crm", Operator, Operator}; len(e.got) != 2 || !slices.Equal(b.got, want) {
+		t.Errorf("%d commands; keys were taken and answered for %v", len(e.got), b.got)
+	}
+}
+
+// keyBearers notes for whom keys are taken and answered.
+type keyBearers struct {
+	*box
+	got []string
+}
+
+func (b *keyBearers) ClaimKey(bearer string, key, request [32]byte) (*outbox.Claim, error) {
+	b.got = append(b.got, bearer)
+	return b.box.ClaimKey(bearer, key, request)
+}
+
+func (b *keyBearers) AnswerKey(bearer string, key, request [32]byte, status int, answer []byte) error {
+	b.got = append(b.got, bearer)
+	return b.box.AnswerKey(bearer, key, request, status, answer)
+}
+
 func TestHowACommandCanEnd(t *testing.T) {
 	for status, err := range map[int]error{
 		http.StatusOK:                 nil,
@@ -208,6 +244,32 @@ func TestHowACommandCanEnd(t *testing.T) {
 		}
 		if err != nil && !strings.Contains(strings.ToLower(asProblem(t, w).Detail), strings.ToLower(err.Error())) {
 			t.Errorf("%v: %s", err, w.Body)
+		}
+	}
+}
+
+// A byte order mark before the JSON of a request is passed over, wherever JSON is read; one within is content, and two are one too many.
+func TestByteOrderMark(t *testing.T) {
+	const mark = "\uFEFF"
+	for _, c := range []struct {
+		method, path, body string
+		want               int
+	}{
+		{"POST", "/v1/calls", mark + `{"from":"101","to":"102"}`, 200},
+		{"POST", "/v1/transfers", mark + `{"call_id":"5","to":"101"}`, 200},
+		{"POST", "/v1/sms", mark + `{"from":"101","to":"102","text":"` + mark + `x"}`, 200},
+		{"PUT", "/v1/connection", mark + `{"enabled":true}`, 200},
+		{"POST", "/v1/redeliver", mark + `{"endpoint":"crm","since":"2026-11-23T06:25:53Z"}`, 200},
+		{"POST", "/v1/calls", mark + mark + `{"from":"101","to":"102"}`, 400},
+		{"POST", "/v1/calls", mark, 400},
+	} {
+		e := &exchange{connection: telephony.Connection{State: telephony.Connected}}
+		w := send(newAPI(t, e, newBox(t), &bytes.Buffer{}), c.method, c.path, operatorToken, c.body)
+		if w.Code != c.want {
+			t.Errorf("%s %s %q: %d %s", c.method, c.path, c.body, w.Code, w.Body)
+		}
+		if len(e.got) == 1 && e.got[0].Kind == telephony.CommandSMS && e.got[0].Text != mark+"x" {
+			t.Errorf("the text is %q", e.got[0].Text)
 		}
 	}
 }
@@ -250,8 +312,8 @@ func TestWhoMayCall(t *testing.T) {
 		if w.Code >= 400 && c.want != 503 {
 			asProblem(t, w)
 		}
-		if w.Header().Get("Cache-Control") != "no-store" {
-			t.Errorf("%s may be cached: %v", c.name, w.Header())
+		if w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Content-Type-Options") != "nosniff" {
+			t.Errorf("%s may be cached, or taken for something else: %v", c.name, w.Header())
 		}
 		if c.want == 405 && w.Header().Get("Allow") != "POST" || c.want == 401 && w.Header().Get("WWW-Authenticate") == "" {
 			t.Errorf("%s: headers %v", c.name, w.Header())
@@ -278,7 +340,7 @@ func TestConnectionAndReadiness(t *testing.T) {
 	a := newAPI(t, e, o, &bytes.Buffer{})
 	get := func(path string) (int, string) {
 		r := httptest.NewRequest(http.MethodGet, path, nil)
-		r.Header.Set("Authorization", "Bearer "+crmToken)
+		r.Header.Set("Authorization", "Bearer "+operatorToken)
 		w := httptest.NewRecorder()
 		serve(a, w, r)
 		return w.Code, strings.TrimSpace(w.Body.String())
@@ -301,6 +363,61 @@ func TestConnectionAndReadiness(t *testing.T) {
 	if status, body := get("/readyz"); status != 200 || body != want {
 		t.Errorf("with endpoints that are not well: %d %s", status, body)
 	}
+}
+
+// Who is not the operator learns from /readyz whether the bridge is ready and of what kind the trouble is: no names, no numbers, nothing that somebody has answered.
+func TestReadinessForStrangers(t *testing.T) {
+	e := &exchange{connection: telephony.Connection{State: telephony.Disconnected, LastError: "closed with code 4008"}}
+	o := newBox(t)
+	o.err = errors.New("no space left on device")
+	o.endpoints = []outbox.EndpointStatus{
+		{Name: "crm", State: "failing", LastError: "HTTP 500", Pending: 7}, {Name: "third", State: "paused", LastError: "HTTP 429", Pending: 1},
+	}
+	a := newAPI(t, e, o, &bytes.Buffer{})
+	const notReady = `{"status":"not ready","problems":["The outbox cannot be written. Events wait in memory.",` +
+		`"There is no connection to the Prostie Zvonki server."],"warnings":["A CRM does not take its events."]}`
+	for _, authorization := range []string{"", "Bearer " + crmToken, "Bearer x", "Basic " + operatorToken} {
+		r := httptest.NewRequest(http.MethodGet, "/readyz", nil)
+		r.Header.Set("Authorization", authorization)
+		w := httptest.NewRecorder()
+		serve(a, w, r)
+		if got := strings.TrimSpace(w.Body.String()); w.Code != 503 || got != notReady {
+			t.Errorf("%q: %d %s", authorization, w.Code, got)
+		}
+	}
+	if w := get(a, "/readyz", operatorToken); w.Code != 503 || !strings.Contains(w.Body.String(), "no space left on device") ||
+		!strings.Contains(w.Body.String(), "closed with code 4008") || !strings.Contains(w.Body.String(), "third is paused: HTTP 429") {
+		t.Errorf("the operator: %d %s", w.Code, w.Body)
+	}
+	e.connection, o.err = telephony.Connection{State: telephony.Connected}, nil
+	if w := get(a, "/readyz", "x"); w.Code != 200 || strings.TrimSpace(w.Body.String()) != `{"status":"ready","warnings":["A CRM does not take its events."]}` {
+		t.Errorf("ready: %d %s", w.Code, w.Body)
+	}
+}
+
+// Each request with a wrong token is counted; the log tells of them now and then, and never the token.
+func TestWrongTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		wrong := 0
+		a := newAPI(t, &exchange{}, newBox(t), &log)
+		a.opts.WrongToken = func() { wrong++ }
+		for range 5 {
+			get(a, "/v1/connection", "a-wrong-token-0123456789")
+		}
+		get(a, "/readyz", "a-wrong-token-0123456789")
+		get(a, "/v1/connection", crmToken)
+		send(a, "GET", "/v1/connection", "", "")
+		if lines := strings.Count(log.String(), "\n"); wrong != 6 || lines != 1 || !strings.Contains(log.String(), "remote=192.0.2.1:1234 times=1\n") {
+			t.Errorf("%d counted, the log: %s", wrong, log.String())
+		}
+		time.Sleep(30 * time.Second)
+		log.Reset()
+		get(a, "/v1/connection", "a-wrong-token-0123456789")
+		if !strings.Contains(log.String(), "times=6\n") || strings.Contains(log.String(), "0123456789") {
+			t.Errorf("half a minute later: %s", log.String())
+		}
+	})
 }
 
 // request sends a request with a token and decodes the answer.
@@ -387,19 +504,21 @@ func TestDeliveries(t *testing.T) {
 	}
 	for body, want := range map[string]int{
 		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","until":"2020-01-02T00:00:00+05:00","states":["dead","expired","delivered"],"types":["call.completed"],"dry_run":true}`: 200,
-		`{"endpoint":"crm"}`:    200,
-		`{}`:                    400,
-		`{"endpoint":"nobody"}`: 400,
-		`{"endpoint":"crm","states":["pending"]}`: 400,
-		`{"endpoint":"crm","types":["call"]}`:     400,
-		`{"endpoint":"crm","since":"yesterday"}`:  400,
-		`{"endpoint":"crm","dry_run":"yes"}`:      400,
-		`{"endpoint":"crm","dryrun":true}`:        400,
-		`{"endpoint":"crm"} {}`:                   400,
-		`{"endpoint":"crm","dry_run":null}`:       400,
-		`{"endpoint":"crm","Dry_run":true}`:       400,
-		`[]`:                                      400,
-		`null`:                                    400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z"}`: 200,
+		`{"endpoint":"crm"}`: 400,
+		`{}`:                 400,
+		`{"endpoint":"nobody","since":"2020-01-01T00:00:00Z"}`:                   400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","states":["pending"]}`: 400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","types":["call"]}`:     400,
+		`{"endpoint":"crm","since":"yesterday"}`:                                 400,
+		`{"endpoint":"crm","since":""}`:                                          400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","dry_run":"yes"}`:      400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","dryrun":true}`:        400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z"} {}`:                   400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","dry_run":null}`:       400,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","Dry_run":true}`:       400,
+		`[]`:   400,
+		`null`: 400,
 	} {
 		all.Deliveries = nil
 		if status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &all); status != want || status == 200 && (all.Deliveries == nil || *all.Deliveries != 0) {
@@ -407,7 +526,7 @@ func TestDeliveries(t *testing.T) {
 		}
 	}
 	for body, want := range map[string]string{
-		`{"endpoint":"crm","states":["foo"]}`: "states", `{"endpoint":"crm","dry_run":null}`: "dry_run", `{"endpoint":"crm","Dry_run":true}`: "Dry_run",
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","states":["foo"]}`: "states", `{"endpoint":"crm","dry_run":true}`: "since", `{"endpoint":"crm","dry_run":null}`: "dry_run", `{"endpoint":"crm","Dry_run":true}`: "Dry_run",
 		`{"endpoint":"crm","dryrun":true}`: "dryrun", `{"endpoint":"crm","types":"call.completed"}`: "types",
 	} {
 		if p := asProblem(t, send(a, "POST", "/v1/redeliver", operatorToken, body)); p.Field != want {
@@ -510,5 +629,18 @@ func TestRedeliverChooses(t *testing.T) {
 	}
 	if status != 200 || counted.Deliveries != 7 || !reflect.DeepEqual(o.got, want) {
 		t.Errorf("%d, %d deliveries, asked for %+v", status, counted.Deliveries, o.got)
+	}
+}
+
+// What has been delivered is delivered again only if the request names it: without states it is what the CRM has not got.
+func TestRedeliverWithoutStates(t *testing.T) {
+	for _, states := range []string{"", `,"states":[]`} {
+		o := &asks{box: newBox(t)}
+		a := newAPI(t, &exchange{}, o.box, &bytes.Buffer{})
+		a.opts.Deliveries = o
+		body := `{"endpoint":"crm","since":"2026-11-23T06:25:53Z"` + states + `}`
+		if status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &struct{}{}); status != 200 || !slices.Equal(o.got.States, []string{"dead", "expired"}) {
+			t.Errorf("%s: %d, asked for %+v", body, status, o.got)
+		}
 	}
 }

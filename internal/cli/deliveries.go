@@ -8,6 +8,8 @@ import (
 	"strconv"
 	"text/tabwriter"
 	"time"
+
+	"pzbridge/internal/telephony"
 )
 
 // delivery is what the API tells of one, as far as it is printed.
@@ -30,6 +32,9 @@ type delivery struct {
 		Error    string    `json:"error"`
 	} `json:"last_attempts"`
 }
+
+// call is the ID of its call as people are shown it.
+func (d delivery) call() string { return printable(telephony.Brief(d.CallID)) }
 
 // outcome says in a word or two how the last attempt ended.
 func (d delivery) outcome() string {
@@ -64,36 +69,52 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 	if fs.NArg() == 1 {
 		return p.oneDelivery(ctx, a, fs.Arg(0))
 	}
-	query := url.Values{"limit": {strconv.Itoa(*limit)}}
+	query := url.Values{}
 	for name, value := range map[string]string{"state": *state, "endpoint": *endpoint, "call_id": *call} {
 		if value != "" {
 			query.Set(name, value)
 		}
 	}
-	var list struct {
-		Deliveries []delivery `json:"deliveries"`
-		NextCursor string     `json:"next_cursor"`
-	}
-	if err := a.call(ctx, http.MethodGet, "/v1/deliveries?"+query.Encode(), nil, &list); err != nil {
+	list, more, err := a.deliveries(ctx, query, *limit)
+	if err != nil {
 		return err
 	}
-	if len(list.Deliveries) == 0 && *endpoint != "" { // of one that was configured before there may be some
+	if len(list) == 0 && *endpoint != "" { // of one that was configured before there may be some
 		if _, err := a.counts(ctx, *endpoint); err != nil {
 			return err
 		}
 	}
 	table := tabwriter.NewWriter(p.Out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "TIME\tSTATE\tTYPE\tCALL\tATTEMPTS\tLAST\tID")
-	for _, d := range list.Deliveries {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.Timestamp.Local().Format(time.DateTime), d.State, d.Type, printable(d.CallID), d.Attempts, d.outcome(), d.ID)
+	for _, d := range list {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.Timestamp.Local().Format(time.DateTime), d.State, d.Type, d.call(), d.Attempts, d.outcome(), d.ID)
 	}
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	if list.NextCursor != "" {
+	if more {
 		fmt.Fprintln(p.Err, "There are more; -limit, -state, -endpoint and -call choose.")
 	}
 	return nil
+}
+
+// deliveries lists up to limit deliveries, and says whether there may be more. A page may be short, or empty, though more follows.
+func (a api) deliveries(ctx context.Context, query url.Values, limit int) (list []delivery, more bool, err error) {
+	for {
+		query.Set("limit", strconv.Itoa(limit-len(list)))
+		var page struct {
+			Deliveries []delivery `json:"deliveries"`
+			NextCursor string     `json:"next_cursor"`
+		}
+		if err := a.call(ctx, http.MethodGet, "/v1/deliveries?"+query.Encode(), nil, &page); err != nil {
+			return nil, false, err
+		}
+		list = append(list, page.Deliveries...)
+		if page.NextCursor == "" || len(list) >= limit {
+			return list, page.NextCursor != "", nil
+		}
+		query.Set("cursor", page.NextCursor)
+	}
 }
 
 func (p Program) oneDelivery(ctx context.Context, a api, id string) error {
@@ -106,7 +127,7 @@ func (p Program) oneDelivery(ctx context.Context, a api, id string) error {
 		return err
 	}
 	fmt.Fprintf(p.Out, "%s of call %s, read %s, is %s at %s after %d attempts.\n",
-		d.Type, printable(d.CallID), d.Timestamp.Local().Format(time.DateTime), d.State, d.Endpoint, d.Attempts)
+		d.Type, d.call(), d.Timestamp.Local().Format(time.DateTime), d.State, d.Endpoint, d.Attempts)
 	if !d.NextAttempt.IsZero() {
 		fmt.Fprintln(p.Out, "The next attempt is at", d.NextAttempt.Local().Format(time.DateTime))
 	}

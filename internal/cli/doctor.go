@@ -213,7 +213,8 @@ func (d *examination) password(ctx context.Context) {
 			return
 		}
 		c := session.Connection()
-		d.well("server", "it lets the bridge in; it is %s, and speaks %s", cmp.Or(c.ServerVersion, "of a version that it does not tell"), formOf(c))
+		version := cmp.Or(printable(telephony.Brief(c.ServerVersion)), "of a version that it does not tell")
+		d.well("server", "it lets the bridge in; it is %s, and speaks %s", version, formOf(c))
 	}
 }
 

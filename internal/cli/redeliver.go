@@ -17,7 +17,7 @@ func (p Program) redeliver(ctx context.Context, args []string) error {
 	fs := p.flags("redeliver [flags] [ID]", "Send a delivery again, or with -endpoint many, and then follow how those arrive. "+
 		"Ctrl-C ends the following, not the sending.\n"+apiHelp)
 	endpoint := fs.String("endpoint", "", "send again what is for the endpoint of that `name`")
-	since := fs.String("since", "", "only events from that `time` on, such as 2026-11-23T06:25:53Z, or so long ago, such as 24h")
+	since := fs.String("since", "", "with -endpoint: only events from that `time` on, such as 2026-11-23T06:25:53Z, or so long ago, such as 24h")
 	until := fs.String("until", "", "only events before that `time`, or before so long ago")
 	states := fs.String("states", "dead,expired", "only those that are `dead`, expired, delivered or missing")
 	types := fs.String("types", "", "only events of these `types`, separated by commas")
@@ -39,6 +39,8 @@ func (p Program) redeliver(ctx context.Context, args []string) error {
 		return p.redeliverOne(ctx, a, fs.Arg(0))
 	case *endpoint == "":
 		return usageError("name one delivery, or an endpoint with -endpoint")
+	case *since == "":
+		return usageError("say with -since from when on, such as -since 24h or -since 2026-11-23T06:25:53Z")
 	case len(split(*states)) == 0:
 		return usageError("-states must name some of dead, expired, delivered and missing")
 	}
@@ -61,7 +63,7 @@ func (p Program) redeliverOne(ctx context.Context, a api, id string) error {
 	if err := a.call(ctx, http.MethodPost, "/v1/deliveries/"+path+"/redeliver", nil, &d); err != nil {
 		return err
 	}
-	fmt.Fprintf(p.Out, "%s of call %s goes to %s again.\n", d.Type, printable(d.CallID), d.Endpoint)
+	fmt.Fprintf(p.Out, "%s of call %s goes to %s again.\n", d.Type, d.call(), d.Endpoint)
 	return nil
 }
 
@@ -107,7 +109,7 @@ func (a api) staysDead(ctx context.Context, request redelivery, dead int) (int, 
 // redelivery says which deliveries to make again. Empty fields leave nothing out.
 type redelivery struct {
 	Endpoint string    `json:"endpoint"`
-	Since    time.Time `json:"since,omitzero"`
+	Since    time.Time `json:"since"`
 	Until    time.Time `json:"until,omitzero"`
 	States   []string  `json:"states"`
 	Types    []string  `json:"types,omitempty"`

@@ -16,13 +16,15 @@ import (
 	"unicode"
 
 	"golang.org/x/term"
+
+	"pzbridge/internal/telephony"
 )
 
 const (
 	tailEvery = 500 * time.Millisecond // how often deliveries are looked at,
 	tailAll   = 10 * time.Second       // and how often at all that are in reach
 	tailPage  = 500                    // events, or deliveries
-	tailReach = 10                     // pages of deliveries, the newest
+	tailReach = 5000                   // deliveries, the newest
 )
 
 func (p Program) tail(ctx context.Context, args []string) error {
@@ -119,6 +121,7 @@ func (t *tailer) events(ctx context.Context) (more bool, err error) {
 	var page struct {
 		Events     []json.RawMessage `json:"events"`
 		NextCursor string            `json:"next_cursor"`
+		More       bool              `json:"more"`
 	}
 	err = t.api.call(ctx, http.MethodGet, fmt.Sprintf("/v1/events?limit=%d&after=%s", tailPage, url.QueryEscape(t.cursor)), nil, &page)
 	var gone *problem
@@ -144,15 +147,15 @@ func (t *tailer) events(ctx context.Context) (more bool, err error) {
 		if err := json.Unmarshal(raw, &e); err != nil {
 			return false, err
 		}
-		text := fmt.Sprintf("event     %-24s call %s  %s", e.Type, e.Data.CallID, e.Data.From)
+		text := fmt.Sprintf("event     %-24s call %s  %s", e.Type, telephony.Brief(e.Data.CallID), telephony.Brief(e.Data.From))
 		if e.Data.To != "" {
-			text += " → " + e.Data.To
+			text += " → " + telephony.Brief(e.Data.To)
 		}
 		if err := t.print(e.Timestamp, blue, text, map[string]any{"event": raw}); err != nil {
 			return false, err
 		}
 	}
-	return len(page.Events) == tailPage, nil
+	return page.More, nil
 }
 
 // change is a delivery that has changed: what of it is for people, and the whole.
@@ -186,11 +189,12 @@ func (t *tailer) changes(ctx context.Context) (changed []change, err error) {
 		}
 	}
 	now := map[string]standing{}
-	for pages, cursor := 1, ""; ; pages++ {
+	for read, cursor := 0, ""; ; {
 		list, next, err := t.page(ctx, cursor)
 		if err != nil {
 			return nil, err
 		}
+		read += len(list)
 		met := 0
 		for _, c := range list {
 			before, known := t.seen[c.ID]
@@ -206,7 +210,7 @@ func (t *tailer) changes(ctx context.Context) (changed []change, err error) {
 				changed = append(changed, c)
 			}
 		}
-		if next == "" || pages == tailReach {
+		if next == "" || read >= tailReach {
 			if next != "" && met == 0 && !first {
 				fmt.Fprintln(t.p.Err, "Deliveries are missing here: only the newest 5,000 are looked at; \"pzbridge deliveries\" lists all.")
 			}
@@ -245,7 +249,7 @@ func (t *tailer) printChange(c change) error {
 	if colour == "" {
 		colour = yellow
 	}
-	text := fmt.Sprintf("%-9s %-24s call %s  %s, attempt %d: %s", c.State, c.Type, c.CallID, c.Endpoint, c.Attempts, c.outcome())
+	text := fmt.Sprintf("%-9s %-24s call %s  %s, attempt %d: %s", c.State, c.Type, c.call(), c.Endpoint, c.Attempts, c.outcome())
 	return t.print(time.Now(), colour, text, map[string]any{"delivery": c.raw})
 }
 

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -148,6 +149,46 @@ func (h *history) change(change func(), out *bytes.Buffer, within time.Duration)
 	}
 	out.Reset()
 	return ids
+}
+
+// A page may be short, or empty, though more follows: the commands go on until they have what was asked for, or there is no more.
+func TestGoingOnOverEmptyPages(t *testing.T) {
+	pages := map[string]string{
+		"":  `{"deliveries":[],"next_cursor":"a"}`,
+		"a": `{"deliveries":[{"id":"1"},{"id":"2"}],"next_cursor":"b"}`,
+		"b": `{"deliveries":[],"next_cursor":"c"}`,
+		"c": `{"deliveries":[{"id":"3"}]}`,
+	}
+	events := map[string]string{
+		"1": `{"events":[],"next_cursor":"2","more":true}`,
+		"2": `{"events":[{"type":"call.incoming","data":{"call_id":"5"}}],"next_cursor":"3","more":true}`,
+		"3": `{"events":[],"next_cursor":"4","more":false}`,
+	}
+	var limits []string
+	a := asked(t, func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		if r.URL.Path == "/v1/events" {
+			_, _ = io.WriteString(w, events[q.Get("after")])
+			return
+		}
+		limits = append(limits, q.Get("limit"))
+		_, _ = io.WriteString(w, pages[q.Get("cursor")])
+	})
+	list, more, err := a.deliveries(t.Context(), url.Values{"state": {"dead"}}, 10)
+	if err != nil || len(list) != 3 || more || !slices.Equal(limits, []string{"10", "10", "8", "8"}) {
+		t.Errorf("%d deliveries, %v, %v, asked for %v", len(list), more, err, limits)
+	}
+	if list, more, err = a.deliveries(t.Context(), url.Values{}, 2); err != nil || len(list) != 2 || !more {
+		t.Errorf("the first two: %d deliveries, %v, %v", len(list), more, err)
+	}
+	var out, says bytes.Buffer
+	tail := tailer{p: Program{Out: &out, Err: &says}, api: a, cursor: "1", pretty: true}
+	if err := tail.look(t.Context()); err != nil || strings.Count(out.String(), "call 5") != 1 || tail.cursor != "4" {
+		t.Errorf("tail: %v, %s, at %s", err, out.String(), tail.cursor)
+	}
+	if len(tail.seen) != 3 {
+		t.Errorf("tail knows %d deliveries", len(tail.seen))
+	}
 }
 
 // However many deliveries change between two looks, tail prints each, and those of long ago that wait or are made again.

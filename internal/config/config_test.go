@@ -34,6 +34,17 @@ func minimal(changes ...string) map[string]string {
 	return vars
 }
 
+// A line of the log holds the beginning of a value that is a novel, and all others whole.
+func TestLongValuesInTheLog(t *testing.T) {
+	for _, format := range []string{"json", "text"} {
+		var out bytes.Buffer
+		Config{LogFormat: format}.Logger(&out).Info("delivered", "call_id", strings.Repeat("ж", 130<<10), "endpoint", "crm", "attempts", 7)
+		if line := out.String(); len(line) > 2<<10 || strings.Count(line, "ж") < 500 || !strings.Contains(line, "ж…") || !strings.Contains(line, "crm") || !utf8.ValidString(line) {
+			t.Errorf("%d bytes: %s", len(line), line)
+		}
+	}
+}
+
 func TestDefaults(t *testing.T) {
 	vars := minimal("HOME=/root", "PZBRIDGE_URL=of another command", "PZ_PASSWORD=")
 	c, err := Load(vars)

@@ -372,9 +372,19 @@ func isPrivate(host string) bool {
 
 // Logger makes a logger that writes to out as the program's log is to be written.
 func (c Config) Logger(out io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: c.LogLevel}
+	opts := &slog.HandlerOptions{Level: c.LogLevel, ReplaceAttr: shorten}
 	if c.LogFormat == "text" {
 		return slog.New(slog.NewTextHandler(out, opts))
 	}
 	return slog.New(slog.NewJSONHandler(out, opts))
+}
+
+// maxLogged is how many bytes of a value a line of the log holds. What the exchange sends as a call's ID, say, may be a novel, and comes in many lines.
+const maxLogged = 1 << 10
+
+func shorten(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindString && len(a.Value.String()) > maxLogged {
+		return slog.String(a.Key, strings.ToValidUTF8(a.Value.String()[:maxLogged], "")+"…")
+	}
+	return a
 }

@@ -5,13 +5,16 @@
 package dashboard
 
 import (
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
 	"embed"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"html/template"
 	"io/fs"
 	"log/slog"
@@ -19,10 +22,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
 
+	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
 )
@@ -40,13 +45,16 @@ type Outbox interface {
 	OldestPending(endpoint string) (time.Time, error)
 	InUse() int64
 	LatestCalls(limit int) ([]string, error)
-	Call(callID string) ([]outbox.CallEvent, *telephony.Route, error)
+	Call(callID string, after uint64) (outbox.CallPage, error)
 	// Sent gives what an endpoint is sent of an event: the content type, and the body as its format has it.
-	Sent(endpoint string, standard []byte) (contentType string, body []byte)
+	Sent(endpoint, eventID string) (contentType string, body []byte, err error)
 	Delivery(id string) (outbox.Delivery, []outbox.Attempt, error)
 	Redeliver(id string) (outbox.Delivery, error)
 	SendTest(ctx context.Context, endpoint string) (eventID string, made outbox.Attempt, err error)
 	Connect(enabled bool) error
+	// Sessions is the generation of the sessions that are good; EndSessions begins another one, which is kept through restarts.
+	Sessions() (uint64, error)
+	EndSessions() (uint64, error)
 }
 
 // Options says what is shown, and to whom.
@@ -60,6 +68,7 @@ type Options struct {
 	BehindProxy bool
 	Version     string
 	Logger      *slog.Logger
+	WrongToken  func() // counts an attempt to sign in with a wrong token; may be nil
 }
 
 // Dashboard shows the pages.
@@ -67,6 +76,9 @@ type Dashboard struct {
 	opts     Options
 	pages    *template.Template
 	logins   *rate.Limiter // with a wrong token
+	wrong    *repeat.Tally // likewise
+	sessions atomic.Uint64 // the generation of those that are good
+	watchers chan struct{} // holds one for each page that is watched
 	draining chan struct{} // closed when nobody is to wait for news any more
 }
 
@@ -85,7 +97,13 @@ func New(opts Options) (*Dashboard, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Dashboard{opts: opts, pages: pages, logins: rate.NewLimiter(1, 5), draining: make(chan struct{})}, nil
+	d := &Dashboard{
+		opts: opts, pages: pages, logins: rate.NewLimiter(1, 5), wrong: repeat.NewTally(opts.Logger), watchers: make(chan struct{}, maxWatchers),
+		draining: make(chan struct{}),
+	}
+	generation, err := opts.Outbox.Sessions()
+	d.sessions.Store(generation)
+	return d, err
 }
 
 // Drain lets go of whoever watches, so that a shutdown does not wait for them.
@@ -95,7 +113,7 @@ func (d *Dashboard) Drain() { close(d.draining) }
 func (d *Dashboard) Handler(next http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	files, _ := fs.Sub(assets, "assets") // the folder is embedded
-	mux.Handle("GET /assets/", http.StripPrefix("/assets/", http.FileServerFS(files)))
+	mux.Handle("GET /assets/{file}", http.StripPrefix("/assets/", http.FileServerFS(files)))
 	mux.HandleFunc("GET /login", d.loginPage)
 	mux.HandleFunc("POST /login", d.login)
 	mux.HandleFunc("POST /logout", d.logout)
@@ -125,14 +143,16 @@ func (d *Dashboard) Handler(next http.Handler) http.Handler {
 const cookieName = "pzbridge"
 
 // pass is what the cookie holds: it follows from the token and does not tell it, and it is good
-// until that token is none any more.
+// until that token is none any more or somebody signs out.
 func (d *Dashboard) pass(token string) string {
 	mac := hmac.New(sha256.New, []byte(token))
 	mac.Write([]byte("pzbridge dashboard"))
+	mac.Write(binary.BigEndian.AppendUint64(nil, d.sessions.Load()))
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
-func (d *Dashboard) knows(r *http.Request) bool {
+// Knows says whether a request comes from a browser that is signed in.
+func (d *Dashboard) Knows(r *http.Request) bool {
 	cookie, err := r.Cookie(cookieName)
 	return err == nil && slices.ContainsFunc(d.opts.Tokens, func(token string) bool {
 		return same(cookie.Value, d.pass(token))
@@ -144,7 +164,7 @@ func same(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byt
 func (d *Dashboard) behindToken(next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
-		case d.knows(r):
+		case d.Knows(r):
 			next(w, r)
 		case r.URL.Path == "/live":
 			http.Error(w, wordsFor(r)["Sign in again."], http.StatusUnauthorized)
@@ -167,20 +187,34 @@ func (d *Dashboard) loginPage(w http.ResponseWriter, r *http.Request) {
 func (d *Dashboard) login(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 4096)
 	token := strings.TrimSpace(r.PostFormValue("token"))
+	right := slices.ContainsFunc(d.opts.Tokens, func(known string) bool { return same(token, known) })
+	if !right && d.opts.WrongToken != nil {
+		d.opts.WrongToken()
+	}
 	switch {
-	case slices.ContainsFunc(d.opts.Tokens, func(known string) bool { return same(token, known) }):
+	case right:
 		d.setCookie(w, r, d.pass(token), 30*24*time.Hour)
 		http.Redirect(w, r, "/", http.StatusSeeOther)
 	case !d.logins.Allow(): // only wrong ones are counted, or anybody could keep the operator out
 		d.render(w, r, http.StatusTooManyRequests, "login", map[string]any{"Problem": "Too many attempts. Wait a few seconds."})
 	default:
-		d.opts.Logger.Warn("somebody tried to open the dashboard with a wrong token", "remote", r.RemoteAddr)
+		d.wrong.Happened("somebody tried to open the dashboard with a wrong token", "remote", r.RemoteAddr)
 		d.render(w, r, http.StatusUnauthorized, "login", map[string]any{"Problem": "That is not the token of API_TOKEN.", "NoToken": len(d.opts.Tokens) == 0})
 	}
 }
 
+// logout ends all sessions, those of other browsers too: there is one operator, and a cookie that was stolen is good no longer then. Who is not signed in ends none.
 func (d *Dashboard) logout(w http.ResponseWriter, r *http.Request) {
+	known := d.Knows(r)
 	d.setCookie(w, r, "", -time.Second)
+	if known {
+		generation, err := d.opts.Outbox.EndSessions()
+		if err != nil {
+			d.failed(w, r, fmt.Errorf("only this browser is signed out, since that cannot be stored: %w", err))
+			return
+		}
+		d.sessions.Store(generation)
+	}
 	http.Redirect(w, r, "/login", http.StatusSeeOther)
 }
 
@@ -198,11 +232,7 @@ func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	d.opts.Logger.Info("delivery is made again", "event_id", delivery.EventID, "endpoint", delivery.Endpoint, "call_id", delivery.CallID)
-	back := "/"
-	if delivery.CallID != "" {
-		back = callPath(delivery.CallID)
-	}
-	http.Redirect(w, r, back, http.StatusSeeOther)
+	http.Redirect(w, r, cmp.Or(callPath(delivery.CallID), "/"), http.StatusSeeOther)
 }
 
 // sendTest sends an endpoint a test and shows what it said.

@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -200,6 +202,10 @@ func TestWhoMayLook(t *testing.T) {
 		{"POST", "/actions/redeliver", 303},
 		{"POST", "/actions/test", 303},
 		{"GET", "/assets/dashboard.css", 200},
+		{"GET", "/assets/", 404},
+		{"GET", "/assets", 404},
+		{"GET", "/assets/none", 404},
+		{"GET", "/assets/%2e%2e/templates/pages.html", 404},
 		{"GET", "/other", 404},
 	} {
 		r, _ := http.NewRequest(c.method, s.URL+c.path, nil)
@@ -251,7 +257,7 @@ func TestOldAndNewToken(t *testing.T) {
 		if text(t, resp, err); resp.StatusCode != 200 {
 			t.Errorf("signed in: %d", resp.StatusCode)
 		}
-		if old.knows(r) != (shown == token) || fresh.knows(r) != (shown == newToken) {
+		if old.Knows(r) != (shown == token) || fresh.Knows(r) != (shown == newToken) {
 			t.Error("a cookie is good for another token than its own")
 		}
 	}
@@ -361,6 +367,147 @@ func TestPages(t *testing.T) {
 	if resp, err := c.Get(s.URL + "/calls/none"); err != nil || resp.StatusCode != 404 {
 		t.Errorf("no such call: %v, %v", resp.StatusCode, err)
 	}
+}
+
+// Signing out ends the sessions of all browsers, also what they watch, and after a restart too; a stranger ends none.
+func TestSigningOut(t *testing.T) {
+	s := newStage(t, nil)
+	mine, stolen := s.client(t), s.client(t)
+	code := func(c *http.Client, method, url string) int {
+		r, _ := http.NewRequest(method, url, nil)
+		resp, err := c.Do(r)
+		text(t, resp, err)
+		return resp.StatusCode
+	}
+	stranger := &http.Client{CheckRedirect: mine.CheckRedirect}
+	if out, in := code(stranger, "POST", s.URL+"/logout"), code(stolen, "GET", s.URL+"/"); out != 303 || in != 200 {
+		t.Fatalf("a stranger signs out: %d, and then the page is %d", out, in)
+	}
+	watched, err := stolen.Get(s.URL + "/live")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := code(mine, "POST", s.URL+"/logout"); got != 303 {
+		t.Errorf("signing out: %d", got)
+	}
+	if page, live, action := code(stolen, "GET", s.URL+"/"), code(stolen, "GET", s.URL+"/live"), code(stolen, "POST", s.URL+"/actions/connection"); page != 303 || live != 401 || action != 303 {
+		t.Errorf("with a cookie of before: %d, %d, %d", page, live, action)
+	}
+	text(t, watched, nil) // it ends
+	restarted, err := New(s.dashboard.opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := httptest.NewServer(restarted.Handler(http.NotFoundHandler()))
+	defer again.Close()
+	if got := code(stolen, "GET", again.URL+"/"); got != 303 {
+		t.Errorf("after a restart: %d", got)
+	}
+	signedIn := s.client(t)
+	if before, after := code(signedIn, "GET", s.URL+"/"), code(signedIn, "GET", again.URL+"/"); before != 200 || after != 200 {
+		t.Errorf("who has signed in since: %d, after a restart %d", before, after)
+	}
+}
+
+// A generation that cannot be stored ends the sessions in no other browser, and says so.
+func TestSigningOutOnAFullDisk(t *testing.T) {
+	s := newStage(t, func(o *Options) { o.Outbox = fullDisk{o.Outbox} })
+	c := s.client(t)
+	resp, err := c.PostForm(s.URL+"/logout", nil)
+	if body := text(t, resp, err); resp.StatusCode != 400 || !strings.Contains(body, "only this browser is signed out") || len(resp.Cookies()) != 1 || resp.Cookies()[0].MaxAge >= 0 {
+		t.Errorf("%d %v %s", resp.StatusCode, resp.Cookies(), body)
+	}
+}
+
+type fullDisk struct{ Outbox }
+
+func (fullDisk) EndSessions() (uint64, error) { return 0, errors.New("no space left on device") }
+
+// A wrong token is counted each time, and told of now and then.
+func TestWrongTokensAreCounted(t *testing.T) {
+	var log bytes.Buffer
+	wrong := 0
+	s := newStage(t, func(o *Options) {
+		o.Logger, o.WrongToken = slog.New(slog.NewTextHandler(&log, nil)), func() { wrong++ }
+	})
+	for range 9 {
+		resp, err := http.PostForm(s.URL+"/login", url.Values{"token": {"wrong-token-0123456789"}})
+		text(t, resp, err)
+	}
+	s.client(t)
+	s.Close()
+	if wrong != 9 || strings.Count(log.String(), "\n") != 1 || strings.Contains(log.String(), "0123456789") {
+		t.Errorf("%d are counted, the log: %s", wrong, log.String())
+	}
+}
+
+// The pages are bounded in bytes, whatever the exchange has sent: a call's events come page by page, long requests and long values are shown by their beginning.
+func TestPagesAreBounded(t *testing.T) {
+	s := newStageOf(t, "1", nil)
+	c := s.client(t)
+	page := func(path string) string {
+		resp, err := c.Get(s.URL + path)
+		body := text(t, resp, err)
+		if resp.StatusCode != 200 || len(body) > 4<<20 {
+			t.Errorf("%s: %d, %d bytes", path, resp.StatusCode, len(body))
+		}
+		return body
+	}
+	const events = 120
+	novel := strings.Repeat("9", 260<<10)
+	var batch []telephony.Event
+	for i := range events {
+		e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "call.outgoing", Time: time.Now(), CallID: "77", From: fmt.Sprintf("from-%d-", i), To: "101"}
+		e.Text = strings.Repeat("<", 100<<10)
+		batch = append(batch, e)
+	}
+	batch = append(batch, telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "call.outgoing", Time: time.Now(), CallID: novel, From: "1"})
+	if err := s.box.Append(t.Context(), batch); err != nil {
+		t.Fatal(err)
+	}
+	s.exchange.mu.Lock()
+	s.exchange.c.ServerVersion = novel
+	s.exchange.mu.Unlock()
+	if body := page("/"); strings.Count(body, "9") > 2000 || !strings.Contains(body, "Call "+novel[:64]+"…") {
+		t.Errorf("the first page has %d characters of long values:\n%.3000s", strings.Count(body, "9"), body)
+	}
+	body := page("/calls/77")
+	for _, want := range []string{"The request is too long to be shown whole.", "Later events", "from-0-"} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the call's page does not say %q", want)
+		}
+	}
+	pages, shown := 1, strings.Count(body, `<section class="event">`)
+	for next := regexp.MustCompile(`/calls/77\?after=\d+`); next.MatchString(body); pages++ {
+		body = page(next.FindString(body))
+		shown += strings.Count(body, `<section class="event">`)
+	}
+	if shown != events || !strings.Contains(body, "From the beginning") || strings.Contains(body, "Later events") {
+		t.Errorf("%d events on %d pages", shown, pages)
+	}
+}
+
+// So many pages may be watched at a time: each is made anew every second.
+func TestWatchersAreBounded(t *testing.T) {
+	s := newStage(t, nil)
+	c := s.client(t)
+	watch := func() *http.Response {
+		resp, err := c.Get(s.URL + "/live")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		return resp
+	}
+	var watching []*http.Response
+	for range maxWatchers {
+		watching = append(watching, watch())
+	}
+	if resp := watch(); watching[maxWatchers-1].StatusCode != 200 || resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") == "" {
+		t.Errorf("the last is %d, one too many is %d %v", watching[maxWatchers-1].StatusCode, resp.StatusCode, resp.Header)
+	}
+	watching[0].Body.Close()
+	eventually(t, "there is a place again", func() bool { return watch().StatusCode == 200 })
 }
 
 func eventually(t *testing.T, what string, so func() bool) {

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,9 +29,17 @@ var functions = template.FuncMap{
 	"short":    func(t words, d time.Duration) string { return t.short(d) },
 	"say":      func(t words, text string) string { return t.say(text) },
 	"callPath": callPath,
+	"brief":    telephony.Brief,
 }
 
-func callPath(id string) string { return "/calls/" + url.PathEscape(id) }
+// callPath is the address of a call's page, empty if there is none: that of an ID which is a novel would be longer than a request may be.
+func callPath(id string) string {
+	const longest = 1 << 10
+	if id == "" || len(id) > longest {
+		return ""
+	}
+	return "/calls/" + url.PathEscape(id)
+}
 
 // page is what every template gets.
 type page struct {
@@ -46,9 +55,9 @@ func (d *Dashboard) render(w http.ResponseWriter, r *http.Request, status int, n
 	t := wordsFor(r)
 	title := ""
 	if v, ok := data.(callView); ok {
-		title = t["Call"] + " " + v.ID
+		title = t["Call"] + " " + telephony.Brief(v.ID)
 	}
-	if err := d.pages.ExecuteTemplate(&b, name, page{T: t, Title: title, Version: d.opts.Version, In: d.knows(r), Data: data}); err != nil {
+	if err := d.pages.ExecuteTemplate(&b, name, page{T: t, Title: title, Version: d.opts.Version, In: d.Knows(r), Data: data}); err != nil {
 		d.opts.Logger.Error("a page cannot be shown", "page", name, "err", err.Error())
 		http.Error(w, "The page cannot be shown; the log says why.", http.StatusInternalServerError)
 		return
@@ -113,7 +122,7 @@ func (d *Dashboard) overview(t words) (overview, error) {
 		return o, err
 	}
 	for _, id := range calls {
-		if v, err := d.callView(t, id); err == nil {
+		if v, err := d.callView(t, id, 0); err == nil {
 			o.Calls = append(o.Calls, v)
 		}
 	}
@@ -130,11 +139,23 @@ func (d *Dashboard) home(w http.ResponseWriter, r *http.Request) {
 	d.render(w, r, http.StatusOK, "home", o)
 }
 
-// liveEvery is how often a page that is watched is looked at anew.
-const liveEvery = time.Second
+const (
+	// liveEvery is how often a page that is watched is looked at anew.
+	liveEvery = time.Second
+	// maxWatchers is how many may be watched at a time.
+	maxWatchers = 16
+)
 
 // live sends the overview's HTML whenever it has changed, as Server-Sent Events.
 func (d *Dashboard) live(w http.ResponseWriter, r *http.Request) {
+	select {
+	case d.watchers <- struct{}{}:
+		defer func() { <-d.watchers }()
+	default:
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, "Too many pages are watched at a time.", http.StatusTooManyRequests)
+		return
+	}
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Time{}) // it lasts as long as somebody looks
 	w.Header().Set("Content-Type", "text/event-stream")
@@ -142,7 +163,7 @@ func (d *Dashboard) live(w http.ResponseWriter, r *http.Request) {
 	tick := time.NewTicker(liveEvery)
 	defer tick.Stop()
 	var last []byte
-	for quiet := 0; ; quiet++ {
+	for quiet := 0; d.Knows(r); quiet++ { // until whoever looks has signed out, in whichever browser
 		o, err := d.overview(wordsFor(r))
 		if err != nil {
 			return
@@ -217,6 +238,8 @@ type callView struct {
 	Steps  []step
 	Route  *telephony.Route
 	Events []eventView
+	After  uint64 // the sequence after which the page begins
+	Next   uint64 // and that after which the next one does; 0 if there is none
 }
 
 // step is a point of the timeline. X is its place, of 600.
@@ -237,39 +260,30 @@ type deliveryView struct {
 	outbox.Delivery
 	Past        []outbox.Attempt
 	ContentType string
-	Request     string // the body that is sent
+	Request     string // the body that is sent, or the beginning of it
+	Whole       bool   // all of it is shown
 }
 
-// callView reads a call. The attempts are left out: see call.
-func (d *Dashboard) callView(t words, id string) (callView, error) {
-	events, route, err := d.opts.Outbox.Call(id)
+// callView reads a call after an event's sequence. The attempts are left out: see call.
+func (d *Dashboard) callView(t words, id string, after uint64) (callView, error) {
+	page, err := d.opts.Outbox.Call(id, after)
 	if err != nil {
 		return callView{}, err
 	}
-	v := callView{T: t, ID: id, Route: route, Began: events[0].Time}
-	for _, e := range events {
-		var body struct {
-			Data struct{ From, To string } `json:"data"`
+	v := callView{T: t, ID: id, Route: page.Route, After: after, Next: page.Next}
+	for _, e := range page.Events {
+		if v.Began.IsZero() {
+			v.Began = e.Time
 		}
-		_ = json.Unmarshal(e.Body, &body) // the outbox has written it
-		v.From, v.To = cmp.Or(v.From, brief(body.Data.From)), cmp.Or(brief(body.Data.To), v.To)
+		v.From, v.To = cmp.Or(v.From, e.From), cmp.Or(e.To, v.To)
 		kind := kinds[e.Type]
 		v.Steps = append(v.Steps, step{At: e.Time, Kind: cmp.Or(kind, "other"), Text: t[string(e.Type)]})
 		v.Events = append(v.Events, eventView{CallEvent: e, Name: t[string(e.Type)]})
 	}
-	v.Steps = append(v.Steps, routeSteps(t, route)...)
+	v.Steps = append(v.Steps, routeSteps(t, page.Route)...)
 	slices.SortStableFunc(v.Steps, func(a, b step) int { return a.At.Compare(b.At) })
 	place(v.Steps)
 	return v, nil
-}
-
-// brief is a number as a list shows it: a caller may send a novel.
-func brief(number string) string {
-	const most = 64 // characters
-	if runes := []rune(number); len(runes) > most {
-		return string(runes[:most]) + "…"
-	}
-	return number
 }
 
 var kinds = map[telephony.EventType]string{
@@ -290,7 +304,7 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 		case telephony.ReplyNumber:
 			text = p.By + " → " + p.To
 		case telephony.ReplyOut:
-			text = p.By + ": " + t["no answer"] + " (" + t.say(p.Why) + ")"
+			text = p.By + ": " + t["no answer"] + " (" + t.say(telephony.BriefText(p.Why)) + ")"
 		}
 		steps = append(steps, step{At: p.At, Kind: "answered", Text: text})
 	}
@@ -300,7 +314,7 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 			text = t["not redirected"]
 		}
 		if r.TransferError != "" {
-			text += ": " + t.say(r.TransferError)
+			text += ": " + t.say(telephony.BriefText(r.TransferError))
 		}
 		steps = append(steps, step{At: r.TransferAt, Kind: "transferred", Text: text})
 	}
@@ -331,21 +345,29 @@ func place(steps []step) {
 	}
 }
 
-func indented(body []byte) string {
+const (
+	maxRequest  = 16 << 10 // bytes of a webhook's body that are shown
+	maxRequests = 1 << 20  // bytes of bodies that are read for one page
+)
+
+// shown is a body as the page shows it, and whether that is all of it. Nothing of the rest is kept.
+func shown(body []byte) (text string, whole bool) {
 	var b bytes.Buffer
-	if json.Indent(&b, body, "", "  ") != nil {
-		return string(body)
+	if len(body) > maxRequest || json.Indent(&b, body, "", "  ") != nil {
+		return strings.ToValidUTF8(string(body[:min(len(body), maxRequest)]), ""), len(body) <= maxRequest
 	}
-	return b.String()
+	return b.String(), true
 }
 
 // call is the page of one call, with every webhook's request, attempts and answers.
 func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
-	v, err := d.callView(wordsFor(r), r.PathValue("id"))
+	after, _ := strconv.ParseUint(r.FormValue("after"), 10, 64) // what is no number is the beginning
+	v, err := d.callView(wordsFor(r), r.PathValue("id"), after)
 	if err != nil {
 		d.render(w, r, http.StatusNotFound, "failed", map[string]any{"Problem": wordsFor(r).say(err.Error())})
 		return
 	}
+	room := maxRequests
 	for i := range v.Events {
 		for _, delivery := range v.Events[i].CallEvent.Deliveries {
 			_, attempts, err := d.opts.Outbox.Delivery(delivery.ID)
@@ -355,8 +377,14 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 			for n := range attempts {
 				attempts[n].Response = strings.ToValidUTF8(attempts[n].Response, "\uFFFD")
 			}
-			kind, body := d.opts.Outbox.Sent(delivery.Endpoint, v.Events[i].Body)
-			v.Events[i].Deliveries = append(v.Events[i].Deliveries, deliveryView{Delivery: delivery, Past: attempts, ContentType: kind, Request: indented(body)})
+			view := deliveryView{Delivery: delivery, Past: attempts}
+			if room > 0 {
+				var body []byte
+				view.ContentType, body, _ = d.opts.Outbox.Sent(delivery.Endpoint, delivery.EventID) // it may have been pruned just now
+				room -= len(body)
+				view.Request, view.Whole = shown(body)
+			}
+			v.Events[i].Deliveries = append(v.Events[i].Deliveries, view)
 		}
 	}
 	d.render(w, r, http.StatusOK, "call", v)

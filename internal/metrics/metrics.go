@@ -37,6 +37,7 @@ type Metrics struct {
 	commands    *prometheus.CounterVec
 	decisions   *prometheus.CounterVec
 	routingTime prometheus.Histogram
+	wrongTokens *prometheus.CounterVec
 }
 
 // The buckets, in seconds: what is quick by thousandths, and up to where it matters.
@@ -75,10 +76,13 @@ func New(version string) *Metrics {
 			Name: "pzbridge_routing_seconds", Help: "From when a call asked where to go to when that was decided.", Buckets: requestBuckets,
 		}),
 	}
+	m.wrongTokens = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "pzbridge_wrong_tokens_total", Help: "Requests with a token that is none: to the api, or to the dashboard to sign in.",
+	}, []string{"to"})
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "pzbridge_build_info", Help: "1, with the version of the bridge."}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
 	m.registry.MustRegister(
-		m.events, m.deliveries, m.attempts, m.toDelivery, m.commits, m.commands, m.decisions, m.routingTime, build,
+		m.events, m.deliveries, m.attempts, m.toDelivery, m.commits, m.commands, m.decisions, m.routingTime, m.wrongTokens, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.beginAtZero()
@@ -94,6 +98,9 @@ func (m *Metrics) beginAtZero() {
 		for _, outcome := range []string{"done", "refused", "not_sent", "no_answer"} {
 			m.commands.WithLabelValues(string(kind), outcome)
 		}
+	}
+	for _, to := range []string{ToAPI, ToDashboard} {
+		m.wrongTokens.WithLabelValues(to)
 	}
 	for _, outcome := range []telephony.RouteOutcome{telephony.RouteWon, telephony.RouteClosed} {
 		m.decisions.WithLabelValues(string(outcome))
@@ -152,6 +159,15 @@ func (m *Metrics) GivenUp(endpoint string, n int) {
 func (m *Metrics) Expired(endpoint string) {
 	m.deliveries.WithLabelValues(endpoint, outbox.OutcomeExpired).Inc()
 }
+
+// To what a request with a wrong token was.
+const (
+	ToAPI       = "api"
+	ToDashboard = "dashboard"
+)
+
+// WrongToken counts a request with a token that is none.
+func (m *Metrics) WrongToken(to string) { m.wrongTokens.WithLabelValues(to).Inc() }
 
 // Committed counts a commit.
 func (m *Metrics) Committed(took time.Duration) { m.commits.Observe(took.Seconds()) }

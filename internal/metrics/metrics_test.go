@@ -44,6 +44,7 @@ func scrape(t *testing.T) string {
 	m.Committed(time.Millisecond)
 	m.CommandEnded(telephony.CommandCall, "done")
 	m.Decided(telephony.RouteWon, time.Second)
+	m.WrongToken(ToAPI)
 	w := httptest.NewRecorder()
 	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	return w.Body.String()
@@ -57,6 +58,8 @@ func TestMetrics(t *testing.T) {
 	}
 	for _, line := range []string{
 		`pzbridge_connected 1`,
+		`pzbridge_wrong_tokens_total{to="api"} 1`,
+		`pzbridge_wrong_tokens_total{to="dashboard"} 0`,
 		`pzbridge_events_received_total{type="call.incoming"} 1`,
 		`pzbridge_deliveries_total{endpoint="crm",outcome="delivered"} 1`,
 		`pzbridge_deliveries_total{endpoint="crm",outcome="failed"} 1`,

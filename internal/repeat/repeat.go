@@ -55,3 +55,29 @@ func (l *Log) Reset() int {
 	l.text, l.count = "", 0
 	return count
 }
+
+// Tally tells now and then how often something has happened that strangers can make happen as often as they like. Its zero value is not ready: use NewTally.
+type Tally struct {
+	logger *slog.Logger
+
+	mu    sync.Mutex
+	told  time.Time // when it was last logged
+	count int       // since then
+}
+
+// NewTally gives a Tally that writes to logger.
+func NewTally(logger *slog.Logger) *Tally { return &Tally{logger: logger} }
+
+// Happened says that it has happened once more. It logs the first time, and then every 30 s at most, with how often it has happened since the line before.
+func (t *Tally) Happened(message string, args ...any) {
+	t.mu.Lock()
+	t.count++
+	count, quiet := t.count, !t.told.IsZero() && time.Since(t.told) < period
+	if !quiet {
+		t.told, t.count = time.Now(), 0
+	}
+	t.mu.Unlock()
+	if !quiet {
+		t.logger.Log(context.Background(), slog.LevelWarn, message, append(args, "times", count)...)
+	}
+}

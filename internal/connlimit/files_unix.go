@@ -1,0 +1,17 @@
+//go:build unix
+
+package connlimit
+
+import (
+	"math"
+	"syscall"
+)
+
+// maxFiles is how many files and sockets the process may have open. Go raises it to the hard limit at the start.
+func maxFiles() int {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		return usualFiles
+	}
+	return int(min(uint64(limit.Cur), math.MaxInt32))
+}
