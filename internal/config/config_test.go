@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +67,16 @@ func TestSizesAndRates(t *testing.T) {
 	}
 	if c.OutboxMaxBytes != 500_000_000 || c.Endpoints[0].Rate != 0.5 {
 		t.Errorf("%d bytes, rate %v", c.OutboxMaxBytes, c.Endpoints[0].Rate)
+	}
+}
+
+// What a process of 32 bits could not map is refused before the file has grown so large; the default is not.
+func TestLargestOutbox(t *testing.T) {
+	for size, fits := range map[string]bool{"1GiB": true, "1073741825": strconv.IntSize == 64, "2GiB": strconv.IntSize == 64, "1EiB": false} {
+		_, err := Load(minimal("OUTBOX_MAX_BYTES=" + size))
+		if (err == nil) != fits || err != nil && !strings.Contains(err.Error(), "OUTBOX_MAX_BYTES: must be at most") {
+			t.Errorf("%s: %v", size, err)
+		}
 	}
 }
 

@@ -46,7 +46,7 @@ func (t text) parse(p *problems) Config {
 		ReplayMaxAge:    duration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
 		OrderHold:       duration("ORDER_HOLD", t.OrderHold, 0, p),
 		OutboxRetention: duration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
-		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, p),
+		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, outbox.LargestMaxBytes, p),
 		RoutingTimeout:  duration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
 		OutboxPath:      t.OutboxPath, ListenAddr: t.ListenAddr, APIToken: t.APIToken, LogFormat: t.LogFormat,
 		CommandTimeout: durationUpTo("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, time.Minute, p),
@@ -186,13 +186,15 @@ func choice(variable, s, yes, no string, p *problems) bool {
 }
 
 // parseBytes reads a size, such as 1GiB, 500MB or a plain number of bytes.
-func parseBytes(variable, s string, least int64, p *problems) int64 {
+func parseBytes(variable, s string, least, most int64, p *problems) int64 {
 	n, err := humanize.ParseBytes(s)
 	switch {
 	case err != nil || n > math.MaxInt64:
 		p.add(variable, "%q is no size: write a number and its unit, such as 512MiB or 2GiB", s)
 	case int64(n) < least:
 		p.add(variable, "must be at least %s; it is %s", humanize.IBytes(uint64(least)), s)
+	case int64(n) > most:
+		p.add(variable, "must be at most %s: this program, of %d bits, cannot map a larger file; it is %s", humanize.IBytes(uint64(most)), strconv.IntSize, s)
 	}
 	return int64(n)
 }
