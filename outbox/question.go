@@ -285,7 +285,7 @@ func readAnswer(body []byte) (to string, said bool, err error) {
 		return "", false, errors.New("transfer_to must be a string")
 	}
 	if to != "" {
-		if err := telephony.CheckNumber(to); err != nil {
+		if to, err = telephony.CleanNumber(to); err != nil {
 			return "", false, fmt.Errorf("transfer_to %w", err)
 		}
 	}

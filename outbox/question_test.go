@@ -268,6 +268,16 @@ func TestAnswerThatDoesNotCount(t *testing.T) {
 	}
 }
 
+// A number in an answer is cleaned as one in a command is: what an event carries, and what was copied from a page, comes through.
+func TestAnswerWithANumberFromAPage(t *testing.T) {
+	for in, want := range map[string]string{`SIP/101`: "SIP/101", `+7\u00a0343\u2009011\u201122\u221233`: "+7 343 011-22-33"} {
+		to, said, err := readAnswer([]byte(`{"transfer_to":"` + in + `"}`))
+		if to != want || !said || err != nil {
+			t.Errorf("%s: %q, %v, %v", in, to, said, err)
+		}
+	}
+}
+
 // A byte order mark before the answer is no mistake worth losing a call for.
 func TestAnswerBehindAByteOrderMark(t *testing.T) {
 	to, said, err := readAnswer([]byte("\uFEFF" + `{"transfer_to":"101"}`))

@@ -61,13 +61,14 @@ func readSMS(f fields) (telephony.Command, error) {
 	return telephony.Command{Kind: telephony.CommandSMS, From: from, To: to, Text: f["text"]}, errors.Join(errFrom, errTo, errText)
 }
 
-// number gives a phone number exactly as it was sent.
+// number gives a phone number as it goes to the exchange.
 func (f fields) number(name string) (string, error) {
 	v, ok := f[name]
 	if !ok {
 		return "", &fieldError{name, "is missing"}
 	}
-	if err := telephony.CheckNumber(v); err != nil {
+	v, err := telephony.CleanNumber(v)
+	if err != nil {
 		return "", &fieldError{name, err.Error()}
 	}
 	return v, nil
