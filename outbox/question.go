@@ -260,7 +260,14 @@ func (i *inquiry) heard(work context.Context, o outcome) {
 		}
 		return
 	}
-	if err := i.router.Answer(work, i.job.call, i.opened, i.lane.endpoint.Name, to); err != nil {
+	err = i.router.Answer(work, i.job.call, i.opened, i.lane.endpoint.Name, to)
+	var notAllowed *telephony.NotAllowedError
+	switch {
+	case errors.As(err, &notAllowed): // it is logged already
+		if i.lane.endpoint.Token == "" {
+			i.out(work, "its answer does not count, and it has no token to answer later: "+err.Error())
+		}
+	case err != nil:
 		i.lane.logger.Info("an endpoint answered where a call goes, to no effect", "event_id", i.job.eventID, "call_id", i.job.call, "err", err.Error())
 	}
 }

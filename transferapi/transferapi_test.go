@@ -519,3 +519,49 @@ func TestRedeliverChooses(t *testing.T) {
 		t.Errorf("%d, %d deliveries, asked for %+v", status, counted.Deliveries, o.got)
 	}
 }
+
+// strict allows nothing.
+type strict struct{ telephony.NotAllowedError }
+
+func (s *strict) Allow(string, telephony.Command) error { return &s.NotAllowedError }
+
+// A command that is not allowed is 403 and names the field, or 429 while waiting helps; nothing is sent, and the Idempotency-Key may be used again.
+func TestCommandsThatAreNotAllowed(t *testing.T) {
+	for _, path := range []string{"/v1/calls", "/v1/sms"} {
+		e := &exchange{connection: telephony.Connection{State: telephony.Connected}}
+		var log bytes.Buffer
+		o := newBox(t)
+		policy := &strict{telephony.NotAllowedError{Text: "it is not allowed", Field: "to", Number: "+44 20"}}
+		a, err := New(Options{
+			Exchange: e, Router: e, Policy: policy, Outbox: o, Deliveries: o, Events: o, Keys: o, Metrics: http.NotFoundHandler(), Rate: 1000,
+			Tokens: map[string]string{"crm": crmToken}, CommandTimeout: time.Second, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask := func() *httptest.ResponseRecorder {
+			r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"from":"101","to":"+44 20","text":"x"}`))
+			if path == "/v1/calls" {
+				r = httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"from":"101","to":"+44 20"}`))
+			}
+			r.Header.Set("Authorization", "Bearer "+crmToken)
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set("Idempotency-Key", "once")
+			w := httptest.NewRecorder()
+			serve(a, w, r)
+			return w
+		}
+		w := ask()
+		if p := asProblem(t, w); w.Code != http.StatusForbidden || p.Field != "to" || p.Detail != "It is not allowed." || w.Header().Get("Retry-After") != "" {
+			t.Errorf("%s: %d %s %v", path, w.Code, w.Body, w.Header())
+		}
+		policy.RetryAfter = 1500 * time.Millisecond
+		w = ask()
+		if asProblem(t, w); w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "2" || w.Header().Get("Idempotency-Replayed") != "" {
+			t.Errorf("%s, closed: %d %s %v", path, w.Code, w.Body, w.Header())
+		}
+		if len(e.got) != 0 || log.Len() != 0 { // the policy has logged it
+			t.Errorf("%s: the exchange got %+v, the log has %s", path, e.got, &log)
+		}
+	}
+}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/pz"
 	"pzbridge/outbox"
 )
@@ -53,6 +54,9 @@ func (t text) parse(p *problems) Config {
 		APIRate:        parseRate("API_RATE", "requests", t.APIRate, p),
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
 	}
+	c.CallRate = parseRatePer("CALL_RATE", "calls", "minute", t.CallRate, p)
+	c.CallFrom = parseNumbers("CALL_FROM", t.CallFrom, p)
+	c.CallTo = parseNumbers("CALL_TO", t.CallTo, p)
 	c.MetricsPublic = choice("METRICS_PUBLIC", t.MetricsPublic, "true", "false", p)
 	c.BehindProxy = choice("API_BEHIND_PROXY", t.BehindProxy, "true", "false", p)
 	c.DeclineOnSilence = choice("ROUTING_ON_SILENCE", t.OnSilence, "decline", "nothing", p)
@@ -201,14 +205,27 @@ func parseBytes(variable, s string, least, most int64, p *problems) int64 {
 
 // parseRate reads how many of something may be in a second. Empty is no limit.
 func parseRate(variable, what, s string, p *problems) float64 {
+	return parseRatePer(variable, what, "second", s, p)
+}
+
+func parseRatePer(variable, what, unit, s string, p *problems) float64 {
 	if s == "" {
 		return 0
 	}
 	rate, err := strconv.ParseFloat(s, 64)
 	if err != nil || !(rate > 0 && rate <= maxRate) {
-		p.add(variable, "must be a number of %s a second, above 0 and up to %d, such as 5 or 0.5; it is %q", what, maxRate, s)
+		p.add(variable, "must be a number of %s a %s, above 0 and up to %d, such as 5 or 0.5; it is %q", what, unit, maxRate, s)
 	}
 	return rate
+}
+
+// parseNumbers reads a list of the numbers that commands may use.
+func parseNumbers(variable, s string, p *problems) callpolicy.Numbers {
+	n, err := callpolicy.ParseNumbers(s)
+	if err != nil {
+		p.add(variable, "%v", err)
+	}
+	return n
 }
 
 // checkToken holds a token to what fits into a header and cannot be guessed. Empty is none.
