@@ -44,7 +44,10 @@ func (o *Outbox) Call(callID string) (events []CallEvent, route *telephony.Route
 			told := CallEvent{ID: e.id.String(), Type: e.kind, Sequence: e.sequence, Time: e.at.UTC(), Body: e.body}
 			for _, name := range names {
 				if d, history := tx.queue(name).get(n); d != nil {
-					told.Deliveries = append(told.Deliveries, describe(e, name, d, history))
+					d, toBeRead := o.store.shown(tx, name, n, d)
+					delivery := describe(e, name, d, history)
+					delivery.ToBeRead = toBeRead
+					told.Deliveries = append(told.Deliveries, delivery)
 				}
 			}
 			events = append(events, told)
@@ -99,13 +102,13 @@ func (e *PrunedError) Error() string {
 // Events reads events, oldest first, as the endpoint's webhooks tell them, and gives the cursor to go on from: also when there is none. It fails with
 // ErrBadCursor, ErrNoEndpoint or a *PrunedError.
 func (o *Outbox) Events(q EventQuery) (bodies [][]byte, cursor string, err error) {
-	format := FormatStandard
+	format, reads := FormatStandard, false
 	if q.Endpoint != "" {
 		e, err := o.store.endpoint(q.Endpoint)
 		if err != nil {
 			return nil, "", err
 		}
-		format = e.Format
+		format, reads = e.Format, e.URL == ""
 	}
 	var at place
 	switch q.After {
@@ -135,6 +138,9 @@ func (o *Outbox) Events(q EventQuery) (bodies [][]byte, cursor string, err error
 			size += len(body)
 			bodies = append(bodies, format.object(body))
 		}
+	}
+	if reads {
+		o.store.readers.note(q.Endpoint, at.after)
 	}
 	return bodies, at.cursor(), nil
 }

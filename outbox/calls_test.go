@@ -34,7 +34,7 @@ func TestReadingEndpoint(t *testing.T) {
 		}
 		mustAppend(t, o, event("call.transfer_requested", "q"))
 		synctest.Wait()
-		if got := states(t, o, "reader"); got[delivered] != 4 || len(c.received()) != 4 {
+		if got := states(t, o, "reader"); got[pending] != 4 || len(c.received()) != 4 {
 			t.Errorf("states of the reader: %v, %d webhooks", got, len(c.received()))
 		}
 		stop()

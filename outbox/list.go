@@ -32,6 +32,7 @@ type Delivery struct {
 	NextAttempt time.Time
 	Ended       time.Time // when it came to be delivered, expired or dead; zero while it is pending
 	Redelivered bool      // somebody has asked for it again
+	ToBeRead    bool      // it is pending since its endpoint reads its events, and has not read this one
 }
 
 // DeliveryQuery says which deliveries to list. Empty fields leave nothing out.
@@ -117,11 +118,17 @@ func (s *store) list(query DeliveryQuery, from position, list []listed) (_ []lis
 					continue
 				}
 				d, history := tx.queue(name).get(n)
-				if d == nil || query.State != "" && d.state.String() != query.State {
+				if d == nil {
+					continue
+				}
+				d, toBeRead := s.shown(tx, name, n, d)
+				if query.State != "" && d.state.String() != query.State {
 					continue
 				}
 				if e, _, err := decodeEventHead(v); err == nil {
-					list = append(list, listed{describe(e, name, d, history), position{n, name}})
+					found := describe(e, name, d, history)
+					found.ToBeRead = toBeRead
+					list = append(list, listed{found, position{n, name}})
 				}
 				if len(list) == query.Limit {
 					return nil
@@ -215,7 +222,9 @@ func (o *Outbox) Delivery(id string) (d Delivery, attempts []Attempt, err error)
 		if stands == nil || err != nil {
 			return ErrNotFound
 		}
+		stands, toBeRead := o.store.shown(tx, endpoint, n, stands)
 		d, attempts = describe(e, endpoint, stands, history), decodeAttempts(history)
+		d.ToBeRead = toBeRead
 		return nil
 	})
 	return d, attempts, err
@@ -224,12 +233,15 @@ func (o *Outbox) Delivery(id string) (d Delivery, attempts []Attempt, err error)
 // EndpointStatus is how an endpoint stands.
 type EndpointStatus struct {
 	Name string
-	// State is "ok", "failing" (only probed, since many attempts in a row have failed) or "paused" (it has asked with a 429 to be left alone).
+	// State is "ok", "failing" (only probed, since many attempts in a row have failed), "paused" (it has asked with a 429 to be left alone), or "reads": it has no URL
+	// and reads its events.
 	State       string
+	LastRead    time.Time // when an endpoint that reads has done so last; zero if it never has
 	Since       time.Time // since when it is failing
 	NextAttempt time.Time // when it is probed next, or when the pause ends
 	LastError   string    // of the last attempt that failed, while the endpoint is failing or paused
-	// Pending, Delivered, Expired and Dead count the deliveries that the file holds.
+	// Pending, Delivered, Expired and Dead count the deliveries that the file holds. Of an endpoint that reads, those are pending that it has not read, MaxUnread
+	// at most.
 	Pending, Delivered, Expired, Dead uint64
 }
 
@@ -239,7 +251,13 @@ func (o *Outbox) Endpoints() ([]EndpointStatus, error) {
 	err := o.store.view(func(tx *txn) error {
 		for _, l := range o.lanes {
 			status := l.status(time.Now())
-			n := tx.queue(status.Name).counts
+			q := tx.queue(status.Name)
+			n := q.counts
+			if last, reads := o.store.reading(tx, status.Name); reads {
+				status.State, status.LastRead = stateReads, last.at
+				n[pending], _ = tx.unread(q, last)
+				n[delivered] -= n[pending]
+			}
 			status.Pending, status.Delivered, status.Expired, status.Dead = n[pending], n[delivered], n[expired], n[dead]
 			list = append(list, status)
 		}

@@ -256,6 +256,7 @@ func (o *Outbox) Run(ctx context.Context, router Router) error {
 	}
 	parts.Go(func() { o.asker.run(ctx, work, router) })
 	parts.Go(func() { o.prune(ctx) })
+	parts.Go(func() { o.keepReads(ctx) })
 	parts.Wait()
 	return nil
 }

@@ -31,6 +31,7 @@ import (
 //	questions                  number              -> nothing; one for each event that endpoints are being asked about
 //	keys                       hash of a key       -> an idempotency key's request and answer: see encodeClaim
 //	endpoints/NAME             "counts"            -> how many deliveries are in each state: see counts
+//	endpoints/NAME             "reader"            -> how far it has read, if it has no URL: see reading
 //	endpoints/NAME/deliveries  number              -> a delivery and its last attempts: see encodeDelivery
 //	endpoints/NAME/due         time, number        -> nothing; one for each pending delivery that is not held, nor of a question
 //
@@ -71,6 +72,7 @@ type store struct {
 	maxBytes  int64         // Options.MaxBytes
 	pageSize  int64
 	observer  Observer
+	readers   *readers
 
 	mu         sync.Mutex
 	waiting    []*change // for the next commit
@@ -88,7 +90,7 @@ func openStore(opts Options) (*store, error) {
 	}
 	s := &store{
 		db: db, endpoints: opts.Endpoints, hold: opts.OrderHold, routing: opts.RoutingTimeout, quiet: opts.QuietWithoutWinner,
-		maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize), observer: opts.Observer,
+		maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize), observer: opts.Observer, readers: newReaders(),
 	}
 	if err := guarded(func() error { return s.db.Update(s.prepare) }); err != nil {
 		return nil, errors.Join(err, db.Close())

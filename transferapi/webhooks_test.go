@@ -122,20 +122,24 @@ func TestGoldenWebhooksAreDescribed(t *testing.T) {
 	}
 }
 
-// operational gives the webhooks of what happens to the bridge itself, as its outbox keeps them.
-func operational(t *testing.T) (bodies []string) {
+// newReader opens an outbox whose endpoint "crm" reads its events.
+func newReader(t *testing.T, filter outbox.Filter) *box {
 	t.Helper()
 	o, err := outbox.Open(outbox.Options{
 		Path: filepath.Join(t.TempDir(), "outbox.db"), Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler),
-		Endpoints: []outbox.Endpoint{{
-			Name: "crm", Events: outbox.Filter{"bridge.*", "endpoint.*", "delivery.dead"}, Timeout: time.Second, Concurrency: 1, RingingTTL: time.Second,
-		}},
+		Endpoints: []outbox.Endpoint{{Name: "crm", Events: filter, Timeout: time.Second, Concurrency: 1, RingingTTL: time.Second}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer o.Close()
-	b := &box{Outbox: o}
+	t.Cleanup(func() { _ = o.Close() })
+	return &box{Outbox: o}
+}
+
+// operational gives the webhooks of what happens to the bridge itself, as its outbox keeps them.
+func operational(t *testing.T) (bodies []string) {
+	t.Helper()
+	b := newReader(t, outbox.Filter{"bridge.*", "endpoint.*", "delivery.dead"})
 	for _, e := range []telephony.Event{
 		{Type: telephony.EventConnected},
 		{Type: telephony.EventDisconnected, Reason: "connection refused"},
