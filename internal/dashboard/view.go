@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -71,6 +72,7 @@ type overview struct {
 	InUse      string
 	Endpoints  []endpointView
 	Plot       plot
+	Start      time.Time // of the plot, if it holds less than an hour
 	Calls      []callView
 }
 
@@ -80,11 +82,12 @@ type endpointView struct {
 	HasOldest  bool
 	P50, P99   time.Duration
 	HasSamples bool
+	Unread     string // how many events, if it reads them
 }
 
 func (d *Dashboard) overview(t words) (overview, error) {
 	now := time.Now()
-	o := overview{T: t, Connection: d.opts.Exchange.Connection(), Plot: newPlot(d.opts.Stats.hour(now))}
+	o := overview{T: t, Connection: d.opts.Exchange.Connection(), Plot: newPlot(d.opts.Stats.hour(now)), Start: d.opts.Stats.start(now)}
 	o.Connected = o.Connection.State == telephony.Connected
 	o.Enabled = o.Connection.State != telephony.Disabled
 	o.ShowClose = o.Connection.CloseCode != 0 && !strings.Contains(o.Connection.LastError, o.Connection.CloseMeaning)
@@ -97,7 +100,10 @@ func (d *Dashboard) overview(t words) (overview, error) {
 		return o, err
 	}
 	for _, e := range list {
-		v := endpointView{EndpointStatus: e}
+		v := endpointView{EndpointStatus: e, Unread: strconv.FormatUint(e.Pending, 10)}
+		if e.Pending >= outbox.MaxUnread {
+			v.Unread += "+"
+		}
 		oldest, err := d.opts.Outbox.OldestPending(e.Name)
 		if err != nil {
 			return o, err
@@ -217,6 +223,10 @@ type callView struct {
 	Steps  []step
 	Route  *telephony.Route
 	Events []eventView
+	// AsOf is when it was read: the page of one call is not live, so that what somebody has opened in it stays open.
+	AsOf  time.Time
+	Again *outbox.Delivery // what somebody has asked for again just now, and how it stands; nil if nobody has
+	Waits bool             // no attempt at it has ended yet
 }
 
 // step is a point of the timeline. X is its place, of 600.
@@ -238,6 +248,7 @@ type deliveryView struct {
 	Past        []outbox.Attempt
 	ContentType string
 	Request     string // the body that is sent
+	HasURL      bool   // it can be sent again: its endpoint is configured and has an address
 }
 
 // callView reads a call. The attempts are left out: see call.
@@ -246,7 +257,7 @@ func (d *Dashboard) callView(t words, id string) (callView, error) {
 	if err != nil {
 		return callView{}, err
 	}
-	v := callView{T: t, ID: id, Route: route, Began: events[0].Time}
+	v := callView{T: t, ID: id, Route: route, Began: events[0].Time, AsOf: time.Now()}
 	for _, e := range events {
 		var body struct {
 			Data struct{ From, To string } `json:"data"`
@@ -346,6 +357,15 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 		d.render(w, r, http.StatusNotFound, "failed", map[string]any{"Problem": wordsFor(r).say(err.Error())})
 		return
 	}
+	endpoints, err := d.opts.Outbox.Endpoints()
+	if err != nil {
+		d.failed(w, r, err)
+		return
+	}
+	hasURL := map[string]bool{}
+	for _, e := range endpoints {
+		hasURL[e.Name] = e.State != "reads"
+	}
 	for i := range v.Events {
 		for _, delivery := range v.Events[i].CallEvent.Deliveries {
 			_, attempts, err := d.opts.Outbox.Delivery(delivery.ID)
@@ -356,7 +376,10 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 				attempts[n].Response = strings.ToValidUTF8(attempts[n].Response, "\uFFFD")
 			}
 			kind, body := d.opts.Outbox.Sent(delivery.Endpoint, v.Events[i].Body)
-			v.Events[i].Deliveries = append(v.Events[i].Deliveries, deliveryView{Delivery: delivery, Past: attempts, ContentType: kind, Request: indented(body)})
+			if delivery.Redelivered && delivery.ID == r.FormValue("again") {
+				v.Again, v.Waits = &delivery, delivery.State == "pending" && r.FormValue("waits") != ""
+			}
+			v.Events[i].Deliveries = append(v.Events[i].Deliveries, deliveryView{Delivery: delivery, Past: attempts, ContentType: kind, Request: indented(body), HasURL: hasURL[delivery.Endpoint]})
 		}
 	}
 	d.render(w, r, http.StatusOK, "call", v)
