@@ -75,7 +75,13 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	policy, err := callpolicy.New(callpolicy.Options{Rate: cfg.CallRate, From: cfg.CallFrom, To: cfg.CallTo, Logger: logger, Observer: counted})
+	policy, err := callpolicy.New(callpolicy.Options{
+		Rate:     cfg.CallRate,
+		From:     cfg.CallFrom,
+		To:       cfg.CallTo,
+		Logger:   logger,
+		Observer: counted,
+	})
 	if err != nil {
 		return err
 	}

@@ -721,7 +721,8 @@ func TestStalledReader(t *testing.T) {
 	})
 }
 
-// CALL_FROM and CALL_TO hold for every way by which a telephone can be made to ring: a call, a transfer, an SMS, and the answer to a webhook.
+// CALL_FROM and CALL_TO hold for every way by which a telephone can be made to ring: a call, a
+// transfer, an SMS, and the answer to a webhook.
 func TestTollFraud(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()

@@ -25,7 +25,8 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// What OUTBOX_MAX_BYTES may be at most can be mapped, free pages and all. A process of 64 bits has room to spare.
+// What OUTBOX_MAX_BYTES may be at most can be mapped, free pages and all. A process of 64 bits has
+// room to spare.
 func TestLargestFileIsMapped(t *testing.T) {
 	if strconv.IntSize == 64 {
 		t.Skip("the address space is larger than any disk")

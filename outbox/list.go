@@ -233,15 +233,15 @@ func (o *Outbox) Delivery(id string) (d Delivery, attempts []Attempt, err error)
 // EndpointStatus is how an endpoint stands.
 type EndpointStatus struct {
 	Name string
-	// State is "ok", "failing" (only probed, since many attempts in a row have failed), "paused" (it has asked with a 429 to be left alone), or "reads": it has no URL
-	// and reads its events.
+	// State is "ok", "failing" (only probed, since many attempts in a row have failed), "paused"
+	// (it has asked with a 429 to be left alone), or "reads": it has no URL and reads its events.
 	State       string
 	LastRead    time.Time // when an endpoint that reads has done so last; zero if it never has
 	Since       time.Time // since when it is failing
 	NextAttempt time.Time // when it is probed next, or when the pause ends
 	LastError   string    // of the last attempt that failed, while the endpoint is failing or paused
-	// Pending, Delivered, Expired and Dead count the deliveries that the file holds. Of an endpoint that reads, those are pending that it has not read, MaxUnread
-	// at most.
+	// Pending, Delivered, Expired and Dead count the deliveries that the file holds. Of an endpoint
+	// that reads, those are pending that it has not read, MaxUnread at most.
 	Pending, Delivered, Expired, Dead uint64
 }
 

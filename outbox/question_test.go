@@ -275,7 +275,8 @@ func (*refusing) Answer(context.Context, string, string, string, string) error {
 	return &telephony.NotAllowedError{Text: "it is not allowed"}
 }
 
-// Of an endpoint that cannot answer once more nothing is to be expected after an answer that is not allowed, so the caller does not wait for it.
+// Of an endpoint that cannot answer once more nothing is to be expected after an answer that is not
+// allowed, so the caller does not wait for it.
 func TestAnswerThatIsNotAllowed(t *testing.T) {
 	for token, want := range map[string]int{"": 1, "it may answer later": 0} {
 		c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { _, _ = io.WriteString(w, `{"transfer_to":"+44 20"}`) }}
@@ -295,7 +296,8 @@ func TestAnswerThatIsNotAllowed(t *testing.T) {
 	}
 }
 
-// A number in an answer is cleaned as one in a command is: what an event carries, and what was copied from a page, comes through.
+// A number in an answer is cleaned as one in a command is: what an event carries, and what was
+// copied from a page, comes through.
 func TestAnswerWithANumberFromAPage(t *testing.T) {
 	for in, want := range map[string]string{`SIP/101`: "SIP/101", `+7\u00a0343\u2009011\u201122\u221233`: "+7 343 011-22-33"} {
 		to, said, err := readAnswer([]byte(`{"transfer_to":"` + in + `"}`))

@@ -12,10 +12,12 @@ import (
 // keyReader holds, among what belongs to an endpoint, how far it has read: see reading.
 var keyReader = []byte("reader")
 
-// readsKept is how long a read may wait to be written down: an endpoint may read many times a second, and each commit takes the disk some time.
+// readsKept is how long a read may wait to be written down: an endpoint may read many times a
+// second, and each commit takes the disk some time.
 const readsKept = 2 * time.Second
 
-// reading is how far an endpoint without a URL has read: up to the event with a number, which its last read has gone to, and when that was. Its zero value has read nothing.
+// reading is how far an endpoint without a URL has read: up to the event with a number, which its
+// last read has gone to, and when that was. Its zero value has read nothing.
 type reading struct {
 	upTo uint64
 	at   time.Time
@@ -32,7 +34,8 @@ func decodeReading(b []byte) reading {
 	return reading{binary.BigEndian.Uint64(b), time.Unix(0, int64(binary.BigEndian.Uint64(b[8:])))}
 }
 
-// readers has the reads since the start. They are in the file within readsKept, so that a restart does not forget who has read what; a crash may.
+// readers has the reads since the start. They are in the file within readsKept, so that a restart
+// does not forget who has read what; a crash may.
 type readers struct {
 	wake chan struct{} // something is to be written down
 
@@ -45,7 +48,8 @@ func newReaders() *readers {
 	return &readers{wake: make(chan struct{}, 1), latest: map[string]reading{}, written: map[string]reading{}}
 }
 
-// note takes a read. The last one counts, also if it goes back: who reads once more from an earlier cursor has lost what came after it.
+// note takes a read. The last one counts, also if it goes back: who reads once more from an earlier
+// cursor has lost what came after it.
 func (r *readers) note(endpoint string, upTo uint64) {
 	r.mu.Lock()
 	r.latest[endpoint] = reading{upTo, time.Now()}
@@ -81,7 +85,8 @@ func (r *readers) wrote(list map[string]reading) {
 	}
 }
 
-// keepReads writes down how far endpoints have read, until ctx ends and what there is then is written.
+// keepReads writes down how far endpoints have read, until ctx ends and what there is then is
+// written.
 func (o *Outbox) keepReads(ctx context.Context) {
 	trouble := repeat.New(o.opts.Logger)
 	for {
@@ -134,12 +139,14 @@ func (s *store) reading(tx *txn, endpoint string) (last reading, reads bool) {
 	return decodeReading(tx.queue(endpoint).root.Get(keyReader)), true
 }
 
-// isUnread says whether a delivery is there to be read and has not been. What an endpoint was sent while it had a URL, it has.
+// isUnread says whether a delivery is there to be read and has not been. What an endpoint was sent
+// while it had a URL, it has.
 func (r reading) isUnread(n uint64, d delivery) bool {
 	return n > r.upTo && d.state == delivered && d.attempts == 0
 }
 
-// shown is a delivery as people see it: for the file one that is there to be read is done with, for them it is pending until it was read.
+// shown is a delivery as people see it: for the file one that is there to be read is done with, for
+// them it is pending until it was read.
 func (s *store) shown(tx *txn, endpoint string, n uint64, d *delivery) (_ *delivery, toBeRead bool) {
 	last, reads := s.reading(tx, endpoint)
 	if !reads || !last.isUnread(n, *d) {
@@ -150,10 +157,12 @@ func (s *store) shown(tx *txn, endpoint string, n uint64, d *delivery) (_ *deliv
 	return &waiting, true
 }
 
-// MaxUnread is how many of the events that an endpoint has not read are counted at most: who looks at a page is not to hold up the others.
+// MaxUnread is how many of the events that an endpoint has not read are counted at most: who looks
+// at a page is not to hold up the others.
 const MaxUnread = readAtOnce
 
-// unread says how many events an endpoint has not read, MaxUnread at most, and the number of the first.
+// unread says how many events an endpoint has not read, MaxUnread at most, and the number of the
+// first.
 func (tx *txn) unread(q *queue, last reading) (count, first uint64) {
 	c := q.deliveries.Cursor()
 	k, v := c.Seek(number(last.upTo + 1))

@@ -14,7 +14,8 @@ func readerOptions(t *testing.T, c *crm) Options {
 	return Options{Path: filepath.Join(t.TempDir(), "outbox.db"), DialContext: c.net.Dial, Endpoints: []Endpoint{e}}
 }
 
-// A CRM that reads its events has those pending that it has not read, from the first on, and nothing is delivered before it has read it. A restart forgets none of it.
+// A CRM that reads its events has those pending that it has not read, from the first on, and
+// nothing is delivered before it has read it. A restart forgets none of it.
 func TestWhatAReaderHasRead(t *testing.T) {
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
@@ -64,10 +65,14 @@ func TestWhatAReaderHasRead(t *testing.T) {
 		}
 		// What is written down soon is all that a crash leaves.
 		time.Sleep(2 * readsKept)
-		written := o.store.readers
-		o.store.readers = newReaders()
+		o.store.readers.mu.Lock()
+		written := o.store.readers.latest
+		o.store.readers.latest = map[string]reading{}
+		o.store.readers.mu.Unlock()
 		check("as the file has it", o, 4, 2, first, began.Add(2*time.Minute))
-		o.store.readers = written
+		o.store.readers.mu.Lock()
+		o.store.readers.latest = written
+		o.store.readers.mu.Unlock()
 
 		time.Sleep(time.Hour)
 		if _, _, err = o.Events(EventQuery{Endpoint: "poller", Limit: 1}); err != nil { // it is written down at once, and the next read is not

@@ -98,8 +98,8 @@ func openStore(opts Options) (*store, error) {
 	return s, nil
 }
 
-// LargestMaxBytes is the largest Options.MaxBytes: half of what bbolt maps of a file at most, since free pages make a file larger than what is in use. A process
-// of 32 bits maps 2 GiB.
+// LargestMaxBytes is the largest Options.MaxBytes: half of what bbolt maps of a file at most, since
+// free pages make a file larger than what is in use. A process of 32 bits maps 2 GiB.
 const LargestMaxBytes int64 = min(math.MaxInt, 1<<48-1)/2 + 1
 
 // mapped is how much of the address space a file gets from the start that may have so many bytes in use. When a file outgrows its mapping, bbolt makes a new

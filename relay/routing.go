@@ -145,8 +145,8 @@ func (r *Router) hear(ctx context.Context, callID, eventID string, change func(*
 
 // Answer takes an answer from an endpoint or the operator to the question that an event has asked, or to the latest of a call where its ID is empty; an
 // empty number declines. Nil means that the number has won and the exchange has done the transfer, or that the decline is noted. It fails with
-// telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a *telephony.DecidedError, or as a command does. With a *telephony.NotAllowedError it is as
-// if the answer had not come.
+// telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a *telephony.DecidedError, or as a command does.
+// With a *telephony.NotAllowedError it is as if the answer had not come.
 func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) error {
 	if r.opts.Policy != nil {
 		cmd := telephony.Command{Kind: telephony.CommandTransfer, CallID: callID, To: to}

@@ -285,7 +285,8 @@ func (f forbidding) Allow(_ string, cmd telephony.Command) error {
 	return &telephony.NotAllowedError{Reason: "to", Text: "not allowed"}
 }
 
-// An answer that is not allowed is as if it had not come: whoever gave it may give another, and another endpoint may win.
+// An answer that is not allowed is as if it had not come: whoever gave it may give another, and
+// another endpoint may win.
 func TestAnswerThatIsNotAllowed(t *testing.T) {
 	pbx := &answering{}
 	ledger := &oneRoute{Route: telephony.Route{

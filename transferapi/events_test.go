@@ -510,7 +510,8 @@ func TestKeyDuringShutdown(t *testing.T) {
 	})
 }
 
-// Of a CRM that reads its events the operator sees when it last did, and what it has not read as pending, held by nothing. It is no reason to warn.
+// Of a CRM that reads its events the operator sees when it last did, and what it has not read as
+// pending, held by nothing. It is no reason to warn.
 func TestEndpointThatReads(t *testing.T) {
 	b := newReader(t, outbox.Filter{"call.*"})
 	a := newAPI(t, &exchange{connection: telephony.Connection{State: telephony.Connected}}, b, &bytes.Buffer{})

@@ -41,7 +41,8 @@ type Router interface {
 	Answer(ctx context.Context, callID, eventID, by, to string) error
 }
 
-// Policy says which calls and SMS are allowed. Allow fails with a *telephony.NotAllowedError. Transfers are the Router's to judge.
+// Policy says which calls and SMS are allowed. Allow fails with a *telephony.NotAllowedError.
+// Transfers are the Router's to judge.
 type Policy interface {
 	Allow(by string, cmd telephony.Command) error
 }

@@ -525,7 +525,8 @@ type strict struct{ telephony.NotAllowedError }
 
 func (s *strict) Allow(string, telephony.Command) error { return &s.NotAllowedError }
 
-// A command that is not allowed is 403 and names the field, or 429 while waiting helps; nothing is sent, and the Idempotency-Key may be used again.
+// A command that is not allowed is 403 and names the field, or 429 while waiting helps; nothing is
+// sent, and the Idempotency-Key may be used again.
 func TestCommandsThatAreNotAllowed(t *testing.T) {
 	for _, path := range []string{"/v1/calls", "/v1/sms"} {
 		e := &exchange{connection: telephony.Connection{State: telephony.Connected}}

@@ -88,7 +88,8 @@ func kindOf(t *testing.T, body string) string {
 	return e.Type
 }
 
-// The golden webhooks are what the description says of their types, and between them and the operational ones there is every type.
+// The golden webhooks are what the description says of their types, and between them and the
+// operational ones there is every type.
 func TestGoldenWebhooksAreDescribed(t *testing.T) {
 	d := described3(t)
 	bodies := slices.Concat(golden(t, "../internal/pztest/testdata/webhooks-ws.jsonl"), golden(t, "../internal/pztest/testdata/webhooks-wss.jsonl"),

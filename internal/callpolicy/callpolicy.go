@@ -1,7 +1,9 @@
-// Package callpolicy bounds what the bearer of a token may have the exchange do. Whoever gets hold of a token could have a PBX ring expensive numbers all night, which is
-// the classic loss of telephony: toll fraud.
+// Package callpolicy bounds what the bearer of a token may have the exchange do. Whoever gets hold
+// of a token could have a PBX ring expensive numbers all night, which is the classic loss of
+// telephony: toll fraud.
 //
-// It is a room of its own since commands come by two ways that do not know each other, the API and the answers to webhooks, and one rule holds for both.
+// It is a room of its own since commands come by two ways that do not know each other, the API and
+// the answers to webhooks, and one rule holds for both.
 package callpolicy
 
 import (
@@ -16,7 +18,8 @@ import (
 )
 
 const (
-	// maxRefusals in refusalWindow close a bearer's commands for closedFor: what tries numbers one after the other is not let go on until it finds one.
+	// maxRefusals in refusalWindow close a bearer's commands for closedFor: what tries numbers one
+	// after the other is not let go on until it finds one.
 	maxRefusals   = 10
 	refusalWindow = time.Minute
 	closedFor     = 10 * time.Minute
@@ -41,7 +44,8 @@ type Observer interface {
 // Options says what is allowed.
 type Options struct {
 	Rate float64 // calls a minute of each bearer, and as many SMS
-	// From holds the numbers at which calls and SMS may begin, To those to which they and transfers may go.
+	// From holds the numbers at which calls and SMS may begin, To those to which they and transfers
+	// may go.
 	From, To Numbers
 	Logger   *slog.Logger
 	Observer Observer
@@ -65,14 +69,16 @@ type bearer struct {
 
 // New checks the options.
 func New(opts Options) (*Policy, error) {
-	if opts.Rate <= 0 || len(opts.From.list) == 0 || len(opts.To.list) == 0 || opts.Logger == nil || opts.Observer == nil {
+	if opts.Rate <= 0 || len(opts.From.list) == 0 || len(opts.To.list) == 0 ||
+		opts.Logger == nil || opts.Observer == nil {
 		return nil, errors.New("callpolicy: Options.Rate, From, To, Logger and Observer must be set")
 	}
 	return &Policy{opts: opts, bearers: map[string]*bearer{}}, nil
 }
 
-// Allow is nil if a bearer may have a command carried out now, and counts it; else it is a *telephony.NotAllowedError. Whoever declines a call always may: that rings no
-// telephone. Transfers have no rate, since there is at most one for each call that comes in.
+// Allow is nil if a bearer may have a command carried out now, and counts it; else it is a
+// *telephony.NotAllowedError. Whoever declines a call always may: that rings no telephone.
+// Transfers have no rate, since there is at most one for each call that comes in.
 func (p *Policy) Allow(by string, cmd telephony.Command) error {
 	if cmd.Kind == telephony.CommandTransfer && cmd.To == "" {
 		return nil
@@ -94,8 +100,8 @@ func (p *Policy) Allow(by string, cmd telephony.Command) error {
 	closes := refusal.RetryAfter == 0 && b.refuse(now)
 	p.log(b, by, cmd, refusal, now)
 	if closes {
-		p.opts.Logger.Error("the commands of a token are closed, since too many were refused",
-			"by", by, "refusals", maxRefusals, "within", refusalWindow.String(), "until", b.closedUntil.Format(time.RFC3339))
+		p.opts.Logger.Error("the commands of a token are closed, since too many were refused", "by", by,
+			"refusals", maxRefusals, "within", refusalWindow.String(), "until", b.closedUntil.Format(time.RFC3339))
 	}
 	return refusal
 }
@@ -103,22 +109,33 @@ func (p *Policy) Allow(by string, cmd telephony.Command) error {
 func (p *Policy) judge(b *bearer, cmd telephony.Command, now time.Time) *telephony.NotAllowedError {
 	if wait := b.closedUntil.Sub(now); wait > 0 {
 		return &telephony.NotAllowedError{
-			Reason: ReasonClosed, RetryAfter: wait, Text: "too many commands with this token were refused, so it can give none for ten minutes",
+			Reason:     ReasonClosed,
+			Text:       "too many commands with this token were refused, so it can give none for ten minutes",
+			RetryAfter: wait,
 		}
 	}
 	if cmd.Kind != telephony.CommandTransfer && !p.opts.From.match(cmd.From) {
 		return &telephony.NotAllowedError{
-			Reason: ReasonFrom, Field: "from", Number: cmd.From, Text: "the operator has not allowed commands to begin at this number (CALL_FROM)",
+			Reason: ReasonFrom,
+			Text:   "the operator has not allowed commands to begin at this number (CALL_FROM)",
+			Field:  "from",
+			Number: cmd.From,
 		}
 	}
 	if !p.opts.To.match(cmd.To) {
 		return &telephony.NotAllowedError{
-			Reason: ReasonTo, Field: "to", Number: cmd.To, Text: "the operator has not allowed commands to go to this number (CALL_TO)",
+			Reason: ReasonTo,
+			Text:   "the operator has not allowed commands to go to this number (CALL_TO)",
+			Field:  "to",
+			Number: cmd.To,
 		}
 	}
 	if wait := b.wait(cmd.Kind, now); wait > 0 {
 		return &telephony.NotAllowedError{
-			Reason: ReasonRate, RetryAfter: wait, Text: "too many commands with this token: CALL_RATE is how many calls a minute it may start, and how many SMS it may send",
+			Reason: ReasonRate,
+			Text: "too many commands with this token: " +
+				"CALL_RATE is how many calls a minute it may start, and how many SMS it may send",
+			RetryAfter: wait,
 		}
 	}
 	return nil
@@ -155,8 +172,9 @@ func (b *bearer) refuse(now time.Time) (closes bool) {
 	return false
 }
 
-// log writes one line for each number that is refused. Of what comes too fast, or while the commands are closed, there may be many a second: of the first kind one a
-// minute is logged, of the second none.
+// log writes one line for each number that is refused. Of what comes too fast, or while the
+// commands are closed, there may be many a second: of the first kind one a minute is logged, of the
+// second none.
 func (p *Policy) log(b *bearer, by string, cmd telephony.Command, refusal *telephony.NotAllowedError, now time.Time) {
 	switch {
 	case refusal.Reason == ReasonClosed, refusal.Reason == ReasonRate && now.Sub(b.slowed) < time.Minute:

@@ -121,7 +121,8 @@ func TestWhatIsAllowed(t *testing.T) {
 	}
 }
 
-// A token has so many calls a minute, and as many SMS; other tokens and transfers are not touched, nor does it close anything.
+// A token has so many calls a minute, and as many SMS; other tokens and transfers are not touched,
+// nor does it close anything.
 func TestRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, log, _ := newPolicy(t)
@@ -148,7 +149,8 @@ func TestRate(t *testing.T) {
 	})
 }
 
-// Ten refusals within a minute close a token's commands for ten minutes, but not its declines, and not those of others.
+// Ten refusals within a minute close a token's commands for ten minutes, but not its declines, and
+// not those of others.
 func TestTenRefusalsCloseAToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, log, counted := newPolicy(t)

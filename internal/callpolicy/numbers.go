@@ -15,8 +15,9 @@ type Numbers struct{ list []func(number string) bool }
 // internalWord stands in a list for internal extensions.
 const internalWord = "internal"
 
-// ParseNumbers reads a list such as "+7*,8??????????,internal": patterns, in which * is any characters and ? is one, and the word internal, separated by commas. Blanks,
-// hyphens and brackets count neither in a pattern nor in a number.
+// ParseNumbers reads a list such as "+7*,8??????????,internal": patterns, in which * is any
+// characters and ? is one, and the word internal, separated by commas. Blanks, hyphens and brackets
+// count neither in a pattern nor in a number.
 func ParseNumbers(s string) (Numbers, error) {
 	var n Numbers
 	for pattern := range strings.SplitSeq(s, ",") {
@@ -26,8 +27,9 @@ func ParseNumbers(s string) (Numbers, error) {
 			return Numbers{}, errors.New("must be a list such as +7*,internal, without an empty part")
 		case pattern == internalWord:
 			n.list = append(n.list, isInternal)
-		case strings.ContainsFunc(pattern, func(r rune) bool { return unicode.IsControl(r) || strings.ContainsRune(`;|&<>"'`, r) }):
-			return Numbers{}, fmt.Errorf("%q can match no number: write patterns such as +7* and the word internal, separated by commas", pattern)
+		case strings.ContainsFunc(pattern, isForeign):
+			return Numbers{}, fmt.Errorf("%q can match no number: "+
+				"write patterns such as +7* and the word internal, separated by commas", pattern)
 		default:
 			expression := regexp.QuoteMeta(compact(pattern))
 			expression = strings.NewReplacer(`\*`, `.*`, `\?`, `.`).Replace(expression)
@@ -37,6 +39,9 @@ func ParseNumbers(s string) (Numbers, error) {
 	}
 	return n, nil
 }
+
+// isForeign says whether a character stands in no number.
+func isForeign(r rune) bool { return unicode.IsControl(r) || strings.ContainsRune(`;|&<>"'`, r) }
 
 // match says whether the list has a number.
 func (n Numbers) match(number string) bool {
@@ -59,8 +64,10 @@ const maxInternal = 6
 // channel matches what a PBX adds to the name of an extension for one call: PJSIP/101-0000002f.
 var channel = regexp.MustCompile(`^(.+/.+)-[0-9a-f]{8}$`)
 
-// isInternal says whether a number is an extension: at most six digits and nothing else, or a name, which begins with a letter and has no more digits than that
-// either. The digits of a name count in all, wherever they stand: SIP/trunk/79001112233 is no extension, and neither is what a PBX dials with pauses.
+// isInternal says whether a number is an extension: at most six digits and nothing else, or a name,
+// which begins with a letter and has no more digits than that either. The digits of a name count in
+// all, wherever they stand: SIP/trunk/79001112233 is no extension, and neither is what a PBX dials
+// with pauses.
 func isInternal(number string) bool {
 	if m := channel.FindStringSubmatch(number); m != nil {
 		number = m[1]

@@ -70,7 +70,8 @@ func TestSizesAndRates(t *testing.T) {
 	}
 }
 
-// What a process of 32 bits could not map is refused before the file has grown so large; the default is not.
+// What a process of 32 bits could not map is refused before the file has grown so large; the
+// default is not.
 func TestLargestOutbox(t *testing.T) {
 	for size, fits := range map[string]bool{"1GiB": true, "1073741825": strconv.IntSize == 64, "2GiB": strconv.IntSize == 64, "1EiB": false} {
 		_, err := Load(minimal("OUTBOX_MAX_BYTES=" + size))

@@ -198,7 +198,8 @@ func parseBytes(variable, s string, least, most int64, p *problems) int64 {
 	case int64(n) < least:
 		p.add(variable, "must be at least %s; it is %s", humanize.IBytes(uint64(least)), s)
 	case int64(n) > most:
-		p.add(variable, "must be at most %s: this program, of %d bits, cannot map a larger file; it is %s", humanize.IBytes(uint64(most)), strconv.IntSize, s)
+		p.add(variable, "must be at most %s: this program, of %d bits, cannot map a larger file; it is %s",
+			humanize.IBytes(uint64(most)), strconv.IntSize, s)
 	}
 	return int64(n)
 }
@@ -214,7 +215,8 @@ func parseRatePer(variable, what, unit, s string, p *problems) float64 {
 	}
 	rate, err := strconv.ParseFloat(s, 64)
 	if err != nil || !(rate > 0 && rate <= maxRate) {
-		p.add(variable, "must be a number of %s a %s, above 0 and up to %d, such as 5 or 0.5; it is %q", what, unit, maxRate, s)
+		p.add(variable, "must be a number of %s a %s, above 0 and up to %d, such as 5 or 0.5; it is %q",
+			what, unit, maxRate, s)
 	}
 	return rate
 }

@@ -204,8 +204,8 @@ func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, back, http.StatusSeeOther)
 }
 
-// awaitAttempt gives the attempt at what is sent again a moment to end, so that the page can say how it did, and says whether it has. An endpoint may be slow, or only
-// be probed.
+// awaitAttempt gives the attempt at what is sent again a moment to end, so that the page can say
+// how it did, and says whether it has. An endpoint may be slow, or only be probed.
 func (d *Dashboard) awaitAttempt(ctx context.Context, again outbox.Delivery) (made bool) {
 	const patience, look = 2 * time.Second, 25 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, patience)

@@ -528,7 +528,8 @@ func TestPictures(t *testing.T) {
 	shot("call")
 }
 
-// A CRM that reads its events is not said to be well, nor to have got what it has not read, and there is no button that cannot do anything.
+// A CRM that reads its events is not said to be well, nor to have got what it has not read, and
+// there is no button that cannot do anything.
 func TestReaderOnThePages(t *testing.T) {
 	box, err := outbox.Open(outbox.Options{
 		Path: filepath.Join(t.TempDir(), "outbox.db"), Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler),

@@ -14,7 +14,8 @@ const (
 	sampled = 500 // of the latest attempts of each endpoint
 )
 
-// Stats remembers the last hour, or what there has been of it since the start: how much happened in each minute, and how long attempts took. It is an observer of the session and of the outbox.
+// Stats remembers the last hour, or what there has been of it since the start: how much happened in
+// each minute, and how long attempts took. It is an observer of the session and of the outbox.
 type Stats struct {
 	began     time.Time
 	mu        sync.Mutex

@@ -87,7 +87,12 @@ type endpointView struct {
 
 func (d *Dashboard) overview(t words) (overview, error) {
 	now := time.Now()
-	o := overview{T: t, Connection: d.opts.Exchange.Connection(), Plot: newPlot(d.opts.Stats.hour(now)), Start: d.opts.Stats.start(now)}
+	o := overview{
+		T:          t,
+		Connection: d.opts.Exchange.Connection(),
+		Plot:       newPlot(d.opts.Stats.hour(now)),
+		Start:      d.opts.Stats.start(now),
+	}
 	o.Connected = o.Connection.State == telephony.Connected
 	o.Enabled = o.Connection.State != telephony.Disabled
 	o.ShowClose = o.Connection.CloseCode != 0 && !strings.Contains(o.Connection.LastError, o.Connection.CloseMeaning)
@@ -223,7 +228,8 @@ type callView struct {
 	Steps  []step
 	Route  *telephony.Route
 	Events []eventView
-	// AsOf is when it was read: the page of one call is not live, so that what somebody has opened in it stays open.
+	// AsOf is when it was read: the page of one call is not live, so that what somebody has opened
+	// in it stays open.
 	AsOf  time.Time
 	Again *outbox.Delivery // what somebody has asked for again just now, and how it stands; nil if nobody has
 	Waits bool             // no attempt at it has ended yet
@@ -379,7 +385,13 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 			if delivery.Redelivered && delivery.ID == r.FormValue("again") {
 				v.Again, v.Waits = &delivery, delivery.State == "pending" && r.FormValue("waits") != ""
 			}
-			v.Events[i].Deliveries = append(v.Events[i].Deliveries, deliveryView{Delivery: delivery, Past: attempts, ContentType: kind, Request: indented(body), HasURL: hasURL[delivery.Endpoint]})
+			v.Events[i].Deliveries = append(v.Events[i].Deliveries, deliveryView{
+				Delivery:    delivery,
+				Past:        attempts,
+				ContentType: kind,
+				Request:     indented(body),
+				HasURL:      hasURL[delivery.Endpoint],
+			})
 		}
 	}
 	d.render(w, r, http.StatusOK, "call", v)

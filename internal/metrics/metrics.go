@@ -74,7 +74,8 @@ func New(version string) *Metrics {
 		}, []string{"kind", "outcome"}),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pzbridge_commands_refused_total",
-			Help: "Commands that were not allowed, by why: from, to (CALL_FROM and CALL_TO), rate (CALL_RATE), closed (too many of that token were refused).",
+			Help: "Commands that were not allowed, by why: from, to (CALL_FROM and CALL_TO), rate (CALL_RATE), " +
+				"closed (too many of that token were refused).",
 		}, []string{"by", "kind", "reason"}),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pzbridge_routing_decisions_total", Help: "Calls that asked where to go, by how that ended: won, closed (nobody wanted them in time).",
