@@ -17,6 +17,7 @@ import (
 	"time"
 	_ "time/tzdata" // the container has none, and TZ says in which times the dashboard and the commands speak
 
+	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/cli"
 	"pzbridge/internal/config"
 	"pzbridge/internal/connlimit"
@@ -90,15 +91,25 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
+	policy, err := callpolicy.New(callpolicy.Options{
+		Rate:     cfg.CallRate,
+		From:     cfg.CallFrom,
+		To:       cfg.CallTo,
+		Logger:   logger,
+		Observer: counted,
+	})
+	if err != nil {
+		return err
+	}
 	router, err := relay.NewRouter(relay.RouterOptions{
-		Exchange: session, Ledger: box, DeclineOnSilence: cfg.DeclineOnSilence, Timeout: cfg.CommandTimeout, Logger: logger, Observer: counted,
+		Exchange: session, Ledger: box, DeclineOnSilence: cfg.DeclineOnSilence, Timeout: cfg.CommandTimeout, Policy: policy, Logger: logger, Observer: counted,
 	})
 	if err != nil {
 		return err
 	}
 	counted.Watch(session, box)
 	api, err := transferapi.New(transferapi.Options{
-		Exchange: session, Router: router, Outbox: box, Deliveries: box, Events: box, Keys: box, Metrics: counted.Handler(), MetricsPublic: cfg.MetricsPublic,
+		Exchange: session, Router: router, Policy: policy, Outbox: box, Deliveries: box, Events: box, Keys: box, Metrics: counted.Handler(), MetricsPublic: cfg.MetricsPublic,
 		Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Rate: cfg.APIRate, Logger: logger,
 		WrongToken: func() { counted.WrongToken(metrics.ToAPI) },
 	})

@@ -876,3 +876,74 @@ func TestStalledReader(t *testing.T) {
 		<-ended
 	})
 }
+
+// CALL_FROM and CALL_TO hold for every way by which a telephone can be made to ring: a call, a
+// transfer, an SMS, and the answer to a webhook.
+func TestTollFraud(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	const abroad, token = "+44 20 79460000", "crm-token-0123456789"
+	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"transfer_to":"`+abroad+`"}`)
+	}))
+	defer crm.Close()
+	vars := variables(t, server, newReceiver(t, nil), "ENDPOINT_0_URL="+crm.URL, "ENDPOINT_1_NAME=poller", "ENDPOINT_1_TOKEN="+token,
+		"ENDPOINT_1_EVENTS=call.completed", "CALL_TO=+7*,internal", "METRICS_PUBLIC=true", "CALL_RATE=2")
+	bridge := start(t, vars)
+	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+	if err := server.Generate(pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: "5"}, {Name: "From", Value: "7343"}}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the call is declined, since the only answer does not count", func() bool { return len(server.Requests()) == 1 })
+	post := func(path, body string) int {
+		r, err := http.NewRequest(http.MethodPost, "http://"+vars["LISTEN_ADDR"]+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+token)
+		r.Header.Set("Content-Type", "application/json")
+		answer, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer answer.Body.Close()
+		return answer.StatusCode
+	}
+	for _, c := range []struct {
+		path, body string
+		want       int
+	}{
+		{"/v1/calls", `{"from":"101","to":"` + abroad + `"}`, 403},
+		{"/v1/calls", `{"from":"+79001112233","to":"102"}`, 403},
+		{"/v1/transfers", `{"call_id":"5","to":"` + abroad + `"}`, 403},
+		{"/v1/sms", `{"from":"101","to":"` + abroad + `","text":"x"}`, 403},
+		{"/v1/calls", `{"from":"101","to":"102"}`, 200},
+		{"/v1/calls", `{"from":"SIP/101","to":"+7 343 0112233"}`, 200},
+		{"/v1/calls", `{"from":"101","to":"102"}`, 429},
+	} {
+		if got := post(c.path, c.body); got != c.want {
+			t.Errorf("%s %s: %d, not %d", c.path, c.body, got, c.want)
+		}
+	}
+	for _, r := range server.Requests() {
+		if strings.Contains(fmt.Sprint(r), abroad) {
+			t.Errorf("the server was asked: %v", r)
+		}
+	}
+	eventually(t, "each has its line", func() bool { return strings.Count(bridge.log.String(), `"msg":"command refused"`) == 6 })
+	resp, err := http.Get("http://" + vars["LISTEN_ADDR"] + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	metrics, err := io.ReadAll(resp.Body)
+	for _, want := range []string{
+		`pzbridge_commands_refused_total{by="crm",kind="transfer",reason="to"} 1`,
+		`pzbridge_commands_refused_total{by="poller",kind="call",reason="rate"} 1`,
+		`pzbridge_commands_refused_total{by="operator",kind="call",reason="closed"} 0`,
+	} {
+		if err != nil || !strings.Contains(string(metrics), "\n"+want+"\n") {
+			t.Errorf("the metrics have no line %s (%v)", want, err)
+		}
+	}
+}

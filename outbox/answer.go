@@ -49,7 +49,7 @@ func readTransferTo(object json.RawMessage) (to string, said bool, err error) {
 		return "", false, errors.New("transfer_to must be a string or a whole number")
 	}
 	if to != "" {
-		if err := telephony.CheckNumber(to); err != nil {
+		if to, err = telephony.CleanNumber(to); err != nil {
 			return "", false, fmt.Errorf("transfer_to %w", err)
 		}
 	}

@@ -62,7 +62,7 @@ func (o *Outbox) Call(callID string, after uint64) (page CallPage, err error) {
 			}
 			looked++
 			after = decodeNumber(k[len(prefix):])
-			event, bytes, err := tx.callEvent(numberAt(v), names)
+			event, bytes, err := o.store.callEvent(tx, numberAt(v), names)
 			if err != nil {
 				continue // the rest is worth knowing
 			}
@@ -78,7 +78,7 @@ func (o *Outbox) Call(callID string, after uint64) (page CallPage, err error) {
 }
 
 // callEvent reads one event of a call, and says about how many bytes it takes with the attempts of its deliveries.
-func (tx *txn) callEvent(n uint64, names []string) (event CallEvent, size int, err error) {
+func (s *store) callEvent(tx *txn, n uint64, names []string) (event CallEvent, size int, err error) {
 	e, body, err := decodeEventHead(tx.events.Get(number(n)))
 	if err != nil {
 		return CallEvent{}, 0, err
@@ -87,7 +87,9 @@ func (tx *txn) callEvent(n uint64, names []string) (event CallEvent, size int, e
 	event.From, event.To = numbersIn(body)
 	for _, name := range names {
 		if d, history := tx.queue(name).get(n); d != nil {
+			d, toBeRead := s.shown(tx, name, n, d)
 			told := describe(e, name, d, history)
+			told.ToBeRead = toBeRead
 			event.Deliveries = append(event.Deliveries, told)
 			size += told.size() + len(history)
 		}
@@ -178,13 +180,13 @@ func (e *PrunedError) Error() string {
 // Events reads events, as the endpoint's webhooks tell them, and gives the cursor to go on from: forwards also when there is none. It fails with
 // ErrBadCursor, ErrNoEndpoint or a *PrunedError, backwards with the first two: what was removed is the end then.
 func (o *Outbox) Events(q EventQuery) (EventPage, error) {
-	format := FormatStandard
+	format, reads := FormatStandard, false
 	if q.Endpoint != "" {
 		e, err := o.store.endpoint(q.Endpoint)
 		if err != nil {
 			return EventPage{}, err
 		}
-		format = e.Format
+		format, reads = e.Format, e.URL == ""
 	}
 	begin, read := o.store.forwards, o.store.eventsAfter
 	if q.Backwards {
@@ -195,6 +197,9 @@ func (o *Outbox) Events(q EventQuery) (EventPage, error) {
 		return EventPage{}, err
 	}
 	page, err := read(q, at)
+	if end, ok := parsePlace(page.Cursor); ok == nil && err == nil && reads && !q.Backwards {
+		o.store.readers.note(q.Endpoint, end.after)
+	}
 	for i := range page.Events {
 		page.Events[i] = format.object(page.Events[i])
 	}

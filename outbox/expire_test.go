@@ -261,6 +261,7 @@ func TestTooLateOnceItIsLetGo(t *testing.T) {
 
 // A rate lets a long backlog of what never expires pass slowly. What stands behind it expires on time.
 func TestTooLateBehindABacklog(t *testing.T) {
+	skipBulk(t)
 	t.Parallel()
 	c := &crm{forget: true}
 	bubble(t, c, func(t *testing.T) {

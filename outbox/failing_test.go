@@ -120,6 +120,7 @@ func (g *gauge) leave() {
 // A CRM is down for a day with 100,000 events, then up. Meanwhile it is probed now and then; afterwards everything arrives, in order within each
 // call, with no more requests at once than CONCURRENCY and within the rate, and no delivery has died of the day.
 func TestDownForADay(t *testing.T) {
+	skipBulk(t)
 	t.Parallel()
 	const (
 		perAppend, perCall     = 200, 4

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -23,6 +24,26 @@ import (
 
 	"pzbridge/internal/telephony"
 )
+
+// What OUTBOX_MAX_BYTES may be at most can be mapped, free pages and all. A process of 64 bits has
+// room to spare.
+func TestLargestFileIsMapped(t *testing.T) {
+	if strconv.IntSize == 64 {
+		t.Skip("the address space is larger than any disk")
+	}
+	db, err := openFile(filepath.Join(t.TempDir(), "outbox.db"), int(2*LargestMaxBytes-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	opts := withDefaults(t, Options{MaxBytes: LargestMaxBytes + 1})
+	if o, err := Open(opts); err == nil {
+		t.Error("more than that is taken")
+		_ = o.Close()
+	}
+}
 
 // While a CRM is away the file fills: what is finished goes early, then Append says that it is full, and nothing else is refused. It ends by itself.
 func TestFull(t *testing.T) {

@@ -18,6 +18,7 @@ const (
 	stateOK      = "ok"
 	stateFailing = "failing"
 	statePaused  = "paused"
+	stateReads   = "reads" // it has no URL: see reading
 )
 
 // health is how an endpoint as a whole does, by how the attempts at it end. It is a value: what to do follows from it and the time alone.

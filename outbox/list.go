@@ -35,6 +35,7 @@ type Delivery struct {
 	NextAttempt time.Time
 	Ended       time.Time // when it came to be delivered, expired or dead; zero while it is pending
 	Redelivered bool      // somebody has asked for it again
+	ToBeRead    bool      // it is pending since its endpoint reads its events, and has not read this one
 }
 
 // DeliveryQuery says which deliveries to list. Empty fields leave nothing out.
@@ -82,7 +83,7 @@ func (o *Outbox) Deliveries(q DeliveryQuery) (list []Delivery, cursor string, er
 	if err != nil {
 		return nil, "", err
 	}
-	l := listing{DeliveryQuery: q, from: from}
+	l := listing{DeliveryQuery: q, store: o.store, from: from}
 	err = o.store.view(l.run)
 	return l.found, l.cursor, err
 }
@@ -90,6 +91,7 @@ func (o *Outbox) Deliveries(q DeliveryQuery) (list []Delivery, cursor string, er
 // listing is a list of deliveries that is being made.
 type listing struct {
 	DeliveryQuery
+	store  *store
 	from   position
 	found  []Delivery
 	last   position // of the last one that was found
@@ -123,7 +125,11 @@ func (l *listing) run(tx *txn) error {
 			l.looked++
 			end = position{n, name}
 			d, history := tx.queue(name).get(n)
-			if d == nil || l.State != "" && d.state.String() != l.State {
+			if d == nil {
+				continue
+			}
+			d, toBeRead := l.store.shown(tx, name, n, d)
+			if l.State != "" && d.state.String() != l.State {
 				continue
 			}
 			if len(l.found) == l.Limit { // or nobody would know whether another one follows
@@ -132,6 +138,7 @@ func (l *listing) run(tx *txn) error {
 			}
 			if e, _, err := decodeEventHead(v); err == nil {
 				told := describe(e, name, d, history)
+				told.ToBeRead = toBeRead
 				l.found, l.last = append(l.found, told), end
 				l.size += told.size()
 			}
@@ -238,7 +245,9 @@ func (o *Outbox) Delivery(id string) (d Delivery, attempts []Attempt, err error)
 		if stands == nil || err != nil {
 			return ErrNotFound
 		}
+		stands, toBeRead := o.store.shown(tx, endpoint, n, stands)
 		d, attempts = describe(e, endpoint, stands, history), decodeAttempts(history)
+		d.ToBeRead = toBeRead
 		return nil
 	})
 	return d, attempts, err
@@ -247,12 +256,15 @@ func (o *Outbox) Delivery(id string) (d Delivery, attempts []Attempt, err error)
 // EndpointStatus is how an endpoint stands.
 type EndpointStatus struct {
 	Name string
-	// State is "ok", "failing" (only probed, since many attempts in a row have failed) or "paused" (it has asked with a 429 to be left alone).
+	// State is "ok", "failing" (only probed, since many attempts in a row have failed), "paused"
+	// (it has asked with a 429 to be left alone), or "reads": it has no URL and reads its events.
 	State       string
+	LastRead    time.Time // when an endpoint that reads has done so last; zero if it never has
 	Since       time.Time // since when it is failing
 	NextAttempt time.Time // when it is probed next, or when the pause ends
 	LastError   string    // of the last attempt that failed, while the endpoint is failing or paused
-	// Pending, Delivered, Expired and Dead count the deliveries that the file holds.
+	// Pending, Delivered, Expired and Dead count the deliveries that the file holds. Of an endpoint
+	// that reads, those are pending that it has not read, MaxUnread at most.
 	Pending, Delivered, Expired, Dead uint64
 }
 
@@ -262,7 +274,13 @@ func (o *Outbox) Endpoints() ([]EndpointStatus, error) {
 	err := o.store.view(func(tx *txn) error {
 		for _, l := range o.lanes {
 			status := l.status(time.Now())
-			n := tx.queue(status.Name).counts
+			q := tx.queue(status.Name)
+			n := q.counts
+			if last, reads := o.store.reading(tx, status.Name); reads {
+				status.State, status.LastRead = stateReads, last.at
+				n[pending], _ = tx.unread(q, last)
+				n[delivered] -= n[pending]
+			}
 			status.Pending, status.Delivered, status.Expired, status.Dead = n[pending], n[delivered], n[expired], n[dead]
 			list = append(list, status)
 		}

@@ -64,6 +64,9 @@ func (o *Outbox) OldestPending(endpoint string) (at time.Time, err error) {
 			return nil
 		}
 		oldest := uint64(0)
+		if last, reads := o.store.reading(tx, endpoint); reads {
+			_, oldest = tx.unread(q, last)
+		}
 		c := q.due.Cursor()
 		k, _ := c.First()
 		for seen := 0; k != nil && seen < readAtOnce; seen++ {

@@ -102,6 +102,9 @@ func (o Options) validate() error {
 	if o.Path == "" || o.Logger == nil || o.Retention <= 0 || o.RoutingTimeout <= 0 || o.MaxBytes <= 0 {
 		return errors.New("outbox: Options.Path, Retention, RoutingTimeout, MaxBytes and Logger must be set")
 	}
+	if o.MaxBytes > LargestMaxBytes {
+		return fmt.Errorf("outbox: Options.MaxBytes must be at most %d", LargestMaxBytes)
+	}
 	names := map[string]bool{}
 	for _, e := range o.Endpoints {
 		if e.Name == "" || e.URL != "" && len(e.Secrets) == 0 || e.Timeout <= 0 || e.Concurrency <= 0 || e.RingingTTL <= 0 || e.Rate < 0 {
@@ -258,6 +261,7 @@ func (o *Outbox) Run(ctx context.Context, router Router) error {
 	parts.Go(func() { o.asker.run(ctx, work, router) })
 	parts.Go(func() { o.prune(ctx) })
 	parts.Go(func() { o.store.danger.watch(ctx) })
+	parts.Go(func() { o.keepReads(ctx) })
 	parts.Wait()
 	return nil
 }

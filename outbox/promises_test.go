@@ -674,6 +674,7 @@ func TestNoRedialWhileStopping(t *testing.T) {
 
 // However much waits that has not been tried yet, a retry goes when its time has come, and so does what it has held.
 func TestRetriesBesideABacklog(t *testing.T) {
+	skipBulk(t)
 	t.Parallel()
 	failed := false
 	c := &crm{}

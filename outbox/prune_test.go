@@ -88,6 +88,7 @@ func TestRetention(t *testing.T) {
 
 // Under a steady load the file stops growing.
 func TestFileStopsGrowing(t *testing.T) {
+	skipBulk(t)
 	t.Parallel()
 	c := &crm{}
 	bubble(t, c, func(t *testing.T) {
@@ -126,6 +127,7 @@ func TestFileStopsGrowing(t *testing.T) {
 
 // Readiness says that the file is full no longer than it is, also if nothing is appended after that.
 func TestFullEndsByItself(t *testing.T) {
+	skipBulk(t)
 	t.Parallel()
 	c := &crm{forget: true}
 	bubble(t, c, func(t *testing.T) {
@@ -175,6 +177,7 @@ func TestSequenceOutlivesEarlyPruning(t *testing.T) {
 
 // It is never full of what has been delivered, also if no call is told to be over.
 func TestNeverFullOfWhatIsDelivered(t *testing.T) {
+	skipBulk(t)
 	t.Parallel()
 	c := &crm{forget: true}
 	bubble(t, c, func(t *testing.T) {
@@ -195,6 +198,7 @@ func TestNeverFullOfWhatIsDelivered(t *testing.T) {
 
 // What waits for an endpoint that is configured no longer waits as long as the retention, also when the file is nearly full.
 func TestOrphansDoNotGoEarly(t *testing.T) {
+	skipBulk(t)
 	t.Parallel()
 	c := &crm{forget: true}
 	bubble(t, c, func(t *testing.T) {

@@ -361,10 +361,14 @@ func (i *inquiry) heard(work context.Context, o outcome) {
 	case err != nil:
 		log.Warn("an answer to the question where a call goes does not count", "err", err.Error())
 	case said:
-		if err := i.router.Answer(work, i.job.call, i.opened, i.lane.endpoint.Name, to); err != nil {
-			log.Info("an endpoint answered where a call goes, to no effect", "err", err.Error())
+		err = i.router.Answer(work, i.job.call, i.opened, i.lane.endpoint.Name, to)
+		var notAllowed *telephony.NotAllowedError
+		if !errors.As(err, &notAllowed) { // which is logged already, and is no answer
+			if err != nil {
+				log.Info("an endpoint answered where a call goes, to no effect", "err", err.Error())
+			}
+			return
 		}
-		return
 	case len(bytes.TrimSpace(o.body)) > 0:
 		log.Warn("an answer to the question where a call goes says nothing that is known", "response", firstRunes(o.response, 200))
 	}

@@ -270,6 +270,47 @@ func TestAnswerThatDoesNotCount(t *testing.T) {
 	}
 }
 
+// refusing is a router that does not allow what it is answered.
+type refusing struct{ outs }
+
+func (*refusing) Answer(context.Context, string, string, string, string) error {
+	return &telephony.NotAllowedError{Text: "it is not allowed"}
+}
+
+// Of an endpoint that cannot answer once more nothing is to be expected after an answer that is not
+// allowed, so the caller does not wait for it.
+func TestAnswerThatIsNotAllowed(t *testing.T) {
+	for token, want := range map[string]int{"": 1, "it may answer later": 0} {
+		c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { _, _ = io.WriteString(w, `{"transfer_to":"+44 20"}`) }}
+		bubble(t, c, func(t *testing.T) {
+			e := endpoint("crm")
+			if token != "" {
+				e.Tokens = []string{token}
+			}
+			o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{e}})
+			router := &refusing{}
+			stop := runWith(t, o, router)
+			mustAppend(t, o, event("call.transfer_requested", "5"))
+			time.Sleep(time.Second)
+			stop()
+			if len(router.why) != want || want == 1 && !strings.Contains(router.why[0], "it is not allowed") {
+				t.Errorf("token %q: %q", token, router.why)
+			}
+		})
+	}
+}
+
+// A number in an answer is cleaned as one in a command is: what an event carries, and what was
+// copied from a page, comes through.
+func TestAnswerWithANumberFromAPage(t *testing.T) {
+	for in, want := range map[string]string{`SIP/101`: "SIP/101", `+7\u00a0343\u2009011\u201122\u221233`: "+7 343 011-22-33"} {
+		to, said, err := readAnswer([]byte(`{"transfer_to":"` + in + `"}`))
+		if to != want || !said || err != nil {
+			t.Errorf("%s: %q, %v, %v", in, to, said, err)
+		}
+	}
+}
+
 // slowExchange takes long to do what an answer asks for.
 type slowExchange struct{ nobody }
 

@@ -33,6 +33,7 @@ import (
 //	keys                       hash of a key       -> an idempotency key's request and answer: see encodeClaim
 //	key_ages/NAME              time, hash          -> the bytes that a bearer's key takes: see putKey
 //	endpoints/NAME             "counts"            -> how many deliveries are in each state: see counts
+//	endpoints/NAME             "reader"            -> how far it has read, if it has no URL: see reading
 //	endpoints/NAME/deliveries  number              -> a delivery and its last attempts: see encodeDelivery
 //	endpoints/NAME/due         time, number        -> nothing; one for each pending delivery that is not held, nor of a question
 //
@@ -76,6 +77,7 @@ type store struct {
 	pageSize  int64
 	observer  Observer
 	danger    *danger
+	readers   *readers
 
 	mu         sync.Mutex
 	waiting    []*change // for the next commit
@@ -98,13 +100,17 @@ func openStore(opts Options) (*store, error) {
 	s := &store{
 		danger: &danger{path: opts.Path, opened: opened, logger: opts.Logger},
 		db:     db, endpoints: opts.Endpoints, hold: opts.OrderHold, routing: opts.RoutingTimeout, quiet: opts.QuietWithoutWinner,
-		maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize), observer: opts.Observer,
+		maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize), observer: opts.Observer, readers: newReaders(),
 	}
 	if err := guarded(func() error { return s.db.Update(s.prepare) }); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
 	return s, nil
 }
+
+// LargestMaxBytes is the largest Options.MaxBytes: half of what bbolt maps of a file at most, since
+// free pages make a file larger than what is in use. A process of 32 bits maps 2 GiB.
+const LargestMaxBytes int64 = min(math.MaxInt, 1<<48-1)/2 + 1
 
 // mapped is how much of the address space a file gets from the start that may have so many bytes in use. When a file outgrows its mapping, bbolt makes a new
 // one, and everybody waits for the longest reader, such as the copying for a backup. Free pages make a file larger than what is in use.

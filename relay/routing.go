@@ -26,6 +26,11 @@ type Exchange interface {
 	WaitConnected(ctx context.Context) error
 }
 
+// Policy says which answers count. Allow fails with a *telephony.NotAllowedError.
+type Policy interface {
+	Allow(by string, cmd telephony.Command) error
+}
+
 // RouterOptions says what the router stands on.
 type RouterOptions struct {
 	Exchange Exchange
@@ -33,6 +38,7 @@ type RouterOptions struct {
 	// DeclineOnSilence sends the empty Transfer when nobody wants a call; else nothing is sent then.
 	DeclineOnSilence bool
 	Timeout          time.Duration // of a Transfer
+	Policy           Policy        // may be nil: every answer is allowed
 	Logger           *slog.Logger
 	Observer         Observer // may be nil
 }
@@ -145,7 +151,14 @@ func (r *Router) hear(ctx context.Context, callID, eventID string, change func(*
 // Answer takes an answer from an endpoint or the operator to the question that an event has asked, or to the latest of a call where its ID is empty; an
 // empty number declines. Nil means that the number has won and the exchange has done the transfer, or that the decline is noted. It fails with
 // telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a *telephony.DecidedError, or as a command does.
+// With a *telephony.NotAllowedError it is as if the answer had not come.
 func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) error {
+	if r.opts.Policy != nil {
+		cmd := telephony.Command{Kind: telephony.CommandTransfer, CallID: callID, To: to}
+		if err := r.opts.Policy.Allow(by, cmd); err != nil {
+			return err
+		}
+	}
 	reply := telephony.Reply{By: by, Kind: telephony.ReplyNumber, To: to}
 	if to == "" {
 		reply.Kind = telephony.ReplyDeclined

@@ -274,3 +274,35 @@ func TestSettleWhatIsOpen(t *testing.T) {
 		}
 	}
 }
+
+// forbidding allows nothing but one number.
+type forbidding struct{ allowed string }
+
+func (f forbidding) Allow(_ string, cmd telephony.Command) error {
+	if cmd.To == f.allowed || cmd.To == "" {
+		return nil
+	}
+	return &telephony.NotAllowedError{Reason: "to", Text: "not allowed"}
+}
+
+// An answer that is not allowed is as if it had not come: whoever gave it may give another, and
+// another endpoint may win.
+func TestAnswerThatIsNotAllowed(t *testing.T) {
+	pbx := &answering{}
+	ledger := &oneRoute{Route: telephony.Route{
+		CallID: "5", EventID: "e", AskedAt: time.Now(), AnswerBy: time.Now().Add(time.Minute), Asked: []string{"a"}, Outcome: telephony.RouteOpen,
+	}}
+	r, err := NewRouter(RouterOptions{
+		Exchange: pbx, Ledger: ledger, Timeout: time.Second, Policy: forbidding{"101"}, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var notAllowed *telephony.NotAllowedError
+	if err := r.Answer(t.Context(), "5", "", "a", "+44 20"); !errors.As(err, &notAllowed) || pbx.asked != 0 || ledger.Outcome != telephony.RouteOpen || len(ledger.Replies) != 0 {
+		t.Fatalf("%v, %d commands, %+v", err, pbx.asked, ledger.Route)
+	}
+	if err := r.Answer(t.Context(), "5", "", "a", "101"); err != nil || pbx.asked != 1 || ledger.Outcome != telephony.RouteWon {
+		t.Errorf("another one after that: %v, %d commands, %+v", err, pbx.asked, ledger.Route)
+	}
+}

@@ -61,13 +61,14 @@ func readSMS(f fields) (telephony.Command, error) {
 	return telephony.Command{Kind: telephony.CommandSMS, From: from, To: to, Text: f["text"]}, errors.Join(errFrom, errTo, errText)
 }
 
-// number gives a phone number exactly as it was sent.
+// number gives a phone number as it goes to the exchange.
 func (f fields) number(name string) (string, error) {
 	v, ok := f[name]
 	if !ok {
 		return "", &fieldError{name, "is missing"}
 	}
-	if err := telephony.CheckNumber(v); err != nil {
+	v, err := telephony.CleanNumber(v)
+	if err != nil {
 		return "", &fieldError{name, err.Error()}
 	}
 	return v, nil
@@ -158,8 +159,15 @@ func (a *API) carryOut(ctx context.Context, w http.ResponseWriter, by string, cm
 		a.opts.Logger.Info("command done", args...)
 		return answer{status: http.StatusOK, body: encodeJSON(map[string]string{"status": "done"}), written: true}
 	}
-	a.opts.Logger.Warn("command failed", append(args, "err", err.Error())...)
 	p := commandProblem(err)
+	var notAllowed *telephony.NotAllowedError
+	if errors.As(err, &notAllowed) { // it is logged already
+		if notAllowed.RetryAfter > 0 {
+			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(notAllowed.RetryAfter.Seconds()))))
+		}
+		return answer{problem: &p}
+	}
+	a.opts.Logger.Warn("command failed", append(args, "err", err.Error())...)
 	if p.Status == http.StatusServiceUnavailable {
 		c := a.opts.Exchange.Connection()
 		if c.LastError != "" {
@@ -174,6 +182,11 @@ func (a *API) carryOut(ctx context.Context, w http.ResponseWriter, by string, cm
 // do carries out a command. A transfer is an answer to the question where a call should go, and the first answer wins.
 func (a *API) do(ctx context.Context, by string, cmd telephony.Command) error {
 	if cmd.Kind != telephony.CommandTransfer {
+		if a.opts.Policy != nil {
+			if err := a.opts.Policy.Allow(by, cmd); err != nil {
+				return err
+			}
+		}
 		return a.opts.Exchange.Do(ctx, cmd)
 	}
 	if cmd.To != "" && a.opts.Exchange.Connection().State != telephony.Connected {
@@ -187,7 +200,13 @@ func commandProblem(err error) problem {
 	p := problem{Status: http.StatusGatewayTimeout, Detail: telephony.BriefText(sentence(err))}
 	var refused *telephony.RefusedError
 	var decided *telephony.DecidedError
+	var notAllowed *telephony.NotAllowedError
 	switch {
+	case errors.As(err, &notAllowed):
+		p.Status, p.Field = http.StatusForbidden, notAllowed.Field
+		if notAllowed.RetryAfter > 0 {
+			p.Status = http.StatusTooManyRequests
+		}
 	case errors.Is(err, telephony.ErrNeverAsked):
 		p.Status = http.StatusNotFound
 	case errors.As(err, &decided):

@@ -62,7 +62,7 @@ type attempt struct {
 func showDelivery(d outbox.Delivery, attempts []outbox.Attempt) delivery {
 	out := delivery{
 		ID: d.ID, EventID: d.EventID, Endpoint: d.Endpoint, Type: d.Type, CallID: d.CallID, Sequence: d.Sequence, Timestamp: d.EventTime,
-		State: d.State, Held: d.State == "pending" && d.NextAttempt.IsZero(), Attempts: d.Attempts, LastStatus: d.LastStatus, LastError: d.LastError,
+		State: d.State, Held: d.State == "pending" && d.NextAttempt.IsZero() && !d.ToBeRead, Attempts: d.Attempts, LastStatus: d.LastStatus, LastError: d.LastError,
 		NextAttemptAt: d.NextAttempt, EndedAt: d.Ended, Redelivered: d.Redelivered,
 	}
 	for _, a := range attempts {
@@ -240,6 +240,7 @@ func (a *API) listEndpoints(w http.ResponseWriter, _ *http.Request) {
 		Since         time.Time `json:"since,omitzero"`
 		NextAttemptAt time.Time `json:"next_attempt_at,omitzero"`
 		LastError     string    `json:"last_error,omitempty"`
+		LastReadAt    time.Time `json:"last_read_at,omitzero"`
 		Deliveries    counts    `json:"deliveries"`
 	}
 	list, err := a.opts.Outbox.Endpoints()
@@ -252,7 +253,7 @@ func (a *API) listEndpoints(w http.ResponseWriter, _ *http.Request) {
 	}{[]endpoint{}}
 	for _, e := range list {
 		answer.Endpoints = append(answer.Endpoints, endpoint{
-			e.Name, e.State, e.Since.UTC(), e.NextAttempt.UTC(), e.LastError, counts{e.Pending, e.Delivered, e.Expired, e.Dead},
+			e.Name, e.State, e.Since.UTC(), e.NextAttempt.UTC(), e.LastError, e.LastRead.UTC(), counts{e.Pending, e.Delivered, e.Expired, e.Dead},
 		})
 	}
 	writeJSON(w, http.StatusOK, answer)

@@ -19,6 +19,7 @@ import (
 	"github.com/google/uuid"
 
 	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
 )
 
 func get(a *API, path, token string) *httptest.ResponseRecorder {
@@ -535,4 +536,29 @@ func TestKeyDuringShutdown(t *testing.T) {
 			t.Errorf("again: %d %s", again.Code, again.Body)
 		}
 	})
+}
+
+// Of a CRM that reads its events the operator sees when it last did, and what it has not read as
+// pending, held by nothing. It is no reason to warn.
+func TestEndpointThatReads(t *testing.T) {
+	b := readingBox(t, outbox.Filter{"call.*"})
+	a := newAPI(t, &exchange{connection: telephony.Connection{State: telephony.Connected}}, b, &bytes.Buffer{})
+	for range 2 {
+		add(t, b, "call.incoming", "5")
+	}
+	before := get(a, "/v1/endpoints", operatorToken).Body.String()
+	if want := `{"endpoints":[{"name":"crm","state":"reads","deliveries":{"pending":2,"delivered":0,"expired":0,"dead":0}}]}`; strings.TrimSpace(before) != want {
+		t.Errorf("before it has read: %s", before)
+	}
+	if list := get(a, "/v1/deliveries?state=pending", crmToken).Body.String(); strings.Count(list, `"state":"pending"`) != 2 || strings.Contains(list, "held") {
+		t.Errorf("its deliveries: %s", list)
+	}
+	read(t, get(a, "/v1/events?limit=1", crmToken))
+	after := get(a, "/v1/endpoints", operatorToken).Body.String()
+	if !strings.Contains(after, `"last_read_at":"`) || !strings.Contains(after, `{"pending":1,"delivered":1,`) {
+		t.Errorf("after it has read one: %s", after)
+	}
+	if ready := get(a, "/readyz", operatorToken).Body.String(); strings.Contains(ready, "crm") {
+		t.Errorf("readiness: %s", ready)
+	}
 }

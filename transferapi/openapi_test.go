@@ -53,6 +53,14 @@ func TestDescription(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A comma in a text without quotes, within braces, makes a member of what comes behind it,
+	// without a value. In a schema that breaks no rule.
+	for values := document.GetSpecInfo().RootNode.Content; len(values) > 0; values = values[1:] {
+		values = append(values, values[0].Content...)
+		if values[0].Tag == "!!null" {
+			t.Errorf("line %d: something has no value", values[0].Line)
+		}
+	}
 	model, err := document.BuildV3Model()
 	if err != nil {
 		t.Fatal(err)

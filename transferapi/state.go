@@ -129,7 +129,7 @@ func (a *API) ready(w http.ResponseWriter, r *http.Request) {
 	}
 	if list, err := a.opts.Outbox.Endpoints(); err == nil {
 		for _, e := range list {
-			if e.State != "ok" {
+			if e.State != "ok" && e.State != "reads" {
 				warnings = append(warnings, fault{
 					"A CRM does not take its events.",
 					fmt.Sprintf("The endpoint %s is %s: %s. What is for it waits (%d events).", e.Name, e.State, e.LastError, e.Pending),

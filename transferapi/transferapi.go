@@ -41,6 +41,12 @@ type Router interface {
 	Answer(ctx context.Context, callID, eventID, by, to string) error
 }
 
+// Policy says which calls and SMS are allowed. Allow fails with a *telephony.NotAllowedError.
+// Transfers are the Router's to judge.
+type Policy interface {
+	Allow(by string, cmd telephony.Command) error
+}
+
 // Outbox is where events are stored, as a whole.
 type Outbox interface {
 	Writable() error // nil if events can be stored
@@ -56,6 +62,7 @@ type Outbox interface {
 type Options struct {
 	Exchange   Exchange
 	Router     Router
+	Policy     Policy // may be nil: everything is allowed
 	Outbox     Outbox
 	Deliveries Deliveries
 	Events     Events

@@ -153,6 +153,14 @@ func TestCommands(t *testing.T) {
 		{"/v1/calls", `{"from":"иван","to":"*8(101)-#"}`, telephony.Command{Kind: "call", From: "иван", To: "*8(101)-#"}, ""},
 		{"/v1/calls", `{"from":"101","to":"` + long + `"}`, telephony.Command{Kind: "call", From: "101", To: long}, ""},
 		{"/v1/calls", `{"from":"101","to":"` + long + `1"}`, telephony.Command{}, "to"},
+		{"/v1/calls", `{"from":"SIP/101","to":"PJSIP/ivan_i.ivanov-00000a1b"}`, telephony.Command{Kind: "call", From: "SIP/101", To: "PJSIP/ivan_i.ivanov-00000a1b"}, ""},
+		{"/v1/calls", `{"from":"sip:101@pbx.local","to":"+7\u00a0343\u202f011\u20112233"}`, telephony.Command{Kind: "call", From: "sip:101@pbx.local", To: "+7 343 011-2233"}, ""},
+		{"/v1/calls", `{"from":"SIP/101&SIP/102","to":"5"}`, telephony.Command{}, "from"},
+		{"/v1/calls", `{"from":"101","to":"5,30,gM(x)"}`, telephony.Command{}, "to"},
+		{"/v1/transfers", `{"call_id":"5","to":"Local/101@from-internal/n"}`, telephony.Command{Kind: "transfer", CallID: "5", To: "Local/101@from-internal/n"}, ""},
+		{"/v1/transfers", `{"call_id":"5","to":"\u2068101\u2069"}`, telephony.Command{Kind: "transfer", CallID: "5", To: "101"}, ""},
+		{"/v1/transfers", `{"call_id":"5","to":"\u00a0"}`, telephony.Command{}, "to"},
+		{"/v1/sms", `{"from":"SIP/101","to":"\u2009102\u2009","text":"x"}`, telephony.Command{Kind: "sms", From: "SIP/101", To: "102", Text: "x"}, ""},
 		{"/v1/calls", `{"from":"101"}`, telephony.Command{}, "to"},
 		{"/v1/calls", `{"from":"","to":"5"}`, telephony.Command{}, "from"},
 		{"/v1/calls", `{"from":" ","to":"5"}`, telephony.Command{}, "from"},
@@ -641,6 +649,53 @@ func TestRedeliverWithoutStates(t *testing.T) {
 		body := `{"endpoint":"crm","since":"2026-11-23T06:25:53Z"` + states + `}`
 		if status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &struct{}{}); status != 200 || !slices.Equal(o.got.States, []string{"dead", "expired"}) {
 			t.Errorf("%s: %d, asked for %+v", body, status, o.got)
+		}
+	}
+}
+
+// strict allows nothing.
+type strict struct{ telephony.NotAllowedError }
+
+func (s *strict) Allow(string, telephony.Command) error { return &s.NotAllowedError }
+
+// A command that is not allowed is 403 and names the field, or 429 while waiting helps; nothing is
+// sent, and the Idempotency-Key may be used again.
+func TestCommandsThatAreNotAllowed(t *testing.T) {
+	for _, path := range []string{"/v1/calls", "/v1/sms"} {
+		e := &exchange{connection: telephony.Connection{State: telephony.Connected}}
+		var log bytes.Buffer
+		o := newBox(t)
+		policy := &strict{telephony.NotAllowedError{Text: "it is not allowed", Field: "to", Number: "+44 20"}}
+		a, err := New(Options{
+			Exchange: e, Router: e, Policy: policy, Outbox: o, Deliveries: o, Events: o, Keys: o, Metrics: http.NotFoundHandler(), Rate: 1000,
+			Tokens: map[string][]string{"crm": {crmToken}}, CommandTimeout: time.Second, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask := func() *httptest.ResponseRecorder {
+			r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"from":"101","to":"+44 20","text":"x"}`))
+			if path == "/v1/calls" {
+				r = httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"from":"101","to":"+44 20"}`))
+			}
+			r.Header.Set("Authorization", "Bearer "+crmToken)
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set("Idempotency-Key", "once")
+			w := httptest.NewRecorder()
+			serve(a, w, r)
+			return w
+		}
+		w := ask()
+		if p := asProblem(t, w); w.Code != http.StatusForbidden || p.Field != "to" || p.Detail != "It is not allowed." || w.Header().Get("Retry-After") != "" {
+			t.Errorf("%s: %d %s %v", path, w.Code, w.Body, w.Header())
+		}
+		policy.RetryAfter = 1500 * time.Millisecond
+		w = ask()
+		if asProblem(t, w); w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "2" || w.Header().Get("Idempotency-Replayed") != "" {
+			t.Errorf("%s, closed: %d %s %v", path, w.Code, w.Body, w.Header())
+		}
+		if len(e.got) != 0 || log.Len() != 0 { // the policy has logged it
+			t.Errorf("%s: the exchange got %+v, the log has %s", path, e.got, &log)
 		}
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/caarlos0/env/v11"
 	"github.com/joho/godotenv"
 
+	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/pz"
 	"pzbridge/outbox"
 )
@@ -56,6 +57,9 @@ type text struct {
 	ListenAddr      string `env:"LISTEN_ADDR" envDefault:":8080"`
 	APIToken        string `env:"API_TOKEN"`
 	APIRate         string `env:"API_RATE" envDefault:"50"`
+	CallRate        string `env:"CALL_RATE" envDefault:"30"`
+	CallFrom        string `env:"CALL_FROM" envDefault:"internal"`
+	CallTo          string `env:"CALL_TO" envDefault:"*"`
 	MetricsPublic   string `env:"METRICS_PUBLIC" envDefault:"false"`
 	BehindProxy     string `env:"API_BEHIND_PROXY" envDefault:"false"`
 	CommandTimeout  string `env:"COMMAND_TIMEOUT" envDefault:"10s"`
@@ -104,8 +108,10 @@ type Config struct {
 	ListenAddr         string
 	APITokens          []string // none: no operator
 	APIRate            float64  // requests a second of each token
-	MetricsPublic      bool     // /metrics needs no token
-	BehindProxy        bool     // a proxy says with X-Forwarded-Proto how it was reached
+	CallRate           float64  // calls a minute of each token, and as many SMS
+	CallFrom, CallTo   callpolicy.Numbers
+	MetricsPublic      bool // /metrics needs no token
+	BehindProxy        bool // a proxy says with X-Forwarded-Proto how it was reached
 	CommandTimeout     time.Duration
 	ShutdownGrace      time.Duration
 	LogLevel           slog.Level

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -79,6 +80,17 @@ func TestSizesAndRates(t *testing.T) {
 	}
 	if c.OutboxMaxBytes != 500_000_000 || c.Endpoints[0].Rate != 0.5 {
 		t.Errorf("%d bytes, rate %v", c.OutboxMaxBytes, c.Endpoints[0].Rate)
+	}
+}
+
+// What a process of 32 bits could not map is refused before the file has grown so large; the
+// default is not.
+func TestLargestOutbox(t *testing.T) {
+	for size, fits := range map[string]bool{"1GiB": true, "1073741825": strconv.IntSize == 64, "2GiB": strconv.IntSize == 64, "1EiB": false} {
+		_, err := Load(minimal("OUTBOX_MAX_BYTES=" + size))
+		if (err == nil) != fits || err != nil && !strings.Contains(err.Error(), "OUTBOX_MAX_BYTES: must be at most") {
+			t.Errorf("%s: %v", size, err)
+		}
 	}
 }
 
@@ -160,6 +172,9 @@ func TestMistakes(t *testing.T) {
 		{"OUTBOX_MAX_BYTES=1000", "OUTBOX_MAX_BYTES", "at least 1.0 MiB"},
 		{"COMMAND_TIMEOUT=0", "COMMAND_TIMEOUT", "at least"},
 		{"COMMAND_TIMEOUT=61s", "COMMAND_TIMEOUT", "at most"},
+		{"CALL_RATE=0", "CALL_RATE", "calls a minute"},
+		{"CALL_FROM=internal;+7*", "CALL_FROM", "can match no number"},
+		{"CALL_TO=+7*,,internal", "CALL_TO", "without an empty part"},
 		{"LISTEN_ADDR=8080", "LISTEN_ADDR", "host:port"},
 		{"LISTEN_ADDR=:http", "LISTEN_ADDR", "host:port"},
 		{"API_TOKEN=hunter2", "API_TOKEN", "16 characters"},

@@ -19,6 +19,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/pz"
 	"pzbridge/outbox"
 )
@@ -43,13 +44,16 @@ func (t text) parse(p *problems) Config {
 		ReplayMaxAge:    duration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
 		OrderHold:       duration("ORDER_HOLD", t.OrderHold, 0, p),
 		OutboxRetention: duration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
-		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, p),
+		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, outbox.LargestMaxBytes, p),
 		RoutingTimeout:  duration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
 		OutboxPath:      t.OutboxPath, APITokens: parseTokens("API_TOKEN", t.APIToken, p), LogFormat: t.LogFormat,
 		CommandTimeout: durationUpTo("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, time.Minute, p),
 		APIRate:        parseRate("API_RATE", "requests", t.APIRate, p),
 		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
 	}
+	c.CallRate = parseRatePer("CALL_RATE", "calls", "minute", t.CallRate, p)
+	c.CallFrom = parseNumbers("CALL_FROM", t.CallFrom, p)
+	c.CallTo = parseNumbers("CALL_TO", t.CallTo, p)
 	c.MetricsPublic = choice("METRICS_PUBLIC", t.MetricsPublic, "true", "false", p)
 	c.BehindProxy = choice("API_BEHIND_PROXY", t.BehindProxy, "true", "false", p)
 	c.DeclineOnSilence = choice("ROUTING_ON_SILENCE", t.OnSilence, "decline", "nothing", p)
@@ -196,27 +200,44 @@ func choice(variable, s, yes, no string, p *problems) bool {
 }
 
 // parseBytes reads a size, such as 1GiB, 500MB or a plain number of bytes.
-func parseBytes(variable, s string, least int64, p *problems) int64 {
+func parseBytes(variable, s string, least, most int64, p *problems) int64 {
 	n, err := humanize.ParseBytes(s)
 	switch {
 	case err != nil || n > math.MaxInt64:
 		p.add(variable, "%q is no size: write a number and its unit, such as 512MiB or 2GiB", s)
 	case int64(n) < least:
 		p.add(variable, "must be at least %s; it is %s", humanize.IBytes(uint64(least)), s)
+	case int64(n) > most:
+		p.add(variable, "must be at most %s: this program, of %d bits, cannot map a larger file; it is %s",
+			humanize.IBytes(uint64(most)), strconv.IntSize, s)
 	}
 	return int64(n)
 }
 
 // parseRate reads how many of something may be in a second. Empty is no limit.
 func parseRate(variable, what, s string, p *problems) float64 {
+	return parseRatePer(variable, what, "second", s, p)
+}
+
+func parseRatePer(variable, what, unit, s string, p *problems) float64 {
 	if s == "" {
 		return 0
 	}
 	rate, err := strconv.ParseFloat(s, 64)
 	if err != nil || !(rate > 0 && rate <= maxRate) {
-		p.add(variable, "must be a number of %s a second, above 0 and up to %d, such as 5 or 0.5; it is %q", what, maxRate, s)
+		p.add(variable, "must be a number of %s a %s, above 0 and up to %d, such as 5 or 0.5; it is %q",
+			what, unit, maxRate, s)
 	}
 	return rate
+}
+
+// parseNumbers reads a list of the numbers that commands may use.
+func parseNumbers(variable, s string, p *problems) callpolicy.Numbers {
+	n, err := callpolicy.ParseNumbers(s)
+	if err != nil {
+		p.add(variable, "%v", err)
+	}
+	return n
 }
 
 // parseTokens reads tokens with commas between them, and holds each to what fits into a header and

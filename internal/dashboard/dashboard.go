@@ -5,7 +5,6 @@
 package dashboard
 
 import (
-	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
@@ -19,6 +18,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -232,7 +232,38 @@ func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	d.opts.Logger.Info("delivery is made again", "event_id", delivery.EventID, "endpoint", delivery.Endpoint, "call_id", delivery.CallID)
-	http.Redirect(w, r, cmp.Or(callPath(delivery.CallID), "/"), http.StatusSeeOther)
+	if delivery.CallID == "" {
+		http.Redirect(w, r, "/", http.StatusSeeOther)
+		return
+	}
+	back := callPath(delivery.CallID) + "?again=" + url.QueryEscape(delivery.ID)
+	if !d.awaitAttempt(r.Context(), delivery) {
+		back += "&waits=true"
+	}
+	http.Redirect(w, r, back, http.StatusSeeOther)
+}
+
+// awaitAttempt gives the attempt at what is sent again a moment to end, so that the page can say
+// how it did, and says whether it has. An endpoint may be slow, or only be probed.
+func (d *Dashboard) awaitAttempt(ctx context.Context, again outbox.Delivery) (made bool) {
+	const patience, look = 2 * time.Second, 25 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(look)
+	defer tick.Stop()
+	for {
+		now, _, err := d.opts.Outbox.Delivery(again.ID)
+		if err == nil && now.Attempts != again.Attempts {
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		case <-d.draining:
+			return false
+		}
+	}
 }
 
 // sendTest sends an endpoint a test and shows what it said.

@@ -304,8 +304,8 @@ func TestPages(t *testing.T) {
 	}
 	eventually(t, "the CRM has refused", func() bool { return strings.Contains(get("/calls/5", "en"), "HTTP 500") })
 	for lang, list := range map[string][]string{
-		"en":             {"Phone system", "connected", "Test Server v1.1.2", "Pause the connection", "crm", "The last hour", "Events received: 6", "/calls/5", "asks where to go", "picked up"},
-		"ru-RU,en;q=0.5": {"АТС", "соединение есть", "Приостановить соединение", "Последний час", "Последние звонки", `lang="ru"`},
+		"en":             {"Phone system", "connected", "Test Server v1.1.2", "Pause the connection", "crm", "Since the start at", "Events received: 6", "/calls/5", "asks where to go", "picked up"},
+		"ru-RU,en;q=0.5": {"АТС", "соединение есть", "Приостановить соединение", "С запуска в", "Последние звонки", `lang="ru"`},
 		"fr":             {"Phone system", "UTC"},
 	} {
 		body := get("/", lang)
@@ -317,7 +317,7 @@ func TestPages(t *testing.T) {
 	}
 	body := get("/calls/5", "en")
 	for _, want := range []string{
-		"<title>Call 5 – pzbridge</title>", "call.transfer_requested", "HTTP 500", "&lt;script&gt;", "Redeliver", "Attempts: 1",
+		"<title>Call 5 – pzbridge</title>", "not live: reload the page", "call.transfer_requested", "HTTP 500", "&lt;script&gt;", "Redeliver", "Attempts: 1",
 		"Content-Type: application/x-www-form-urlencoded", "webhook-id: ", "&amp;call_id=5&amp;sequence=1&amp;", // the request as the CRM gets it
 	} {
 		if !strings.Contains(body, want) {
@@ -347,8 +347,32 @@ func TestPages(t *testing.T) {
 	}
 	resp, err = c.PostForm(s.URL+"/actions/redeliver", url.Values{"id": {list[0].ID}})
 	text(t, resp, err)
-	if d, _, err := s.box.Delivery(list[0].ID); resp.Header.Get("Location") != "/calls/6" || !d.Redelivered || err != nil {
+	if d, _, err := s.box.Delivery(list[0].ID); resp.Header.Get("Location") != "/calls/6?again="+list[0].ID || !d.Redelivered || err != nil {
 		t.Errorf("redelivering: %v, %+v, %v", resp.Header, d, err)
+	}
+	for path, says := range map[string]string{
+		resp.Header.Get("Location"):    "Sent again: call.completed → crm: delivered · HTTP 200",
+		"/calls/6":                     "",
+		"/calls/5?again=" + list[0].ID: "", // it is of another call
+		"/calls/6?again=nothing":       "",
+	} {
+		body := get(path, "en")
+		if strings.Contains(body, "Sent again") != (says != "") || !strings.Contains(body, says) || strings.Contains(body, "<details open>") != (says != "") {
+			t.Errorf("%s: the page does not say %q:\n%s", path, says, body)
+		}
+	}
+	if list, _, err = s.box.Deliveries(outbox.DeliveryQuery{CallID: "5", Limit: 1}); err != nil || list[0].State != "pending" {
+		t.Fatal(list, err)
+	}
+	if _, err = s.box.Redeliver(list[0].ID); err != nil {
+		t.Fatal(err)
+	}
+	if body := get("/calls/5?again="+list[0].ID+"&waits=true", "en"); !strings.Contains(body, "Waits to be sent again: call.completed → crm<") || strings.Contains(body, "Sent again") {
+		t.Errorf("while it waits the page says:\n%s", body)
+	}
+	s.stats.began = time.Now().Add(-time.Hour) // nothing looks at it meanwhile
+	if body := get("/", "en"); !strings.Contains(body, "The last hour") || strings.Contains(body, "Since the start") {
+		t.Errorf("after an hour the page does not say that it shows the last one:\n%s", body)
 	}
 	s.exchange.mu.Lock()
 	s.exchange.c = telephony.Connection{
@@ -677,4 +701,45 @@ func TestPictures(t *testing.T) {
 		t.Fatal(err)
 	}
 	shot("call")
+}
+
+// A CRM that reads its events is not said to be well, nor to have got what it has not read, and
+// there is no button that cannot do anything.
+func TestReaderOnThePages(t *testing.T) {
+	box, err := outbox.Open(outbox.Options{
+		Path: filepath.Join(t.TempDir(), "outbox.db"), Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler),
+		Endpoints: []outbox.Endpoint{{Name: "poller", Events: outbox.Filter{"call.*"}, Timeout: time.Minute, Concurrency: 1, RingingTTL: time.Hour}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer box.Close()
+	s := newStage(t, func(o *Options) { o.Outbox = box })
+	s.box = box
+	s.happens(t, "8", "call.incoming", "call.completed")
+	c := s.client(t)
+	page := func(path string) string {
+		resp, err := c.Get(s.URL + path)
+		return text(t, resp, err)
+	}
+	body := page("/")
+	for _, want := range []string{"reads its events itself", "<dt>Last read</dt><dd>never</dd>", "<dt>Not read yet</dt><dd>2</dd>"} {
+		if !strings.Contains(body, want) {
+			t.Errorf("the page does not say %q:\n%s", want, body)
+		}
+	}
+	for _, wrong := range []string{"<dt>Delivered</dt>", "Send a test", "isbad"} {
+		if strings.Contains(body, wrong) {
+			t.Errorf("the page says %q:\n%s", wrong, body)
+		}
+	}
+	if body := page("/calls/8"); strings.Contains(body, "Redeliver") || strings.Count(body, `<span class="tag pending">`) != 2 {
+		t.Errorf("the call's page:\n%s", body)
+	}
+	if _, err := box.Events(outbox.EventQuery{Endpoint: "poller", Limit: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if body := page("/"); strings.Contains(body, "<dd>never</dd>") || !strings.Contains(body, "<dt>Not read yet</dt><dd>1</dd>") {
+		t.Errorf("after it has read one:\n%s", body)
+	}
 }

@@ -14,8 +14,10 @@ const (
 	sampled = 500 // of the latest attempts of each endpoint
 )
 
-// Stats remembers the last hour: how much happened in each minute, and how long attempts took. It is an observer of the session and of the outbox.
+// Stats remembers the last hour, or what there has been of it since the start: how much happened in
+// each minute, and how long attempts took. It is an observer of the session and of the outbox.
 type Stats struct {
+	began     time.Time
 	mu        sync.Mutex
 	events    series
 	delivered series
@@ -24,7 +26,7 @@ type Stats struct {
 }
 
 // NewStats gives stats of nothing.
-func NewStats() *Stats { return &Stats{took: map[string][]time.Duration{}} }
+func NewStats() *Stats { return &Stats{began: time.Now(), took: map[string][]time.Duration{}} }
 
 // series counts by minute.
 type series struct {
@@ -83,6 +85,14 @@ func (s *Stats) hour(now time.Time) (events, delivered, failed []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.events.list(now), s.delivered.list(now), s.failed.list(now)
+}
+
+// start is when it began to count, if that is less than an hour ago; else zero.
+func (s *Stats) start(now time.Time) time.Time {
+	if now.Sub(s.began) < plotted*time.Minute {
+		return s.began
+	}
+	return time.Time{}
 }
 
 // quantiles gives the median and the 99th percentile of the latest attempts at an endpoint; ok is false if there were none.

@@ -80,6 +80,7 @@ type overview struct {
 	InUse      string
 	Endpoints  []endpointView
 	Plot       plot
+	Start      time.Time // of the plot, if it holds less than an hour
 	Calls      []callView
 }
 
@@ -89,11 +90,17 @@ type endpointView struct {
 	HasOldest  bool
 	P50, P99   time.Duration
 	HasSamples bool
+	Unread     string // how many events, if it reads them
 }
 
 func (d *Dashboard) overview(t words) (overview, error) {
 	now := time.Now()
-	o := overview{T: t, Connection: d.opts.Exchange.Connection(), Plot: newPlot(d.opts.Stats.hour(now))}
+	o := overview{
+		T:          t,
+		Connection: d.opts.Exchange.Connection(),
+		Plot:       newPlot(d.opts.Stats.hour(now)),
+		Start:      d.opts.Stats.start(now),
+	}
 	o.Connected = o.Connection.State == telephony.Connected
 	o.Enabled = o.Connection.State != telephony.Disabled
 	o.ShowClose = o.Connection.CloseCode != 0 && !strings.Contains(o.Connection.LastError, o.Connection.CloseMeaning)
@@ -106,7 +113,10 @@ func (d *Dashboard) overview(t words) (overview, error) {
 		return o, err
 	}
 	for _, e := range list {
-		v := endpointView{EndpointStatus: e}
+		v := endpointView{EndpointStatus: e, Unread: strconv.FormatUint(e.Pending, 10)}
+		if e.Pending >= outbox.MaxUnread {
+			v.Unread += "+"
+		}
 		oldest, err := d.opts.Outbox.OldestPending(e.Name)
 		if err != nil {
 			return o, err
@@ -240,6 +250,11 @@ type callView struct {
 	Events []eventView
 	After  uint64 // the sequence after which the page begins
 	Next   uint64 // and that after which the next one does; 0 if there is none
+	// AsOf is when it was read: the page of one call is not live, so that what somebody has opened
+	// in it stays open.
+	AsOf  time.Time
+	Again *outbox.Delivery // what somebody has asked for again just now, and how it stands; nil if nobody has
+	Waits bool             // no attempt at it has ended yet
 }
 
 // step is a point of the timeline. X is its place, of 600.
@@ -262,6 +277,7 @@ type deliveryView struct {
 	ContentType string
 	Request     string // the body that is sent, or the beginning of it
 	Whole       bool   // all of it is shown
+	HasURL      bool   // it can be sent again: its endpoint is configured and has an address
 }
 
 // callView reads a call after an event's sequence. The attempts are left out: see call.
@@ -270,7 +286,7 @@ func (d *Dashboard) callView(t words, id string, after uint64) (callView, error)
 	if err != nil {
 		return callView{}, err
 	}
-	v := callView{T: t, ID: id, Route: page.Route, After: after, Next: page.Next}
+	v := callView{T: t, ID: id, Route: page.Route, After: after, Next: page.Next, AsOf: time.Now()}
 	for _, e := range page.Events {
 		if v.Began.IsZero() {
 			v.Began = e.Time
@@ -367,6 +383,15 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 		d.render(w, r, http.StatusNotFound, "failed", map[string]any{"Problem": wordsFor(r).say(err.Error())})
 		return
 	}
+	endpoints, err := d.opts.Outbox.Endpoints()
+	if err != nil {
+		d.failed(w, r, err)
+		return
+	}
+	hasURL := map[string]bool{}
+	for _, e := range endpoints {
+		hasURL[e.Name] = e.State != "reads"
+	}
 	room := maxRequests
 	for i := range v.Events {
 		for _, delivery := range v.Events[i].CallEvent.Deliveries {
@@ -377,12 +402,15 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 			for n := range attempts {
 				attempts[n].Response = strings.ToValidUTF8(attempts[n].Response, "\uFFFD")
 			}
-			view := deliveryView{Delivery: delivery, Past: attempts}
+			view := deliveryView{Delivery: delivery, Past: attempts, HasURL: hasURL[delivery.Endpoint]}
 			if room > 0 {
 				var body []byte
 				view.ContentType, body, _ = d.opts.Outbox.Sent(delivery.Endpoint, delivery.EventID) // it may have been pruned just now
 				room -= len(body)
 				view.Request, view.Whole = shown(body)
+			}
+			if delivery.Redelivered && delivery.ID == r.FormValue("again") {
+				v.Again, v.Waits = &delivery, delivery.State == "pending" && r.FormValue("waits") != ""
 			}
 			v.Events[i].Deliveries = append(v.Events[i].Deliveries, view)
 		}

@@ -56,6 +56,7 @@ func english() words {
 	}
 	for name, text := range map[string]string{
 		"lang":                    "en",
+		"reads":                   "reads its events itself",
 		"call.transfer_requested": "asks where to go",
 		"call.incoming":           "rings", "call.incoming_answered": "picked up", "call.outgoing": "rings the client",
 		"call.outgoing_answered": "the client picked up", "call.completed": "over", "sms.sent": "SMS", "sms.status": "SMS status", "pz.event": "other event",
@@ -77,7 +78,9 @@ var russian = words{
 	"since": "с", "dials again at": "новая попытка в", "last closed with code": "последний раз закрыто с кодом",
 	"Pause the connection": "Приостановить соединение", "Resume the connection": "Возобновить соединение",
 	"Outbox": "Хранилище", "events are stored": "события сохраняются", "in use": "занято", "events cannot be stored": "события не сохраняются",
-	"ok": "в порядке", "failing": "не принимает", "paused": "просила подождать",
+	"ok": "в порядке", "failing": "не принимает", "paused": "просила подождать", "reads": "читает события сама",
+	"Last read": "Читала в последний раз", "never": "ни разу", "Not read yet": "Ещё не прочитано", "Since the start at": "С запуска в",
+	"As of": "На момент", "Sent again": "Отправлено ещё раз", "Waits to be sent again": "Ждёт повторной отправки",
 	"Delivered": "Доставлено", "Given up": "Не доставлено", "Waiting": "Ждут", "Oldest waiting": "Ждёт дольше всех", "Response time": "Время ответа",
 	"Last error": "Последняя ошибка", "next attempt at": "следующая попытка в", "Send a test": "Отправить тестовое событие",
 	"The last hour": "Последний час", "Events received": "Получено событий", "Webhooks taken": "Принято веб-хуков", "Attempts failed": "Неудачных попыток",
@@ -131,6 +134,9 @@ var inRussian = strings.NewReplacer(
 	" are allowed (OUTBOX_MAX_BYTES); it holds events that a CRM has not taken yet", " разрешено (OUTBOX_MAX_BYTES); в нём события, которые CRM ещё не приняла",
 	"no space left on device", "на диске нет места",
 	"it took the question without an answer, and has no token to answer later", "вопрос принят без ответа, а токена, чтобы ответить позже, нет",
+	"its answer does not count, and it has no token to answer later: ", "ответ не засчитан, а токена, чтобы ответить позже, нет: ",
+	"the operator has not allowed commands to go to this number (CALL_TO)", "на этот номер звонить не разрешено (CALL_TO)",
+	"too many commands with this token were refused, so it can give none for ten minutes", "слишком много команд с этим токеном отклонено: десять минут они не принимаются",
 	"not connected to the Prostie Zvonki server", "нет соединения с сервером «Простых Звонков»",
 	"no answer from the Prostie Zvonki server in time: the command may have been carried out", "сервер «Простых Звонков» не ответил вовремя: команда, возможно, выполнена",
 	"the Prostie Zvonki server refused: ", "сервер «Простых Звонков» отказал: ",

@@ -28,8 +28,8 @@ const pace = 300 * time.Millisecond
 
 // call ids of the demo are the real server's kind: large numbers.
 const (
-	incomingID = 470657307770881
-	outgoingID = 470657307770882
+	incomingID = "470657307770881"
+	outgoingID = "470657307770882"
 )
 
 // Play plays a call in, which the CRM answers where to go, a call out and an SMS, with a click-to-call and an SMS sent through the API, and
@@ -104,29 +104,29 @@ func (s *Stage) connected(ctx context.Context) error {
 	}
 }
 
-func (s *Stage) generate(kind string, id int, from, to string) error {
+func (s *Stage) generate(kind, id, from, to string) error {
 	return s.Server.Generate(pz.Attrs{
 		{Name: "Event", Value: kind},
-		{Name: "CallID", Value: strconv.Itoa(id)},
+		{Name: "CallID", Value: id},
 		{Name: "From", Value: from},
 		{Name: "To", Value: to},
 		{Name: "Line", Value: "2"},
 	})
 }
 
-func (s *Stage) completed(id int, from, to, direction string) error {
+func (s *Stage) completed(id, from, to, direction string) error {
 	const talked = 42
 	now := time.Now().Unix()
 	return s.Server.Generate(pz.Attrs{
 		{Name: "Event", Value: pz.TypeCompleted},
-		{Name: "CallID", Value: strconv.Itoa(id)},
+		{Name: "CallID", Value: id},
 		{Name: "From", Value: from},
 		{Name: "To", Value: to},
 		{Name: "Direction", Value: direction},
 		{Name: "Start", Value: strconv.FormatInt(now-talked, 10)},
 		{Name: "End", Value: strconv.FormatInt(now, 10)},
 		{Name: "Duration", Value: strconv.Itoa(talked)},
-		{Name: "Record", Value: "http://pbx.example/recordings/" + strconv.Itoa(id) + ".mp3"},
+		{Name: "Record", Value: "http://pbx.example/recordings/" + id + ".mp3"},
 	})
 }
 

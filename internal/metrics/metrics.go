@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
 )
@@ -35,6 +36,7 @@ type Metrics struct {
 	toDelivery  *prometheus.HistogramVec
 	commits     prometheus.Histogram
 	commands    *prometheus.CounterVec
+	refusals    *prometheus.CounterVec
 	decisions   *prometheus.CounterVec
 	routingTime prometheus.Histogram
 	wrongTokens *prometheus.CounterVec
@@ -46,6 +48,8 @@ var (
 	waitBuckets    = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 5, 30, 60, 300, 1800, 3600, 21600, 86400}
 	commitBuckets  = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, 1, 5}
 )
+
+var commandKinds = []telephony.CommandKind{telephony.CommandCall, telephony.CommandTransfer, telephony.CommandSMS}
 
 // New gives the metrics of one bridge of a version.
 func New(version string) *Metrics {
@@ -69,6 +73,11 @@ func New(version string) *Metrics {
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pzbridge_commands_total", Help: "Calls, transfers and SMS for the server, by how they ended: done, refused, not_sent, no_answer.",
 		}, []string{"kind", "outcome"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pzbridge_commands_refused_total",
+			Help: "Commands that were not allowed, by why: from, to (CALL_FROM and CALL_TO), rate (CALL_RATE), " +
+				"closed (too many of that token were refused).",
+		}, []string{"by", "kind", "reason"}),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pzbridge_routing_decisions_total", Help: "Calls that asked where to go, by how that ended: won, closed (nobody wanted them in time).",
 		}, []string{"outcome"}),
@@ -82,7 +91,7 @@ func New(version string) *Metrics {
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "pzbridge_build_info", Help: "1, with the version of the bridge."}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
 	m.registry.MustRegister(
-		m.events, m.deliveries, m.attempts, m.toDelivery, m.commits, m.commands, m.decisions, m.routingTime, m.wrongTokens, build,
+		m.events, m.deliveries, m.attempts, m.toDelivery, m.commits, m.commands, m.refusals, m.decisions, m.routingTime, m.wrongTokens, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.beginAtZero()
@@ -94,7 +103,7 @@ func (m *Metrics) beginAtZero() {
 	for _, kind := range telephony.EventTypes {
 		m.events.WithLabelValues(string(kind))
 	}
-	for _, kind := range []telephony.CommandKind{telephony.CommandCall, telephony.CommandTransfer, telephony.CommandSMS} {
+	for _, kind := range commandKinds {
 		for _, outcome := range []string{"done", "refused", "not_sent", "no_answer"} {
 			m.commands.WithLabelValues(string(kind), outcome)
 		}
@@ -111,12 +120,22 @@ func (m *Metrics) beginAtZero() {
 func (m *Metrics) Watch(exchange Exchange, box Outbox) {
 	m.registry.MustRegister(watcher{exchange, box})
 	list, _ := box.Endpoints() // each scrape says what is wrong with it
+	m.noRefusals("operator")
 	for _, e := range list {
 		for _, outcome := range []string{outbox.OutcomeDelivered, outbox.OutcomeFailed, outbox.OutcomeDead, outbox.OutcomeExpired} {
 			m.deliveries.WithLabelValues(e.Name, outcome)
 		}
 		m.attempts.WithLabelValues(e.Name)
 		m.toDelivery.WithLabelValues(e.Name)
+		m.noRefusals(e.Name)
+	}
+}
+
+func (m *Metrics) noRefusals(by string) {
+	for _, kind := range commandKinds {
+		for _, reason := range callpolicy.Reasons {
+			m.refusals.WithLabelValues(by, string(kind), reason)
+		}
 	}
 }
 
@@ -133,6 +152,11 @@ func (m *Metrics) EventReceived(kind telephony.EventType) {
 // CommandEnded counts a command.
 func (m *Metrics) CommandEnded(kind telephony.CommandKind, outcome string) {
 	m.commands.WithLabelValues(string(kind), outcome).Inc()
+}
+
+// CommandRefused counts a command that is not allowed.
+func (m *Metrics) CommandRefused(by string, kind telephony.CommandKind, reason string) {
+	m.refusals.WithLabelValues(by, string(kind), reason).Inc()
 }
 
 // Decided counts a decision about a call, and how long that took.

@@ -3,11 +3,7 @@ package telephony
 import (
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf8"
 )
 
 // Route is the question where a call should go, and what has become of it. There is one for each call that has asked.
@@ -120,20 +116,4 @@ type DecidedError struct{ Winner, To string }
 
 func (e *DecidedError) Error() string {
 	return fmt.Sprintf("the call goes to %s: %s answered first", e.To, e.Winner)
-}
-
-// maxNumber is how long a phone number may be, in characters.
-const maxNumber = 64
-
-// CheckNumber says what is wrong with a phone number, in words that go on from its name. Numbers are sent exactly as they come.
-func CheckNumber(s string) error {
-	switch {
-	case strings.TrimSpace(s) == "":
-		return errors.New("is empty; it must be a phone number")
-	case utf8.RuneCountInString(s) > maxNumber:
-		return fmt.Errorf("is longer than %d characters", maxNumber)
-	case strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsLetter(r) && !slices.Contains([]rune("0123456789+-() *#"), r) }):
-		return errors.New("may hold digits, letters, spaces and + - ( ) * # only")
-	}
-	return nil
 }

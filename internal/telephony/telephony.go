@@ -149,6 +149,17 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("the Prostie Zvonki server refused: %s (code %s)", meaning, e.Code)
 }
 
+// NotAllowedError says that the operator has not allowed a command; nothing was sent.
+type NotAllowedError struct {
+	Reason     string        // as metrics name it
+	Text       string        // for a person
+	Field      string        // the field of the command that is to blame; empty if none is
+	Number     string        // what stands there
+	RetryAfter time.Duration // how long it takes until it may be given; 0 if waiting does not help
+}
+
+func (e *NotAllowedError) Error() string { return e.Text }
+
 // ConnectionState is where the connection to the exchange stands.
 type ConnectionState string
 

@@ -1,0 +1,101 @@
+package outbox
+
+import (
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// readerOptions is an outbox of one endpoint that reads its events.
+func readerOptions(t *testing.T, c *crm) Options {
+	e := endpoint("poller")
+	e.URL, e.Secrets = "", nil
+	return Options{Path: filepath.Join(t.TempDir(), "outbox.db"), DialContext: c.net.Dial, Endpoints: []Endpoint{e}}
+}
+
+// A CRM that reads its events has those pending that it has not read, from the first on, and
+// nothing is delivered before it has read it. A restart forgets none of it.
+func TestWhatAReaderHasRead(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		opts := readerOptions(t, c)
+		o, err := Open(withDefaults(t, opts))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := run(t, o)
+		check := func(when string, o *Outbox, waiting, read uint64, lastRead, oldest time.Time) {
+			t.Helper()
+			list, err := o.Endpoints()
+			if err != nil || list[0].State != "reads" || list[0].Pending != waiting || list[0].Delivered != read || !list[0].LastRead.Equal(lastRead) {
+				t.Errorf("%s: %+v, %v", when, list, err)
+			}
+			for state, want := range map[string]uint64{"pending": waiting, "delivered": read} {
+				found, _, err := o.Deliveries(DeliveryQuery{State: state, Limit: 10})
+				if err != nil || uint64(len(found)) != want {
+					t.Errorf("%s: %d are listed as %s, not %d (%v)", when, len(found), state, want, err)
+				}
+				for _, d := range found {
+					one, _, err := o.Delivery(d.ID)
+					if err != nil || one != d || d.ToBeRead != (state == "pending") || !d.NextAttempt.IsZero() || d.Ended.IsZero() != d.ToBeRead {
+						t.Errorf("%s: %+v, alone %+v (%v)", when, d, one, err)
+					}
+				}
+			}
+			if at, err := o.OldestPending("poller"); err != nil || !at.Equal(oldest) {
+				t.Errorf("%s: the oldest is of %s, not %s (%v)", when, at, oldest, err)
+			}
+		}
+		began := time.Now()
+		for range 6 {
+			mustAppend(t, o, event("call.completed", "5"))
+			time.Sleep(time.Minute)
+		}
+		check("before it has read", o, 6, 0, time.Time{}, began)
+		page, err := o.Events(EventQuery{Endpoint: "poller", Limit: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		first := time.Now()
+		check("after a page", o, 4, 2, first, began.Add(2*time.Minute))
+		call, err := o.Call("5", 0)
+		if err != nil || call.Events[1].Deliveries[0].State != "delivered" || call.Events[2].Deliveries[0].State != "pending" {
+			t.Errorf("of the call: %+v, %v", call, err)
+		}
+		// What is written down soon is all that a crash leaves.
+		time.Sleep(2 * readsKept)
+		o.store.readers.mu.Lock()
+		written := o.store.readers.latest
+		o.store.readers.latest = map[string]reading{}
+		o.store.readers.mu.Unlock()
+		check("as the file has it", o, 4, 2, first, began.Add(2*time.Minute))
+		o.store.readers.mu.Lock()
+		o.store.readers.latest = written
+		o.store.readers.mu.Unlock()
+
+		time.Sleep(time.Hour)
+		if _, err = o.Events(EventQuery{Endpoint: "poller", Limit: 1}); err != nil { // it is written down at once, and the next read is not
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if _, err = o.Events(EventQuery{Endpoint: "poller", After: page.Cursor, Limit: 1}); err != nil {
+			t.Fatal(err)
+		}
+		last := time.Now()
+		stop()
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+		again := openOutbox(t, opts)
+		check("after a restart", again, 3, 3, last, began.Add(3*time.Minute))
+		if _, err := again.Events(EventQuery{Endpoint: "poller", After: Now, Limit: 1}); err != nil {
+			t.Fatal(err)
+		}
+		check("behind everything", again, 0, 6, time.Now(), time.Time{})
+		if _, err := again.Events(EventQuery{Limit: 1}); err != nil { // the operator's reads are no CRM's
+			t.Fatal(err)
+		}
+		check("after the operator has read", again, 0, 6, time.Now(), time.Time{})
+	})
+}
