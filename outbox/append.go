@@ -64,8 +64,8 @@ func (s *store) inUse(tx *bolt.Tx) int64 {
 
 // hasRoom says whether an append would find room now.
 func (s *store) hasRoom() (room bool) {
-	_ = s.db.View(func(tx *bolt.Tx) error {
-		room = s.inUse(tx) < s.maxBytes
+	_ = s.view(func(tx *txn) error { // where it cannot be read, danger says so
+		room = s.inUse(tx.Tx) < s.maxBytes
 		return nil
 	})
 	return room
@@ -73,8 +73,8 @@ func (s *store) hasRoom() (room bool) {
 
 // nearlyFull says whether it is time to drop what is finished before its time.
 func (s *store) nearlyFull() (nearly bool) {
-	_ = s.db.View(func(tx *bolt.Tx) error {
-		nearly = float64(s.inUse(tx)) >= dropAt*float64(s.maxBytes)
+	_ = s.view(func(tx *txn) error {
+		nearly = float64(s.inUse(tx.Tx)) >= dropAt*float64(s.maxBytes)
 		return nil
 	})
 	return nearly

@@ -289,7 +289,7 @@ func TestFreePagesDamaged(t *testing.T) {
 	}
 	sound := damagePages(t, o, opts.Path, func(kind byte) bool { return kind == freelistPage }, func(page []byte) { clear(page[:16]) })
 	for _, what := range []string{"damaged", "sound again: who knows what else is wrong"} {
-		if err := o.Append(t.Context(), []telephony.Event{event("call.completed", "new")}); !errors.Is(err, ErrNotOutbox) {
+		if err := o.Append(t.Context(), []telephony.Event{event("call.completed", "new")}); !errors.Is(err, ErrDamaged) {
 			t.Errorf("%s: an append: %v", what, err)
 		}
 		if err := os.WriteFile(opts.Path, sound, 0o600); err != nil {
@@ -300,7 +300,7 @@ func TestFreePagesDamaged(t *testing.T) {
 	go func() { closed <- o.Close() }()
 	select {
 	case err := <-closed:
-		if !errors.Is(err, ErrNotOutbox) {
+		if !errors.Is(err, ErrDamaged) {
 			t.Errorf("Close: %v", err)
 		}
 	case <-time.After(10 * time.Second):
@@ -331,7 +331,7 @@ func TestPagesDamagedWhileItRuns(t *testing.T) {
 				damagePages(t, o, opts.Path, func(kind byte) bool { return kind == leafPage }, damage)
 				stop := run(t, o)
 				time.Sleep(time.Minute)
-				isTold := func(err error) bool { return errors.Is(err, ErrNotOutbox) || errors.Is(err, errDamaged) }
+				isTold := func(err error) bool { return errors.Is(err, ErrDamaged) || errors.Is(err, errDamaged) }
 				if _, _, err := o.Deliveries(DeliveryQuery{Limit: 500}); !isTold(err) {
 					t.Errorf("the list: %v", err)
 				}

@@ -271,6 +271,9 @@ func (s *store) recordOne(tx *txn, q *queue, r *result) error {
 	now := r.now
 	if r.overruled = before.redelivered != r.job.delivery.redelivered && now.state != delivered; r.overruled {
 		now = *before // it was asked for again while the attempt was under way: that counts
+		if r.attempt != nil {
+			now.attempts++
+		}
 	}
 	if r.attempt != nil {
 		q.room = addAttempt(q.room, history, *r.attempt)

@@ -2,8 +2,6 @@ package outbox
 
 import (
 	"time"
-
-	bolt "go.etcd.io/bbolt"
 )
 
 // Observer is told what happens, to count it. Its methods return at once and may be called at the same time.
@@ -48,8 +46,8 @@ func (unobserved) Committed(time.Duration) {}
 
 // InUse is how many bytes of the file hold something.
 func (o *Outbox) InUse() (n int64) {
-	_ = o.store.db.View(func(tx *bolt.Tx) error {
-		n = o.store.inUse(tx)
+	_ = o.store.view(func(tx *txn) error {
+		n = o.store.inUse(tx.Tx)
 		return nil
 	})
 	return n

@@ -3,6 +3,7 @@ package outbox
 import (
 	"fmt"
 	"sync"
+	"time"
 )
 
 const (
@@ -41,12 +42,16 @@ func (p *places) put(i *inquiry) {
 
 // fill gives places to the first in line. The caller holds mu.
 func (p *places) fill() {
-	limit := p.limit()
-	for len(p.line) > 0 && (p.taken < limit || p.line[0].line == withdrawn) {
+	limit, now := p.limit(), time.Now()
+	for len(p.line) > 0 {
 		next := p.line[0]
+		isOver := next.line == withdrawn || !now.Before(next.answerBy) // it will be withdrawn at once
+		if p.taken >= limit && !isOver {
+			return
+		}
 		p.line[0] = nil // so that it can be forgotten
 		p.line = p.line[1:]
-		if next.line == withdrawn {
+		if isOver {
 			continue
 		}
 		next.line = begun

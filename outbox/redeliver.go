@@ -81,7 +81,6 @@ func (o *Outbox) RedeliverAll(ctx context.Context, r Redelivery) (count int, err
 			return 0, fmt.Errorf("%w as %q: there are delivered, expired, dead and %s", ErrBadState, s, Missing)
 		}
 	}
-	defer o.wakeUp()
 	last, err := o.store.lastNumber()
 	if err != nil {
 		return 0, err
@@ -90,27 +89,47 @@ func (o *Outbox) RedeliverAll(ctx context.Context, r Redelivery) (count int, err
 		if ctx.Err() != nil {
 			return count, ctx.Err()
 		}
-		var list []uint64
-		list, from, err = o.store.matching(r, from, last)
-		if err != nil {
+		var n int
+		if n, from, err = o.store.redeliverSome(r, from, last); err != nil {
 			return count, err
 		}
-		if !r.DryRun && len(list) > 0 {
-			err = o.store.commit(func(tx *txn) error {
-				for _, n := range list {
-					if err := tx.redeliver(tx.queue(r.Endpoint), n, o.opts.OrderHold); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
-			if err != nil {
-				return count, err
-			}
+		if count += n; n > 0 && !r.DryRun {
+			o.wakeUp() // what is pending already need not wait until all is
 		}
-		count += len(list)
 	}
 	return count, nil
+}
+
+// redeliverSome makes deliveries again among the next events from a number to the last, or only counts
+// them, and gives the number to go on from. They are chosen and changed in one transaction, or one that
+// ended in between would be sent again for nothing.
+func (s *store) redeliverSome(r Redelivery, from, last uint64) (count int, next uint64, err error) {
+	endpoint, err := s.endpoint(r.Endpoint)
+	if err != nil {
+		return 0, 0, err
+	}
+	choose := func(tx *txn) []uint64 {
+		var list []uint64
+		list, next = s.matching(tx, r, &endpoint, from, last)
+		count = len(list)
+		return list
+	}
+	if r.DryRun {
+		err = s.view(func(tx *txn) error {
+			choose(tx)
+			return nil
+		})
+		return count, next, err
+	}
+	err = s.commit(func(tx *txn) error {
+		for _, n := range choose(tx) {
+			if err := tx.redeliver(tx.queue(r.Endpoint), n, s.hold); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return count, next, err
 }
 
 // takesWebhooks fails with ErrNoEndpoint or ErrNoURL.
@@ -146,34 +165,25 @@ func (s *store) lastNumber() (n uint64, err error) {
 }
 
 // matching gives, of the next events from a number to the last, those that a redelivery is for, and the number to go on from.
-func (s *store) matching(r Redelivery, from, last uint64) (list []uint64, next uint64, err error) {
-	endpoint, err := s.endpoint(r.Endpoint)
-	if err != nil {
-		return nil, 0, err
-	}
-	next = last + 1
-	err = s.view(func(tx *txn) error {
-		q := tx.queue(r.Endpoint)
-		c := tx.events.Cursor()
-		seen := 0
-		for k, v := c.Seek(number(from)); k != nil; k, v = c.Next() {
-			n := binary.BigEndian.Uint64(k)
-			if n > last {
-				return nil
-			}
-			if seen == readAtOnce || len(list) == redeliverBatch {
-				next = n
-				return nil
-			}
-			seen++
-			e, _, err := decodeEventHead(v)
-			if err == nil && r.matches(e) && r.wants(q, n, func() bool { return s.isFor(tx, &endpoint, e) }) {
-				list = append(list, n)
-			}
+func (s *store) matching(tx *txn, r Redelivery, endpoint *Endpoint, from, last uint64) (list []uint64, next uint64) {
+	q := tx.queue(r.Endpoint)
+	c := tx.events.Cursor()
+	seen := 0
+	for k, v := c.Seek(number(from)); k != nil; k, v = c.Next() {
+		n := binary.BigEndian.Uint64(k)
+		if n > last {
+			break
 		}
-		return nil
-	})
-	return list, next, err
+		if seen == readAtOnce || len(list) == redeliverBatch {
+			return list, n
+		}
+		seen++
+		e, _, err := decodeEventHead(v)
+		if err == nil && r.matches(e) && r.wants(q, n, func() bool { return s.isFor(tx, endpoint, e) }) {
+			list = append(list, n)
+		}
+	}
+	return list, last + 1
 }
 
 func (r Redelivery) matches(e stored) bool {

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -185,8 +186,8 @@ func TestRedeliverAll(t *testing.T) {
 				t.Errorf("%+v: %d, %v; want %d", c.r, n, err, c.want)
 			}
 		}
-		if some, next, err := o.store.matching(Redelivery{Endpoint: "crm"}, 0, 3); len(some) != 3 || next != 4 || err != nil {
-			t.Errorf("up to the third event there are %v, then %d: %v", some, next, err)
+		if some, next, err := o.store.redeliverSome(Redelivery{Endpoint: "crm", DryRun: true}, 0, 3); some != 3 || next != 4 || err != nil {
+			t.Errorf("up to the third event there are %d, then %d: %v", some, next, err)
 		}
 		if _, err := o.RedeliverAll(t.Context(), Redelivery{Endpoint: "nobody"}); !errors.Is(err, ErrNoEndpoint) {
 			t.Error(err)
@@ -498,4 +499,71 @@ func TestOldestPending(t *testing.T) {
 	oldest("the second is dead", events[2].Time)
 	becomes(3, delivery{}.ended(delivered, time.Now()))
 	oldest("only what is delivered again is left", time.Time{})
+}
+
+// What is delivered again goes out while the rest is still being chosen.
+func TestRedeliveryWakesTheLaneAsItGoes(t *testing.T) {
+	c := &crm{}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{endpoint("crm")}})
+		stop := run(t, o)
+		var list []telephony.Event
+		for i := range 4 * redeliverBatch {
+			list = append(list, event("call.completed", fmt.Sprint(i)))
+		}
+		mustAppend(t, o, list...)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		came := c.count()
+		ctx := &stopsAfter{Context: t.Context(), left: 1} // the second batch is not begun
+		if n, err := o.RedeliverAll(ctx, Redelivery{Endpoint: "crm"}); n != redeliverBatch || !errors.Is(err, errStopped) {
+			t.Errorf("%d are marked, %v", n, err)
+		}
+		synctest.Wait()
+		if sent := c.count() - came; sent < redeliverBatch {
+			t.Errorf("%d are sent while the rest is chosen", sent)
+		}
+		stop()
+	})
+}
+
+var errStopped = errors.New("stopped")
+
+// stopsAfter is a context that has ended once it was looked at so many times.
+type stopsAfter struct {
+	context.Context
+	left int
+}
+
+func (s *stopsAfter) Err() error {
+	if s.left--; s.left < 0 {
+		return errStopped
+	}
+	return nil
+}
+
+// An attempt that was under way when its delivery was asked for again counts as one that was made.
+func TestOverruledAttemptIsCounted(t *testing.T) {
+	c := &crm{answer: func(n int, _ received, w http.ResponseWriter) {
+		time.Sleep(10 * time.Second)
+		if n == 1 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}}
+	bubble(t, c, func(t *testing.T) {
+		o := openOutbox(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{endpoint("crm")}})
+		stop := run(t, o)
+		e := event("call.completed", "5")
+		mustAppend(t, o, e)
+		time.Sleep(5 * time.Second)
+		if _, err := o.Redeliver(e.ID + ".crm"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		stop()
+		d, attempts, err := o.Delivery(e.ID + ".crm")
+		if err != nil || d.State != "delivered" || d.Attempts != 2 || len(attempts) != 2 {
+			t.Errorf("%+v, %d attempts are kept, %v", d, len(attempts), err)
+		}
+	})
 }
