@@ -19,6 +19,7 @@ import (
 
 	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/cli"
+	"pzbridge/internal/clock"
 	"pzbridge/internal/config"
 	"pzbridge/internal/connlimit"
 	"pzbridge/internal/dashboard"
@@ -30,6 +31,9 @@ import (
 )
 
 const version = "0.1.0"
+
+// released is the day of this version. A clock that stands before it is wrong.
+var released = time.Date(2026, time.November, 30, 0, 0, 0, 0, time.UTC)
 
 // gcPercent lets the heap grow to five times what lives in it, which is a few MiB: at Go's 100 the collector runs so often that it costs a seventh of
 // BenchmarkBridge's events a second.
@@ -68,7 +72,8 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	counted := metrics.New(version)
 	boxOptions := outboxOptions(cfg, logger)
 	seen := dashboard.NewStats()
-	boxOptions.Observer, boxOptions.Stopping = observers{counted, seen}, ctx
+	ages := clock.New(released)
+	boxOptions.Observer, boxOptions.Stopping, boxOptions.Clock = observers{counted, seen}, ctx, ages
 	box, err := outbox.Open(boxOptions)
 	if err != nil {
 		return err
@@ -86,7 +91,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	}
 	session, err := relay.New(relay.Options{
 		URL: cfg.URL, TLS: relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy), Identity: cfg.Identity, Disabled: !enabled,
-		ReplayMaxAge: cfg.ReplayMaxAge, Grace: cfg.ShutdownGrace / 4, Sink: box, Logger: logger, Observer: observers{counted, seen},
+		ReplayMaxAge: cfg.ReplayMaxAge, Clock: ages, Grace: cfg.ShutdownGrace / 4, Sink: box, Logger: logger, Observer: observers{counted, seen},
 	})
 	if err != nil {
 		return err

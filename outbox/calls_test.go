@@ -281,7 +281,7 @@ func TestReadingWhatIsLeft(t *testing.T) {
 	reader.URL, reader.Secrets = "", nil
 	o := openOutbox(t, Options{Endpoints: []Endpoint{hook, reader}})
 	mustAppend(t, o, event("call.incoming", "1"), event("call.completed", "1"), event("sms.sent", "2"), event("call.incoming", "3"), event("call.completed", "3"), event("sms.sent", "4"))
-	old := pruning{store: o.store, before: time.Now().Add(time.Hour)}
+	old := pruning{store: o.store, clock: o.opts.Clock, maxAge: -time.Hour}
 	if err := old.run(t.Context()); err != nil || old.removed != 4 {
 		t.Fatalf("%d removed, %v", old.removed, err)
 	}
@@ -362,7 +362,7 @@ func TestReadBackwards(t *testing.T) {
 	if got := callsOf(ahead); err != nil || !slices.Equal(got, []string{"9", "10", "11"}) && !slices.Equal(got, []string{"8", "9", "10", "11"}) || cursor != "12" {
 		t.Errorf("forwards from the cursor %q: %v, %s, %v", page.Cursor, got, cursor, err)
 	}
-	old := pruning{store: o.store, before: time.Now().Add(time.Hour)}
+	old := pruning{store: o.store, clock: o.opts.Clock, maxAge: -time.Hour}
 	for _, n := range []uint64{1, 2, 3, 4} { // the CRM has taken them
 		if err := o.store.record("crm", []result{{job: job{number: n}, now: delivery{}.ended(delivered, time.Now())}}); err != nil {
 			t.Fatal(err)

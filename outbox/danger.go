@@ -12,6 +12,8 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+
+	"pzbridge/internal/clock"
 )
 
 // What can become of the file while the bridge runs. Neither stops anything by itself, and neither is
@@ -25,18 +27,23 @@ var (
 		"take GET /v1/backup before you restart it, and put that in place with pzbridge restore, or all that waits is lost")
 )
 
-// watchEvery is how often it is looked whether the file is still at its path.
-const watchEvery = time.Second
+// ErrWrongClock means that the machine's clock stands before the day of the program's version. Events
+// are stored, with times that are wrong.
+var ErrWrongClock = clock.ErrWrong
 
-// danger is what is known to be wrong with the file.
+// watchEvery is how often it is looked whether the file is still at its path, for the log. Readiness
+// looks each time that it is asked.
+const watchEvery = 5 * time.Second
+
+// danger is what is known to be wrong with the file, or with the clock that dates what stands in it.
 type danger struct {
 	path   string
 	opened fs.FileInfo // of the file that is open
 	logger *slog.Logger
+	clock  *clock.Clock
 
 	mu      sync.Mutex
 	damaged error
-	gone    bool
 }
 
 // note takes an error of something that was done with the file. Where it says that a page is damaged,
@@ -62,12 +69,15 @@ func (d *danger) note(err error) error {
 
 // err is what is wrong now, nil if nothing is known.
 func (d *danger) err() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.gone {
+	if d.isGone() {
 		return ErrFileGone
 	}
-	return d.damaged
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.damaged != nil {
+		return d.damaged
+	}
+	return d.clock.Check()
 }
 
 // isGone looks whether the file is still at its path. Where that cannot be said, it is.
@@ -76,26 +86,30 @@ func (d *danger) isGone() bool {
 	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(there, d.opened)
 }
 
-// watch looks after the file until ctx ends.
+// watch looks after the file, and the clock by which its events are dated, until ctx ends, and logs
+// what changes.
 func (d *danger) watch(ctx context.Context) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	for {
+	for wasGone, wasWrong := false, false; ; {
+		if gone := d.isGone(); gone != wasGone {
+			if wasGone = gone; gone {
+				d.logger.Error("the outbox's file is gone", "path", d.path, "err", ErrFileGone.Error())
+			} else {
+				d.logger.Info("the outbox's file is there again", "path", d.path)
+			}
+		}
+		if err := d.clock.Check(); (err != nil) != wasWrong {
+			if wasWrong = err != nil; wasWrong {
+				d.logger.Error("the clock is wrong: nothing is dropped as too old meanwhile", "err", err.Error())
+			} else {
+				d.logger.Info("the clock is right again")
+			}
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		}
-		gone := d.isGone()
-		d.mu.Lock()
-		changed := gone != d.gone
-		d.gone = gone
-		d.mu.Unlock()
-		switch {
-		case changed && gone:
-			d.logger.Error("the outbox's file is gone", "path", d.path, "err", ErrFileGone.Error())
-		case changed:
-			d.logger.Info("the outbox's file is there again", "path", d.path)
 		}
 	}
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/uuid"
 	bolt "go.etcd.io/bbolt"
+
+	"pzbridge/internal/clock"
 )
 
 // job is a delivery that is due, with what an attempt needs. Nothing in it belongs to bbolt.
@@ -19,10 +21,11 @@ type job struct {
 	eventID string // the event's ID as text
 }
 
-// expires is when it is no longer of use to deliver the event; zero is never.
-func (j job) expires(routing, ringing time.Duration) time.Time {
+// expires is when it is no longer of use to deliver the event, by the clock as it stands now; zero is
+// never.
+func (j job) expires(c *clock.Clock, routing, ringing time.Duration) time.Time {
 	if life := lifetime(j.kind, routing, ringing); life > 0 && j.delivery.redelivered == 0 {
-		return j.at.Add(life)
+		return time.Now().Add(life - c.Freshness(j.at))
 	}
 	return time.Time{}
 }

@@ -15,7 +15,7 @@ const (
 
 // expiry is when it becomes too late for a delivery; zero is never.
 func (l *lane) expiry(j job) time.Time {
-	return j.expires(l.opts.RoutingTimeout, l.endpoint.RingingTTL)
+	return j.expires(l.opts.Clock, l.opts.RoutingTimeout, l.endpoint.RingingTTL)
 }
 
 func (l *lane) tooLate(j job, now time.Time) bool {
@@ -102,8 +102,8 @@ func (s *store) late(e Endpoint, from uint64, limit int, claimed map[uint64]bool
 			} else if !fixed {
 				f.from, fixed = n, true
 			}
-			if age := now.Sub(j.at); !end.IsZero() && age >= 0 && age < shortest { // and so is all that comes after it
-				f.next = sooner(f.next, j.at.Add(shortest))
+			if age := s.clock.Freshness(j.at); !end.IsZero() && age >= 0 && age < shortest { // and so is all that comes after it
+				f.next = sooner(f.next, now.Add(shortest-age))
 				break
 			}
 			f.add(j, end, now, claimed)
@@ -134,7 +134,7 @@ func (s *store) expiring(tx *txn, q *queue, e Endpoint, n uint64) (j job, end ti
 		return job{}, time.Time{}
 	}
 	j = job{number: n, delivery: d, stored: event, eventID: event.id.String()}
-	return j, j.expires(s.routing, e.RingingTTL)
+	return j, j.expires(s.clock, s.routing, e.RingingTTL)
 }
 
 // add takes a delivery that is too late, or notes when it will be.

@@ -129,7 +129,10 @@ func TestCompact(t *testing.T) {
 		}
 		mustAppend(t, o, events...)
 	}
-	old := pruning{store: o.store, before: time.Now().Add(time.Hour), abandoned: map[string]time.Time{"crm": time.Now().Add(time.Hour)}}
+	old := pruning{
+		store: o.store, clock: o.opts.Clock, maxAge: -time.Hour,
+		abandoned: map[string]bool{"crm": true}, abandonedAge: -time.Hour,
+	}
 	if err := old.run(t.Context()); err != nil || old.removed != 4000 {
 		t.Fatalf("%d removed, %v", old.removed, err)
 	}
@@ -578,7 +581,10 @@ func TestRestoreOfACopyWithoutItsFreeEnd(t *testing.T) {
 	for i := range 500 {
 		mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
 	}
-	old := pruning{store: o.store, before: time.Now().Add(time.Hour), abandoned: map[string]time.Time{"crm": time.Now().Add(time.Hour)}}
+	old := pruning{
+		store: o.store, clock: o.opts.Clock, maxAge: -time.Hour,
+		abandoned: map[string]bool{"crm": true}, abandonedAge: -time.Hour,
+	}
 	if err := old.run(t.Context()); err != nil || old.removed != 500 {
 		t.Fatal(old.removed, err)
 	}

@@ -46,7 +46,7 @@ func (o *Outbox) ClaimKey(bearer string, key, request [32]byte) (taken *Claim, e
 		now := time.Now()
 		if v := tx.keys.Get(key[:]); v != nil {
 			at, c, err := decodeClaim(v)
-			if err == nil && now.Sub(at) < keyLife {
+			if err == nil && o.opts.Clock.Age(at) < keyLife {
 				taken = &c
 				return nil
 			}
@@ -174,18 +174,18 @@ func keyBytes(tx *bolt.Tx) int64 {
 }
 
 // isOldAge says whether a key may be forgotten, by its age.
-func isOldAge(age []byte, now time.Time) bool {
-	return now.Sub(time.UnixMilli(int64(binary.BigEndian.Uint64(age)))) >= keyLife
+func (s *store) isOldAge(age []byte) bool {
+	return s.clock.Age(time.UnixMilli(int64(binary.BigEndian.Uint64(age)))) >= keyLife
 }
 
 // pruneKeys forgets the keys that are too old, some in each transaction.
-func (s *store) pruneKeys(now time.Time) error {
+func (s *store) pruneKeys() error {
 	for more := true; more; {
 		more = false
 		err := s.view(func(tx *txn) error {
 			for _, ages := range tx.bearers() {
 				oldest, _ := ages.Cursor().First()
-				more = more || oldest != nil && isOldAge(oldest, now)
+				more = more || oldest != nil && s.isOldAge(oldest)
 			}
 			return nil
 		})
@@ -194,7 +194,7 @@ func (s *store) pruneKeys(now time.Time) error {
 		}
 		err = s.commit(func(tx *txn) error {
 			for _, ages := range tx.bearers() {
-				if err := tx.pruneKeys(ages, now); err != nil {
+				if err := s.pruneSome(tx, ages); err != nil {
 					return err
 				}
 			}
@@ -207,11 +207,11 @@ func (s *store) pruneKeys(now time.Time) error {
 	return nil
 }
 
-// pruneKeys forgets some of a bearer's keys that are too old.
-func (tx *txn) pruneKeys(ages *bolt.Bucket, now time.Time) error {
+// pruneSome forgets some of a bearer's keys that are too old.
+func (s *store) pruneSome(tx *txn, ages *bolt.Bucket) error {
 	var old [][]byte
 	c := ages.Cursor()
-	for k, _ := c.First(); k != nil && len(old) < pruneBatch && isOldAge(k, now); k, _ = c.Next() {
+	for k, _ := c.First(); k != nil && len(old) < pruneBatch && s.isOldAge(k); k, _ = c.Next() {
 		old = append(old, bytes.Clone(k))
 	}
 	for _, age := range old {

@@ -77,7 +77,9 @@ type lane struct {
 	swept     uint64          // of what has not been tried, nothing before this number can become too late
 
 	hungry atomic.Bool // more waits to be ordered
-	freed  atomic.Bool // a question that has ended may have held something: swept says too much
+	// succeeded says that an attempt has, since prune has looked.
+	succeeded atomic.Bool
+	freed     atomic.Bool // a question that has ended may have held something: swept says too much
 
 	mu     sync.Mutex
 	health health

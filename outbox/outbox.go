@@ -32,6 +32,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"pzbridge/internal/clock"
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 )
@@ -93,6 +94,9 @@ type Options struct {
 	UserAgent string
 	Logger    *slog.Logger
 	Observer  Observer // may be nil
+	// Clock says how old things are; nil is one that begins now, for a program of which nobody knows
+	// when it was built.
+	Clock *clock.Clock
 
 	// DialContext opens the connection below HTTP; nil dials TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
@@ -140,6 +144,9 @@ func Open(opts Options) (*Outbox, error) {
 	if opts.Observer == nil {
 		opts.Observer = unobserved{}
 	}
+	if opts.Clock == nil {
+		opts.Clock = clock.New(time.Time{})
+	}
 	store, err := openStore(opts)
 	if err != nil {
 		return nil, fmt.Errorf("open the outbox %s: %w", opts.Path, err)
@@ -149,7 +156,7 @@ func Open(opts Options) (*Outbox, error) {
 	for _, e := range opts.Endpoints {
 		o.lanes = append(o.lanes, newLane(e, store, opts, o.announce))
 	}
-	if err := errors.Join(guarded(o.store.closeReaders), guarded(o.store.adoptKeys), guarded(o.warnOfOrphans)); err != nil {
+	if err := errors.Join(guarded(o.store.ranUntil), guarded(o.store.closeReaders), guarded(o.store.adoptKeys), guarded(o.warnOfOrphans)); err != nil {
 		return nil, errors.Join(fmt.Errorf("read the outbox %s: %w", opts.Path, err), o.Close())
 	}
 	return o, nil
@@ -163,6 +170,18 @@ func (o *Outbox) warnOfOrphans() error {
 			"endpoint", name, "deliveries", list[name])
 	}
 	return err
+}
+
+// ranUntil lets the clock know when the bridge stored something last.
+func (s *store) ranUntil() error {
+	return s.view(func(tx *txn) error {
+		if _, v := tx.events.Cursor().Last(); v != nil {
+			if e, _, err := decodeEventHead(v); err == nil {
+				s.clock.RanAt(e.at)
+			}
+		}
+		return nil
+	})
 }
 
 // Close closes the file. Run must have ended. Where the file is not at its path any more, what it holds is saved beside that. Where a commit has met damage

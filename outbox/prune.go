@@ -8,6 +8,9 @@ import (
 	"math"
 	"time"
 
+	bolt "go.etcd.io/bbolt"
+
+	"pzbridge/internal/clock"
 	"pzbridge/internal/telephony"
 )
 
@@ -26,6 +29,7 @@ func (o *Outbox) prune(ctx context.Context) {
 	tick := time.NewTicker(pruneEvery)
 	defer tick.Stop()
 	var fruitless time.Time // when it last found nothing that can go early
+	last := time.Now()      // pass
 	for {
 		select {
 		case <-ctx.Done():
@@ -36,11 +40,12 @@ func (o *Outbox) prune(ctx context.Context) {
 				continue
 			}
 		}
-		p := pruning{store: o.store, before: time.Now().Add(-o.opts.Retention), abandoned: o.abandoned()}
+		p := pruning{store: o.store, clock: o.opts.Clock, maxAge: o.opts.Retention}
+		p.abandoned, p.abandonedAge = o.abandoned(time.Since(last)), o.opts.Retention+lifespan(o.opts.RetrySchedule)
+		last = time.Now()
 		err := p.run(ctx)
 		if err == nil && o.store.nearlyFull() {
-			p.early = true
-			p.before = time.Now()
+			p.early, p.maxAge = true, 0
 			if err = p.run(ctx); err == nil && o.store.nearlyFull() {
 				p.latest = true
 				err = p.run(ctx)
@@ -50,7 +55,7 @@ func (o *Outbox) prune(ctx context.Context) {
 			}
 		}
 		if err == nil {
-			err = o.store.pruneKeys(time.Now())
+			err = o.store.pruneKeys()
 		}
 		if err != nil {
 			o.trouble.Failed("old events cannot be removed from the outbox", err)
@@ -70,28 +75,64 @@ func (o *Outbox) prune(ctx context.Context) {
 	}
 }
 
-// abandoned gives the endpoints that are failing. What has waited for one for longer than the retention and the whole schedule together is
-// given up: an endpoint that never returns must not fill the disk.
-func (o *Outbox) abandoned() map[string]time.Time {
-	list := map[string]time.Time{}
-	now := time.Now()
+// keyFailing holds, among what belongs to an endpoint, for how long it has been failing, in
+// nanoseconds that have passed while the bridge ran: a clock that is set adds nothing to it, nor does
+// a time in which the bridge was down and could not know.
+var keyFailing = []byte("failing")
+
+// abandoned gives the endpoints that have been failing for longer than the retention and the whole
+// schedule together. What has waited for one for that long is given up: an endpoint that never returns
+// must not fill the disk. Passed is the time since this was asked last. Where the file cannot be
+// written, nobody is abandoned.
+func (o *Outbox) abandoned(passed time.Duration) map[string]bool {
+	list := map[string]bool{}
 	for _, l := range o.lanes {
-		if l.currentHealth().failing {
-			list[l.endpoint.Name] = now.Add(-o.opts.Retention - lifespan(o.opts.RetrySchedule))
+		failing, succeeded := l.currentHealth().failing, l.succeeded.Swap(false)
+		if !failing && !succeeded {
+			continue
 		}
+		total, err := o.store.failingFor(l.endpoint.Name, failing, succeeded, passed)
+		if err != nil {
+			o.trouble.Failed("for how long endpoints have been failing cannot be recorded", err)
+		}
+		list[l.endpoint.Name] = err == nil && total > o.opts.Retention+lifespan(o.opts.RetrySchedule)
 	}
 	return list
 }
 
+// failingFor adds to the time for which an endpoint has been failing, or begins it anew where it has
+// succeeded, and gives it.
+func (s *store) failingFor(endpoint string, failing, succeeded bool, passed time.Duration) (total time.Duration, err error) {
+	root := func(tx *txn) *bolt.Bucket { return tx.queue(endpoint).root }
+	err = s.view(func(tx *txn) error {
+		total = time.Duration(decodeNumber(root(tx).Get(keyFailing)))
+		return nil
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case succeeded && total == 0 && !failing:
+		return 0, nil
+	case succeeded:
+		total = 0
+	}
+	if failing {
+		total += passed
+	}
+	return total, s.commit(func(tx *txn) error { return root(tx).Put(keyFailing, number(uint64(total))) })
+}
+
 // pruning is one pass through the events that are old enough.
 type pruning struct {
-	store     *store
-	before    time.Time            // events that came before it may go
-	early     bool                 // only until there is room again
-	latest    bool                 // also the latest event of a call that may go on: rather its numbering begins anew than that nothing is taken any more
-	abandoned map[string]time.Time // endpoints that are failing: what came before that time does not wait for them any more
-	removed   int                  // events
-	given     map[string]int       // deliveries that were pending, by endpoint
+	store        *store
+	clock        *clock.Clock
+	maxAge       time.Duration   // events that are older may go
+	early        bool            // only until there is room again
+	latest       bool            // also the latest event of a call that may go on: rather its numbering begins anew than that nothing is taken any more
+	abandoned    map[string]bool // endpoints: what is older than abandonedAge does not wait for them any more
+	abandonedAge time.Duration
+	removed      int            // events
+	given        map[string]int // deliveries that were pending, by endpoint
 }
 
 func (p *pruning) run(ctx context.Context) error {
@@ -139,28 +180,38 @@ func (p *pruning) run(ctx context.Context) error {
 // pruneDone stands for the event after the last one that is old enough.
 const pruneDone = uint64(math.MaxUint64)
 
-// oldEvents gives the keys of the events that may go among the next ones from a number on, and the number to go on from.
+// oldEvents gives the keys of the events that may go among the next ones from a number on, and the
+// number to go on from. An event that came while the clock was wrong is as old as the next one that did
+// not.
 func (p *pruning) oldEvents(from uint64) (old [][]byte, next uint64, err error) {
 	next = pruneDone
-	now := time.Now()
 	err = p.store.view(func(tx *txn) error {
 		c := tx.events.Cursor()
 		seen := 0
+		var undated [][]byte
 		for k, v := c.Seek(number(from)); k != nil; k, v = c.Next() {
-			if len(old) == pruneBatch || seen == readAtOnce {
+			if len(old) >= pruneBatch || seen == readAtOnce {
 				next = binary.BigEndian.Uint64(k)
 				return nil
 			}
 			seen++
 			e, _, err := decodeEventHead(v)
-			if err != nil || e.at.After(now) {
-				continue // what is damaged stays for somebody to look at; what is of the future, until the clock is there again
+			if err != nil {
+				continue // what is damaged stays for somebody to look at
 			}
-			if !e.at.Before(p.before) {
+			age := p.clock.Age(e.at)
+			isUndated := e.at.Before(p.clock.Built()) && !p.early
+			switch {
+			case age < 0: // of the future, until the clock is there again
+			case isUndated && !p.waitedFor(tx, binary.BigEndian.Uint64(k), e):
+				undated = append(undated, bytes.Clone(k))
+			case isUndated:
+			case age <= p.maxAge:
 				return nil // and so are all that came later
-			}
-			if !p.waitedFor(tx, binary.BigEndian.Uint64(k), e) {
-				old = append(old, bytes.Clone(k))
+			case !p.waitedFor(tx, binary.BigEndian.Uint64(k), e):
+				old, undated = append(append(old, undated...), bytes.Clone(k)), nil
+			default:
+				old, undated = append(old, undated...), nil
 			}
 		}
 		return nil
@@ -173,7 +224,7 @@ const goesOnFor = 4 * time.Hour
 
 // goesOn says whether an event is the latest of a call that may go on: the sequence of the next one follows from it, and must not begin anew.
 func (p *pruning) goesOn(tx *txn, n uint64, e stored) bool {
-	if e.call == "" || e.kind == telephony.EventCompleted || time.Since(e.at) > goesOnFor {
+	if e.call == "" || e.kind == telephony.EventCompleted || p.clock.Age(e.at) > goesOnFor {
 		return false
 	}
 	_, last := tx.lastOf(callKey(e.call))
@@ -187,7 +238,7 @@ func (p *pruning) waitedFor(tx *txn, n uint64, e stored) bool {
 		return true
 	}
 	if e.kind == telephony.EventTransferRequested {
-		if r, err := tx.route(e.call); err == nil && r != nil && r.EventID == e.id.String() && r.Live(time.Now()) {
+		if r, err := tx.route(e.call); err == nil && r != nil && r.EventID == e.id.String() && r.Live(r.AskedAt.Add(p.clock.Age(r.AskedAt))) {
 			return true // who has won it must be known until the call is over
 		}
 	}
@@ -196,7 +247,7 @@ func (p *pruning) waitedFor(tx *txn, n uint64, e stored) bool {
 			continue
 		}
 		d, _ := tx.queue(name).get(n)
-		if d != nil && d.state == pending && !e.at.Before(p.abandoned[name]) {
+		if d != nil && d.state == pending && (!p.abandoned[name] || p.clock.Age(e.at) <= p.abandonedAge) {
 			return true
 		}
 	}

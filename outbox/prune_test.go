@@ -239,7 +239,10 @@ func TestGivenUpHoldsNothing(t *testing.T) {
 	first, second := event("call.incoming", "5"), event("call.completed", "5")
 	first.Time = time.Now().Add(-time.Hour)
 	mustAppend(t, o, first, second)
-	old := pruning{store: o.store, before: time.Now().Add(time.Hour), abandoned: map[string]time.Time{"crm": time.Now().Add(-time.Minute)}}
+	old := pruning{
+		store: o.store, clock: o.opts.Clock, maxAge: -time.Hour,
+		abandoned: map[string]bool{"crm": true}, abandonedAge: time.Minute,
+	}
 	if err := old.run(t.Context()); err != nil || old.given["crm"] != 1 {
 		t.Errorf("given up: %v, %v", old.given, err)
 	}
@@ -253,7 +256,7 @@ func TestCallGoesOn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := openOutbox(t, Options{})
 		mustAppend(t, o, event("call.incoming", "5"))
-		p := pruning{store: o.store}
+		p := pruning{store: o.store, clock: o.opts.Clock}
 		for _, want := range []bool{true, true, false} {
 			err := o.store.view(func(tx *txn) error {
 				e, _, err := decodeEventHead(tx.events.Get(number(1)))

@@ -153,7 +153,7 @@ func (a *asker) ask(ctx, work context.Context, router Router, n uint64) {
 func (a *asker) see(ctx, work context.Context, router Router, n uint64, q question) (notAsked []telephony.Reply, err error) {
 	// Not longer than from now on: the clock may have been set back since it came. To what the clock does from now on it does not listen.
 	now := time.Now()
-	q.answerBy = now.Add(a.box.opts.RoutingTimeout - max(0, now.Sub(q.event.at)))
+	q.answerBy = now.Add(a.box.opts.RoutingTimeout - max(0, a.box.opts.Clock.Freshness(q.event.at)))
 	if timeUp := !now.Before(q.answerBy); timeUp || len(q.asked) == 0 {
 		router.Settle(work, q.event.call, q.opened, timeUp, nil)
 	}

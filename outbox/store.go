@@ -19,6 +19,8 @@ import (
 	"github.com/google/uuid"
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+
+	"pzbridge/internal/clock"
 )
 
 // The file. Numbers are big-endian, so that keys sort as numbers do.
@@ -77,6 +79,7 @@ type store struct {
 	pageSize  int64
 	observer  Observer
 	danger    *danger
+	clock     *clock.Clock
 	readers   *readers
 
 	mu         sync.Mutex
@@ -98,8 +101,8 @@ func openStore(opts Options) (*store, error) {
 		return nil, errors.Join(plain(err), db.Close())
 	}
 	s := &store{
-		danger: &danger{path: opts.Path, opened: opened, logger: opts.Logger},
-		db:     db, endpoints: opts.Endpoints, hold: opts.OrderHold, routing: opts.RoutingTimeout, quiet: opts.QuietWithoutWinner,
+		danger: &danger{path: opts.Path, opened: opened, logger: opts.Logger, clock: opts.Clock}, clock: opts.Clock,
+		db: db, endpoints: opts.Endpoints, hold: opts.OrderHold, routing: opts.RoutingTimeout, quiet: opts.QuietWithoutWinner,
 		maxBytes: opts.MaxBytes, pageSize: int64(db.Info().PageSize), observer: opts.Observer, readers: newReaders(),
 	}
 	if err := guarded(func() error { return s.db.Update(s.prepare) }); err != nil {

@@ -96,6 +96,9 @@ func (l *lane) attempt(work context.Context, j job, probe bool) ended {
 func (l *lane) note(j job, next delivery, o outcome, probe bool, began, now time.Time) ended {
 	made := &Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()}
 	random := rand.Float64()
+	if classify(o.status) == success {
+		l.succeeded.Store(true)
+	}
 	l.mu.Lock()
 	before := l.health
 	l.health = before.after(o, probe, now, random)

@@ -151,7 +151,7 @@ func (in *intake) tooOld(e telephony.Event) bool {
 	if at.IsZero() { // the exchange does not know, and no call lasts for days
 		at = e.StartedAt
 	}
-	return in.opts.ReplayMaxAge > 0 && e.Replayed && !at.IsZero() && e.Time.Sub(at) > in.opts.ReplayMaxAge
+	return in.opts.ReplayMaxAge > 0 && e.Replayed && !at.IsZero() && in.opts.Clock.Age(at) > in.opts.ReplayMaxAge
 }
 
 // run appends until finish has been called and the queue is empty.

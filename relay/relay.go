@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"time"
 
+	"pzbridge/internal/clock"
 	"pzbridge/internal/pz"
 	"pzbridge/internal/telephony"
 )
@@ -56,7 +57,8 @@ type Options struct {
 	Grace        time.Duration // how long what was read may take to be stored once a shutdown has begun
 	Sink         Sink
 	Logger       *slog.Logger
-	Observer     Observer // may be nil
+	Observer     Observer     // may be nil
+	Clock        *clock.Clock // by which ReplayMaxAge is counted; nil is one that begins now
 
 	// DialContext opens the connection below the WebSocket; nil dials TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)

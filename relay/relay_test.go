@@ -26,6 +26,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"pzbridge/internal/clock"
 	"pzbridge/internal/pipenet"
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
@@ -1156,7 +1157,7 @@ func TestSwitchedOffWhileIdentifying(t *testing.T) {
 func TestAppendedSoonAfterTheSinkIsWell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		got := &sink{fail: errors.New("the outbox is full")}
-		in := newIntake(Options{Sink: got, Observer: unobserved{}, Logger: slog.New(slog.DiscardHandler), Grace: time.Second})
+		in := newIntake(Options{Sink: got, Observer: unobserved{}, Logger: slog.New(slog.DiscardHandler), Grace: time.Second, Clock: clock.New(time.Time{})})
 		go in.run()
 		in.put(pz.Event{Attrs: pz.Attrs{{Name: pz.AttrType, Value: pz.TypeCompleted}, {Name: pz.AttrCallID, Value: "5"}}}, time.Now())
 		time.Sleep(time.Minute)
@@ -1298,6 +1299,29 @@ func TestLastCloseIsKept(t *testing.T) {
 		time.Sleep(time.Minute)
 		if c := w.session.Connection(); c.State != telephony.Connected || c.CloseCode != 1012 || c.CloseMeaning == "" || c.LastError != "" {
 			t.Errorf("%+v", c)
+		}
+	})
+}
+
+// A clock that is set forward makes no replayed call too old.
+func TestReplayAfterTheClockWasSetForward(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ahead := time.Duration(0)
+		start := time.Now()
+		ages := clock.Reading(time.Time{}, func() (time.Time, time.Duration) { return time.Now().Add(ahead), time.Since(start) })
+		in := newIntake(Options{Sink: &sink{}, Observer: unobserved{}, Logger: slog.New(slog.DiscardHandler), Grace: time.Second, ReplayMaxAge: 24 * time.Hour, Clock: ages})
+		replayed := telephony.Event{Replayed: true, EndedAt: time.Now().Add(-time.Hour), Time: time.Now()}
+		old := telephony.Event{Replayed: true, EndedAt: time.Now().Add(-48 * time.Hour), Time: time.Now()}
+		if in.tooOld(replayed) || !in.tooOld(old) {
+			t.Error("by a clock that is right")
+		}
+		ahead = 30 * 24 * time.Hour
+		if in.tooOld(replayed) || !in.tooOld(old) {
+			t.Error("by one that was just set forward")
+		}
+		time.Sleep(2 * time.Hour)
+		if !in.tooOld(replayed) {
+			t.Error("by one that was set forward two hours ago")
 		}
 	})
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"pzbridge/internal/clock"
 	"pzbridge/internal/pz"
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
@@ -61,6 +62,9 @@ func New(opts Options) (*Session, error) {
 	}
 	if opts.Observer == nil {
 		opts.Observer = unobserved{}
+	}
+	if opts.Clock == nil {
+		opts.Clock = clock.New(time.Time{})
 	}
 	s := &Session{
 		opts: opts, intake: newIntake(opts),

@@ -108,6 +108,8 @@ func outboxFault(err error) fault {
 		return fault{"The outbox's file is gone.", sentence(err)}
 	case errors.Is(err, outbox.ErrDamaged):
 		return fault{"The outbox is damaged.", sentence(err)}
+	case errors.Is(err, outbox.ErrWrongClock):
+		return fault{"The clock of this machine is wrong.", sentence(err)}
 	}
 	const brief, then = "The outbox cannot be written", ". Events wait in memory."
 	return fault{brief + then, brief + ": " + err.Error() + then}
