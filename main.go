@@ -17,6 +17,8 @@ import (
 	"time"
 	_ "time/tzdata" // the container has none, and TZ says in which times the dashboard and the commands speak
 
+	"github.com/KimMachineGun/automemlimit/memlimit"
+
 	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/cli"
 	"pzbridge/internal/clock"
@@ -38,6 +40,11 @@ var released = time.Date(2026, time.November, 30, 0, 0, 0, 0, time.UTC)
 // gcPercent lets the heap grow to five times what lives in it, which is a few MiB: at Go's 100 the collector runs so often that it costs a seventh of
 // BenchmarkBridge's events a second.
 const gcPercent = 400
+
+// memoryShare is the share of a cgroup's memory that the heap may take before the collector runs more
+// often than gcPercent asks for. The rest is for stacks, buffers of the kernel, and pages of the outbox
+// that are being written.
+const memoryShare = 0.7
 
 func main() {
 	ctx := untilSignal()
@@ -68,6 +75,9 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	log.SetOutput(slog.NewLogLogger(logger.Handler(), slog.LevelDebug).Writer())
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
+	}
+	if _, err := memlimit.Set(memlimit.WithRatio(memoryShare)); err != nil {
+		logger.Debug("no limit of memory was found", "err", err.Error())
 	}
 	counted := metrics.New(version)
 	boxOptions := outboxOptions(cfg, logger)

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"pzbridge/internal/pz"
+	"pzbridge/internal/pztest"
+)
+
+// In a cgroup of 64 MB the bridge takes 150,000 events at once for three CRMs that hang, and lives.
+func TestStormIn64MB(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes 150,000 events")
+	}
+	group := memoryGroup(t, 64_000_000)
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	hang := make(chan struct{})
+	crm := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-hang }))
+	defer crm.Close()
+	defer close(hang)
+	vars := variables(t, server, &receiver{Server: crm}, "METRICS_PUBLIC=true", "LOG_LEVEL=info")
+	for n := 1; n < 3; n++ {
+		prefix := fmt.Sprintf("ENDPOINT_%d_", n)
+		vars[prefix+"NAME"], vars[prefix+"URL"], vars[prefix+"SECRET"] = fmt.Sprint("crm", n), vars["ENDPOINT_0_URL"], secret
+	}
+	p := prepare(t, vars)
+	p.Cmd.Path, p.Cmd.Args = shell(t), []string{"sh", "-c", `echo $$ >"$0/cgroup.procs" && exec "$1"`, group, p.Cmd.Path}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = p.Process.Kill(); _ = p.Wait() }()
+	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+	const events = 150_000
+	for n := range events {
+		err := server.Generate(pz.Attrs{{Name: "Event", Value: "2"}, {Name: "CallID", Value: fmt.Sprint(n)}, {Name: "From", Value: "73430112233"}, {Name: "To", Value: "101"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := fmt.Sprintf(`pzbridge_outbox_pending{endpoint="crm2"} %d`, events)
+	eventually(t, "all are stored", func() bool { return strings.Contains(metricsOf(vars["LISTEN_ADDR"]), want) })
+	if peak, err := os.ReadFile(filepath.Join(group, "memory.max_usage_in_bytes")); err == nil {
+		t.Logf("at most %s bytes were in use, the page cache included", strings.TrimSpace(string(peak)))
+	}
+}
+
+func shell(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("sh")
+	if err != nil {
+		t.Skip(err)
+	}
+	return path
+}
+
+func metricsOf(address string) string {
+	resp, err := http.Get("http://" + address + "/metrics")
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	return strings.ReplaceAll(string(b), "1.5e+05", strconv.Itoa(150_000))
+}
+
+// memoryGroup makes a cgroup whose processes may use so many bytes together. Without root, or where
+// cgroups cannot be made, the test is skipped.
+func memoryGroup(t *testing.T, limit int) string {
+	t.Helper()
+	const name = "pzbridge-test"
+	for root, file := range map[string]string{"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max"} {
+		group := filepath.Join(root, name)
+		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			continue
+		}
+		t.Cleanup(func() { _ = os.Remove(group) })
+		if os.WriteFile(filepath.Join(group, file), []byte(strconv.Itoa(limit)), 0o600) == nil {
+			_ = os.WriteFile(filepath.Join(group, "memory.swap.max"), []byte("0"), 0o600)
+			return group
+		}
+	}
+	t.Skip("no cgroup can be made here")
+	return ""
+}
