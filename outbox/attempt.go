@@ -49,12 +49,15 @@ type sender struct {
 
 // newSender makes a sender that has up to so many connections, any number if it is 0.
 func newSender(e Endpoint, connections int, opts Options) *sender {
-	transport := &http.Transport{
-		Proxy: http.ProxyFromEnvironment, DialContext: opts.DialContext, ForceAttemptHTTP2: true,
-		TLSClientConfig:     e.TLS.Clone(), // the transport writes into it
-		MaxIdleConnsPerHost: e.Concurrency, MaxConnsPerHost: connections,
-		IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: maxHead,
-	}
+	transport := &renewed{make: func() *http.Transport {
+		return &http.Transport{
+			Proxy: http.ProxyFromEnvironment, DialContext: opts.DialContext, ForceAttemptHTTP2: true,
+			TLSClientConfig:     e.TLS.Clone(), // the transport writes into it
+			MaxIdleConnsPerHost: e.Concurrency, MaxConnsPerHost: connections,
+			IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: maxHead,
+			HTTP2: &http.HTTP2Config{SendPingTimeout: h2Silence, PingTimeout: h2Patience},
+		}
+	}}
 	s := &sender{endpoint: e, request: newRequest(e, opts.UserAgent), signer: newSigner(e.Secrets), hide: hider(e)}
 	s.client = &retryablehttp.Client{
 		HTTPClient: &http.Client{
@@ -100,12 +103,13 @@ func newRequest(e Endpoint, userAgent string) *http.Request {
 	return req
 }
 
-// redialable says whether to dial again within the attempt: after a transport error that is no timeout. An answer whose Location cannot be
-// read is an error of net/http's, but an answer all the same.
+// redialable says whether to dial again within the attempt: after a transport error that is no
+// timeout, while nothing of an answer has come. One that cannot be read is an error of net/http's, but
+// an answer all the same.
 func redialable(ctx context.Context, err error) bool {
 	var timeout net.Error
 	isTimeout := errors.As(err, &timeout) && timeout.Timeout()
-	return err != nil && ctx.Err() == nil && !isBadLocation(err) && !isTimeout
+	return err != nil && ctx.Err() == nil && !isAnswered(ctx) && !isTimeout
 }
 
 // attempt POSTs an event once, quick redials included. It fails, with ctx's error, only when ctx ended: how the attempt would have
@@ -117,7 +121,7 @@ func (s *sender) attempt(ctx context.Context, j job) (outcome, error) {
 		return outcome{err: errors.New("the endpoint's URL cannot be read")}, nil
 	}
 	body := s.endpoint.Format.render(j.body)
-	req := &retryablehttp.Request{Request: s.request.WithContext(limited)}
+	req := &retryablehttp.Request{Request: s.request.WithContext(watchAnswer(limited))}
 	if err := req.SetBody(body); err != nil {
 		return outcome{err: err}, nil
 	}

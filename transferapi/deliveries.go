@@ -263,7 +263,12 @@ func (a *API) listEndpoints(w http.ResponseWriter, _ *http.Request) {
 const stalled = 30 * time.Second
 
 // backup sends a copy of the outbox's file.
-func (a *API) backup(w http.ResponseWriter, _ *http.Request) {
+func (a *API) backup(w http.ResponseWriter, r *http.Request) {
+	if !a.backups.take(r.Context(), maxTurn) {
+		refused("Another backup is being taken: its copy takes as much room on the disk as the outbox, so there is one at a time.").write(w)
+		return
+	}
+	defer a.backups.giveBack()
 	began := time.Now()
 	begun := false
 	err := a.opts.Outbox.Backup(func(size int64) io.Writer {

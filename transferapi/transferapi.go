@@ -90,9 +90,11 @@ type API struct {
 	readers map[string]*reader // by the bearer's name
 	// redeliveries is held by the one who goes through all events, to count or to send them again.
 	redeliveries places
-	busy         busy
-	wrong        *repeat.Tally // requests with a token that is none
-	draining     chan struct{} // closed when nobody is to wait for events any more
+	// backups is held by the one who takes a copy of the file.
+	backups  places
+	busy     busy
+	wrong    *repeat.Tally // requests with a token that is none
+	draining chan struct{} // closed when nobody is to wait for events any more
 }
 
 // New gives the API. Two bearers of one token are an error, since nobody could tell who calls.
@@ -102,7 +104,7 @@ func New(opts Options) (*API, error) {
 		return nil, errors.New("transferapi: Options.Exchange, Router, Outbox, Deliveries, Events, Keys, Metrics, Logger, CommandTimeout and Rate must be set")
 	}
 	a := &API{
-		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(), readers: map[string]*reader{}, redeliveries: make(places, 1),
+		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(), readers: map[string]*reader{}, redeliveries: make(places, 1), backups: make(places, 1),
 		busy: busy{keys: map[[32]byte]chan struct{}{}}, wrong: repeat.NewTally(opts.Logger), draining: make(chan struct{}),
 	}
 	for name, tokens := range opts.Tokens {

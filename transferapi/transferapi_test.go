@@ -14,6 +14,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -563,6 +564,43 @@ func TestBackupThatCannotBeMade(t *testing.T) {
 	}
 	if status := request(t, a, "GET", "/v1/backup", operatorToken, "", nil); status != 500 || !strings.Contains(log.String(), "backup cannot be made") {
 		t.Errorf("%d, %s", status, log.String())
+	}
+}
+
+// slowTaker takes nothing of an answer until it is told to.
+type slowTaker struct {
+	*httptest.ResponseRecorder
+	begun, take chan struct{}
+	once        sync.Once
+}
+
+func (s *slowTaker) Write(b []byte) (int, error) {
+	s.once.Do(func() { close(s.begun) })
+	<-s.take
+	return s.ResponseRecorder.Write(b)
+}
+
+// While somebody takes a backup slowly there is no other: each holds a copy of the whole file on the disk.
+func TestOneBackupAtATime(t *testing.T) {
+	a := newAPI(t, &exchange{}, newBox(t), &bytes.Buffer{})
+	ask := func(w http.ResponseWriter) {
+		r := httptest.NewRequest(http.MethodGet, "/v1/backup", nil)
+		r.Header.Set("Authorization", "Bearer "+operatorToken)
+		a.ServeHTTP(w, r)
+	}
+	slow := &slowTaker{ResponseRecorder: httptest.NewRecorder(), begun: make(chan struct{}), take: make(chan struct{})}
+	var first sync.WaitGroup
+	first.Go(func() { ask(slow) })
+	<-slow.begun
+	second := httptest.NewRecorder()
+	if ask(second); second.Code != http.StatusTooManyRequests || second.Header().Get("Retry-After") == "" {
+		t.Errorf("beside a slow one: %d", second.Code)
+	}
+	close(slow.take)
+	first.Wait()
+	third := httptest.NewRecorder()
+	if ask(third); slow.Code != http.StatusOK || third.Code != http.StatusOK {
+		t.Errorf("the slow one: %d, one after it: %d", slow.Code, third.Code)
 	}
 }
 
