@@ -35,7 +35,7 @@ func TestStormIn64MB(t *testing.T) {
 		vars[prefix+"NAME"], vars[prefix+"URL"], vars[prefix+"SECRET"] = fmt.Sprint("crm", n), vars["ENDPOINT_0_URL"], secret
 	}
 	p := prepare(t, vars)
-	p.Cmd.Path, p.Cmd.Args = shell(t), []string{"sh", "-c", `echo $$ >"$0/cgroup.procs" && exec "$1"`, group, p.Cmd.Path}
+	p.Path, p.Args = shell(t), []string{"sh", "-c", `echo $$ >"$0/cgroup.procs" && exec "$1"`, group, p.Path}
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
