@@ -47,13 +47,14 @@ type sender struct {
 	hide     *strings.Replacer // takes what is secret out of an answer
 }
 
-// newSender makes a sender that has up to so many connections, any number if it is 0.
+// newSender makes a sender that has up to so many connections, all of which may wait to be used again:
+// to make one takes longer than most CRMs take to answer.
 func newSender(e Endpoint, connections int, opts Options) *sender {
 	transport := &renewed{make: func() *http.Transport {
 		return &http.Transport{
 			Proxy: http.ProxyFromEnvironment, DialContext: opts.DialContext, ForceAttemptHTTP2: true,
 			TLSClientConfig:     e.TLS.Clone(), // the transport writes into it
-			MaxIdleConnsPerHost: e.Concurrency, MaxConnsPerHost: connections,
+			MaxIdleConnsPerHost: connections, MaxConnsPerHost: connections,
 			IdleConnTimeout: 90 * time.Second, TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: maxHead,
 			HTTP2: &http.HTTP2Config{SendPingTimeout: h2Silence, PingTimeout: h2Patience},
 		}
