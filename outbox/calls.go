@@ -196,14 +196,43 @@ func (o *Outbox) Events(q EventQuery) (EventPage, error) {
 	if err != nil {
 		return EventPage{}, err
 	}
+	newest, err := o.store.lastNumber()
+	if err != nil {
+		return EventPage{}, err
+	}
 	page, err := read(q, at)
-	if end, ok := parsePlace(page.Cursor); ok == nil && err == nil && reads && !q.Backwards {
-		o.store.readers.note(q.Endpoint, end.after)
+	if err == nil && reads {
+		o.noteRead(q, page.Cursor, newest)
 	}
 	for i := range page.Events {
 		page.Events[i] = format.object(page.Events[i])
 	}
 	return page, err
+}
+
+// noteRead notes how far an endpoint has read. Forwards that is where the page ends. Backwards the first
+// page has read up to the newest event, if it goes back to what was read before; that it was read at
+// all is noted for every page.
+func (o *Outbox) noteRead(q EventQuery, cursor string, newest uint64) {
+	end, err := parsePlace(cursor)
+	if !q.Backwards {
+		if err == nil {
+			o.store.readers.note(q.Endpoint, end.after)
+		}
+		return
+	}
+	var last reading
+	if o.store.view(func(tx *txn) error {
+		last, _ = o.store.reading(tx, q.Endpoint)
+		return nil
+	}) != nil {
+		return
+	}
+	upTo, isFirst := last.upTo, q.After == "" || q.After == Now
+	if isFirst && (cursor == "" || end.after <= last.upTo) {
+		upTo = newest
+	}
+	o.store.readers.note(q.Endpoint, upTo)
 }
 
 // forwards is where a read of events begins.

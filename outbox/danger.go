@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -114,6 +115,34 @@ func (d *danger) watch(ctx context.Context) {
 	}
 }
 
+// putBack puts the newest copy that a stop has saved in the place of a file that is not there: nobody
+// reads a log before a restart, which containers make by themselves. Beside a file that is there, a
+// copy is only told of.
+func putBack(path string, logger *slog.Logger) error {
+	copies, err := filepath.Glob(path + ".rescued*")
+	if err != nil || len(copies) == 0 {
+		return nil // no pattern is made of a path with brackets in it
+	}
+	newest := slices.MaxFunc(copies, func(a, b string) int { return changed(a).Compare(changed(b)) })
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		logger.Warn("a copy of the outbox that a stop has saved lies beside it and is not used", "path", path, "saved", newest)
+		return nil
+	}
+	if err := os.Rename(newest, path); err != nil {
+		return fmt.Errorf("put back what the last stop has saved at %s: %w", newest, plain(err))
+	}
+	logger.Warn("the outbox is put back: the last stop had saved it, since its file was gone", "path", path, "saved", newest)
+	return nil
+}
+
+// changed is when a file was changed last, zero for one that is not there.
+func changed(path string) (at time.Time) {
+	if info, err := os.Stat(path); err == nil {
+		at = info.ModTime()
+	}
+	return at
+}
+
 // rescue writes a copy of the file beside where it was, if it is not there any more.
 func (d *danger) rescue(db *bolt.DB) error {
 	if !d.isGone() {
@@ -126,7 +155,7 @@ func (d *danger) rescue(db *bolt.DB) error {
 	if err != nil {
 		return fmt.Errorf("the outbox's file was removed, moved or replaced, and a copy of what it held cannot be saved: %w", plain(err))
 	}
-	d.logger.Error("the outbox's file is gone; what it held is saved beside it: put it in place with pzbridge restore before the next start",
+	d.logger.Error("the outbox's file is gone; what it held is saved beside it",
 		"path", d.path, "saved", copied)
 	return nil
 }

@@ -357,12 +357,12 @@ func (i *inquiry) record(ctx context.Context, made *Attempt) {
 func (i *inquiry) heard(work context.Context, o outcome) {
 	to, said, err := readAnswer(o.body)
 	log := i.lane.logger.With("event_id", i.job.eventID, "call_id", i.job.call)
+	var notAllowed *telephony.NotAllowedError
 	switch {
 	case err != nil:
 		log.Warn("an answer to the question where a call goes does not count", "err", err.Error())
 	case said:
 		err = i.router.Answer(work, i.job.call, i.opened, i.lane.endpoint.Name, to)
-		var notAllowed *telephony.NotAllowedError
 		if !errors.As(err, &notAllowed) { // which is logged already, and is no answer
 			if err != nil {
 				log.Info("an endpoint answered where a call goes, to no effect", "err", err.Error())
@@ -372,14 +372,16 @@ func (i *inquiry) heard(work context.Context, o outcome) {
 	case len(bytes.TrimSpace(o.body)) > 0:
 		log.Warn("an answer to the question where a call goes says nothing that is known", "response", firstRunes(o.response, 200))
 	}
-	if len(i.lane.endpoint.Tokens) > 0 {
-		return // it may answer later
+	canAnswerLater := len(i.lane.endpoint.Tokens) > 0
+	switch {
+	case notAllowed != nil: // it has answered, and the call's page is to say why that leads nowhere
+		i.out(work, "its answer is not allowed: "+err.Error())
+	case canAnswerLater:
+	case err != nil:
+		i.out(work, "its answer does not count, and it has no token to answer later: "+err.Error())
+	default:
+		i.out(work, "it took the question without an answer, and has no token to answer later")
 	}
-	why := "it took the question without an answer, and has no token to answer later"
-	if err != nil {
-		why = "its answer does not count, and it has no token to answer later: " + err.Error()
-	}
-	i.out(work, why)
 }
 
 // firstRunes gives the first characters of a text, up to so many.

@@ -99,3 +99,40 @@ func TestWhatAReaderHasRead(t *testing.T) {
 		check("after the operator has read", again, 0, 6, time.Now(), time.Time{})
 	})
 }
+
+// Who reads the newest first, and keeps no cursor, has read what it was given, as far as that goes back
+// to what it had read before.
+func TestNewestFirstIsReadToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reader := endpoint("poller")
+		reader.URL, reader.Secrets = "", nil
+		o := openOutbox(t, Options{Endpoints: []Endpoint{reader}})
+		defer run(t, o)()
+		stands := func(unread uint64) {
+			t.Helper()
+			list, err := o.Endpoints()
+			if err != nil || !list[0].LastRead.Equal(time.Now()) || list[0].Pending != unread {
+				t.Errorf("last read %s, %d are unread, want %d, %v", list[0].LastRead, list[0].Pending, unread, err)
+			}
+		}
+		read := func(limit int, after string) EventPage {
+			t.Helper()
+			page, err := o.Events(EventQuery{Endpoint: "poller", Backwards: true, Limit: limit, After: after})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return page
+		}
+		mustAppend(t, o, event("call.completed", "1"), event("call.completed", "2"))
+		read(10, "")
+		stands(0)
+		mustAppend(t, o, event("call.completed", "3"), event("call.completed", "4"), event("call.completed", "5"))
+		time.Sleep(time.Minute)
+		page := read(1, "")
+		stands(3)
+		read(10, page.Cursor)
+		stands(3)
+		read(3, "")
+		stands(0)
+	})
+}

@@ -92,6 +92,9 @@ type store struct {
 }
 
 func openStore(opts Options) (*store, error) {
+	if err := putBack(opts.Path, opts.Logger); err != nil {
+		return nil, err
+	}
 	db, err := openFile(opts.Path, mapped(opts.MaxBytes))
 	if err != nil {
 		return nil, err

@@ -737,3 +737,13 @@ func TestCommandsThatAreNotAllowed(t *testing.T) {
 		}
 	}
 }
+
+// What readiness says of a bridge that is connected is described too.
+func TestReadinessOfAConnectedBridge(t *testing.T) {
+	e := &exchange{connection: telephony.Connection{State: telephony.Connected, Form: "base64", FormOfAddress: "base64"}}
+	w := httptest.NewRecorder()
+	serve(newAPI(t, e, newBox(t), &bytes.Buffer{}), w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"form":"base64"`) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}

@@ -15,7 +15,7 @@ type Numbers struct{ list []func(number string) bool }
 // internalWord stands in a list for internal extensions.
 const internalWord = "internal"
 
-// ParseNumbers reads a list such as "+7*,8??????????,internal": patterns, in which * is any
+// ParseNumbers reads a list such as "+7*,89?????????,internal": patterns, in which * is any
 // characters and ? is one, and the word internal, separated by commas. Blanks, hyphens and brackets
 // count neither in a pattern nor in a number.
 func ParseNumbers(s string) (Numbers, error) {
@@ -25,8 +25,11 @@ func ParseNumbers(s string) (Numbers, error) {
 		switch {
 		case pattern == "":
 			return Numbers{}, errors.New("must be a list such as +7*,internal, without an empty part")
-		case pattern == internalWord:
+		case strings.EqualFold(pattern, internalWord):
 			n.list = append(n.list, isInternal)
+		case isSlip(pattern):
+			return Numbers{}, fmt.Errorf("%q is no pattern: "+
+				"write patterns such as +7*, * for all numbers, and the word internal, separated by commas", pattern)
 		case strings.ContainsFunc(pattern, isForeign):
 			return Numbers{}, fmt.Errorf("%q can match no number: "+
 				"write patterns such as +7* and the word internal, separated by commas", pattern)
@@ -38,6 +41,14 @@ func ParseNumbers(s string) (Numbers, error) {
 		}
 	}
 	return n, nil
+}
+
+// isSlip says whether a pattern is a word that means a kind of numbers to whoever wrote it, and as a
+// pattern would match the extension of that name alone.
+func isSlip(pattern string) bool {
+	word := strings.ToLower(pattern)
+	return slices.Contains([]string{"all", "any", "everything", "none", "extern", "external"}, word) ||
+		len(word) > 3 && strings.HasPrefix(word, internalWord[:4]) && !strings.ContainsFunc(word, unicode.IsDigit)
 }
 
 // isForeign says whether a character stands in no number.
@@ -61,8 +72,9 @@ func compact(s string) string {
 // maxInternal is how many digits an internal extension has at most.
 const maxInternal = 6
 
-// channel matches what a PBX adds to the name of an extension for one call: PJSIP/101-0000002f.
-var channel = regexp.MustCompile(`^(.+/.+)-[0-9a-f]{8}$`)
+// channel matches what a PBX adds to the name of an extension for one call, a counter in hexadecimal
+// digits: PJSIP/101-0000002f. It follows the extension at once, so it hides no number behind a trunk.
+var channel = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9]*/[^/]+)-0000[0-9a-f]{4}$`)
 
 // isInternal says whether a number is an extension: at most six digits and nothing else, or a name,
 // which begins with a letter and has no more digits than that either. The digits of a name count in

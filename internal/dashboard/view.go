@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"html/template"
 	"net/http"
@@ -77,6 +78,7 @@ type overview struct {
 	Enabled    bool
 	ShowClose  bool   // the last close code, where the last error does not say it
 	Trouble    string // with storing events
+	InDanger   bool   // events are stored all the same, and Trouble says what to do
 	InUse      string
 	Endpoints  []endpointView
 	Plot       plot
@@ -107,6 +109,7 @@ func (d *Dashboard) overview(t words) (overview, error) {
 	o.InUse = fmt.Sprintf("%d / %d %s", d.opts.Outbox.InUse()>>20, d.opts.MaxBytes>>20, t["MiB"])
 	if err := d.opts.Outbox.Writable(); err != nil {
 		o.Trouble = err.Error()
+		o.InDanger = errors.Is(err, outbox.ErrFileGone) || errors.Is(err, outbox.ErrDamaged) || errors.Is(err, outbox.ErrWrongClock)
 	}
 	list, err := d.opts.Outbox.Endpoints()
 	if err != nil {

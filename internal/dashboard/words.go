@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/text/language"
+
+	"pzbridge/outbox"
 )
 
 // words are the texts of one language, by their English.
@@ -77,7 +79,7 @@ var russian = words{
 	"connected":    "соединение есть", "disconnected": "соединения нет", "connecting": "подключается", "disabled": "отключено",
 	"since": "с", "dials again at": "новая попытка в", "last closed with code": "последний раз закрыто с кодом",
 	"Pause the connection": "Приостановить соединение", "Resume the connection": "Возобновить соединение",
-	"Outbox": "Хранилище", "events are stored": "события сохраняются", "in use": "занято", "events cannot be stored": "события не сохраняются",
+	"Outbox": "Хранилище", "events are stored": "события сохраняются", "in use": "занято", "events cannot be stored": "события не сохраняются", "needs you now": "нужно ваше вмешательство",
 	"ok": "в порядке", "failing": "не принимает", "paused": "просила подождать", "reads": "читает события сама",
 	"Last read": "Читала в последний раз", "never": "ни разу", "Not read yet": "Ещё не прочитано", "Since the start at": "С запуска в",
 	"As of": "На момент", "Sent again": "Отправлено ещё раз", "Waits to be sent again": "Ждёт повторной отправки",
@@ -103,6 +105,9 @@ var russian = words{
 
 // inRussian translates the phrases of which errors are made. What the network or a CRM says stays as it is.
 var inRussian = strings.NewReplacer(
+	outbox.ErrFileGone.Error(), "файл хранилища удалён, перемещён или заменён при работающем мосте: до перезапуска скачайте копию (GET /v1/backup) и поставьте её на место командой pzbridge restore, иначе всё, что ждёт доставки, пропадёт",
+	outbox.ErrDamaged.Error(), "страница файла хранилища повреждена: остановите мост и восстановите резервную копию или уберите файл, чтобы начать с пустого",
+	outbox.ErrWrongClock.Error(), "часы этой машины неверны",
 	"connection closed with code ", "соединение закрыто с кодом ",
 	"the server ended the connection", "сервер завершил соединение",
 	"the server is going away", "сервер выключается",

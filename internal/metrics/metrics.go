@@ -86,7 +86,7 @@ func New(version string) *Metrics {
 		}),
 	}
 	m.wrongTokens = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "pzbridge_wrong_tokens_total", Help: "Requests with a token that is none: to the api, or to the dashboard to sign in.",
+		Name: "pzbridge_wrong_tokens_total", Help: "Requests with an unknown token: to the api, or to the dashboard to sign in.",
 	}, []string{"to"})
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "pzbridge_build_info", Help: "1, with the version of the bridge."}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
@@ -190,7 +190,7 @@ const (
 	ToDashboard = "dashboard"
 )
 
-// WrongToken counts a request with a token that is none.
+// WrongToken counts a request with an unknown token.
 func (m *Metrics) WrongToken(to string) { m.wrongTokens.WithLabelValues(to).Inc() }
 
 // Committed counts a commit.
