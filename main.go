@@ -34,8 +34,12 @@ import (
 
 const version = "0.1.0"
 
-// released is the day of this version. A clock that stands before it is wrong.
-var released = time.Date(2026, time.November, 30, 0, 0, 0, 0, time.UTC)
+// released is the day of this version: a clock that stands before it is wrong. What stands in an outbox
+// with a time before first came while one was.
+var (
+	released = time.Date(2026, time.November, 30, 0, 0, 0, 0, time.UTC)
+	first    = time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
+)
 
 // gcPercent lets the heap grow to five times what lives in it, which is a few MiB: at Go's 100 the collector runs so often that it costs a seventh of
 // BenchmarkBridge's events a second.
@@ -82,7 +86,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	counted := metrics.New(version)
 	boxOptions := outboxOptions(cfg, logger)
 	seen := dashboard.NewStats()
-	ages := clock.New(released)
+	ages := clock.New(released, first)
 	boxOptions.Observer, boxOptions.Stopping, boxOptions.Clock = observers{counted, seen}, ctx, ages
 	box, err := outbox.Open(boxOptions)
 	if err != nil {

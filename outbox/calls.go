@@ -313,7 +313,9 @@ func (s *store) closeReaders() error {
 				}
 				for _, n := range waiting {
 					d, history := q.get(n)
-					if err := q.put(n, d, d.ended(delivered, time.Now()), history); err != nil {
+					closed := d.ended(delivered, time.Now())
+					closed.attempts = 0 // by which it is told from what was sent: see isUnread
+					if err := q.put(n, d, closed, history); err != nil {
 						return err
 					}
 				}

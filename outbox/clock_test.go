@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"testing"
@@ -21,7 +22,7 @@ func (m *machineClock) now() time.Time { return time.Now().Add(m.ahead) }
 
 func (m *machineClock) clock(built time.Time) *clock.Clock {
 	m.began = time.Now()
-	return clock.Reading(built, func() (time.Time, time.Duration) { return m.now().Round(0), time.Since(m.began) })
+	return clock.Reading(built, built, func() (time.Time, time.Duration) { return m.now().Round(0), time.Since(m.began) })
 }
 
 // A clock that is set forward past the retention gives up nothing that waits, neither for a CRM that
@@ -134,5 +135,81 @@ func TestEventsOfAWrongClock(t *testing.T) {
 			t.Errorf("%d are kept for longer than the retention", n)
 		}
 		stop()
+	})
+}
+
+// A step of the clock is doubted through a restart, also where something was stored after it.
+func TestClockSetForwardAndRestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var machine machineClock
+		reader := endpoint("reader")
+		reader.URL, reader.Secrets = "", nil
+		opts := withDefaults(t, Options{Endpoints: []Endpoint{reader}, Retention: 168 * time.Hour, Clock: machine.clock(time.Time{})})
+		o, err := Open(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := run(t, o)
+		for i := range 90 {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+		}
+		time.Sleep(time.Minute)
+		machine.ahead = 30 * 24 * time.Hour
+		e := event("call.completed", "after")
+		e.Time = machine.now()
+		mustAppend(t, o, e)
+		time.Sleep(time.Minute)
+		stop()
+		if err := o.Close(); err != nil {
+			t.Fatal(err)
+		}
+		opts.Clock = machine.clock(time.Time{}) // a restart, two minutes after the step
+		if o, err = Open(opts); err != nil {
+			t.Fatal(err)
+		}
+		stop = run(t, o)
+		time.Sleep(3 * time.Minute)
+		page, err := o.Events(EventQuery{Endpoint: "reader", Limit: 1000})
+		if len(page.Events) != 91 || err != nil {
+			t.Errorf("six minutes after the step %d of 91 can be read, %v", len(page.Events), err)
+		}
+		stop()
+		_ = o.Close()
+	})
+}
+
+// What a wrong clock has dated goes with what came after it, however much there is.
+func TestManyEventsOfAWrongClock(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var machine machineClock
+		reader := endpoint("reader")
+		reader.URL, reader.Secrets = "", nil
+		built := time.Now().Add(time.Hour)
+		o := openOutbox(t, Options{Endpoints: []Endpoint{reader}, Retention: 24 * time.Hour, Clock: machine.clock(built)})
+		var list []telephony.Event
+		for i := range 2 * readAtOnce {
+			list = append(list, event("call.completed", fmt.Sprint(i)))
+		}
+		mustAppend(t, o, list...)
+		kept := func() (n int) {
+			p := pruning{store: o.store, clock: o.opts.Clock, maxAge: o.opts.Retention}
+			if err := p.run(context.Background()); err != nil {
+				t.Error(err)
+			}
+			_ = o.store.view(func(tx *txn) error { n = tx.events.Stats().KeyN; return nil })
+			return n
+		}
+		time.Sleep(2 * time.Hour)
+		mustAppend(t, o, event("call.completed", "after"))
+		time.Sleep(46 * time.Hour)
+		mustAppend(t, o, event("call.completed", "new")) // 48 hours after the first
+		if n := kept(); n != 1 {
+			t.Errorf("with a retention of a day, %d events are kept after two days, want 1", n)
+		}
+		time.Sleep(365 * 24 * time.Hour)
+		mustAppend(t, o, event("call.completed", "a year later"))
+		if n := kept(); n != 1 {
+			t.Errorf("after a year %d", n)
+		}
 	})
 }

@@ -81,18 +81,21 @@ func (d *danger) err() error {
 	return d.clock.Check()
 }
 
-// isGone looks whether the file is still at its path. Where that cannot be said, it is.
+// isGone looks whether the file is still at its path, and was not cut off, as by what copies another
+// one over it. Where that cannot be said, it is.
 func (d *danger) isGone() bool {
 	there, err := os.Stat(d.path)
-	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(there, d.opened)
+	return errors.Is(err, fs.ErrNotExist) || err == nil && (!os.SameFile(there, d.opened) || there.Size() < d.opened.Size())
 }
 
 // watch looks after the file, and the clock by which its events are dated, until ctx ends, and logs
-// what changes.
-func (d *danger) watch(ctx context.Context) {
+// what changes. Each time it keeps what the clock doubts; where that fails the disk is at fault, of
+// which others have more to say.
+func (d *danger) watch(ctx context.Context, keepDoubt func() error) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	for wasGone, wasWrong := false, false; ; {
+		_ = keepDoubt()
 		if gone := d.isGone(); gone != wasGone {
 			if wasGone = gone; gone {
 				d.logger.Error("the outbox's file is gone", "path", d.path, "err", ErrFileGone.Error())

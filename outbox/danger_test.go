@@ -1,8 +1,10 @@
 package outbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -100,4 +102,59 @@ func TestFileComesBack(t *testing.T) {
 			t.Error(fmt.Sprint("it is saved all the same: ", opts.Path))
 		}
 	})
+}
+
+// Where the file is gone with its folder, the backup that readiness asks for can be taken all the same.
+func TestBackupWhereTheFolderIsGone(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "data")
+	opts := withDefaults(t, Options{Path: filepath.Join(folder, "outbox.db")})
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
+	mustAppend(t, o, event("call.completed", "1"))
+	if err := os.RemoveAll(folder); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Writable(); !errors.Is(err, ErrFileGone) {
+		t.Fatal(err)
+	}
+	if err := o.Backup(func(int64) io.Writer { return io.Discard }); err != nil {
+		t.Errorf("readiness says to take a backup, and: %v", err)
+	}
+}
+
+// A file that is emptied in place, as by a copy over it, holds up neither what asks for it nor the stop:
+// bbolt cannot even begin a transaction then, and would wait for its own locks.
+func TestFileIsEmptied(t *testing.T) {
+	opts := withDefaults(t, Options{Endpoints: []Endpoint{endpoint("crm")}})
+	o, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustAppend(t, o, event("call.completed", "1"))
+	if err := os.Truncate(opts.Path, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.store.view(func(*txn) error { return nil }); !errors.Is(err, ErrDamaged) {
+		t.Errorf("a read: %v", err)
+	}
+	if err := o.Writable(); err == nil {
+		t.Error("it is said to be writable")
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	ended := make(chan struct{})
+	go func() {
+		_ = o.Append(context.Background(), nil)
+		_ = o.Run(ctx, nobody{})
+		_ = o.Close()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		t.Error("Append, Run or Close hangs")
+	}
 }

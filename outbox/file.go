@@ -16,6 +16,9 @@ import (
 // Backup writes a copy of the file as it stands now; begin is told its size in bytes first. The copy is made beside the file, and takes as much room there until
 // it is written: whoever takes it may be slow, and as long as bbolt is read from, no page that becomes free is used again.
 func (o *Outbox) Backup(begin func(size int64) io.Writer) error {
+	if err := os.MkdirAll(filepath.Dir(o.opts.Path), 0o700); err != nil { // it may have been removed under the bridge
+		return fmt.Errorf("make a copy of the outbox: %w", plain(err))
+	}
 	copied, err := os.CreateTemp(filepath.Dir(o.opts.Path), filepath.Base(o.opts.Path)+".backup-*")
 	if err != nil {
 		return fmt.Errorf("make a copy of the outbox: %w", plain(err))
@@ -25,7 +28,7 @@ func (o *Outbox) Backup(begin func(size int64) io.Writer) error {
 		return fmt.Errorf("make a copy of the outbox: %w", plain(err))
 	}
 	var size int64
-	err = o.store.db.View(func(tx *bolt.Tx) error {
+	err = o.store.view(func(tx *txn) error {
 		size, err = tx.WriteTo(copied)
 		return err
 	})

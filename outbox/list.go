@@ -279,7 +279,7 @@ func (o *Outbox) Endpoints() ([]EndpointStatus, error) {
 			if last, reads := o.store.reading(tx, status.Name); reads {
 				status.State, status.LastRead = stateReads, last.at
 				n[pending], _ = tx.unread(q, last)
-				n[delivered] -= n[pending]
+				n[delivered] -= min(n[delivered], n[pending]) // a count may be damaged
 			}
 			status.Pending, status.Delivered, status.Expired, status.Dead = n[pending], n[delivered], n[expired], n[dead]
 			list = append(list, status)

@@ -18,6 +18,7 @@
 package outbox
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -145,7 +146,7 @@ func Open(opts Options) (*Outbox, error) {
 		opts.Observer = unobserved{}
 	}
 	if opts.Clock == nil {
-		opts.Clock = clock.New(time.Time{})
+		opts.Clock = clock.New(time.Time{}, time.Time{})
 	}
 	store, err := openStore(opts)
 	if err != nil {
@@ -156,7 +157,7 @@ func Open(opts Options) (*Outbox, error) {
 	for _, e := range opts.Endpoints {
 		o.lanes = append(o.lanes, newLane(e, store, opts, o.announce))
 	}
-	if err := errors.Join(guarded(o.store.ranUntil), guarded(o.store.closeReaders), guarded(o.store.adoptKeys), guarded(o.warnOfOrphans)); err != nil {
+	if err := errors.Join(guarded(o.store.resumeClock), guarded(o.store.closeReaders), guarded(o.store.adoptKeys), guarded(o.warnOfOrphans)); err != nil {
 		return nil, errors.Join(fmt.Errorf("read the outbox %s: %w", opts.Path, err), o.Close())
 	}
 	return o, nil
@@ -172,9 +173,37 @@ func (o *Outbox) warnOfOrphans() error {
 	return err
 }
 
-// ranUntil lets the clock know when the bridge stored something last.
-func (s *store) ranUntil() error {
+// keyDoubt holds the step of the clock that is not believed yet: see clock.Doubt.
+var keyDoubt = []byte("clock")
+
+// keepDoubt keeps what the clock doubts, as far as the file does not have it: a restart would believe it.
+func (s *store) keepDoubt() error {
+	d := s.clock.Doubt()
+	v := slices.Concat(number(uint64(d.By)), number(uint64(d.From.UnixNano())), number(uint64(d.Left)))
+	var kept []byte
+	err := s.view(func(tx *txn) error {
+		kept = bytes.Clone(tx.meta.Get(keyDoubt))
+		return nil
+	})
+	if err != nil || d.By == 0 && kept == nil {
+		return err
+	}
+	return s.commit(func(tx *txn) error {
+		if d.By == 0 {
+			return tx.meta.Delete(keyDoubt)
+		}
+		return tx.meta.Put(keyDoubt, v)
+	})
+}
+
+// resumeClock lets the clock know what it doubted, and when the bridge stored something last.
+func (s *store) resumeClock() error {
 	return s.view(func(tx *txn) error {
+		if v := tx.meta.Get(keyDoubt); len(v) == 24 {
+			s.clock.Resume(clock.Doubt{
+				By: time.Duration(decodeNumber(v[:8])), From: time.Unix(0, int64(decodeNumber(v[8:16]))), Left: time.Duration(decodeNumber(v[16:])),
+			})
+		}
 		if _, v := tx.events.Cursor().Last(); v != nil {
 			if e, _, err := decodeEventHead(v); err == nil {
 				s.clock.RanAt(e.at)
@@ -279,7 +308,7 @@ func (o *Outbox) Run(ctx context.Context, router Router) error {
 	}
 	parts.Go(func() { o.asker.run(ctx, work, router) })
 	parts.Go(func() { o.prune(ctx) })
-	parts.Go(func() { o.store.danger.watch(ctx) })
+	parts.Go(func() { o.store.danger.watch(ctx, o.store.keepDoubt) })
 	parts.Go(func() { o.keepReads(ctx) })
 	parts.Wait()
 	return nil

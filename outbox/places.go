@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"time"
@@ -13,30 +14,64 @@ const (
 	maxQuestionsFailing = 8
 )
 
-// places are those for questions at one endpoint. A question that finds none waits in line.
+// places are those for attempts of questions at one endpoint. Who finds none waits in line.
 type places struct {
 	limit func() int // how many there are now
 
 	mu    sync.Mutex
 	taken int
-	line  []*inquiry
+	line  []*ticket
 }
 
-// waitingState is where a question stands in the line for a place.
-type waitingState int
+// ticket is a place in line.
+type ticket struct {
+	begin func()    // is called once, and does not wait, when there is a place
+	until time.Time // when it is of no use any more
+	state ticketState
+}
+
+type ticketState int
 
 const (
-	inLine waitingState = iota
+	inLine ticketState = iota
 	begun
 	withdrawn
 )
 
-// put asks a question in a goroutine of its own, once there is a place. The caller waits until its ask
-// has returned, or withdraws it.
-func (p *places) put(i *inquiry) {
+// put begins a turn once there is a place. Who has it gives the place back with leave, unless withdraw
+// has taken it out of the line before.
+func (p *places) put(t *ticket) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.line = append(p.line, i)
+	p.line = append(p.line, t)
+	p.fill()
+}
+
+// enter waits for a place, which leave gives back. It is false if there was none until a time, or if
+// ctx ended.
+func (p *places) enter(ctx context.Context, until time.Time) bool {
+	ready := make(chan struct{})
+	t := &ticket{begin: func() { close(ready) }, until: until}
+	p.put(t)
+	timeUp := time.NewTimer(time.Until(until))
+	defer timeUp.Stop()
+	select {
+	case <-ready:
+		return true
+	case <-timeUp.C:
+	case <-ctx.Done():
+	}
+	if _, isWithdrawn := p.withdraw(t); !isWithdrawn { // its turn came in between
+		p.leave()
+	}
+	return false
+}
+
+// leave gives a place back.
+func (p *places) leave() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.taken--
 	p.fill()
 }
 
@@ -45,7 +80,7 @@ func (p *places) fill() {
 	limit, now := p.limit(), time.Now()
 	for len(p.line) > 0 {
 		next := p.line[0]
-		isOver := next.line == withdrawn || !now.Before(next.answerBy) // it will be withdrawn at once
+		isOver := next.state == withdrawn || !now.Before(next.until) // it will be withdrawn at once
 		if p.taken >= limit && !isOver {
 			return
 		}
@@ -54,27 +89,21 @@ func (p *places) fill() {
 		if isOver {
 			continue
 		}
-		next.line = begun
+		next.state = begun
 		p.taken++
-		go func() {
-			next.ask()
-			p.mu.Lock()
-			defer p.mu.Unlock()
-			p.taken--
-			p.fill()
-		}()
+		next.begin()
 	}
 }
 
-// withdraw takes a question out of the line, and says why it was not asked. It is false where the
-// question has got its place.
-func (p *places) withdraw(i *inquiry) (why string, isWithdrawn bool) {
+// withdraw takes a turn out of the line, and says why it did not come. It is false where it has begun,
+// or was withdrawn before.
+func (p *places) withdraw(t *ticket) (why string, isWithdrawn bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if i.line == begun {
+	if t.state != inLine {
 		return "", false
 	}
-	i.line = withdrawn
+	t.state = withdrawn
 	p.fill()
 	return fmt.Sprintf("not asked: %d other questions were under way at it", p.taken), true
 }

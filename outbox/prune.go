@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"slices"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -131,6 +132,7 @@ type pruning struct {
 	latest       bool            // also the latest event of a call that may go on: rather its numbering begins anew than that nothing is taken any more
 	abandoned    map[string]bool // endpoints: what is older than abandonedAge does not wait for them any more
 	abandonedAge time.Duration
+	undated      [][]byte       // keys of events that are as old as the next dated one
 	removed      int            // events
 	given        map[string]int // deliveries that were pending, by endpoint
 }
@@ -139,6 +141,7 @@ func (p *pruning) run(ctx context.Context) error {
 	if p.given == nil {
 		p.given = map[string]int{}
 	}
+	p.undated = nil
 	for from := uint64(0); from != pruneDone && ctx.Err() == nil; {
 		if p.early && !p.store.nearlyFull() {
 			return nil
@@ -149,30 +152,37 @@ func (p *pruning) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if len(old) == 0 {
-			continue
-		}
-		removed, given := 0, map[string]int{}
-		err = p.store.commit(func(tx *txn) error {
-			removed, given = 0, map[string]int{}
-			for _, k := range old {
-				gone, err := p.prune(tx, k, given)
-				if err != nil {
-					return err
-				}
-				if gone {
-					removed++
-				}
+		for batch := range slices.Chunk(old, pruneBatch) {
+			if err := p.removeAll(batch); err != nil {
+				return err
 			}
-			return nil
-		})
-		if err != nil {
-			return err
 		}
-		p.removed += removed
-		for name, n := range given {
-			p.given[name] += n
+	}
+	return nil
+}
+
+// removeAll removes events, those that may still go, in one transaction.
+func (p *pruning) removeAll(keys [][]byte) error {
+	removed, given := 0, map[string]int{}
+	err := p.store.commit(func(tx *txn) error {
+		removed, given = 0, map[string]int{}
+		for _, k := range keys {
+			gone, err := p.prune(tx, k, given)
+			if err != nil {
+				return err
+			}
+			if gone {
+				removed++
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	p.removed += removed
+	for name, n := range given {
+		p.given[name] += n
 	}
 	return nil
 }
@@ -188,7 +198,6 @@ func (p *pruning) oldEvents(from uint64) (old [][]byte, next uint64, err error) 
 	err = p.store.view(func(tx *txn) error {
 		c := tx.events.Cursor()
 		seen := 0
-		var undated [][]byte
 		for k, v := c.Seek(number(from)); k != nil; k, v = c.Next() {
 			if len(old) >= pruneBatch || seen == readAtOnce {
 				next = binary.BigEndian.Uint64(k)
@@ -200,18 +209,18 @@ func (p *pruning) oldEvents(from uint64) (old [][]byte, next uint64, err error) 
 				continue // what is damaged stays for somebody to look at
 			}
 			age := p.clock.Age(e.at)
-			isUndated := e.at.Before(p.clock.Built()) && !p.early
+			isUndated := !p.clock.IsDated(e.at) && !p.early
 			switch {
 			case age < 0: // of the future, until the clock is there again
 			case isUndated && !p.waitedFor(tx, binary.BigEndian.Uint64(k), e):
-				undated = append(undated, bytes.Clone(k))
+				p.undated = append(p.undated, bytes.Clone(k))
 			case isUndated:
 			case age <= p.maxAge:
 				return nil // and so are all that came later
 			case !p.waitedFor(tx, binary.BigEndian.Uint64(k), e):
-				old, undated = append(append(old, undated...), bytes.Clone(k)), nil
+				old, p.undated = append(append(old, p.undated...), bytes.Clone(k)), nil
 			default:
-				old, undated = append(old, undated...), nil
+				old, p.undated = append(old, p.undated...), nil
 			}
 		}
 		return nil

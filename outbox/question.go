@@ -196,18 +196,20 @@ func (a *asker) askAll(ctx, work context.Context, router Router, n uint64, q que
 				question: q, box: a.box, router: router, lane: l,
 				job: job{number: n, delivery: d, stored: q.event, eventID: q.event.id.String()},
 			}
-			i.ask = func() {
-				i.run(ctx, work)
-				ended <- struct{}{}
-			}
+			i.place = &ticket{until: q.answerBy, begin: func() {
+				go func() {
+					i.run(ctx, work)
+					ended <- struct{}{}
+				}()
+			}}
 			waiting = append(waiting, i)
-			l.places.put(i)
+			l.places.put(i.place)
 		}
 	}
 	left := len(waiting)
 	withdraw := func() (out []telephony.Reply) {
 		for _, i := range waiting {
-			if why, withdrawn := i.lane.places.withdraw(i); withdrawn {
+			if why, withdrawn := i.lane.places.withdraw(i.place); withdrawn {
 				left--
 				out = append(out, telephony.Reply{By: i.lane.endpoint.Name, Kind: telephony.ReplyOut, Why: why})
 			}
@@ -277,28 +279,31 @@ func sleepUntil(ctx context.Context, at time.Time) bool {
 // inquiry is a question at one endpoint.
 type inquiry struct {
 	question
-	ask    func()       // asks it and returns when that has ended; set before it is put into line
-	line   waitingState // of places
+	place  *ticket // for the first attempt
 	box    *Outbox
 	router Router
 	lane   *lane
 	job    job
 }
 
-// run asks until the endpoint has taken the question, or it is of no use any more.
+// run asks until the endpoint has taken the question, or it is of no use any more. It begins with a
+// place, and has one while an attempt is under way only: not while the exchange does what was answered,
+// nor before it is asked again.
 func (i *inquiry) run(ctx, work context.Context) {
 	for try := 0; ; try++ {
 		r, err := i.box.asker.route(ctx, i.question)
-		if err != nil {
-			return // it stays as it is in the file
-		}
 		began := time.Now()
-		if r.Outcome != telephony.RouteOpen || !began.Before(i.answerBy) {
+		if err != nil || r.Outcome != telephony.RouteOpen || !began.Before(i.answerBy) {
+			i.lane.places.leave()
+			if err != nil {
+				return // it stays as it is in the file
+			}
 			break
 		}
 		o, cutOff := i.attempt(work)
+		i.lane.places.leave()
 		if cutOff {
-			return // it stays as it is in the file
+			return // likewise
 		}
 		now := time.Now() // the CRM has answered; what follows takes as long as the exchange does
 		if classify(o.status) == success {
@@ -322,6 +327,12 @@ func (i *inquiry) run(ctx, work context.Context) {
 		}
 		if !sleepUntil(ctx, sooner(time.Now().Add(askAgain[try]), i.answerBy)) {
 			return
+		}
+		if !i.lane.places.enter(ctx, i.answerBy) {
+			if ctx.Err() != nil {
+				return
+			}
+			break
 		}
 	}
 	i.job.delivery = i.job.delivery.ended(expired, time.Now())

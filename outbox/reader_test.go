@@ -1,6 +1,9 @@
 package outbox
 
 import (
+	"fmt"
+	"math"
+	"net/http"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -135,4 +138,97 @@ func TestNewestFirstIsReadToo(t *testing.T) {
 		read(3, "")
 		stands(0)
 	})
+}
+
+// Counts that are damaged never show more than there can be.
+func TestDamagedCountsOfAReader(t *testing.T) {
+	reader := endpoint("reader")
+	reader.URL, reader.Secrets = "", nil
+	o := openOutbox(t, Options{Endpoints: []Endpoint{reader}})
+	mustAppend(t, o, event("call.completed", "1"), event("call.completed", "2"))
+	if err := o.store.commit(func(tx *txn) error { return tx.queue("reader").root.Put(keyCounts, counts{}.encode()) }); err != nil {
+		t.Fatal(err)
+	}
+	list, err := o.Endpoints()
+	if err != nil || list[0].Delivered > 100 {
+		t.Errorf("delivered %d, %v", list[0].Delivered, err)
+	}
+}
+
+// What had been tried in vain before an endpoint's URL was taken away is there to be read, and has not been.
+func TestURLTakenAwayAfterFailures(t *testing.T) {
+	c := &crm{answer: func(_ int, _ received, w http.ResponseWriter) { w.WriteHeader(500) }}
+	bubble(t, c, func(t *testing.T) {
+		opts := withDefaults(t, Options{DialContext: c.net.Dial, Endpoints: []Endpoint{endpoint("crm")}, RetrySchedule: []time.Duration{time.Hour, time.Hour}})
+		o, err := Open(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := run(t, o)
+		for i := range 10 {
+			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
+		}
+		time.Sleep(time.Minute)
+		stop()
+		_ = o.Close()
+		e := endpoint("crm")
+		e.URL, e.Secrets = "", nil
+		opts.Endpoints = []Endpoint{e}
+		o, err = Open(opts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := o.Endpoints()
+		if l[0].Pending != 10 || l[0].Delivered != 0 {
+			t.Errorf("none was ever taken or read: %+v %v", l, err)
+		}
+		_ = o.Close()
+	})
+}
+
+// Cursors, states and IDs from outside end in an answer or an error, whatever stands in them.
+func TestHostileQueries(t *testing.T) {
+	reader := endpoint("reader")
+	reader.URL, reader.Secrets = "", nil
+	o := openOutbox(t, Options{Endpoints: []Endpoint{reader, endpoint("crm")}})
+	for i := range 20 {
+		mustAppend(t, o, event("call.completed", fmt.Sprint(i%3)))
+	}
+	big := fmt.Sprint(uint64(math.MaxUint64))
+	for _, cur := range []string{"", "0", "0.0", big, big + "." + big, "0." + big, "1." + big, "-1", "1.", ".1", "x", "9223372036854775808", "20", "21", "now", "NOW", "1.2.3", big + ".", "0.crm", "20.crm", "20.zzz", "20.\x00"} {
+		for _, back := range []bool{false, true} {
+			for _, e := range []string{"", "reader", "crm", "x"} {
+				p, err := o.Events(EventQuery{Endpoint: e, After: cur, Backwards: back, Limit: 5})
+				if err == ErrDamaged {
+					t.Error(cur, back, e, err)
+				}
+				_ = p
+				if d := o.store.danger.err(); d != nil {
+					t.Fatal(cur, back, e, d)
+				}
+			}
+		}
+		for _, q := range []DeliveryQuery{{}, {CallID: "1"}, {CallID: "nope"}, {Endpoint: "crm"}, {Endpoint: "x"}, {State: "dead"}, {State: "pending", Endpoint: "reader", CallID: "2"}} {
+			q.Limit, q.Cursor = 3, cur
+			_, _, err := o.Deliveries(q)
+			if d := o.store.danger.err(); d != nil {
+				t.Fatal(cur, q, d, err)
+			}
+		}
+	}
+	for _, c := range []string{"", "1", "nope", string(make([]byte, 33))} {
+		for _, a := range []uint64{0, 1, 1 << 63, math.MaxUint64, math.MaxUint64 - 1} {
+			_, _ = o.Call(c, a)
+			if d := o.store.danger.err(); d != nil {
+				t.Fatal(c, a, d)
+			}
+		}
+	}
+	for _, id := range []string{"", ".", "x.crm", "00000000-0000-0000-0000-000000000000.crm", "00000000-0000-0000-0000-000000000000.", ".crm"} {
+		_, _, _ = o.Delivery(id)
+		_, _ = o.Redeliver(id)
+		if d := o.store.danger.err(); d != nil {
+			t.Fatal(id, d)
+		}
+	}
 }

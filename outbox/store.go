@@ -302,8 +302,8 @@ func (s *store) commit(apply func(*txn) error) error {
 // as long as they keep coming.
 func (s *store) commitGroup(expected int) (group []*change, results []error) {
 	group = s.arrivals(false) // also if no transaction can be begun
-	if s.broken != nil {
-		return group, slices.Repeat([]error{s.broken}, len(group))
+	if broken := s.brokenErr(); broken != nil {
+		return group, slices.Repeat([]error{broken}, len(group))
 	}
 	results = make([]error, len(group))
 	for closed := false; ; closed = true {
@@ -365,29 +365,44 @@ func (s *store) arrivals(expected bool) (list []*change) {
 
 // update changes the file in one transaction. It fails with ErrDamaged where a page is.
 func (s *store) update(change func(*txn) error) error {
-	return s.watched(func() error {
-		return s.db.Update(func(tx *bolt.Tx) error { return change(newTxn(tx)) })
-	})
+	return s.watched(s.db.Update, change)
 }
 
 // view reads from the file as it stands now. It fails with ErrDamaged where a page is.
 func (s *store) view(read func(*txn) error) error {
-	return s.watched(func() error {
-		return s.db.View(func(tx *bolt.Tx) error { return read(newTxn(tx)) })
-	})
+	return s.watched(s.db.View, read)
 }
 
-// watched does something with a file that is open. Damage that it meets is noted: see danger.
-func (s *store) watched(do func() error) error {
-	return s.danger.note(guarded(do))
+// watched does something in a transaction. Damage that it meets is noted: see danger. Where no
+// transaction can even be begun, bbolt may hold its own locks for ever, so nothing is done with the
+// file any more.
+func (s *store) watched(transaction func(func(*bolt.Tx) error) error, do func(*txn) error) error {
+	if broken := s.brokenErr(); broken != nil {
+		return broken
+	}
+	hasBegun := false
+	err := s.danger.note(guarded(func() error {
+		return transaction(func(tx *bolt.Tx) error {
+			hasBegun = true
+			return do(newTxn(tx))
+		})
+	}))
+	if !hasBegun && errors.Is(err, ErrDamaged) {
+		s.mu.Lock()
+		s.broken = err
+		s.mu.Unlock()
+	}
+	return err
 }
 
-// isBroken says whether a commit has met damage, after which nothing more is written.
-func (s *store) isBroken() bool {
+func (s *store) brokenErr() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.broken != nil
+	return s.broken
 }
+
+// isBroken says whether damage was met after which nothing more is done with the file.
+func (s *store) isBroken() bool { return s.brokenErr() != nil }
 
 // writable says why events cannot be stored, or are in danger: see danger. That an append failed counts until one succeeds: on a full disk smaller changes still go through.
 func (s *store) writable() error {

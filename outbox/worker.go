@@ -23,6 +23,7 @@ type ended struct {
 
 	outcome outcome
 	at      time.Time
+	expires bool // it will be too late before there is another attempt
 }
 
 // turnOfHealth is what an attempt has changed of the endpoint as a whole, as far as it is told.
@@ -86,10 +87,13 @@ func (l *lane) attempt(work context.Context, j job, probe bool) ended {
 	} else {
 		next = j.delivery.tried(o, l.opts.RetrySchedule, now, rand.Float64())
 	}
-	if end := l.expiry(j); !probe && !end.IsZero() && next.state == pending {
-		next.due = min(next.due, end.UnixNano()) // it expires on time, not when its next attempt would be
+	expires := false
+	if end := l.expiry(j); !probe && !end.IsZero() && next.state == pending && next.due >= end.UnixNano() {
+		next.due, expires = end.UnixNano(), true // it expires on time, not when its next attempt would be
 	}
-	return l.note(j, next, o, probe, began, now)
+	e := l.note(j, next, o, probe, began, now)
+	e.expires = expires
+	return e
 }
 
 // note draws from an attempt what it says of the endpoint as a whole, and gives all that is to be told of it. Next is the delivery after it.
@@ -159,7 +163,7 @@ func (l *lane) log(e *ended) {
 	default:
 		level, message = slog.LevelWarn, "attempt failed"
 		next := "retry_in"
-		if end := l.expiry(*j); !end.IsZero() && d.due >= end.UnixNano() {
+		if e.expires {
 			next = "expires_in"
 		}
 		if d.due > 0 {

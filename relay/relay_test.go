@@ -1157,7 +1157,7 @@ func TestSwitchedOffWhileIdentifying(t *testing.T) {
 func TestAppendedSoonAfterTheSinkIsWell(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		got := &sink{fail: errors.New("the outbox is full")}
-		in := newIntake(Options{Sink: got, Observer: unobserved{}, Logger: slog.New(slog.DiscardHandler), Grace: time.Second, Clock: clock.New(time.Time{})})
+		in := newIntake(Options{Sink: got, Observer: unobserved{}, Logger: slog.New(slog.DiscardHandler), Grace: time.Second, Clock: clock.New(time.Time{}, time.Time{})})
 		go in.run()
 		in.put(pz.Event{Attrs: pz.Attrs{{Name: pz.AttrType, Value: pz.TypeCompleted}, {Name: pz.AttrCallID, Value: "5"}}}, time.Now())
 		time.Sleep(time.Minute)
@@ -1308,7 +1308,7 @@ func TestReplayAfterTheClockWasSetForward(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ahead := time.Duration(0)
 		start := time.Now()
-		ages := clock.Reading(time.Time{}, func() (time.Time, time.Duration) { return time.Now().Add(ahead), time.Since(start) })
+		ages := clock.Reading(time.Time{}, time.Time{}, func() (time.Time, time.Duration) { return time.Now().Add(ahead), time.Since(start) })
 		in := newIntake(Options{Sink: &sink{}, Observer: unobserved{}, Logger: slog.New(slog.DiscardHandler), Grace: time.Second, ReplayMaxAge: 24 * time.Hour, Clock: ages})
 		replayed := telephony.Event{Replayed: true, EndedAt: time.Now().Add(-time.Hour), Time: time.Now()}
 		old := telephony.Event{Replayed: true, EndedAt: time.Now().Add(-48 * time.Hour), Time: time.Now()}

@@ -64,7 +64,7 @@ func New(opts Options) (*Session, error) {
 		opts.Observer = unobserved{}
 	}
 	if opts.Clock == nil {
-		opts.Clock = clock.New(time.Time{})
+		opts.Clock = clock.New(time.Time{}, time.Time{})
 	}
 	s := &Session{
 		opts: opts, intake: newIntake(opts),

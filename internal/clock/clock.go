@@ -27,8 +27,8 @@ var ErrWrong = errors.New("the clock of this machine is wrong")
 
 // Clock ages things. Several goroutines may use it.
 type Clock struct {
-	built time.Time
-	read  func() (wall time.Time, passed time.Duration)
+	built, first time.Time
+	read         func() (wall time.Time, passed time.Duration)
 
 	mu     sync.Mutex
 	wall   time.Time     // at the last look
@@ -46,10 +46,11 @@ type doubt struct {
 	from time.Time
 }
 
-// New gives a clock. Before the day on which the program was built no clock is right; zero is unknown.
-func New(built time.Time) *Clock {
+// New gives a clock. Before the day on which this version was built no clock is right, and before that
+// of the first version none was; zero is unknown.
+func New(built, first time.Time) *Clock {
 	start := time.Now()
-	return Reading(built, func() (time.Time, time.Duration) {
+	return Reading(built, first, func() (time.Time, time.Duration) {
 		now := time.Now()
 		return now.Round(0), now.Sub(start)
 	})
@@ -57,14 +58,43 @@ func New(built time.Time) *Clock {
 
 // Reading gives a clock that is read by a function: what the wall clock shows, and how much time has
 // passed since some moment whatever that does.
-func Reading(built time.Time, read func() (wall time.Time, passed time.Duration)) *Clock {
-	c := &Clock{built: built, read: read}
+func Reading(built, first time.Time, read func() (wall time.Time, passed time.Duration)) *Clock {
+	c := &Clock{built: built, first: first, read: read}
 	c.wall, c.passed = read()
 	return c
 }
 
-// Built is the day on which the program was built; zero is unknown.
-func (c *Clock) Built() time.Time { return c.built }
+// IsDated says whether a time can be right: what came before there was any version of the program came
+// while the clock was wrong.
+func (c *Clock) IsDated(at time.Time) bool { return !at.Before(c.first) }
+
+// Doubt is a step forward that is not believed yet, for a program that is started anew meanwhile.
+type Doubt struct {
+	By   time.Duration // 0: there is none
+	From time.Time     // what bears an earlier time came before it
+	Left time.Duration // after which it is believed
+}
+
+// Doubt gives the doubt that there is.
+func (c *Clock) Doubt() Doubt {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.look()
+	if c.step.by == 0 {
+		return Doubt{}
+	}
+	return Doubt{By: c.step.by, From: c.step.from, Left: believedAfter - (c.passed - c.step.since)}
+}
+
+// Resume takes the doubt that there was when the program ran last. It must be called first.
+func (c *Clock) Resume(d Doubt) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.look()
+	if d.By > 0 && d.Left > 0 {
+		c.step = doubt{by: d.By, from: d.From, since: c.passed - (believedAfter - min(d.Left, believedAfter))}
+	}
+}
 
 // RanAt says that the program ran at a time, before this start. What lies between may be a step of the
 // clock as well as a downtime, and is treated as one by Age.
@@ -123,8 +153,10 @@ func (c *Clock) look() {
 	case step > tolerance:
 		c.step = doubt{by: c.step.by + step, since: passed, from: c.wall.Add(step)}
 	case step < -tolerance:
-		c.step.by = max(0, c.step.by+step)
-		c.downtime.by = max(0, c.downtime.by+step)
+		back := -step
+		taken := min(back, c.step.by) // most likely it takes the last step back
+		c.step.by -= taken
+		c.downtime.by -= min(back-taken, c.downtime.by)
 	}
 	c.wall, c.passed = wall, passed
 	for _, d := range []*doubt{&c.step, &c.downtime} {

@@ -65,7 +65,7 @@ func TestAge(t *testing.T) {
 		if name == "a downtime" {
 			m.wall = start.Add(month)
 		}
-		clock := Reading(time.Time{}, m.read)
+		clock := Reading(time.Time{}, time.Time{}, m.read)
 		c.happens(m, clock)
 		clock.Age(start)
 		then := m.wall
@@ -94,12 +94,47 @@ func drift(m *machine, c *Clock) {
 
 func TestWrongClock(t *testing.T) {
 	m := &machine{wall: time.Unix(100, 0)}
-	c := Reading(start, m.read)
+	c := Reading(start, time.Time{}, m.read)
 	if err := c.Check(); !errors.Is(err, ErrWrong) {
 		t.Errorf("in 1970: %v", err)
 	}
 	m.set(start.Sub(m.wall))
 	if err := c.Check(); err != nil {
 		t.Errorf("today: %v", err)
+	}
+}
+
+// A clock that is set ahead and back is as it was, also after a downtime.
+func TestDowntimeAheadAndBack(t *testing.T) {
+	m := &machine{wall: start.Add(2 * month)}
+	c := Reading(time.Time{}, time.Time{}, m.read)
+	c.RanAt(start)
+	m.passes(time.Minute)
+	before := c.Age(start)
+	m.set(month)
+	c.Age(start)
+	m.set(-month)
+	if got := c.Age(start); got != before {
+		t.Errorf("%s old before the clock was set and set back, %s after", before, got)
+	}
+}
+
+// A step is doubted for the whole of its hour, however often the program is started meanwhile.
+func TestDoubtOutlivesTheProgram(t *testing.T) {
+	m := &machine{wall: start}
+	c := Reading(time.Time{}, time.Time{}, m.read)
+	m.set(month)
+	c.Age(start)
+	m.passes(40 * time.Minute)
+	d := c.Doubt()
+	c = Reading(time.Time{}, time.Time{}, m.read)
+	c.Resume(d)
+	m.passes(10 * time.Minute)
+	if got := c.Age(start); got != 50*time.Minute {
+		t.Errorf("after 50 minutes, and a start in between, it is %s old", got)
+	}
+	m.passes(11 * time.Minute)
+	if got := c.Age(start); got != month+61*time.Minute {
+		t.Errorf("after an hour it is %s old", got)
 	}
 }
