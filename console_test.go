@@ -3,12 +3,18 @@ package main
 import (
 	"io"
 	"net"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/gorilla/websocket"
+
+	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
 )
 
@@ -103,5 +109,43 @@ func TestConsolePassword(t *testing.T) {
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "Test Server v1.1.2") {
 			t.Errorf("%v: %v\n%s", vars, err, out)
 		}
+	}
+}
+
+// A server that takes its time over the first answer, and is silent to the other form, as the real one.
+func TestConsoleAtASlowServer(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for some seconds")
+	}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := (&websocket.Upgrader{}).Upgrade(w, r, nil)
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		for slow := true; ; slow = false {
+			_, payload, err := c.ReadMessage()
+			if err != nil {
+				return
+			}
+			doc, codec, _ := pz.Unpack(payload)
+			if codec != pz.Base64 {
+				continue
+			}
+			if slow {
+				time.Sleep(2500 * time.Millisecond)
+			}
+			req, _ := pz.ParseRequest(doc)
+			_ = c.WriteMessage(websocket.TextMessage, pz.Base64.Pack(pz.Response{Code: "0", RequestID: req.ID, Version: "Slow 1"}.XML()))
+		}
+	}))
+	defer server.Close()
+	cmd := exec.Command(os.Args[0], "console", "ws"+strings.TrimPrefix(server.URL, "http"))
+	cmd.Env = []string{"RUN_MAIN=1"}
+	cmd.Stdin = strings.NewReader("version\n")
+	began := time.Now()
+	out, _ := cmd.CombinedOutput()
+	if !strings.Contains(string(out), "Slow 1") {
+		t.Errorf("after %s:\n%s", time.Since(began), out)
 	}
 }

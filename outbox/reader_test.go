@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -144,7 +145,11 @@ func TestNewestFirstIsReadToo(t *testing.T) {
 func TestDamagedCountsOfAReader(t *testing.T) {
 	reader := endpoint("reader")
 	reader.URL, reader.Secrets = "", nil
-	o := openOutbox(t, Options{Endpoints: []Endpoint{reader}})
+	o, err := Open(withDefaults(t, Options{Endpoints: []Endpoint{reader}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.Close()
 	mustAppend(t, o, event("call.completed", "1"), event("call.completed", "2"))
 	if err := o.store.commit(func(tx *txn) error { return tx.queue("reader").root.Put(keyCounts, counts{}.encode()) }); err != nil {
 		t.Fatal(err)
@@ -199,7 +204,7 @@ func TestHostileQueries(t *testing.T) {
 		for _, back := range []bool{false, true} {
 			for _, e := range []string{"", "reader", "crm", "x"} {
 				p, err := o.Events(EventQuery{Endpoint: e, After: cur, Backwards: back, Limit: 5})
-				if err == ErrDamaged {
+				if errors.Is(err, ErrDamaged) {
 					t.Error(cur, back, e, err)
 				}
 				_ = p

@@ -18,7 +18,7 @@ import (
 const (
 	pingPeriod   = 20 * time.Second
 	controlWrite = 5 * time.Second
-	// lastLook is how long what the server has sent is still read once nothing can be written any more.
+	// lastLook is how long it is waited for what the server has sent once nothing can be written any more.
 	lastLook = 2 * time.Second
 	// answerIn is how long a request in one form may stay unanswered before it is sent in the other.
 	answerIn = 2 * time.Second
@@ -57,6 +57,7 @@ func newConn(s *Socket) *conn {
 
 // read hands each message to receive until the connection ends, and says why it ended. A message is receive's until it returns.
 func (c *conn) read(receive func(Message)) error {
+	c.below.fresh = func() { c.answerPing(nil) } // a ping that came during a standstill
 	err := c.Read(func(m Message) {
 		if c.Spoken() != pz.UnknownCodec {
 			c.isHeard()
@@ -121,7 +122,7 @@ func (c *conn) write() {
 		c.mu.Lock()
 		c.unwritten = err
 		c.mu.Unlock()
-		c.below.finish(lastLook)
+		c.below.finish()
 		return true
 	}
 	for last := time.Now(); ; {

@@ -108,11 +108,24 @@ func (s *Socket) Hangup(gone <-chan struct{}, patience time.Duration) {
 	case <-gone:
 	case <-time.After(time.Until(deadline)):
 	}
+	s.Close()
+}
+
+// Close closes the socket at once: TLS would take seconds to say goodbye to a peer that takes nothing.
+func (s *Socket) Close() {
+	_ = s.below.Close()
 	_ = s.ws.Close()
 }
 
-// Close closes the socket at once.
-func (s *Socket) Close() { _ = s.ws.Close() }
+// CloseCode gives the code with which the server has closed a connection, from what reading it has
+// failed with; 0 where the server has not.
+func CloseCode(err error) int {
+	var closed *websocket.CloseError
+	if errors.As(err, &closed) {
+		return closed.Code
+	}
+	return 0
+}
 
 // readError says in plain words why the connection ended. The server's code counts before whatever
 // the library found wrong with the frame that it came in.

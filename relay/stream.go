@@ -72,7 +72,7 @@ func (s *stream) Read(p []byte) (int, error) {
 // awaitCode reads on to the code of a close frame of which the library has refused the beginning, for
 // no longer than lastLook.
 func (s *stream) awaitCode() {
-	s.below.finish(lastLook)
+	s.below.finish()
 	buf := make([]byte, 64)
 	for s.closed == nil && s.frame.have > 0 && s.frame.isClose() {
 		if _, err := s.Read(buf); err != nil {

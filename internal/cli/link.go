@@ -20,6 +20,8 @@ const (
 	answerIn = 10 * time.Second
 	// otherFormIn is after how long without one it tries the other form.
 	otherFormIn = 2 * time.Second
+	// websocketNormal is the code of a close that nothing is wrong with (RFC 6455, 7.4.1).
+	websocketNormal = 1000
 )
 
 // link is the console's connection to a server. One goroutine reads it.
@@ -68,7 +70,10 @@ func dialLink(ctx context.Context, address string, id pz.Identity, event func(pz
 	if err := l.identify(ctx); err != nil {
 		l.close()
 		select {
-		case err = <-first:
+		case ended := <-first:
+			if relay.CloseCode(ended) != websocketNormal { // else it answers our own close
+				err = ended
+			}
 		case <-time.After(time.Second):
 		}
 		return nil, err
@@ -79,21 +84,33 @@ func dialLink(ctx context.Context, address string, id pz.Identity, event func(pz
 	return l, nil
 }
 
-// identify asks for the server's version in the form that its address lets one expect, then in the
-// other one: a proxy may add or remove TLS.
+// identify asks for the server's version, in the form that its address lets one expect and, while there
+// is no answer, in the other one: a proxy may add or remove TLS. Either answer will do.
 func (l *link) identify(ctx context.Context) error {
-	limited, cancel := context.WithTimeout(ctx, otherFormIn)
-	defer cancel()
-	_, err := l.request(limited, pz.MethodGetVersion, nil)
-	if limited.Err() == nil || ctx.Err() != nil {
+	req, answer := l.expect(pz.MethodGetVersion, nil)
+	if err := l.write(req); err != nil {
 		return err
 	}
-	l.mu.Lock()
-	if l.socket.Spoken() == pz.UnknownCodec {
-		l.codec = l.codec.Other()
+	patience := time.NewTimer(otherFormIn)
+	defer patience.Stop()
+	select {
+	case <-answer:
+		return nil
+	case <-l.gone:
+		return errEnded
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-patience.C:
 	}
-	l.mu.Unlock()
-	_, err = l.request(ctx, pz.MethodGetVersion, nil)
+	if l.socket.Spoken() == pz.UnknownCodec {
+		l.mu.Lock()
+		l.codec = l.codec.Other()
+		l.mu.Unlock()
+		if err := l.write(req); err != nil {
+			return err
+		}
+	}
+	_, err := l.await(ctx, answer)
 	return err
 }
 
@@ -120,26 +137,45 @@ func (l *link) pong(payload []byte) { _ = l.socket.Pong(payload, time.Now().Add(
 
 // request asks the server and waits for its answer.
 func (l *link) request(ctx context.Context, method string, data pz.Attrs) (pz.Response, error) {
-	answer := make(chan pz.Response, 1)
+	req, answer := l.expect(method, data)
+	if err := l.write(req); err != nil {
+		return pz.Response{}, err
+	}
+	return l.await(ctx, answer)
+}
+
+// expect makes a request, and takes the response to it.
+func (l *link) expect(method string, data pz.Attrs) (req pz.Request, answer chan pz.Response) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.lastID++
-	req := pz.Request{Method: method, ID: strconv.Itoa(l.lastID), Data: data}
+	req = pz.Request{Method: method, ID: strconv.Itoa(l.lastID), Data: data}
+	answer = make(chan pz.Response, 1)
 	l.waiting[req.ID] = answer
+	return req, answer
+}
+
+// write writes a request in the form that the server speaks, as far as that is known.
+func (l *link) write(req pz.Request) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if spoken := l.socket.Spoken(); spoken != pz.UnknownCodec {
 		l.codec = spoken
 	}
-	err := l.socket.Write(req.XML(), l.codec, time.Now().Add(answerIn))
-	l.mu.Unlock()
-	if err != nil {
-		return pz.Response{}, err
-	}
+	return l.socket.Write(req.XML(), l.codec, time.Now().Add(answerIn))
+}
+
+// errEnded means that the connection is no more.
+var errEnded = errors.New("the connection has ended")
+
+func (l *link) await(ctx context.Context, answer <-chan pz.Response) (pz.Response, error) {
 	timeUp := time.NewTimer(answerIn)
 	defer timeUp.Stop()
 	select {
 	case resp := <-answer:
 		return resp, nil
 	case <-l.gone:
-		return pz.Response{}, errors.New("the connection has ended")
+		return pz.Response{}, errEnded
 	case <-timeUp.C:
 		return pz.Response{}, fmt.Errorf("the server does not answer within %s", answerIn)
 	case <-ctx.Done():

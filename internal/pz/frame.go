@@ -3,7 +3,9 @@ package pz
 import (
 	"bytes"
 	"encoding/base64"
+	"errors"
 	"fmt"
+	"unicode/utf8"
 )
 
 // MaxMessage is the largest message, in bytes on the wire, that either side reads. What is longer is dropped whole.
@@ -58,8 +60,8 @@ func (c Codec) Pack(xml []byte) []byte {
 
 // Unpack takes the document out of a frame's payload in either form, cut at the first NUL byte (an
 // event over wss ends with one) and trimmed of white space. The first byte tells the forms apart,
-// since "<" is no letter of base64. An empty payload has no codec; some servers keep a line alive
-// with one. The document may share memory with payload. It fails where the payload is in neither form.
+// since "<" is no letter of base64. A payload without a document has no codec; some servers keep a line
+// alive with one. The document may share memory with payload. It fails where the payload is in neither form.
 func Unpack(payload []byte) (doc []byte, codec Codec, err error) {
 	payload = trimFrame(payload)
 	switch {
@@ -72,7 +74,19 @@ func Unpack(payload []byte) (doc []byte, codec Codec, err error) {
 	if err != nil {
 		return nil, UnknownCodec, fmt.Errorf("neither XML nor base64: %w", err)
 	}
-	return trimFrame(decoded), Base64, nil
+	doc = trimFrame(decoded)
+	switch {
+	case len(doc) == 0:
+		return nil, UnknownCodec, nil
+	case !beginsXML(doc): // many a word is base64 too
+		return nil, UnknownCodec, errors.New("neither XML nor base64 of it")
+	}
+	return doc, Base64, nil
+}
+
+// beginsXML says whether a document begins with a tag, a comment or a declaration.
+func beginsXML(doc []byte) bool {
+	return len(doc) > 1 && doc[0] == '<' && (doc[1] == '?' || doc[1] == '!' || doc[1] < utf8.RuneSelf && beginsName(doc[1]))
 }
 
 // trimFrame cuts at the first NUL byte and takes away white space and a byte order mark.

@@ -140,15 +140,34 @@ func parseXML(doc []byte) (events []Event, responses []Response, err error) {
 	return events, responses, err
 }
 
-// splitElements cuts a message before each Event and each Response.
+// splitElements cuts a message before each Event and each Response. A Response with an end is kept
+// whole, with the events in it.
 func splitElements(doc []byte) (parts [][]byte) {
 	begin := 0
-	for i := range doc {
-		if i > begin && doc[i] == '<' && (bytes.HasPrefix(doc[i:], []byte("<Event")) || bytes.HasPrefix(doc[i:], []byte("<Response"))) {
+	for i := 0; i < len(doc); i++ {
+		isResponse := bytes.HasPrefix(doc[i:], []byte("<Response"))
+		if !isResponse && !bytes.HasPrefix(doc[i:], []byte("<Event")) {
+			continue
+		}
+		if i > begin {
 			parts, begin = append(parts, doc[begin:i]), i
+		}
+		if isResponse {
+			i += max(0, responseLength(doc[i:])-1)
 		}
 	}
 	return append(parts, doc[begin:])
+}
+
+// responseLength is how long the Response at the beginning of a document is; 0 if it does not end
+// before the next one.
+func responseLength(doc []byte) int {
+	const end = "</Response>"
+	at := bytes.Index(doc, []byte(end))
+	if next := bytes.Index(doc[1:], []byte("<Response")); at < 0 || next >= 0 && next+1 < at {
+		return 0
+	}
+	return at + len(end)
 }
 
 // parseElements reads a message up to what is broken in it. Events count at any depth, as they do to

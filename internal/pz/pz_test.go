@@ -93,6 +93,9 @@ func TestUnpack(t *testing.T) {
 		{"nothing", "", "", UnknownCodec, false},
 		{"a NUL alone", "\n\x00", "", UnknownCodec, false},
 		{"neither", "Hello!", "", UnknownCodec, true},
+		{"a word that is base64", "PING", "", UnknownCodec, true},
+		{"base64 of a word", b64([]byte("PING")), "", UnknownCodec, true},
+		{"base64 of a NUL", b64([]byte("\x00")), "", UnknownCodec, false},
 	} {
 		got, codec, err := Unpack([]byte(c.payload))
 		if (err != nil) != c.bad || string(got) != c.want || codec != c.codec {
@@ -123,6 +126,8 @@ func TestParseServerMessage(t *testing.T) {
 		{"Windows-1251 in a text", "<Response><Code>2</Code><RequestID>5</RequestID><Details>\xed\xe5\xf2</Details></Response>", nil, []Response{{Code: "2", RequestID: "5", Details: "нет"}}, ""},
 		{"an event within a response", `<Response><Code>0</Code><RequestID>5</RequestID><Data><Event type="1" from="7"/></Data></Response>`, from("7"), []Response{{Code: "0", RequestID: "5"}}, ""},
 		{"events at any depth", `<Response><Code>0</Code><RequestID>5</RequestID><Data><Events><Event type="1" from="7"><Event type="1" from="8"/></Event></Events><Version>1 </Version></Data></Response><Event type="1" from="9"/>`, append(append(from("7"), from("8")...), from("9")...), []Response{{Code: "0", RequestID: "5", Version: "1"}}, ""},
+		{"a response with an event, then broken", `<Response><Code>0</Code><RequestID>5</RequestID><Data><Event type="1" from="7"/></Data></Response><Event type="1" from=8/>`, from("7"), []Response{{Code: "0", RequestID: "5"}}, "broken XML"},
+		{"a response that does not end, then good", `<Response><Code>0</Code><RequestID>4</RequestID><Event type="1" from="7"/><Response><Code>0</Code><RequestID>5</RequestID></Response>`, from("7"), []Response{{Code: "0", RequestID: "5"}}, "broken XML"},
 		{"an event within something else", `<Notify><Data><Event type="1" from="&amp;"/></Data></Notify>`, from("&"), nil, ""},
 		{"a field that is named Event", `<Response><Code>0</Code><RequestID>5</RequestID><Data><Event>128</Event></Data></Response>`, nil, []Response{{Code: "0", RequestID: "5"}}, ""},
 		{"a reference that XML forbids", `<Event type="1" from="a&#1;b&#0;c&#xFFFF;d&#99999999;"/>`, from("a\uFFFDb\uFFFDc\uFFFDd\uFFFD"), nil, ""},

@@ -51,8 +51,10 @@ func (c *headConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if !c.whole {
 		c.head = append(c.head, p[:n]...)
-		if end := bytes.Index(c.head, []byte("\r\n\r\n")); end >= 0 {
-			c.head, c.whole = c.head[:end], true
+		text := bytes.ReplaceAll(c.head, []byte("\r\n"), []byte("\n")) // net/http takes either for a line's end
+		end := bytes.Index(text, []byte("\n\n"))
+		if c.whole = end >= 0 || len(c.head) > maxHead; end >= 0 {
+			c.head = text[:end]
 		}
 	}
 	return n, err
@@ -64,8 +66,8 @@ type headKey struct{}
 // headers gives the headers of a handshake with the names of the wire.
 func headers(ctx context.Context) (list pz.Attrs) {
 	c := ctx.Value(headKey{}).(*headConn)
-	_, lines, _ := strings.Cut(string(c.head), "\r\n")
-	for line := range strings.SplitSeq(lines, "\r\n") {
+	_, lines, _ := strings.Cut(string(c.head), "\n")
+	for line := range strings.SplitSeq(lines, "\n") {
 		if name, value, found := strings.Cut(line, ":"); found {
 			list = append(list, pz.Attr{Name: name, Value: strings.Trim(value, " \t")})
 		}

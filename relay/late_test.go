@@ -1,0 +1,271 @@
+package relay
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha1"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pzbridge/internal/pipenet"
+	"pzbridge/internal/pz"
+	"pzbridge/internal/pztest"
+	"pzbridge/internal/telephony"
+)
+
+// A keep-alive word that happens to be base64 is not what tells the form.
+func TestKeepAliveWordTellsNoForm(t *testing.T) {
+	for _, word := range []string{"PING", "null", "ping", "true"} {
+		inWorld(t, pztest.Options{Codec: pz.Plain}, nil, func(t *testing.T, w *world) {
+			time.Sleep(answerIn + time.Second)
+			w.server.EmitRaw([]byte(word))
+			synctest.Wait()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if err := w.session.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "101", To: "7343"}); err != nil {
+				t.Errorf("after %q: %v", word, err)
+			}
+		})
+	}
+}
+
+// What was read before a standstill and waited in the bridge's own buffer is not new either.
+func TestWhatWaitsForRoomIsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := newRawServer(upgradeAnswer)
+		defer server.far.Close()
+		defer server.client.Close()
+		process := newStopped(server.client)
+		got := &sink{}
+		rawSession(t, got, func(ctx context.Context, network, address string) (net.Conn, error) {
+			_, err := server.dial(ctx, network, address)
+			return process, err
+		})
+		time.Sleep(100 * time.Millisecond)
+		got.set(errors.New("no space left on device"))
+		began := time.Now()
+		for i := 0; i < intakeSize+200; i += 10 { // ten in one segment
+			var b strings.Builder
+			for j := range 10 {
+				b.WriteString(frameOf(0x81, fmt.Sprintf(`<Event type="1" callID="%d" from="7"/>`, i+j)))
+			}
+			_, _ = io.WriteString(server.far, b.String())
+		}
+		time.Sleep(time.Minute)
+		got.set(nil)
+		time.Sleep(5 * time.Second)
+		n, wrong := len(got.appended()), 0
+		for _, e := range got.appended() {
+			if e.Time.Sub(began) > 10*time.Second {
+				wrong++
+			}
+		}
+		if wrong > 0 || n < intakeSize+200 {
+			t.Errorf("of %d events that came at once and waited a minute for room %d count as new", n, wrong)
+		}
+	})
+}
+
+// A ping that came during a standstill is answered soon after it, not with the next message.
+func TestPingDuringAStandstillIsAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		server := newRawServer(upgradeAnswer)
+		server.deaf = true
+		defer server.far.Close()
+		defer server.client.Close()
+		process := newStopped(server.client)
+		var pongs atomic.Int64
+		rawSession(t, &sink{}, func(context.Context, string, string) (net.Conn, error) {
+			go func() {
+				in := bufio.NewReader(server.far)
+				r, err := http.ReadRequest(in)
+				if err != nil {
+					return
+				}
+				sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+				_, _ = io.WriteString(server.far, strings.Replace(server.answer, "%s", base64.StdEncoding.EncodeToString(sum[:]), 1))
+				for {
+					h := make([]byte, 2)
+					if _, err := io.ReadFull(in, h); err != nil {
+						return
+					}
+					n := int(h[1] & 0x7f)
+					if n == 126 {
+						x := make([]byte, 2)
+						_, _ = io.ReadFull(in, x)
+						n = int(x[0])<<8 | int(x[1])
+					}
+					_, _ = io.ReadFull(in, make([]byte, n+4))
+					if h[0] == 0x8a {
+						pongs.Add(1)
+					}
+				}
+			}()
+			return process, nil
+		})
+		time.Sleep(100 * time.Millisecond)
+		_, _ = io.WriteString(server.far, frameOf(0x81, `<Event type="1" callID="1" from="7"/>`))
+		time.Sleep(900 * time.Millisecond)
+		process.stop(5 * time.Second)
+		_, _ = io.WriteString(server.far, frameOf(0x89, "server ping string"))
+		time.Sleep(8 * time.Second)
+		if pongs.Load() != 1 {
+			t.Errorf("three seconds after the standstill there are %d pongs", pongs.Load())
+		}
+	})
+}
+
+// jam is a connection that takes nothing any more once it is told to.
+type jam struct {
+	net.Conn
+	mu     sync.Mutex
+	jammed bool
+	until  time.Time
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (j *jam) SetWriteDeadline(t time.Time) error {
+	j.mu.Lock()
+	j.until = t
+	j.mu.Unlock()
+	return j.Conn.SetWriteDeadline(t)
+}
+
+func (j *jam) SetDeadline(t time.Time) error {
+	j.mu.Lock()
+	j.until = t
+	j.mu.Unlock()
+	return j.Conn.SetDeadline(t)
+}
+
+func (j *jam) Close() error { j.once.Do(func() { close(j.closed) }); return j.Conn.Close() }
+
+func (j *jam) Write(p []byte) (int, error) {
+	j.mu.Lock()
+	jammed, until := j.jammed, j.until
+	j.mu.Unlock()
+	if !jammed {
+		return j.Conn.Write(p)
+	}
+	var c <-chan time.Time
+	if !until.IsZero() {
+		c = time.After(time.Until(until))
+	}
+	select {
+	case <-c:
+		return 0, os.ErrDeadlineExceeded
+	case <-j.closed:
+		return 0, io.ErrClosedPipe
+	}
+}
+
+// A stop ends within its grace also where the server takes nothing and TLS would wait to say goodbye.
+func TestStopAtAServerThatTakesNothing(t *testing.T) {
+	for _, secure := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			o := pztest.Options{}
+			u := &url.URL{Scheme: "ws", Host: "pbx:10150"}
+			if secure {
+				o.TLS = pztest.ModernTLS()
+				u.Scheme = "wss"
+			}
+			server := pztest.New(o)
+			l := pipenet.Listen()
+			server.Start(l)
+			var j *jam
+			tlscfg := TLS(nil, []byte{}, false)
+			tlscfg.VerifyConnection = nil
+			session, err := New(Options{
+				URL: u, TLS: tlscfg, Identity: pz.Identity{ClientType: "crm", GUID: "g", EventsMask: 65535, Protocol: 2},
+				Grace: time.Second, Sink: &sink{}, Logger: slog.New(slog.DiscardHandler),
+				DialContext: func(ctx context.Context, n, a string) (net.Conn, error) {
+					c, err := l.Dial(ctx, n, a)
+					j = &jam{Conn: c, closed: make(chan struct{})}
+					return j, err
+				},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() { ended <- session.Run(ctx) }()
+			time.Sleep(time.Second)
+			if c := session.Connection(); c.State != telephony.Connected {
+				t.Fatalf("%+v", c)
+			}
+			j.mu.Lock()
+			j.jammed = true
+			j.mu.Unlock()
+			began := time.Now()
+			cancel()
+			<-ended
+			took := time.Since(began)
+			if took > 1500*time.Millisecond {
+				t.Errorf("tls=%v: Run ended after %s, with a grace of 1 s", secure, took)
+			}
+			server.Close()
+		})
+	}
+}
+
+// What the server had sent before it closed is in the socket still when the disk is well again.
+// (Real TCP: the server closes with our pings unread, so the kernel answers the next one with a reset.)
+func TestPauseThenServerGone(t *testing.T) {
+	if os.Getenv("PZBRIDGE_SLOW") == "" {
+		t.Skip("PZBRIDGE_SLOW=1 runs it: it takes a minute")
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	const many = intakeSize + 1000
+	go func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		in := bufio.NewReader(c)
+		r, err := http.ReadRequest(in)
+		if err != nil {
+			return
+		}
+		sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
+		_, _ = io.WriteString(c, strings.Replace(upgradeAnswer, "%s", base64.StdEncoding.EncodeToString(sum[:]), 1))
+		for i := range many {
+			if _, err := io.WriteString(c, frameOf(0x81, fmt.Sprintf(`<Event type="2" callID="%d" from="7" to="1"/>`, i))); err != nil {
+				t.Log("server:", i, err)
+			}
+		}
+		time.Sleep(3 * time.Second)
+		_ = c.Close() // it has had no pong for long enough
+		t.Log("server: all sent, closed")
+		_ = l.Close()
+	}()
+	got := &sink{}
+	got.set(errors.New("no space left on device"))
+	session := rawSession(t, got, func(ctx context.Context, network, address string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "tcp", l.Addr().String())
+	})
+	time.Sleep(50 * time.Second)
+	got.set(nil)
+	time.Sleep(3 * time.Second)
+	if n := len(got.appended()); n != many {
+		t.Errorf("%d of %d events were stored: %v", n, many, session.Connection().LastError)
+	}
+}
