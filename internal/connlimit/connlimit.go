@@ -79,6 +79,8 @@ func (l *Limit) add(c *conn) (longest *conn) {
 		for _, quiet := range l.quiet {
 			if first := quiet.Front(); first != nil {
 				longest = first.Value.(*conn)
+				longest.unplace()
+				longest.closed = true // from now on no request can begin on it
 				break
 			}
 		}

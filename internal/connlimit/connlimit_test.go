@@ -173,3 +173,23 @@ func TestBudget(t *testing.T) {
 		t.Errorf("of this process: %d, %v", got, enough)
 	}
 }
+
+// A connection that has to make room is closed from the moment on at which it was chosen: a request that
+// begins on it then takes no place.
+func TestChosenConnectionBeginsNothing(t *testing.T) {
+	l := New(spare + 1)
+	for {
+		near, far := net.Pipe()
+		defer far.Close()
+		c := &conn{Conn: near, limit: l}
+		longest := l.add(c)
+		if longest == nil {
+			continue
+		}
+		if !longest.use(true) || l.busy != 0 || !longest.closed {
+			t.Errorf("a request begins on it: %+v", longest)
+		}
+		_ = longest.Close()
+		return
+	}
+}
