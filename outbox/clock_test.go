@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,10 +16,12 @@ import (
 // machineClock is a clock in fake time that can be set.
 type machineClock struct {
 	began time.Time
-	ahead time.Duration
+	ahead atomic.Int64 // a time.Duration
 }
 
-func (m *machineClock) now() time.Time { return time.Now().Add(m.ahead) }
+func (m *machineClock) set(ahead time.Duration) { m.ahead.Store(int64(ahead)) }
+
+func (m *machineClock) now() time.Time { return time.Now().Add(time.Duration(m.ahead.Load())) }
 
 func (m *machineClock) clock(built time.Time) *clock.Clock {
 	m.began = time.Now()
@@ -44,7 +47,7 @@ func TestClockSetForward(t *testing.T) {
 			mustAppend(t, o, event("call.completed", fmt.Sprint(i)), event("sms.sent", fmt.Sprint(i)))
 		}
 		time.Sleep(time.Minute)
-		machine.ahead = 30 * 24 * time.Hour
+		machine.set(30 * 24 * time.Hour)
 		fresh := event("sms.sent", "new")
 		fresh.Time = machine.now()
 		mustAppend(t, o, fresh)
@@ -108,7 +111,7 @@ func TestEventsOfAWrongClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var machine machineClock
 		built := time.Now()
-		machine.ahead = -30 * 365 * 24 * time.Hour
+		machine.set(-30 * 365 * 24 * time.Hour)
 		reader := endpoint("reader")
 		reader.URL, reader.Secrets = "", nil
 		o := openOutbox(t, Options{Endpoints: []Endpoint{reader}, Retention: 24 * time.Hour, Clock: machine.clock(built)})
@@ -122,7 +125,7 @@ func TestEventsOfAWrongClock(t *testing.T) {
 			mustAppend(t, o, e)
 		}
 		time.Sleep(time.Minute)
-		machine.ahead = 0
+		machine.set(0)
 		e := event("call.completed", "dated")
 		mustAppend(t, o, e)
 		kept := func() int { return len(list(t, o, DeliveryQuery{Limit: 1000})) }
@@ -154,7 +157,7 @@ func TestClockSetForwardAndRestart(t *testing.T) {
 			mustAppend(t, o, event("call.completed", fmt.Sprint(i)))
 		}
 		time.Sleep(time.Minute)
-		machine.ahead = 30 * 24 * time.Hour
+		machine.set(30 * 24 * time.Hour)
 		e := event("call.completed", "after")
 		e.Time = machine.now()
 		mustAppend(t, o, e)
