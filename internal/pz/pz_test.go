@@ -302,7 +302,7 @@ func FuzzUnpack(f *testing.F) {
 	f.Add([]byte("<a/>\x00"))
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		doc, codec, err := Unpack(payload)
-		if err != nil || codec == UnknownCodec || len(doc) == 0 || doc[0] != '<' {
+		if err != nil || codec == UnknownCodec || !beginsXML(doc) {
 			return
 		}
 		for _, codec := range []Codec{codec, codec.Other()} {
