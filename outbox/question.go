@@ -381,7 +381,7 @@ func (i *inquiry) heard(work context.Context, o outcome) {
 			return
 		}
 	case len(bytes.TrimSpace(o.body)) > 0:
-		log.Warn("an answer to the question where a call goes says nothing that is known", "response", firstRunes(o.response, 200))
+		log.Warn("an answer to the question where a call goes says nothing that is known", "response", telephony.BriefText(o.response))
 	}
 	canAnswerLater := len(i.lane.endpoint.Tokens) > 0
 	switch {
@@ -393,17 +393,6 @@ func (i *inquiry) heard(work context.Context, o outcome) {
 	default:
 		i.out(work, "it took the question without an answer, and has no token to answer later")
 	}
-}
-
-// firstRunes gives the first characters of a text, up to so many.
-func firstRunes(s string, n int) string {
-	for i := range s {
-		if n == 0 {
-			return s[:i]
-		}
-		n--
-	}
-	return s
 }
 
 func (i *inquiry) out(work context.Context, why string) {
@@ -507,7 +496,7 @@ func (s *store) endQuestion(n uint64, notAsked []telephony.Reply, hold time.Dura
 			if err := errors.Join(q.put(n, d, now, history), tx.release(q, now, hold)); err != nil {
 				return err
 			}
-			if e, err := decodeEvent(tx.events.Get(number(n))); err == nil {
+			if e, _, err := decodeEventHead(tx.events.Get(number(n))); err == nil { // nobody is going to send its body
 				late = append(late, lateJob{job{number: n, delivery: now, stored: e, eventID: e.id.String()}, name})
 			}
 		}
