@@ -73,7 +73,7 @@ func Dial(ctx context.Context, o DialOptions) (*Socket, error) {
 	case errors.Is(err, websocket.ErrBadHandshake):
 		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
 	case err != nil:
-		return nil, dialError(o.URL, o.Identity.HideIn(err))
+		return nil, dialError(o.URL, o.Identity.Redact(err))
 	}
 	s.ws = ws
 	s.below.listen()

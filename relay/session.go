@@ -188,7 +188,7 @@ func (s *Session) connectUntil(ctx context.Context, switched <-chan struct{}) er
 // redialWait is how long to wait before dialling again after a number of failures; jitter is in [0, 1).
 func redialWait(attempt int, err error, jitter float64) time.Duration {
 	var closed *websocket.CloseError
-	if errors.As(err, &closed) && !pz.CloseHelpsSoon(closed.Code) {
+	if errors.As(err, &closed) && !pz.CloseRetriable(closed.Code) {
 		return redialHopeless
 	}
 	wait := redialMost

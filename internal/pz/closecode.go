@@ -2,7 +2,7 @@ package pz
 
 import "fmt"
 
-// CloseInvalidPassword and the other codes with which a server closes a connection, as the vendor documents them.
+// The codes with which a server closes a connection, as the vendor documents them.
 const (
 	CloseLicenceUnchecked = 4001
 	CloseLicenceInvalid   = 4002
@@ -15,11 +15,11 @@ const (
 	CloseSameGUID         = 4009
 )
 
-// closeCodes is the one table of close codes: what each means to the administrator who reads it, and whether dialling
-// again soon may help.
+// closeCodes gives, for each close code, the meaning that an administrator reads, and whether
+// dialling again soon may succeed.
 var closeCodes = map[int]struct {
 	meaning   string
-	helpsSoon bool
+	retriable bool
 }{
 	1000:                  {"the server ended the connection", true},
 	1001:                  {"the server is going away", true},
@@ -32,14 +32,18 @@ var closeCodes = map[int]struct {
 	CloseLicenceExpired:   {"the server's licence key has expired: renew it with the vendor of Prostie Zvonki", false},
 	CloseLicenceKind:      {"the server's licence key is not for this kind of PBX connector", false},
 	CloseLicenceVersion:   {"the server's licence key is not for this version of the PBX connector", false},
-	CloseLicenceClient:    {"the server has no licence for this CRM: set PZ_CLIENT_TYPE to the type that the licence names", false},
-	CloseTooManyUsers:     {"too many users are connected to the server", true},
-	CloseInvalidPassword:  {"the password is wrong: set PZ_PASSWORD to the server's", false},
-	CloseSameGUID: {"another client connected with the same GUID and took this one's place: " +
-		"stop it, or give one of the two another PZ_CLIENT_GUID", false},
+	CloseLicenceClient: {
+		"the server has no licence for this CRM: set PZ_CLIENT_TYPE to the type that the licence names", false,
+	},
+	CloseTooManyUsers:    {"too many users are connected to the server", true},
+	CloseInvalidPassword: {"the password is wrong: set PZ_PASSWORD to the server's", false},
+	CloseSameGUID: {
+		"another client connected with the same GUID and took this one's place: " +
+			"stop it, or give one of the two another PZ_CLIENT_GUID", false,
+	},
 }
 
-// CloseMeaning says in plain words what a close code means.
+// CloseMeaning describes a close code in one clause, for a log line or a page.
 func CloseMeaning(code int) string {
 	if c, ok := closeCodes[code]; ok {
 		return c.meaning
@@ -47,8 +51,9 @@ func CloseMeaning(code int) string {
 	return fmt.Sprintf("the server closed the connection with the code %d, which is not documented", code)
 }
 
-// CloseHelpsSoon says whether dialling again soon after a close code may help. A code that nobody documented may.
-func CloseHelpsSoon(code int) bool {
+// CloseRetriable reports whether dialling again soon after a close code may succeed. It is true for
+// a code that is not documented.
+func CloseRetriable(code int) bool {
 	c, ok := closeCodes[code]
-	return !ok || c.helpsSoon
+	return !ok || c.retriable
 }

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/text/encoding/charmap"
 )
 
-// declared are the encodings, by the names that an XML declaration gives them, in which servers of
-// this part of the world may write. UTF-8 needs none.
-var declared = map[string]encoding.Encoding{
+// declaredCharsets maps the encoding names of XML declarations to the encodings that servers in the
+// region use. UTF-8 needs no entry.
+var declaredCharsets = map[string]encoding.Encoding{
 	"windows-1251": charmap.Windows1251,
 	"cp1251":       charmap.Windows1251,
 	"windows-1252": charmap.Windows1252,
@@ -23,36 +23,37 @@ var declared = map[string]encoding.Encoding{
 	"iso-8859-5":   charmap.ISO8859_5,
 }
 
-// decode makes UTF-8 of a message, and takes a byte order mark and the XML declarations out of it:
-// one may stand before each of several events, where XML allows none. A declared encoding is
-// honoured up to the next declaration; without a known one, what is no UTF-8 is Windows-1251.
+// decode converts a message to UTF-8 and removes a byte order mark and the XML declarations. One
+// message may hold a declaration before each of several events, which XML forbids. A declared
+// encoding applies up to the next declaration; without a known one, bytes that are not UTF-8 are
+// read as Windows-1251.
 func decode(doc []byte) []byte {
 	doc = bytes.TrimPrefix(doc, []byte(byteOrderMark))
-	const begin, end = "<?xml", "?>"
-	if !bytes.Contains(doc, []byte(begin)) {
+	const opening, closing = "<?xml", "?>"
+	if !bytes.Contains(doc, []byte(opening)) {
 		return decodeSection(doc, nil)
 	}
 	out := make([]byte, 0, len(doc))
-	var at place
+	var state scanState
 	var charset encoding.Encoding
 	from := 0
 	for i := 0; i < len(doc); i++ {
-		if at.outside() && bytes.HasPrefix(doc[i:], []byte(begin)) {
+		if state.outside() && bytes.HasPrefix(doc[i:], []byte(opening)) {
 			out = append(out, decodeSection(doc[from:i], charset)...)
-			declaration, _, closed := bytes.Cut(doc[i:], []byte(end))
-			charset = declared[declaredEncoding(string(declaration))]
-			i += len(declaration) + len(end) - 1
+			declaration, _, closed := bytes.Cut(doc[i:], []byte(closing))
+			charset = declaredCharsets[declaredEncoding(string(declaration))]
+			i += len(declaration) + len(closing) - 1
 			if from = i + 1; !closed {
 				return out
 			}
 			continue
 		}
-		at.step(doc[i:])
+		state.step(doc[i:])
 	}
 	return append(out, decodeSection(doc[from:], charset)...)
 }
 
-// declaredEncoding gives the encoding that an XML declaration names, in small letters; empty if it
+// declaredEncoding returns the encoding that an XML declaration names, in lower case; empty if it
 // names none.
 func declaredEncoding(declaration string) string {
 	_, rest, found := strings.Cut(declaration, "encoding")
@@ -68,9 +69,9 @@ func declaredEncoding(declaration string) string {
 	return strings.ToLower(strings.TrimSpace(name))
 }
 
-// decodeSection makes UTF-8 of what stands in one encoding. Where that is not declared it looks at
-// each value by itself, since one message may hold a number from the exchange in UTF-8 and a name
-// from an old database.
+// decodeSection converts a section in one encoding to UTF-8. Without a declared encoding it
+// converts each value by itself: one message may hold a number from the exchange in UTF-8 and a
+// name from an old database in Windows-1251.
 func decodeSection(doc []byte, charset encoding.Encoding) []byte {
 	if charset != nil {
 		return decodeWith(charset, doc)
@@ -91,19 +92,21 @@ func decodeSection(doc []byte, charset encoding.Encoding) []byte {
 	return out
 }
 
-// toUTF8 takes text that is no UTF-8 for Windows-1251, unless all of it but a character that was cut
-// off at its end is UTF-8: some connectors cut values at a number of bytes.
+// toUTF8 reads text that is not UTF-8 as Windows-1251, with one exception: text that is UTF-8 but
+// for a truncated last character stays UTF-8, since some connectors cut values at a number of
+// bytes.
 func toUTF8(text []byte) []byte {
 	if utf8.Valid(text) {
 		return text
 	}
-	if whole := withoutCutRune(text); len(whole) < len(text) && utf8.Valid(whole) && utf8.RuneCount(whole) < len(whole) {
-		return append(bytes.Clone(whole), replacement...)
+	intact := withoutCutRune(text)
+	if len(intact) < len(text) && utf8.Valid(intact) && utf8.RuneCount(intact) < len(intact) {
+		return append(bytes.Clone(intact), replacement...)
 	}
 	return decodeWith(charmap.Windows1251, text)
 }
 
-// withoutCutRune takes the beginning of a character of which the rest is missing off a text's end.
+// withoutCutRune returns the text without a truncated character at its end.
 func withoutCutRune(text []byte) []byte {
 	for n := 1; n < utf8.UTFMax && n <= len(text); n++ {
 		if rest := text[len(text)-n:]; utf8.RuneStart(rest[0]) {
@@ -116,7 +119,7 @@ func withoutCutRune(text []byte) []byte {
 	return text
 }
 
-// decodeWith decodes single-byte text, which cannot fail: a byte without a meaning becomes U+FFFD.
+// decodeWith decodes single-byte text, which cannot fail: an unassigned byte becomes U+FFFD.
 func decodeWith(charset encoding.Encoding, text []byte) []byte {
 	decoded, err := charset.NewDecoder().Bytes(text)
 	if err != nil {

@@ -8,22 +8,23 @@ import (
 	"unicode/utf8"
 )
 
-// MaxMessage is the largest message, in bytes on the wire, that either side reads. What is longer is dropped whole.
+// MaxMessage is the largest message that either side reads, in bytes on the wire. A longer one is
+// dropped whole.
 const MaxMessage = 1 << 20
 
-// Codec is one of the two forms in which XML stands in the payload of a text frame. A server speaks
-// base64 over ws and the XML itself over wss; behind a proxy that adds or removes TLS it is the other
-// way round. It is silent to a request in the form that it does not speak.
+// Codec is one of the two forms in which XML stands in the payload of a text frame. A server
+// expects base64 over ws and plain XML over wss; behind a proxy that adds or removes TLS it is the
+// other way round. It does not answer a request in the other form.
 type Codec int
 
-// The two codecs, and not knowing which.
+// The two codecs, and the zero value for a codec that is not known yet.
 const (
 	UnknownCodec Codec = iota
 	Base64             // over ws
 	Plain              // over wss
 )
 
-// CodecFor is what a server is expected to speak at an address of a scheme: ws or wss.
+// CodecFor returns the codec that is expected at an address of a scheme, ws or wss.
 func CodecFor(scheme string) Codec {
 	if scheme == "wss" {
 		return Plain
@@ -31,7 +32,7 @@ func CodecFor(scheme string) Codec {
 	return Base64
 }
 
-// Other is the other one of the two.
+// Other returns the other codec of the two.
 func (c Codec) Other() Codec {
 	if c == Plain {
 		return Base64
@@ -39,7 +40,7 @@ func (c Codec) Other() Codec {
 	return Plain
 }
 
-// String is the codec in a word, for people and for JSON.
+// String returns the codec's name, for people and for JSON; empty for UnknownCodec.
 func (c Codec) String() string {
 	switch c {
 	case Base64:
@@ -50,7 +51,7 @@ func (c Codec) String() string {
 	return ""
 }
 
-// Pack makes a frame's payload of a document.
+// Pack turns a document into a frame's payload.
 func (c Codec) Pack(xml []byte) []byte {
 	if c == Plain {
 		return xml
@@ -58,10 +59,11 @@ func (c Codec) Pack(xml []byte) []byte {
 	return base64.StdEncoding.AppendEncode(nil, xml)
 }
 
-// Unpack takes the document out of a frame's payload in either form, cut at the first NUL byte (an
-// event over wss ends with one) and trimmed of white space. The first byte tells the forms apart,
-// since "<" is no letter of base64. A payload without a document has no codec; some servers keep a line
-// alive with one. The document may share memory with payload. It fails where the payload is in neither form.
+// Unpack extracts the document from a frame's payload in either form, cuts it at the first NUL byte
+// (an event over wss ends with one) and trims white space. The first byte decides the form, since
+// "<" is no letter of base64. A payload without a document gives UnknownCodec and no error: some
+// servers send one to keep the connection alive. The document may share memory with payload. It
+// fails if the payload is in neither form.
 func Unpack(payload []byte) (doc []byte, codec Codec, err error) {
 	payload = trimFrame(payload)
 	switch {
@@ -78,18 +80,20 @@ func Unpack(payload []byte) (doc []byte, codec Codec, err error) {
 	switch {
 	case len(doc) == 0:
 		return nil, UnknownCodec, nil
-	case !beginsXML(doc): // many a word is base64 too
+	case !beginsXML(doc): // a plain word such as "PING" is valid base64, too
 		return nil, UnknownCodec, errors.New("neither XML nor base64 of it")
 	}
 	return doc, Base64, nil
 }
 
-// beginsXML says whether a document begins with a tag, a comment or a declaration.
+// beginsXML reports whether a document begins with a tag, a comment or a declaration.
 func beginsXML(doc []byte) bool {
-	return len(doc) > 1 && doc[0] == '<' && (doc[1] == '?' || doc[1] == '!' || doc[1] < utf8.RuneSelf && beginsName(doc[1]))
+	return len(doc) > 1 && doc[0] == '<' &&
+		(doc[1] == '?' || doc[1] == '!' || doc[1] < utf8.RuneSelf && beginsName(doc[1]))
 }
 
-// trimFrame cuts at the first NUL byte and takes away white space and a byte order mark.
+// trimFrame cuts at the first NUL byte and removes white space and a byte order mark around the
+// rest.
 func trimFrame(b []byte) []byte {
 	b, _, _ = bytes.Cut(b, []byte{0})
 	return bytes.TrimSpace(bytes.TrimPrefix(bytes.TrimSpace(b), []byte(byteOrderMark)))

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// generateKinds says, for each kind of the vendor's generate command, the event type and the arguments in their order. Those after "|"
-// may be left out.
+// generateKinds gives, for each kind of the vendor's generate command, the event type and the
+// arguments in order. Those after "|" are optional.
 var generateKinds = map[string]struct{ event, arguments string }{
 	"incoming":  {TypeTransferRequested, "From | Line"},
 	"transfer":  {TypeIncoming, "From To | Line ClientGUID CallID"},
@@ -19,8 +19,9 @@ var generateKinds = map[string]struct{ event, arguments string }{
 
 const smsArguments = "From To ClientGUID CallID Smstext"
 
-// ParseGenerate makes the fields of a Generate request of a line that a user of the vendor's Diagnostic knows: "generate
-// <kind> …" or "sms …", split into words.
+// ParseGenerate turns a command line of the vendor's Diagnostic program, "generate <kind> …" or
+// "sms …", split into at least one word, into the fields of a Generate request. Its errors are
+// sentences for the person who typed the line.
 func ParseGenerate(words []string) (Attrs, error) {
 	event, arguments := TypeSMS, smsArguments
 	given := words[1:]
@@ -30,14 +31,16 @@ func ParseGenerate(words []string) (Attrs, error) {
 		}
 		kind, ok := generateKinds[strings.ToLower(given[0])]
 		if !ok {
-			return nil, fmt.Errorf("there is no %q to generate: use incoming, transfer, transans, outcoming, outans or history", given[0])
+			return nil, fmt.Errorf("there is no %q to generate: "+
+				"use incoming, transfer, transans, outcoming, outans or history", given[0])
 		}
 		event, arguments, given = kind.event, kind.arguments, given[1:]
 	}
 	required, optional, _ := strings.Cut(arguments, "|")
 	names := append(strings.Fields(required), strings.Fields(optional)...)
 	if len(given) < len(strings.Fields(required)) || len(given) > len(names) {
-		return nil, fmt.Errorf("%s takes the arguments %s (those after | may be left out)", strings.Join(words[:len(words)-len(given)], " "), arguments)
+		command := strings.Join(words[:len(words)-len(given)], " ")
+		return nil, fmt.Errorf("%s takes the arguments %s (those after | may be left out)", command, arguments)
 	}
 	fields := Attrs{{Name: "Event", Value: event}}
 	for i, value := range given {
@@ -53,7 +56,8 @@ func ParseGenerate(words []string) (Attrs, error) {
 	return fields, nil
 }
 
-// SplitWords splits a line at white space; double quotes keep words together. The line must not be blank.
+// SplitWords splits a line at blanks and tabs; double quotes keep words together. It fails if a
+// quote is not closed.
 func SplitWords(line string) ([]string, error) {
 	var words []string
 	var word strings.Builder

@@ -1,7 +1,9 @@
-// Package pz is the wire of Prostie Zvonki: how a client introduces itself, how a frame is packed, and what events,
-// requests and responses look like in XML. It is pure: it turns values into bytes and back and knows no socket.
+// Package pz is the wire protocol of Prostie Zvonki: the identity in the handshake, the packing of
+// a frame, and the XML of events, requests and responses. It turns values into bytes and back and
+// does no I/O.
 //
-// A client and a server need the same words, so both sides are here: the bridge uses one, the simulated server the other.
+// It holds both sides of the protocol: the bridge uses the client's, the simulated server in pztest
+// the server's.
 package pz
 
 import (
@@ -15,25 +17,26 @@ import (
 	"unicode/utf8"
 )
 
-// DefaultPort is where a Prostie Zvonki server listens when nobody said otherwise.
+// DefaultPort is the port of a Prostie Zvonki server if none is configured.
 const DefaultPort = "10150"
 
-// MaxPassword is the longest password, in characters, that a server takes.
+// MaxPassword is the longest password that a server accepts, in characters.
 const MaxPassword = 32
 
-// Identity is what a client says of itself in the handshake.
+// Identity is how a client identifies itself in the handshake.
 type Identity struct {
 	Password       string // at most MaxPassword characters
-	ClientType     string // what the vendor's licence is bound to
-	GUID           string // under which the server remembers what the client has missed: stable across restarts
+	ClientType     string // the vendor's licence covers certain types
+	GUID           string // the server replays missed events by GUID, so it must be stable across restarts
 	PhoneNumber    string // an extension, or empty
-	EventsMask     uint32 // the bits of the event types to get of every phone number
+	EventsMask     uint32 // bits of the event types to receive for every phone number
 	BroadcastGroup string
-	Protocol       int // 2 for today's clients; 1 for those that do not say
+	Protocol       int // 2 for current clients; 1 is the default of the wire
 }
 
-// The fields of a handshake: their names in the query and as headers. The server compares names
-// letter by letter, so http.Header.Set, which rewrites "ClientID" to "Clientid", must not be used.
+// The fields of a handshake, with their names in the query and as headers. The server compares
+// names case-sensitively, so http.Header.Set, which rewrites "ClientID" to "Clientid", must not be
+// used.
 var (
 	fieldPassword = field{"CID", "ClientID"}
 	fieldType     = field{"CT", "ClientType"}
@@ -46,13 +49,13 @@ var (
 
 type field struct{ query, header string }
 
-// value is a field as it goes on the wire.
+// value is a field with its text on the wire.
 type value struct {
 	field
 	text string
 }
 
-// values lists the fields in the order of current clients.
+// values lists the fields in the order in which current clients send them.
 func (id Identity) values() []value {
 	return []value{
 		{fieldPassword, PackPassword(id.Password)},
@@ -65,16 +68,18 @@ func (id Identity) values() []value {
 	}
 }
 
-// PackPassword is a password as it travels: standard base64, padded. A server compares this text.
+// PackPassword encodes a password for the wire, in standard base64 with padding. A server compares
+// this text.
 func PackPassword(password string) string {
 	return base64.StdEncoding.EncodeToString([]byte(password))
 }
 
-// Handshake gives the identity as the handshake's query or, where a query cannot carry it, as its
-// headers; the other one is empty. Never both: the server joins the two values of a field.
+// Handshake returns the identity as the handshake's query or, if a query cannot carry it, as its
+// headers; the other result is empty. It never fills both, since the server joins the two values of
+// a field.
 //
-// Values go as they are, since the server decodes no percent escapes. That leaves the headers for a
-// blank, "&", "#", "%" and everything outside ASCII. Both hold the password.
+// Values go out unescaped, since the server decodes no percent escapes. A blank, "&", "#", "%" and
+// everything outside ASCII therefore need the headers. Both results hold the password.
 func (id Identity) Handshake() (query string, header http.Header) {
 	values := id.values()
 	if slices.ContainsFunc(values, func(v value) bool { return !fitsQuery(v.text) }) {
@@ -91,20 +96,20 @@ func (id Identity) Handshake() (query string, header http.Header) {
 	return strings.Join(pairs, "&"), nil
 }
 
-// fitsQuery says whether a query can carry a text without escapes.
+// fitsQuery reports whether a query can carry a text without escapes.
 func fitsQuery(text string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool {
 		return r <= ' ' || r >= 0x7f || r == '&' || r == '#' || r == '%'
 	})
 }
 
-// ErrNoHTTP means that something is there that is no Prostie Zvonki server.
+// ErrNoHTTP means that the peer is no Prostie Zvonki server.
 var ErrNoHTTP = errors.New("what answered the handshake does not speak HTTP")
 
-// HideIn takes the identity out of an error's text: the handshake's query, and the password alone,
-// packed and plain. What is no Prostie Zvonki server may echo them, and net/http quotes what it
-// cannot read; since that may be any part of a secret, such an error becomes ErrNoHTTP.
-func (id Identity) HideIn(err error) error {
+// Redact removes the identity from an error's text: the handshake's query, and the password alone,
+// packed and plain. A peer that is no Prostie Zvonki server may echo them. net/http quotes input
+// that it cannot parse, which may be any part of a secret; such an error becomes ErrNoHTTP.
+func (id Identity) Redact(err error) error {
 	if text := err.Error(); strings.Contains(text, "malformed HTTP") || strings.Contains(text, "malformed MIME") {
 		return ErrNoHTTP
 	}
@@ -119,29 +124,29 @@ func (id Identity) HideIn(err error) error {
 			pairs = append(pairs, secret, "(hidden)")
 		}
 	}
-	return hidden{err, strings.NewReplacer(pairs...)}
+	return redactedError{err, strings.NewReplacer(pairs...)}
 }
 
-// hidden is an error in whose text something is replaced.
-type hidden struct {
+// redactedError replaces secrets in the text of the error that it wraps.
+type redactedError struct {
 	error
 	secrets *strings.Replacer
 }
 
-func (h hidden) Error() string { return h.secrets.Replace(h.error.Error()) }
+func (e redactedError) Error() string { return e.secrets.Replace(e.error.Error()) }
 
-func (h hidden) Unwrap() error { return h.error }
+func (e redactedError) Unwrap() error { return e.error }
 
-// Introduction is what a server has read of a client in its handshake.
+// Introduction is a client's handshake as a server reads it.
 type Introduction struct {
-	Identity        // without the password
-	Packed   string // the password as it came
-	HasType  bool   // it says a client type; without one there is no licence that could cover it
+	Identity        // Password is empty
+	Packed   string // the password as received
+	HasType  bool   // a client type is given; no licence covers a client without one
 }
 
-// ReadIntroduction reads a handshake as the vendor's server was seen to: the query undecoded, the
-// names compared letter by letter, and all values of one field joined with ", ", headers first.
-// Headers are in the order and with the names of the wire.
+// ReadIntroduction parses a handshake as the vendor's server does by observation: the query
+// undecoded, the names case-sensitive, and all values of one field joined with ", ", headers first.
+// Headers must have the order and the names of the wire.
 func ReadIntroduction(query string, headers Attrs) Introduction {
 	get := func(f field) (text string, found bool) {
 		var texts []string
@@ -169,8 +174,9 @@ func ReadIntroduction(query string, headers Attrs) Introduction {
 	return in
 }
 
-// leadingNumber reads the decimal digits that a text begins with, as C's strtoul does: of "2, 2",
-// which two values of a version are joined to, the server was seen to take the 2. It is 0 for none.
+// leadingNumber parses the decimal digits at the start of a text, as C's strtoul does: the vendor's
+// server was seen to read "2, 2", the joined values of a repeated version, as 2. It is 0 without
+// digits or above 32 bits.
 func leadingNumber(text string) uint64 {
 	end := 0
 	for end < len(text) && text[end] >= '0' && text[end] <= '9' {
@@ -183,9 +189,9 @@ func leadingNumber(text string) uint64 {
 	return n
 }
 
-// CheckIdentityText says what is wrong with a text that is to stand in a handshake, in words that go
-// on from its name; nil if nothing is. A header can carry neither control characters nor blanks at
-// its ends.
+// CheckIdentityText returns an error if a text cannot stand in a handshake: a header can carry
+// neither control characters nor blanks at its ends. The error's text is a predicate, to follow the
+// name of the setting.
 func CheckIdentityText(text string) error {
 	switch {
 	case !utf8.ValidString(text):

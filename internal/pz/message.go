@@ -11,10 +11,10 @@ import (
 	"strings"
 )
 
-// The event types that the vendor documents, and 64, which was seen and is not documented. A type's number is also its bit in
-// a client's mask.
+// The event types that the vendor documents, and 64, which was only observed. A type's number is
+// also its bit in a client's mask.
 const (
-	TypeTransferRequested = "1"   // a call came in and asks where to go
+	TypeTransferRequested = "1"   // a call came in, and the exchange requests its destination
 	TypeIncoming          = "2"   // the call rings a manager
 	TypeCompleted         = "4"   // a call is over
 	TypeOutgoing          = "8"   // an outgoing call rings
@@ -25,21 +25,22 @@ const (
 	TypeSMSStatus         = "256" // an SMS's status
 )
 
-// The names of the attributes that mean something to a program.
+// Names of attributes that the program interprets.
 const (
 	AttrType        = "type"
 	AttrCallID      = "callID"
-	AttrMissed      = "missed"      // "1" on an event that is replayed
-	AttrMissedFinal = "missedFinal" // "1" on the last one of a replay
+	AttrMissed      = "missed"      // "1" on a replayed event
+	AttrMissedFinal = "missedFinal" // "1" on the last event of a replay
 )
 
 // Attr is a name and its value: an attribute of an event, or an element of a request's data.
 type Attr struct{ Name, Value string }
 
-// Attrs is a list of them in the order of the wire.
+// Attrs is a list of attributes in the order of the wire.
 type Attrs []Attr
 
-// Lookup gives the value of the first attribute of that name, as it came, and whether there is one.
+// Lookup returns the value of the first attribute of that name, untrimmed, and whether there is
+// one.
 func (a Attrs) Lookup(name string) (string, bool) {
 	for _, attr := range a {
 		if attr.Name == name {
@@ -49,24 +50,25 @@ func (a Attrs) Lookup(name string) (string, bool) {
 	return "", false
 }
 
-// Get gives the value of the first attribute of that name without white space around it, as the
-// vendor's own clients read it; empty when it is missing or blank, which both mean "absent".
+// Get returns the value of the first attribute of that name, trimmed of white space as the vendor's
+// own clients do; empty if it is missing or blank, which both mean "absent".
 func (a Attrs) Get(name string) string {
 	v, _ := a.Lookup(name)
 	return strings.TrimSpace(v)
 }
 
-// Event is one thing that happened, all of it in attributes.
+// Event is one event of the exchange; attributes hold all of its data.
 type Event struct{ Attrs Attrs }
 
-// Codes of a Response.
+// The codes of a Response.
 const (
 	CodeDone  = "0"
-	CodeError = "2" // any but an authentication error, which is 1
+	CodeError = "2" // any error except authentication, which is 1
 )
 
-// Response answers the request of the same ID. A server that could not parse a frame answers with an ID that is somebody else's or noise:
-// never match it to anything but a request that is waiting.
+// Response is the answer to the request of the same ID. A server that cannot parse a frame answers
+// with the ID of another request or with an arbitrary one, so match a response only to a request
+// that is waiting.
 type Response struct {
 	Code      string   `xml:"Code"`
 	RequestID string   `xml:"RequestID"`
@@ -75,7 +77,7 @@ type Response struct {
 	Clients   []Client `xml:"Data>Client"`
 }
 
-// Client is one line of the answer to GetClients.
+// Client is one entry of the answer to GetClients.
 type Client struct {
 	ID          string `xml:"id,attr"`
 	IP          string `xml:"ip,attr"`
@@ -95,19 +97,20 @@ const (
 	MethodSimulation = "Simulation"
 )
 
-// Request asks a server to do something. Data keeps the order of its elements, and tells an empty one from a missing one: to a
-// Transfer they are "do not redirect" and an error.
+// Request is a client's request to a server. Data keeps the order of its elements and distinguishes
+// an empty one from a missing one: to a Transfer, an empty destination means "do not redirect", and
+// a missing one is an error.
 type Request struct {
 	Method string
 	ID     string
 	Data   Attrs
 }
 
-// SMSText packs the text of an SMS as it travels in a Generate request and in events: base64 of UTF-8.
+// SMSText packs the text of an SMS for a Generate request or an event: base64 of UTF-8.
 func SMSText(text string) string { return base64.StdEncoding.EncodeToString([]byte(text)) }
 
-// ParseSMSText unpacks the text of an SMS; old connectors pack Windows-1251. It is empty for what is
-// not base64.
+// ParseSMSText unpacks the text of an SMS, which old connectors pack from Windows-1251. It is empty
+// if the input is not base64.
 func ParseSMSText(packed string) string {
 	text, err := base64.StdEncoding.DecodeString(packed)
 	if err != nil {
@@ -116,8 +119,8 @@ func ParseSMSText(packed string) string {
 	return string(toUTF8(text))
 }
 
-// ParseServerMessage reads what a server sends: one root element, or several, each an Event or a Response. What was read before an error is
-// returned with it.
+// ParseServerMessage parses a server's message: one or more root elements, each an Event or a
+// Response. Together with an error it returns the elements that it could parse.
 func ParseServerMessage(doc []byte) (events []Event, responses []Response, err error) {
 	if e, ok := plainEvent(doc); ok {
 		return []Event{e}, nil, nil
@@ -125,7 +128,8 @@ func ParseServerMessage(doc []byte) (events []Event, responses []Response, err e
 	return parseXML(doc)
 }
 
-// parseXML reads any message. Where one element of several is broken, the others are as good as ever: the socket brings them once.
+// parseXML parses any message. If one of several elements is broken, it parses each of the others
+// by itself: the server sends them only once.
 func parseXML(doc []byte) (events []Event, responses []Response, err error) {
 	events, responses, err = parseElements(doc)
 	parts := splitElements(doc)
@@ -140,8 +144,8 @@ func parseXML(doc []byte) (events []Event, responses []Response, err error) {
 	return events, responses, err
 }
 
-// splitElements cuts a message before each Event and each Response. A Response with an end is kept
-// whole, with the events in it.
+// splitElements cuts a message before each Event and each Response. A Response with an end tag
+// stays whole, with the events in it.
 func splitElements(doc []byte) (parts [][]byte) {
 	begin := 0
 	for i := 0; i < len(doc); i++ {
@@ -159,8 +163,8 @@ func splitElements(doc []byte) (parts [][]byte) {
 	return append(parts, doc[begin:])
 }
 
-// responseLength is how long the Response at the beginning of a document is; 0 if it does not end
-// before the next one.
+// responseLength returns the length of the Response at the start of a document; 0 if it has no end
+// tag before the next Response.
 func responseLength(doc []byte) int {
 	const end = "</Response>"
 	at := bytes.Index(doc, []byte(end))
@@ -170,8 +174,8 @@ func responseLength(doc []byte) int {
 	return at + len(end)
 }
 
-// parseElements reads a message up to what is broken in it. Events count at any depth, as they do to
-// the vendor's library: a connector was seen to send them within the data of a Response.
+// parseElements parses a message up to its first syntax error. Events count at any depth, as in the
+// vendor's library: a connector was seen to send them within the data of a Response.
 func parseElements(doc []byte) (events []Event, responses []Response, err error) {
 	var unknown error
 	err = eachRoot(doc, func(d *xml.Decoder, root xml.StartElement) error {
@@ -190,7 +194,7 @@ func parseElements(doc []byte) (events []Event, responses []Response, err error)
 		case root.Name.Local == "Event":
 			events = append(events, Event{Attrs: attributes(root.Attr)})
 		case len(within) == 0:
-			// Passed over: what stands beside it in the message is as good as ever.
+			// Not fatal: the other elements of the message are still valid.
 			unknown = fmt.Errorf("<%s> is neither an Event nor a Response", root.Name.Local)
 		}
 		events = append(events, within...)
@@ -199,7 +203,7 @@ func parseElements(doc []byte) (events []Event, responses []Response, err error)
 	return events, responses, errors.Join(err, unknown)
 }
 
-// parseResponse reads a Response that was begun, and the events in it.
+// parseResponse parses a Response after its start tag, and the events in it.
 func parseResponse(d *xml.Decoder, root xml.StartElement) (_ Response, within []Event, err error) {
 	var r struct {
 		Response
@@ -208,17 +212,18 @@ func parseResponse(d *xml.Decoder, root xml.StartElement) (_ Response, within []
 	if err := d.DecodeElement(&r, &root); err != nil {
 		return Response{}, nil, err
 	}
-	r.Code, r.RequestID, r.Version = strings.TrimSpace(r.Code), strings.TrimSpace(r.RequestID), strings.TrimSpace(r.Version)
+	r.Code, r.RequestID = strings.TrimSpace(r.Code), strings.TrimSpace(r.RequestID)
+	r.Version = strings.TrimSpace(r.Version)
 	if bytes.Contains(r.Inner, []byte("<Event")) {
 		inner := newDecoder(slices.Concat([]byte("<Data>"), r.Inner, []byte("</Data>")))
 		_, _ = inner.Token()
-		within, _ = eventsWithin(inner) // it was well-formed just now
+		within, _ = eventsWithin(inner) // well-formed: DecodeElement has parsed it
 	}
 	return r.Response, within, nil
 }
 
-// eventsWithin reads on to the end of the element that was begun, and gives the events in it. An
-// element named Event without attributes is none: it is a field of a Generate request.
+// eventsWithin reads to the end tag of the current element and returns the events in it. An element
+// named Event without attributes is no event: it is a field of a Generate request.
 func eventsWithin(d *xml.Decoder) (events []Event, err error) {
 	for depth := 1; depth > 0; {
 		token, err := d.Token()
@@ -238,7 +243,7 @@ func eventsWithin(d *xml.Decoder) (events []Event, err error) {
 	return events, nil
 }
 
-// ParseRequest reads what a client sends.
+// ParseRequest parses a client's message, which must be a single Request.
 func ParseRequest(doc []byte) (Request, error) {
 	var req Request
 	found := false
@@ -269,7 +274,7 @@ func ParseRequest(doc []byte) (Request, error) {
 	return req, err
 }
 
-// eachRoot calls f for each root element of a document, in order.
+// eachRoot calls f for each root element of a document, in order. It fails if there is none.
 func eachRoot(doc []byte, f func(*xml.Decoder, xml.StartElement) error) error {
 	d := newDecoder(sanitize(decode(doc)))
 	roots := 0
@@ -298,10 +303,11 @@ func eachRoot(doc []byte, f func(*xml.Decoder, xml.StartElement) error) error {
 	}
 }
 
-// newDecoder reads a document that is clean.
+// newDecoder returns a decoder of a sanitized document.
 func newDecoder(doc []byte) *xml.Decoder { return xml.NewDecoder(bytes.NewReader(doc)) }
 
-// attributes keeps the first of the attributes that bear one name; XML forbids a second.
+// attributes converts an element's attributes. Of several with one name, which XML forbids, it
+// keeps the first.
 func attributes(list []xml.Attr) Attrs {
 	attrs := make(Attrs, 0, len(list))
 	seen := make(map[string]bool, len(list))
@@ -318,7 +324,7 @@ func attributes(list []xml.Attr) Attrs {
 	return attrs
 }
 
-// XML renders the request as a client sends it.
+// XML renders the request as the vendor's clients send it.
 func (r Request) XML() []byte {
 	var b bytes.Buffer
 	b.WriteString("<Request><ProtocolVersion>2</ProtocolVersion>")
@@ -332,7 +338,7 @@ func (r Request) XML() []byte {
 	return b.Bytes()
 }
 
-// XML renders the response as the vendor's server sends it, the line end included.
+// XML renders the response as the vendor's server sends it, including the final line feed.
 func (r Response) XML() []byte {
 	var b bytes.Buffer
 	b.WriteString("<Response>")
@@ -388,10 +394,12 @@ func attribute(b *bytes.Buffer, name, value string) {
 }
 
 var escaper = strings.NewReplacer(
-	"&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&apos;", "\t", "&#9;", "\n", "&#10;", "\r", "&#13;",
+	"&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&apos;",
+	"\t", "&#9;", "\n", "&#10;", "\r", "&#13;",
 )
 
-// escape writes a value as the vendor's server does (&quot;, where encoding/xml writes &#34;), and what XML forbids as U+FFFD.
+// escape escapes a value as the vendor's server does (&quot;, where encoding/xml writes &#34;) and
+// replaces characters that XML forbids with U+FFFD.
 func escape(s string) string {
 	if isPlainValue(s) && !strings.ContainsAny(s, `>"'`) {
 		return s

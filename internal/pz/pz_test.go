@@ -10,14 +10,21 @@ import (
 	"testing"
 )
 
-// One way carries all of an identity, as it is: the query, or the headers where a value would need
-// escapes.
-func TestHandshakeGoesOneWay(t *testing.T) {
-	whole := Identity{
-		Password: "a~?>b?~x", ClientType: "jsapi", GUID: "{1F2E-33}", PhoneNumber: "+7900", EventsMask: 65535, BroadcastGroup: "g", Protocol: 2,
+// Either the query or the headers carry the full identity, unescaped: the headers where a value in
+// the query would need escapes.
+func TestHandshakeUsesQueryOrHeaders(t *testing.T) {
+	full := Identity{
+		Password:       "a~?>b?~x",
+		ClientType:     "jsapi",
+		GUID:           "{1F2E-33}",
+		PhoneNumber:    "+7900",
+		EventsMask:     65535,
+		BroadcastGroup: "g",
+		Protocol:       2,
 	}
-	query, header := whole.Handshake()
-	want := "CID=YX4/PmI/fng=&CT=jsapi&GID={1F2E-33}&PhoneNumber=+7900&BroadcastEventsMask=65535&BroadcastGroup=g&PzProtocolVersion=2"
+	query, header := full.Handshake()
+	want := "CID=YX4/PmI/fng=&CT=jsapi&GID={1F2E-33}&PhoneNumber=+7900" +
+		"&BroadcastEventsMask=65535&BroadcastGroup=g&PzProtocolVersion=2"
 	if query != want || header != nil {
 		t.Errorf("got %s and %v\nwant %s", query, header, want)
 	}
@@ -26,7 +33,7 @@ func TestHandshakeGoesOneWay(t *testing.T) {
 			func(id *Identity) { id.ClientType = odd }, func(id *Identity) { id.GUID = odd },
 			func(id *Identity) { id.PhoneNumber = odd }, func(id *Identity) { id.BroadcastGroup = odd },
 		} {
-			id := whole
+			id := full
 			change(&id)
 			query, header := id.Handshake()
 			if query != "" || len(header) != 7 {
@@ -37,8 +44,8 @@ func TestHandshakeGoesOneWay(t *testing.T) {
 				headers = append(headers, Attr{name, values[0]})
 			}
 			got := ReadIntroduction(query, headers)
-			got.Password = whole.Password
-			if got.Identity != id || got.Packed != PackPassword(whole.Password) || !got.HasType {
+			got.Password = full.Password
+			if got.Identity != id || got.Packed != PackPassword(full.Password) || !got.HasType {
 				t.Errorf("%q: read as %+v", odd, got)
 			}
 		}
@@ -47,7 +54,8 @@ func TestHandshakeGoesOneWay(t *testing.T) {
 
 func TestCheckIdentityText(t *testing.T) {
 	for text, fits := range map[string]bool{
-		"": true, "jsapi": true, "моя CRM": true, "a ": false, "\u00a0a": false, "a\rb": false, "a\x7f": false, "\xc8": false,
+		"": true, "jsapi": true, "моя CRM": true,
+		"a ": false, "\u00a0a": false, "a\rb": false, "a\x7f": false, "\xc8": false,
 	} {
 		if err := CheckIdentityText(text); (err == nil) != fits {
 			t.Errorf("%q: %v", text, err)
@@ -55,7 +63,7 @@ func TestCheckIdentityText(t *testing.T) {
 	}
 }
 
-func TestHideIn(t *testing.T) {
+func TestErrorTextIsRedacted(t *testing.T) {
 	id := Identity{Password: `pa"ss\word`, GUID: "g"}
 	query, _ := id.Handshake()
 	for text, want := range map[string]string{
@@ -66,13 +74,13 @@ func TestHideIn(t *testing.T) {
 		"x509: malformed validity":                           "x509: malformed validity",
 		"got cGEic3Ncd29yZA==, and CID=cGEic3Ncd29yZA%3D%3D": "got (hidden), and CID=(hidden)",
 	} {
-		if got := id.HideIn(errors.New(text)).Error(); got != want {
+		if got := id.Redact(errors.New(text)).Error(); got != want {
 			t.Errorf("%s is shown as %s", text, got)
 		}
 	}
 }
 
-// Either form is read, whatever the address lets one expect.
+// The payload alone decides which form is unpacked.
 func TestUnpack(t *testing.T) {
 	b64 := base64.StdEncoding.EncodeToString
 	for _, c := range []struct {
@@ -112,48 +120,188 @@ func TestParseServerMessage(t *testing.T) {
 		responses []Response
 		wrong     string // part of the error
 	}{
-		{"an event", `<Event type="1" from="7"/>`, from("7"), nil, ""},
-		{"with an end tag", `<Event type="1" from="7"></Event>`, from("7"), nil, ""},
-		{"entities and references", `<Event type="1" from="&lt;&#1048;&#x412;&gt; &amp; &quot;x&quot;"/>`, from(`<ИВ> & "x"`), nil, ""},
-		{"a bare ampersand", `<Event type="1" from="Ivanov & Co &nbsp;"/>`, from("Ivanov & Co &nbsp;"), nil, ""},
-		{"Windows-1251", "<Event type=\"1\" from=\"\xc8\xe2\xe0\xed 7\"/>", from("Иван 7"), nil, ""},
-		{"Windows-1251 beside UTF-8", "<Event type=\"1\" from=\"\xc8\xe2\xe0\xed\" to=\"Пётр\"/>", []Event{{Attrs{{"type", "1"}, {"from", "Иван"}, {"to", "Пётр"}}}}, nil, ""},
-		{"Windows-1251 that could be UTF-8, declared", "<?xml version='1.0' encoding='Windows-1251'?><Event type=\"1\" from=\"\xd0\xb0\"/>", from("Р°"), nil, ""},
-		{"KOI8-R, declared", "<?xml version=\"1.0\" encoding = \"koi8-r\" ?><Event type=\"1\" from=\"\xe9\xd7\xc1\xce\"/>", from("Иван"), nil, ""},
-		{"UTF-8 declared, Windows-1251 sent", "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Event type=\"1\" from=\"\xc8\xe2\xe0\xed\"/>", from("Иван"), nil, ""},
-		{"one declared and one not", "<?xml encoding=\"koi8-r\"?><Event type=\"1\" from=\"\xe9\"/><?xml version=\"1.0\"?><Event type=\"1\" from=\"\xc8\"/>", append(from("И"), from("И")...), nil, ""},
-		{"UTF-8 that was cut off", "<Event type=\"1\" from=\"Ива\xd0\"/>", from("Ива\uFFFD"), nil, ""},
-		{"Windows-1251 in a text", "<Response><Code>2</Code><RequestID>5</RequestID><Details>\xed\xe5\xf2</Details></Response>", nil, []Response{{Code: "2", RequestID: "5", Details: "нет"}}, ""},
-		{"an event within a response", `<Response><Code>0</Code><RequestID>5</RequestID><Data><Event type="1" from="7"/></Data></Response>`, from("7"), []Response{{Code: "0", RequestID: "5"}}, ""},
-		{"events at any depth", `<Response><Code>0</Code><RequestID>5</RequestID><Data><Events><Event type="1" from="7"><Event type="1" from="8"/></Event></Events><Version>1 </Version></Data></Response><Event type="1" from="9"/>`, append(append(from("7"), from("8")...), from("9")...), []Response{{Code: "0", RequestID: "5", Version: "1"}}, ""},
-		{"a response with an event, then broken", `<Response><Code>0</Code><RequestID>5</RequestID><Data><Event type="1" from="7"/></Data></Response><Event type="1" from=8/>`, from("7"), []Response{{Code: "0", RequestID: "5"}}, "broken XML"},
-		{"a response that does not end, then good", `<Response><Code>0</Code><RequestID>4</RequestID><Event type="1" from="7"/><Response><Code>0</Code><RequestID>5</RequestID></Response>`, from("7"), []Response{{Code: "0", RequestID: "5"}}, "broken XML"},
-		{"an event within something else", `<Notify><Data><Event type="1" from="&amp;"/></Data></Notify>`, from("&"), nil, ""},
-		{"a field that is named Event", `<Response><Code>0</Code><RequestID>5</RequestID><Data><Event>128</Event></Data></Response>`, nil, []Response{{Code: "0", RequestID: "5"}}, ""},
-		{"a reference that XML forbids", `<Event type="1" from="a&#1;b&#0;c&#xFFFF;d&#99999999;"/>`, from("a\uFFFDb\uFFFDc\uFFFDd\uFFFD"), nil, ""},
-		{"a character that XML forbids", "<Event type=\"1\" from=\"a\x01b\uFFFE\"/>", from("a\uFFFDb\uFFFD"), nil, ""},
-		{"a declared encoding", `<?xml version="1.0" encoding="windows-1251"?><Event type="1" from="7"/>`, from("7"), nil, ""},
-		{"less-than signs in a value", `<Event type="1" from='Ivan <101> "x"'></Event><!-- don't --><Event type="1" from="<"/>`, append(from(`Ivan <101> "x"`), from("<")...), nil, ""},
-		{"a byte order mark", "\ufeff<Event type=\"1\" from=\"7\"/>", from("7"), nil, ""},
-		{"a declaration for each event", `<?xml version="1.0" encoding="windows-1251"?><Event type="1" from="7"/><?xml version="1.0" encoding="windows-1251"?><Event type="1" from="8"/>`, append(from("7"), from("8")...), nil, ""},
-		{"one attribute twice", `<Event type="1" from="7" from="8"/>`, from("7"), nil, ""},
-		{"two roots", `<Event type="1" from="7"/> <Event type="1" from="8"/>`, append(from("7"), from("8")...), nil, ""},
-		{"good, then broken", `<Event type="1" from="7"/><Event type=`, from("7"), nil, "broken XML"},
-		{"broken, then good", `<Event type="1" from="OOO "Romashka""/>` + "\n" + `<Event type="1" from="7"/>`, from("7"), nil, "broken XML"},
-		{"a quote that is not closed, then good", `<Event type="1" from="7/><Response><Code>0</Code><RequestID>5</RequestID></Response><Event type="1" from="8"/>`, from("8"), []Response{{Code: "0", RequestID: "5"}}, "broken XML"},
-		{"a comment with a quote", `<!-- a < b <c "d --><Event type="1" from="7"/><!-- <x " -->`, from("7"), nil, ""},
-		{"a CDATA section with a quote", `<Event type="1" from="7"><![CDATA[<a " & b]]></Event>`, from("7"), nil, ""},
-		{"a less-than sign in a text", `<Response><Code>2</Code><RequestID>5</RequestID><Details>a < b <</Details></Response>`, nil, []Response{{Code: "2", RequestID: "5", Details: "a < b <"}}, ""},
-		{"a CDATA section in a text", `<Response><Code>2</Code><RequestID>5</RequestID><Details><![CDATA[no <b class="x & "y" line]]></Details></Response>`, nil, []Response{{Code: "2", RequestID: "5", Details: `no <b class="x & "y" line`}}, ""},
-		{"a declaration in a value", `<Event type="1" from="<?xml?>"/>`, from("<?xml?>"), nil, ""},
-		{"declarations without end", strings.Repeat("<?xml?>", 50_000) + `<Event type="1" from="7"/>`, from("7"), nil, ""},
-		{"a response", "<Response><Code>2</Code><RequestID> 5 </RequestID><Details>no</Details><Data/></Response>\n", nil, []Response{{Code: "2", RequestID: "5", Details: "no"}}, ""},
-		{"another XML", `<?xml version="1.1"?><Event type="1" from="7"/>`, from("7"), nil, ""},
-		{"an event beside something else", `<Ping><x/></Ping><Event type="1" from="7"/>`, from("7"), nil, "neither an Event"},
-		{"something else", `<Ping/>`, nil, nil, "neither an Event nor a Response"},
-		{"no XML", `hello`, nil, nil, "text outside"},
-		{"nothing", ``, nil, nil, "no element"},
-		{"an open element", `<Event type="1">`, nil, nil, "broken XML"},
+		{name: "an event", doc: `<Event type="1" from="7"/>`, events: from("7")},
+		{name: "with an end tag", doc: `<Event type="1" from="7"></Event>`, events: from("7")},
+		{
+			name:   "entities and references",
+			doc:    `<Event type="1" from="&lt;&#1048;&#x412;&gt; &amp; &quot;x&quot;"/>`,
+			events: from(`<ИВ> & "x"`),
+		},
+		{
+			name:   "a bare ampersand",
+			doc:    `<Event type="1" from="Ivanov & Co &nbsp;"/>`,
+			events: from("Ivanov & Co &nbsp;"),
+		},
+		{name: "Windows-1251", doc: "<Event type=\"1\" from=\"\xc8\xe2\xe0\xed 7\"/>", events: from("Иван 7")},
+		{
+			name:   "Windows-1251 beside UTF-8",
+			doc:    "<Event type=\"1\" from=\"\xc8\xe2\xe0\xed\" to=\"Пётр\"/>",
+			events: []Event{{Attrs{{"type", "1"}, {"from", "Иван"}, {"to", "Пётр"}}}},
+		},
+		{
+			name:   "Windows-1251 that could be UTF-8, declared",
+			doc:    "<?xml version='1.0' encoding='Windows-1251'?><Event type=\"1\" from=\"\xd0\xb0\"/>",
+			events: from("Р°"),
+		},
+		{
+			name:   "KOI8-R, declared",
+			doc:    "<?xml version=\"1.0\" encoding = \"koi8-r\" ?><Event type=\"1\" from=\"\xe9\xd7\xc1\xce\"/>",
+			events: from("Иван"),
+		},
+		{
+			name:   "UTF-8 declared, Windows-1251 sent",
+			doc:    "<?xml version=\"1.0\" encoding=\"UTF-8\"?><Event type=\"1\" from=\"\xc8\xe2\xe0\xed\"/>",
+			events: from("Иван"),
+		},
+		{
+			name: "one declared and one not",
+			doc: "<?xml encoding=\"koi8-r\"?><Event type=\"1\" from=\"\xe9\"/><?xml version=\"1.0\"?>" +
+				"<Event type=\"1\" from=\"\xc8\"/>",
+			events: append(from("И"), from("И")...),
+		},
+		{name: "UTF-8 that was cut off", doc: "<Event type=\"1\" from=\"Ива\xd0\"/>", events: from("Ива\uFFFD")},
+		{
+			name:      "Windows-1251 in a text",
+			doc:       "<Response><Code>2</Code><RequestID>5</RequestID><Details>\xed\xe5\xf2</Details></Response>",
+			responses: []Response{{Code: "2", RequestID: "5", Details: "нет"}},
+		},
+		{
+			name: "an event within a response",
+			doc: `<Response><Code>0</Code><RequestID>5</RequestID>` +
+				`<Data><Event type="1" from="7"/></Data></Response>`,
+			events:    from("7"),
+			responses: []Response{{Code: "0", RequestID: "5"}},
+		},
+		{
+			name: "events at any depth",
+			doc: `<Response><Code>0</Code><RequestID>5</RequestID><Data>` +
+				`<Events><Event type="1" from="7"><Event type="1" from="8"/></Event>` +
+				`</Events><Version>1 </Version></Data></Response><Event type="1" from="9"/>`,
+			events:    append(append(from("7"), from("8")...), from("9")...),
+			responses: []Response{{Code: "0", RequestID: "5", Version: "1"}},
+		},
+		{
+			name: "a response with an event, then broken",
+			doc: `<Response><Code>0</Code><RequestID>5</RequestID><Data><Event type="1" from="7"/></Data>` +
+				`</Response><Event type="1" from=8/>`,
+			events:    from("7"),
+			responses: []Response{{Code: "0", RequestID: "5"}},
+			wrong:     "broken XML",
+		},
+		{
+			name: "a response that does not end, then good",
+			doc: `<Response><Code>0</Code><RequestID>4</RequestID><Event type="1" from="7"/>` +
+				`<Response><Code>0</Code><RequestID>5</RequestID></Response>`,
+			events:    from("7"),
+			responses: []Response{{Code: "0", RequestID: "5"}},
+			wrong:     "broken XML",
+		},
+		{
+			name:   "an event within something else",
+			doc:    `<Notify><Data><Event type="1" from="&amp;"/></Data></Notify>`,
+			events: from("&"),
+		},
+		{
+			name:      "a field that is named Event",
+			doc:       `<Response><Code>0</Code><RequestID>5</RequestID><Data><Event>128</Event></Data></Response>`,
+			responses: []Response{{Code: "0", RequestID: "5"}},
+		},
+		{
+			name:   "a reference that XML forbids",
+			doc:    `<Event type="1" from="a&#1;b&#0;c&#xFFFF;d&#99999999;"/>`,
+			events: from("a\uFFFDb\uFFFDc\uFFFDd\uFFFD"),
+		},
+		{
+			name:   "a character that XML forbids",
+			doc:    "<Event type=\"1\" from=\"a\x01b\uFFFE\"/>",
+			events: from("a\uFFFDb\uFFFD"),
+		},
+		{
+			name:   "a declared encoding",
+			doc:    `<?xml version="1.0" encoding="windows-1251"?><Event type="1" from="7"/>`,
+			events: from("7"),
+		},
+		{
+			name:   "less-than signs in a value",
+			doc:    `<Event type="1" from='Ivan <101> "x"'></Event><!-- don't --><Event type="1" from="<"/>`,
+			events: append(from(`Ivan <101> "x"`), from("<")...),
+		},
+		{name: "a byte order mark", doc: "\ufeff<Event type=\"1\" from=\"7\"/>", events: from("7")},
+		{
+			name: "a declaration for each event",
+			doc: `<?xml version="1.0" encoding="windows-1251"?><Event type="1" from="7"/>` +
+				`<?xml version="1.0" encoding="windows-1251"?><Event type="1" from="8"/>`,
+			events: append(from("7"), from("8")...),
+		},
+		{name: "one attribute twice", doc: `<Event type="1" from="7" from="8"/>`, events: from("7")},
+		{
+			name:   "two roots",
+			doc:    `<Event type="1" from="7"/> <Event type="1" from="8"/>`,
+			events: append(from("7"), from("8")...),
+		},
+		{
+			name:   "good, then broken",
+			doc:    `<Event type="1" from="7"/><Event type=`,
+			events: from("7"),
+			wrong:  "broken XML",
+		},
+		{
+			name:   "broken, then good",
+			doc:    `<Event type="1" from="OOO "Romashka""/>` + "\n" + `<Event type="1" from="7"/>`,
+			events: from("7"),
+			wrong:  "broken XML",
+		},
+		{
+			name: "a quote that is not closed, then good",
+			doc: `<Event type="1" from="7/><Response><Code>0</Code><RequestID>5</RequestID></Response>` +
+				`<Event type="1" from="8"/>`,
+			events:    from("8"),
+			responses: []Response{{Code: "0", RequestID: "5"}},
+			wrong:     "broken XML",
+		},
+		{
+			name:   "a comment with a quote",
+			doc:    `<!-- a < b <c "d --><Event type="1" from="7"/><!-- <x " -->`,
+			events: from("7"),
+		},
+		{
+			name:   "a CDATA section with a quote",
+			doc:    `<Event type="1" from="7"><![CDATA[<a " & b]]></Event>`,
+			events: from("7"),
+		},
+		{
+			name:      "a less-than sign in a text",
+			doc:       `<Response><Code>2</Code><RequestID>5</RequestID><Details>a < b <</Details></Response>`,
+			responses: []Response{{Code: "2", RequestID: "5", Details: "a < b <"}},
+		},
+		{
+			name: "a CDATA section in a text",
+			doc: `<Response><Code>2</Code><RequestID>5</RequestID>` +
+				`<Details><![CDATA[no <b class="x & "y" line]]></Details></Response>`,
+			responses: []Response{{Code: "2", RequestID: "5", Details: `no <b class="x & "y" line`}},
+		},
+		{name: "a declaration in a value", doc: `<Event type="1" from="<?xml?>"/>`, events: from("<?xml?>")},
+		{
+			name:   "declarations without end",
+			doc:    strings.Repeat("<?xml?>", 50_000) + `<Event type="1" from="7"/>`,
+			events: from("7"),
+		},
+		{
+			name:      "a response",
+			doc:       "<Response><Code>2</Code><RequestID> 5 </RequestID><Details>no</Details><Data/></Response>\n",
+			responses: []Response{{Code: "2", RequestID: "5", Details: "no"}},
+		},
+		{name: "another XML", doc: `<?xml version="1.1"?><Event type="1" from="7"/>`, events: from("7")},
+		{
+			name:   "an event beside something else",
+			doc:    `<Ping><x/></Ping><Event type="1" from="7"/>`,
+			events: from("7"),
+			wrong:  "neither an Event",
+		},
+		{name: "something else", doc: `<Ping/>`, wrong: "neither an Event nor a Response"},
+		{name: "no XML", doc: `hello`, wrong: "text outside"},
+		{name: "nothing", wrong: "no element"},
+		{name: "an open element", doc: `<Event type="1">`, wrong: "broken XML"},
 	} {
 		events, responses, err := ParseServerMessage([]byte(c.doc))
 		if !reflect.DeepEqual(events, c.events) || !reflect.DeepEqual(responses, c.responses) {
@@ -165,7 +313,7 @@ func TestParseServerMessage(t *testing.T) {
 	}
 }
 
-// withAttrs is an event of so many attributes.
+// withAttrs returns an event with n attributes.
 func withAttrs(n int) string {
 	var b strings.Builder
 	for i := range n {
@@ -174,10 +322,13 @@ func withAttrs(n int) string {
 	return "<Event" + b.String() + "/>"
 }
 
-// Events as servers write them are read without the XML parser, whatever is in them that needs no escaping; all others with it.
-func TestPlainEvents(t *testing.T) {
+// Events as servers write them, with any values that need no escaping, are parsed without the XML
+// parser; all others with it.
+func TestPlainEventsBypassTheXMLParser(t *testing.T) {
 	for doc, want := range map[string]bool{
-		`<Event type="4" callID="18446744073709551615" from="Иван (дом)" to=" " line="" record="http://x/1.mp3?a=b"/>`: true,
+		`<Event type="4" callID="18446744073709551615" from="Иван (дом)" to=" " line=""` +
+			` record="http://x/1.mp3?a=b"/>`: true,
+
 		`<Event/>`:                         true,
 		`<Event />`:                        false,
 		`<Event type="1"></Event>`:         false,
@@ -208,7 +359,7 @@ func TestPlainEvents(t *testing.T) {
 	}
 }
 
-func TestRequestTellsEmptyFromMissing(t *testing.T) {
+func TestRequestKeepsEmptyAndMissingApart(t *testing.T) {
 	for _, data := range []Attrs{
 		{{"CallID", "5"}, {"To", ""}},
 		{{"CallID", "5"}},
@@ -221,7 +372,8 @@ func TestRequestTellsEmptyFromMissing(t *testing.T) {
 			t.Errorf("%s: got %+v, %v", want.XML(), got, err)
 		}
 	}
-	want := `<Request><ProtocolVersion>2</ProtocolVersion><Method>Transfer</Method><RequestID>18</RequestID><Data><CallID>5</CallID><To></To></Data></Request>`
+	want := `<Request><ProtocolVersion>2</ProtocolVersion><Method>Transfer</Method><RequestID>18</RequestID>` +
+		`<Data><CallID>5</CallID><To></To></Data></Request>`
 	got := Request{Method: MethodTransfer, ID: "18", Data: Attrs{{"CallID", "5"}, {"To", ""}}}.XML()
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
@@ -237,20 +389,23 @@ func TestValuesAreTrimmed(t *testing.T) {
 
 func TestParseGenerate(t *testing.T) {
 	for line, want := range map[string]string{
-		`generate incoming 7343`:                                     `Event=1 From=7343`,
-		`Generate Incoming 7343 2`:                                   `Event=1 From=7343 Line=2`,
-		`generate transfer 1 2 3 * 5`:                                `Event=2 From=1 To=2 Line=3 ClientGUID=* CallID=5`,
-		`generate transans 1 2`:                                      `Event=32 From=1 To=2`,
-		`generate outcoming 1 2 * 5`:                                 `Event=8 From=1 To=2 ClientGUID=* CallID=5`,
-		`generate outans 1 2`:                                        `Event=16 From=1 To=2`,
-		`generate history 1 2 100 200 50 in`:                         `Event=4 From=1 To=2 Start=100 End=200 Duration=50 Direction=0`,
-		`generate history 1 "2 3" 100 200 50 out http://x/1.mp3 4 5`: `Event=4 From=1 To=2 3 Start=100 End=200 Duration=50 Direction=1 Record=http://x/1.mp3 Line=4 CallID=5`,
-		`sms 1 2 * 5 0J/R`:                                           `Event=128 From=1 To=2 ClientGUID=* CallID=5 Smstext=0J/R`,
-		`generate`:                                                   ``,
-		`generate nothing 1`:                                         ``,
-		`generate transfer 1`:                                        ``,
-		`generate incoming 1 2 3`:                                    ``,
-		`generate history 1 2 100 200 50 sideways`:                   ``,
+		`generate incoming 7343`:      `Event=1 From=7343`,
+		`Generate Incoming 7343 2`:    `Event=1 From=7343 Line=2`,
+		`generate transfer 1 2 3 * 5`: `Event=2 From=1 To=2 Line=3 ClientGUID=* CallID=5`,
+		`generate transans 1 2`:       `Event=32 From=1 To=2`,
+		`generate outcoming 1 2 * 5`:  `Event=8 From=1 To=2 ClientGUID=* CallID=5`,
+		`generate outans 1 2`:         `Event=16 From=1 To=2`,
+		`generate history 1 2 100 200 50 in`: `Event=4 From=1 To=2` +
+			` Start=100 End=200 Duration=50 Direction=0`,
+		`generate history 1 "2 3" 100 200 50 out http://x/1.mp3 4 5`: `Event=4 From=1 To=2 3` +
+			` Start=100 End=200 Duration=50 Direction=1 Record=http://x/1.mp3 Line=4 CallID=5`,
+		`sms 1 2 * 5 0J/R`: `Event=128 From=1 To=2 ClientGUID=* CallID=5 Smstext=0J/R`,
+
+		`generate`:                                 ``,
+		`generate nothing 1`:                       ``,
+		`generate transfer 1`:                      ``,
+		`generate incoming 1 2 3`:                  ``,
+		`generate history 1 2 100 200 50 sideways`: ``,
 	} {
 		words, err := SplitWords(line)
 		if err != nil {
@@ -267,12 +422,14 @@ func TestParseGenerate(t *testing.T) {
 	}
 }
 
-// Whatever comes over the socket is read or refused, and an event that is read can be written and read again.
+// Every message is parsed or refused, and a value that was parsed survives another round trip.
 func FuzzParseServerMessage(f *testing.F) {
 	for _, seed := range []string{
 		`<Event type="1" callID="5" from="a &amp; b &#1; &"/>`, "<Event from=\"\xc8\xe2\"/>\x00",
-		"<Response><Code>0</Code><RequestID>1</RequestID><Details></Details><Data><Version>x</Version></Data></Response>\n",
-		`<!DOCTYPE x [<!ENTITY a "b">]><Event from="&a;"/>`, `<Event a:b="c" xmlns="d"/>`, `<Event type="2" callID="5" from="Иван" to=" " line=""/>`,
+		"<Response><Code>0</Code><RequestID>1</RequestID><Details></Details>" +
+			"<Data><Version>x</Version></Data></Response>\n",
+		`<!DOCTYPE x [<!ENTITY a "b">]><Event from="&a;"/>`, `<Event a:b="c" xmlns="d"/>`,
+		`<Event type="2" callID="5" from="Иван" to=" " line=""/>`,
 	} {
 		f.Add([]byte(seed))
 	}

@@ -9,23 +9,22 @@ import (
 
 const replacement = "\uFFFD"
 
-// sanitize makes a document readable for an XML parser that follows the letter, so that no call is
-// lost for its caller's name: old connectors send bytes that XML forbids, references to them (&#1;),
-// bare ampersands, and less-than signs in values. What cannot be kept becomes U+FFFD; a bare
-// ampersand or less-than sign becomes the reference that it should have been. A clean document is
-// returned as it is.
+// sanitize repairs a document for a strict XML parser, so that no call is lost because of its
+// caller's name: old connectors send bytes that XML forbids, references to them (&#1;), bare
+// ampersands, and less-than signs in values. A forbidden character becomes U+FFFD; a bare ampersand
+// or less-than sign becomes the proper reference. A clean document is returned unchanged.
 func sanitize(doc []byte) []byte {
-	if clean(doc) {
+	if isClean(doc) {
 		return doc
 	}
 	out := make([]byte, 0, len(doc)+16)
-	var at place
+	var state scanState
 	for len(doc) > 0 {
-		if at.step(doc) && doc[0] == '<' {
+		if state.step(doc) && doc[0] == '<' {
 			out, doc = append(out, "&lt;"...), doc[1:]
 			continue
 		}
-		if doc[0] == '&' && at.until == "" {
+		if doc[0] == '&' && state.until == "" {
 			n, ok := reference(doc)
 			switch {
 			case n == 0:
@@ -48,31 +47,34 @@ func sanitize(doc []byte) []byte {
 	return out
 }
 
-// clean says that a document is plain ASCII text without references, and without less-than signs in values, which nearly every one is.
-func clean(doc []byte) bool {
-	var at place
+// isClean reports whether a document is ASCII without references and without less-than signs in
+// values, as nearly every one is.
+func isClean(doc []byte) bool {
+	var state scanState
 	for i, b := range doc {
-		if b == '&' || b >= utf8.RuneSelf || b < ' ' && !allowed(rune(b)) || at.step(doc[i:]) && b == '<' {
+		if b == '&' || b >= utf8.RuneSelf || b < ' ' && !allowed(rune(b)) || state.step(doc[i:]) && b == '<' {
 			return false
 		}
 	}
 	return true
 }
 
-// place is where in a document a byte stands: outside of tags, in a tag, in a value there, or in what is passed over.
-type place struct {
+// scanState is the scanner's position in the structure of a document: outside of tags, in a tag, in
+// an attribute's value, or in a comment or CDATA section.
+type scanState struct {
 	inTag bool
-	quote byte   // that ends the value; 0 outside of one
-	until string // that ends a comment or a CDATA section; empty outside of one
+	quote byte   // closes the value; 0 outside of a value
+	until string // closes the comment or CDATA section; empty outside of one
 }
 
-func (p *place) outside() bool { return !p.inTag && p.quote == 0 && p.until == "" }
+func (p *scanState) outside() bool { return !p.inTag && p.quote == 0 && p.until == "" }
 
-// passed are what has neither tags nor values, and what ends it.
-var passed = []struct{ begin, end string }{{"<!--", "-->"}, {"<![CDATA[", "]]>"}}
+// skipped lists the sections without tags or values, by their delimiters.
+var skipped = []struct{ opening, closing string }{{"<!--", "-->"}, {"<![CDATA[", "]]>"}}
 
-// step takes the place to the first byte of the rest of a document, and says whether that stands in a value, or is a less-than sign that begins nothing.
-func (p *place) step(rest []byte) (inText bool) {
+// step advances the state over the first byte of rest. It reports whether that byte is character
+// data of an attribute's value, or a less-than sign that begins no markup.
+func (p *scanState) step(rest []byte) (inText bool) {
 	b := rest[0]
 	switch {
 	case p.until != "":
@@ -91,9 +93,9 @@ func (p *place) step(rest []byte) (inText bool) {
 	case p.inTag && b == '>':
 		p.inTag = false
 	case b == '<' && !p.inTag:
-		for _, other := range passed {
-			if bytes.HasPrefix(rest, []byte(other.begin)) {
-				p.until = other.end
+		for _, section := range skipped {
+			if bytes.HasPrefix(rest, []byte(section.opening)) {
+				p.until = section.closing
 				return false
 			}
 		}
@@ -106,22 +108,23 @@ func (p *place) step(rest []byte) (inText bool) {
 	return false
 }
 
-// beginsName says whether an element's name may begin with a byte. It may be a part of a letter that is not ASCII.
+// beginsName reports whether a byte may begin an element's name; a byte beyond ASCII may be a part
+// of a letter.
 func beginsName(b byte) bool {
 	return b >= 'a' && b <= 'z' || b >= 'A' && b <= 'Z' || b == '_' || b == ':' || b >= utf8.RuneSelf
 }
 
-// allowed is XML 1.0's production 2, Char.
+// allowed reports whether a character is allowed in XML 1.0, by its production 2, Char.
 func allowed(r rune) bool {
 	return r == '\t' || r == '\n' || r == '\r' ||
 		r >= 0x20 && r <= 0xD7FF || r >= 0xE000 && r <= 0xFFFD || r >= 0x10000 && r <= 0x10FFFF
 }
 
-// reference measures the reference at the start of doc, which begins with an ampersand, and says whether an XML document may
-// hold it. Its length is 0 when what follows the ampersand is no reference.
+// reference returns the length of the reference at the start of doc, which begins with an
+// ampersand, and whether XML allows it. The length is 0 if the ampersand begins no reference.
 func reference(doc []byte) (n int, ok bool) {
-	const longest = 12 // of a character reference with some leading zeros
-	end := bytes.IndexByte(doc[:min(len(doc), longest)], ';')
+	const maxLength = 12 // of a character reference with some leading zeros
+	end := bytes.IndexByte(doc[:min(len(doc), maxLength)], ';')
 	if end < 0 {
 		return 0, false
 	}
@@ -139,7 +142,7 @@ func reference(doc []byte) (n int, ok bool) {
 	}
 	code, err := strconv.ParseUint(digits, base, 32)
 	switch {
-	case errors.Is(err, strconv.ErrRange): // a number, but of no character
+	case errors.Is(err, strconv.ErrRange): // well-formed, but beyond all characters
 		return n, false
 	case err != nil:
 		return 0, false
