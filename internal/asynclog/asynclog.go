@@ -1,5 +1,6 @@
-// Package asynclog keeps whoever reads the log from holding up the program. A pipe that is not read, as that of a container whose log driver hangs, would
-// else stop every goroutine at its next line.
+// Package asynclog decouples the program from the reader of its log. Without it, a pipe that is not
+// read, such as that of a container whose log driver hangs, would block every goroutine at its next
+// log line.
 package asynclog
 
 import (
@@ -9,66 +10,78 @@ import (
 )
 
 const (
-	// size is how many bytes may wait to be written.
-	size = 1 << 20
-	// patience is how long a line waits for room when the log is read too slowly, and Close for what is still to be written.
+	// maxBuffered bounds the bytes that wait to be written.
+	maxBuffered = 1 << 20
+	// patience bounds how long a line waits for buffer space while the log is read too slowly, and
+	// how long Close waits for the rest to be written.
 	patience = time.Second
 )
 
-// Writer writes lines from a goroutine of its own, those that wait together. A log that is read slowly slows the program down, as it would without; when it was
-// not read for a second, lines are left out until it is read again.
+// Writer writes buffered lines from a goroutine of its own. A slow reader of the log slows the
+// program down, as without a Writer; once a line has waited a second in vain, lines are dropped
+// until the log is read again.
 type Writer struct {
 	out    io.Writer
 	notice func(out io.Writer, lines int)
 
-	filled  chan struct{} // something waits, or Close was called
-	written chan struct{} // something was written, so there is room
-	done    chan struct{} // closed when all is written
+	filled  chan struct{} // lines are buffered, or Close was called
+	written chan struct{} // buffered lines were written, so there is space
+	done    chan struct{} // closed once everything is written
 
 	mu      sync.Mutex
-	waiting []byte
-	leftOut int  // lines, since something was written last
-	stuck   bool // a line has waited for patience in vain, and nothing was written since
+	buffer  []byte
+	dropped int  // lines dropped since the last write
+	stuck   bool // a line has waited for patience in vain, and there was no write since
 	closed  bool
 }
 
-// New gives a Writer that writes to out until Close. Where lines were left out, notice writes to out how many.
+// New returns a Writer that writes to out until Close. After lines were dropped, it calls notice
+// with their number, to write a line about them to out.
 func New(out io.Writer, notice func(out io.Writer, lines int)) *Writer {
-	w := &Writer{out: out, notice: notice, filled: make(chan struct{}, 1), written: make(chan struct{}, 1), done: make(chan struct{})}
+	w := &Writer{
+		out:     out,
+		notice:  notice,
+		filled:  make(chan struct{}, 1),
+		written: make(chan struct{}, 1),
+		done:    make(chan struct{}),
+	}
 	go w.run()
 	return w
 }
 
-// Write takes one line, and never fails. Only one call at a time may be under way, as is the case with a slog.Handler. It waits for a second at most.
+// Write buffers one line. It waits for at most a second and never fails. Calls must not overlap,
+// and those of a slog.Handler do not.
 func (w *Writer) Write(line []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.fits(line) && !w.stuck {
-		w.stuck = !w.awaitRoom(line)
+		w.stuck = !w.awaitSpace(line)
 	}
 	if !w.fits(line) || w.closed {
-		w.leftOut++
+		w.dropped++
 		return len(line), nil
 	}
-	w.waiting = append(w.waiting, line...)
-	signal(w.filled)
+	w.buffer = append(w.buffer, line...)
+	wake(w.filled)
 	return len(line), nil
 }
 
-// fits says whether there is room for a line. One that is larger than all the room there is goes alone.
+// fits reports whether the buffer has space for a line. A line beyond the limit fits an empty
+// buffer. The caller holds mu.
 func (w *Writer) fits(line []byte) bool {
-	return len(w.waiting) == 0 || len(w.waiting)+len(line) <= size
+	return len(w.buffer) == 0 || len(w.buffer)+len(line) <= maxBuffered
 }
 
-// awaitRoom says whether there is room for a line within patience. The caller holds mu.
-func (w *Writer) awaitRoom(line []byte) bool {
-	over := time.After(patience)
+// awaitSpace waits until a line fits, for patience at most, and reports whether it does. The caller
+// holds mu.
+func (w *Writer) awaitSpace(line []byte) bool {
+	timeout := time.After(patience)
 	for !w.fits(line) {
 		w.mu.Unlock()
 		select {
 		case <-w.written:
 			w.mu.Lock()
-		case <-over:
+		case <-timeout:
 			w.mu.Lock()
 			return w.fits(line)
 		}
@@ -76,50 +89,52 @@ func (w *Writer) awaitRoom(line []byte) bool {
 	return true
 }
 
-// run writes what waits until Close was called and nothing waits.
+// run writes what is buffered until Close was called and the buffer is empty.
 func (w *Writer) run() {
 	defer close(w.done)
 	var lines []byte
-	var leftOut int
+	var dropped int
 	for closed := false; !closed; {
 		<-w.filled
 		for more := true; more; {
-			lines, leftOut, closed = w.take(lines[:0])
-			more = len(lines) > 0 || leftOut > 0
+			lines, dropped, closed = w.take(lines[:0])
+			more = len(lines) > 0 || dropped > 0
 			if more {
-				_, _ = w.out.Write(lines) // nobody could be told of an error but by the log
+				_, _ = w.out.Write(lines) // an error could be reported nowhere but in the log
 			}
-			if leftOut > 0 {
-				w.notice(w.out, leftOut)
+			if dropped > 0 {
+				w.notice(w.out, dropped)
 			}
-			signal(w.written)
+			wake(w.written)
 		}
 	}
 }
 
-// take gives what waits, and how many lines were left out after it. What comes next goes into room.
-func (w *Writer) take(room []byte) (lines []byte, leftOut int, closed bool) {
+// take empties the buffer and returns its lines, and how many were dropped after them. Spare
+// becomes the next buffer.
+func (w *Writer) take(spare []byte) (lines []byte, dropped int, closed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	lines, leftOut = w.waiting, w.leftOut
-	w.waiting, w.leftOut, w.stuck = room, 0, false
-	return lines, leftOut, w.closed
+	lines, dropped = w.buffer, w.dropped
+	w.buffer, w.dropped, w.stuck = spare, 0, false
+	return lines, dropped, w.closed
 }
 
-// Close returns when everything is written, or after a second. What is written later is left out.
+// Close waits until everything is written, for at most a second. Lines that come later are dropped.
 func (w *Writer) Close() {
 	w.mu.Lock()
 	w.closed = true
 	w.mu.Unlock()
-	signal(w.filled)
+	wake(w.filled)
 	select {
 	case <-w.done:
 	case <-time.After(patience):
 	}
 }
 
-// signal wakes whoever waits on a channel with room for one.
-func signal(c chan<- struct{}) {
+// wake sends to a channel with a buffer of one, without blocking; a wake-up that is pending already
+// is enough.
+func wake(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:

@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// reader is a log that is read when the test wants it.
+// reader is a log that is read only when the test reads it.
 type reader struct {
 	*bufio.Scanner
 	writer *Writer
 }
 
-// open gives a Writer and who reads it.
+// open returns a Writer and the reader of its log.
 func open(t *testing.T) reader {
 	t.Helper()
 	out, in := io.Pipe()
@@ -25,7 +25,7 @@ func open(t *testing.T) reader {
 	return reader{bufio.NewScanner(out), w}
 }
 
-// write writes numbered lines of 1 KiB and says how long it took.
+// write writes numbered lines of 1 KiB and returns how long that took.
 func (r reader) write(t *testing.T, from, to int) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -38,7 +38,7 @@ func (r reader) write(t *testing.T, from, to int) time.Duration {
 	return time.Since(began)
 }
 
-// expect reads numbered lines.
+// expect reads numbered lines and checks their numbers.
 func (r reader) expect(t *testing.T, from, to int) {
 	t.Helper()
 	for i := from; i < to; i++ {
@@ -54,7 +54,7 @@ func (r reader) expectLine(t *testing.T, want string) {
 	}
 }
 
-func TestLinesComeInOrderWithoutWaiting(t *testing.T) {
+func TestLinesKeepTheirOrderWithoutWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := open(t)
 		for i := range 100 {
@@ -66,19 +66,19 @@ func TestLinesComeInOrderWithoutWaiting(t *testing.T) {
 	})
 }
 
-func TestALogThatIsNotReadHoldsNobodyUp(t *testing.T) {
+func TestUnreadLogBlocksForOneSecondInAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := open(t)
 		r.write(t, 0, 1)
-		synctest.Wait() // it is on its way to whoever reads
-		const most = size >> 10
-		if took := r.write(t, 1, most+1); took > 0 {
-			t.Errorf("the lines for which there is room took %s", took)
+		synctest.Wait() // the line has left the buffer
+		const lines = maxBuffered >> 10
+		if took := r.write(t, 1, lines+1); took > 0 {
+			t.Errorf("the lines that fit took %s", took)
 		}
-		if took := r.write(t, most+1, most+101); took != patience {
-			t.Errorf("100 lines for which there is no room took %s together, want %s", took, patience)
+		if took := r.write(t, lines+1, lines+101); took != patience {
+			t.Errorf("100 lines that do not fit took %s together, want %s", took, patience)
 		}
-		r.expect(t, 0, most+1)
+		r.expect(t, 0, lines+1)
 		r.expectLine(t, "left out: 100")
 		if took := r.write(t, 5000, 5010); took > 0 {
 			t.Errorf("lines took %s after the log was read again", took)
@@ -87,10 +87,10 @@ func TestALogThatIsNotReadHoldsNobodyUp(t *testing.T) {
 	})
 }
 
-func TestASlowReaderGetsEveryLine(t *testing.T) {
+func TestSlowReaderGetsEveryLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := open(t)
-		const lines = 5 * size >> 10
+		const lines = 5 * maxBuffered >> 10
 		done := make(chan bool)
 		go func() {
 			defer close(done)
@@ -107,11 +107,11 @@ func TestASlowReaderGetsEveryLine(t *testing.T) {
 	})
 }
 
-func TestALineLargerThanAllRoomIsWritten(t *testing.T) {
+func TestLineLargerThanTheBufferIsWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out, in := io.Pipe()
 		w := New(in, nil)
-		long := strings.Repeat("x", size+1) + "\n"
+		long := strings.Repeat("x", maxBuffered+1) + "\n"
 		_, _ = w.Write([]byte(long))
 		got := make([]byte, len(long))
 		if _, err := io.ReadFull(out, got); err != nil || string(got) != long {
@@ -135,18 +135,18 @@ func TestCloseWaitsForTheLastLine(t *testing.T) {
 		}
 		r.expect(t, 0, 500)
 		<-closed
-		r.write(t, 0, 1) // is left out, and no panic
+		r.write(t, 0, 1) // is dropped, without a panic
 	})
 }
 
-func TestCloseDoesNotWaitForEver(t *testing.T) {
+func TestCloseGivesUpAfterOneSecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := open(t)
 		r.write(t, 0, 500)
 		began := time.Now()
 		r.writer.Close()
 		if took := time.Since(began); took != patience {
-			t.Errorf("Close of a log that nobody reads took %s, want %s", took, patience)
+			t.Errorf("Close of a log that is not read took %s, want %s", took, patience)
 		}
 	})
 }
