@@ -1,11 +1,12 @@
-// Package clock says how old things are on a machine whose clock may be set while the program runs.
+// Package clock computes the age of things on a machine whose clock may be set while the program
+// runs.
 //
-// A machine without a battery for its clock starts in the past and is set forward, by years, once it
-// reaches a time server; a slip of the hand does the same. By the wall clock alone everything would be
-// too old from one moment to the next, and what is too old is dropped. A step forward is therefore not
-// believed before it has lasted for an hour: until then what came before it is aged by the time that
-// has passed while the program ran. A step back makes everything younger, harms nothing, and is
-// believed at once.
+// A machine without a battery for its clock starts in the past and jumps forward, by years, once it
+// reaches a time server; an operator's mistake does the same. By the wall clock alone everything
+// would expire at that moment, and what has expired is dropped. Therefore a step forward counts
+// only after it has lasted for an hour: until then, what is older than the step ages by the
+// program's monotonic time. A step back makes everything younger, which harms nothing, and counts
+// at once.
 package clock
 
 import (
@@ -16,38 +17,38 @@ import (
 )
 
 const (
-	// believedAfter is how long a step must have lasted.
-	believedAfter = time.Hour
-	// tolerance is the largest step that is none: a clock that is corrected now and then.
+	// confirmAfter is how long a step forward must last before it counts.
+	confirmAfter = time.Hour
+	// tolerance is the largest difference that is no step but the gradual correction of a clock.
 	tolerance = time.Minute
 )
 
-// ErrWrong means that the clock stands before the day on which the program was built.
+// ErrWrong means that the clock shows a time before the program was built.
 var ErrWrong = errors.New("the clock of this machine is wrong")
 
-// Clock ages things. Several goroutines may use it.
+// Clock computes ages. Its methods are safe for concurrent use.
 type Clock struct {
 	built, first time.Time
 	read         func() (wall time.Time, passed time.Duration)
 
 	mu     sync.Mutex
-	wall   time.Time     // at the last look
-	passed time.Duration // likewise, since the start
+	wall   time.Time     // at the last reading
+	passed time.Duration // monotonic time since the start, at the last reading
 
-	step     doubt // the steps forward that are not believed yet
-	downtime doubt // what lies between what was stored last and the start
+	step     doubt // the steps forward that do not count yet
+	downtime doubt // the time between the last stored record and the start
 }
 
-// doubt is a part of the time that may not have passed.
+// doubt is a difference on the wall clock that may not be time that has passed.
 type doubt struct {
-	by    time.Duration // 0: there is none
-	since time.Duration // that has passed since the start when it arose
-	// from is what the clock showed then: what bears a later time came after it.
-	from time.Time
+	by    time.Duration // 0: none
+	since time.Duration // when it arose, in monotonic time since the start
+	from  time.Time     // when it arose, by the wall clock: later times are not affected
 }
 
-// New gives a clock. Before the day on which this version was built no clock is right, and before that
-// of the first version none was; zero is unknown.
+// New returns a clock. Built is when this version was built, first when the first version was: no
+// correct clock shows a time before built, and no correct timestamp lies before first. A zero time
+// disables the check.
 func New(built, first time.Time) *Clock {
 	start := time.Now()
 	return Reading(built, first, func() (time.Time, time.Duration) {
@@ -56,63 +57,65 @@ func New(built, first time.Time) *Clock {
 	})
 }
 
-// Reading gives a clock that is read by a function: what the wall clock shows, and how much time has
-// passed since some moment whatever that does.
+// Reading returns a clock with its own source of time: read returns the wall clock's time, and the
+// monotonic time since an arbitrary moment.
 func Reading(built, first time.Time, read func() (wall time.Time, passed time.Duration)) *Clock {
 	c := &Clock{built: built, first: first, read: read}
 	c.wall, c.passed = read()
 	return c
 }
 
-// IsDated says whether a time can be right: what came before there was any version of the program came
-// while the clock was wrong.
+// IsDated reports whether a timestamp can be correct: one before the program's first version was
+// taken from a wrong clock.
 func (c *Clock) IsDated(at time.Time) bool { return !at.Before(c.first) }
 
-// Doubt is a step forward that is not believed yet, for a program that is started anew meanwhile.
+// Doubt is a step forward that does not count yet, in a form that survives a restart of the
+// program.
 type Doubt struct {
-	By   time.Duration // 0: there is none
-	From time.Time     // what bears an earlier time came before it
-	Left time.Duration // after which it is believed
+	By   time.Duration // 0: none
+	From time.Time     // earlier times are affected
+	Left time.Duration // until it counts
 }
 
-// Doubt gives the doubt that there is.
+// Doubt returns the current doubt; its By is 0 if there is none.
 func (c *Clock) Doubt() Doubt {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.look()
+	c.update()
 	if c.step.by == 0 {
 		return Doubt{}
 	}
-	return Doubt{By: c.step.by, From: c.step.from, Left: believedAfter - (c.passed - c.step.since)}
+	return Doubt{By: c.step.by, From: c.step.from, Left: confirmAfter - (c.passed - c.step.since)}
 }
 
-// Resume takes the doubt that there was when the program ran last. It must be called first.
+// Resume restores the doubt of the program's previous run. It must be called before any other
+// method.
 func (c *Clock) Resume(d Doubt) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.look()
+	c.update()
 	if d.By > 0 && d.Left > 0 {
-		c.step = doubt{by: d.By, from: d.From, since: c.passed - (believedAfter - min(d.Left, believedAfter))}
+		c.step = doubt{by: d.By, from: d.From, since: c.passed - (confirmAfter - min(d.Left, confirmAfter))}
 	}
 }
 
-// RanAt says that the program ran at a time, before this start. What lies between may be a step of the
-// clock as well as a downtime, and is treated as one by Age.
+// RanAt records that the program ran at a time before this start. The gap since then may be a step
+// of the clock or a downtime; Age treats it as a step.
 func (c *Clock) RanAt(at time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.look()
-	if gap := c.wall.Sub(at); !at.IsZero() && gap > believedAfter {
+	c.update()
+	if gap := c.wall.Sub(at); !at.IsZero() && gap > confirmAfter {
 		c.downtime = doubt{by: gap, since: c.passed, from: c.wall}
 	}
 }
 
-// Age is how long ago a time was, of what is dropped when it is too old: rather too little than too
-// much. It is negative for a time to come.
+// Age returns how long ago a time was, for decisions on what has expired: when in doubt, too small
+// rather than too large. It is negative for a future time.
 func (c *Clock) Age(at time.Time) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.look()
+	c.update()
 	age := c.wall.Sub(at)
 	for _, d := range []doubt{c.step, c.downtime} {
 		if at.Before(d.from) {
@@ -122,12 +125,12 @@ func (c *Clock) Age(at time.Time) time.Duration {
 	return age
 }
 
-// Freshness is Age for what is of use for a short time only: what is from before a downtime is as old
-// as the clock says.
+// Freshness is Age for what is useful for a short time only: it counts a gap before the start as a
+// downtime, by the wall clock.
 func (c *Clock) Freshness(at time.Time) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.look()
+	c.update()
 	age := c.wall.Sub(at)
 	if at.Before(c.step.from) {
 		age -= c.step.by
@@ -135,7 +138,7 @@ func (c *Clock) Freshness(at time.Time) time.Duration {
 	return age
 }
 
-// Check fails with ErrWrong while the clock stands before the day on which the program was built.
+// Check fails with ErrWrong while the clock shows a time before the program was built.
 func (c *Clock) Check() error {
 	wall, _ := c.read()
 	if wall.Before(c.built) {
@@ -145,8 +148,8 @@ func (c *Clock) Check() error {
 	return nil
 }
 
-// look reads the clock, and sees whether it has been set. The caller holds mu.
-func (c *Clock) look() {
+// update reads the clock and detects whether it has been set. The caller holds mu.
+func (c *Clock) update() {
 	wall, passed := c.read()
 	step := wall.Sub(c.wall) - (passed - c.passed)
 	switch {
@@ -154,13 +157,13 @@ func (c *Clock) look() {
 		c.step = doubt{by: c.step.by + step, since: passed, from: c.wall.Add(step)}
 	case step < -tolerance:
 		back := -step
-		taken := min(back, c.step.by) // most likely it takes the last step back
-		c.step.by -= taken
-		c.downtime.by -= min(back-taken, c.downtime.by)
+		undone := min(back, c.step.by) // a step back most likely undoes the last step forward
+		c.step.by -= undone
+		c.downtime.by -= min(back-undone, c.downtime.by)
 	}
 	c.wall, c.passed = wall, passed
 	for _, d := range []*doubt{&c.step, &c.downtime} {
-		if d.by == 0 || passed-d.since >= believedAfter {
+		if d.by == 0 || passed-d.since >= confirmAfter {
 			*d = doubt{}
 		}
 	}

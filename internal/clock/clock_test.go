@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// machine is a machine whose clock can be set.
+// machine has a clock that can be set.
 type machine struct {
 	wall   time.Time
 	passed time.Duration
@@ -22,26 +22,32 @@ const month = 30 * 24 * time.Hour
 
 var start = time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
 
-func TestAge(t *testing.T) {
+func TestAgeWhileTheClockIsSet(t *testing.T) {
 	for name, c := range map[string]struct {
 		happens func(m *machine, c *Clock)
-		before  time.Duration // the age of what came at the start
-		after   time.Duration // and of what came after what happens, ten seconds later
+		before  time.Duration // the age of the start
+		after   time.Duration // the age of the moment after the change, ten seconds later
 	}{
-		"nothing":      {func(m *machine, _ *Clock) { m.passes(time.Hour) }, time.Hour + 10*time.Second, 10 * time.Second},
-		"slow drift":   {func(m *machine, c *Clock) { drift(m, c) }, 2*time.Hour + 10*time.Second, 10 * time.Second},
-		"a step ahead": {func(m *machine, c *Clock) { m.passes(time.Minute); c.Age(start); m.set(month) }, time.Minute + 10*time.Second, 10 * time.Second},
-		"one that lasts": {func(m *machine, c *Clock) {
+		"nothing": {func(m *machine, _ *Clock) {
+			m.passes(time.Hour)
+		}, time.Hour + 10*time.Second, 10 * time.Second},
+		"slow drift": {func(m *machine, c *Clock) { drift(m, c) }, 2*time.Hour + 10*time.Second, 10 * time.Second},
+		"a step forward": {func(m *machine, c *Clock) {
+			m.passes(time.Minute)
+			c.Age(start)
+			m.set(month)
+		}, time.Minute + 10*time.Second, 10 * time.Second},
+		"a step forward that lasts": {func(m *machine, c *Clock) {
 			m.set(month)
 			c.Age(start)
-			m.passes(believedAfter)
-		}, month + believedAfter + 10*time.Second, 10 * time.Second},
-		"one that has nearly lasted": {func(m *machine, c *Clock) {
+			m.passes(confirmAfter)
+		}, month + confirmAfter + 10*time.Second, 10 * time.Second},
+		"a step forward that has nearly lasted": {func(m *machine, c *Clock) {
 			m.set(month)
 			c.Age(start)
-			m.passes(believedAfter - time.Minute)
-		}, believedAfter - time.Minute + 10*time.Second, 10 * time.Second},
-		"two steps ahead": {func(m *machine, c *Clock) {
+			m.passes(confirmAfter - time.Minute)
+		}, confirmAfter - time.Minute + 10*time.Second, 10 * time.Second},
+		"two steps forward": {func(m *machine, c *Clock) {
 			m.set(month)
 			c.Age(start)
 			m.passes(50 * time.Minute)
@@ -49,7 +55,7 @@ func TestAge(t *testing.T) {
 			c.Age(start)
 			m.passes(50 * time.Minute)
 		}, 100*time.Minute + 10*time.Second, 10 * time.Second},
-		"ahead and back": {func(m *machine, c *Clock) {
+		"forward and back": {func(m *machine, c *Clock) {
 			m.set(month)
 			c.Age(start)
 			m.passes(time.Minute)
@@ -71,18 +77,18 @@ func TestAge(t *testing.T) {
 		then := m.wall
 		m.passes(10 * time.Second)
 		if got := clock.Age(start); got != c.before {
-			t.Errorf("%s: what came at the start is %s old, want %s", name, got, c.before)
+			t.Errorf("%s: the start is %s old, want %s", name, got, c.before)
 		}
 		if got := clock.Age(then); got != c.after {
-			t.Errorf("%s: what came after it is %s old, want %s", name, got, c.after)
+			t.Errorf("%s: the moment after it is %s old, want %s", name, got, c.after)
 		}
 		if got, want := clock.Freshness(start), m.wall.Sub(start); name == "a downtime" && got != want {
-			t.Errorf("%s: for what is of use for a while it is %s old, want %s", name, got, want)
+			t.Errorf("%s: the freshness of the start is %s, want %s", name, got, want)
 		}
 	}
 }
 
-// drift is a clock that is corrected by a second each minute, over two hours.
+// drift corrects the clock by a second each minute, for two hours.
 func drift(m *machine, c *Clock) {
 	for range 2 * 59 {
 		m.passes(time.Minute)
@@ -92,7 +98,7 @@ func drift(m *machine, c *Clock) {
 	m.passes(2*time.Hour - m.wall.Sub(start))
 }
 
-func TestWrongClock(t *testing.T) {
+func TestClockBeforeTheBuildIsWrong(t *testing.T) {
 	m := &machine{wall: time.Unix(100, 0)}
 	c := Reading(start, time.Time{}, m.read)
 	if err := c.Check(); !errors.Is(err, ErrWrong) {
@@ -104,8 +110,8 @@ func TestWrongClock(t *testing.T) {
 	}
 }
 
-// A clock that is set ahead and back is as it was, also after a downtime.
-func TestDowntimeAheadAndBack(t *testing.T) {
+// A clock that is set forward and back gives the same ages as before, also after a downtime.
+func TestClockSetForwardAndBackAfterADowntime(t *testing.T) {
 	m := &machine{wall: start.Add(2 * month)}
 	c := Reading(time.Time{}, time.Time{}, m.read)
 	c.RanAt(start)
@@ -119,8 +125,8 @@ func TestDowntimeAheadAndBack(t *testing.T) {
 	}
 }
 
-// A step is doubted for the whole of its hour, however often the program is started meanwhile.
-func TestDoubtOutlivesTheProgram(t *testing.T) {
+// A step counts only after its whole hour, however often the program is restarted meanwhile.
+func TestDoubtSurvivesARestart(t *testing.T) {
 	m := &machine{wall: start}
 	c := Reading(time.Time{}, time.Time{}, m.read)
 	m.set(month)
