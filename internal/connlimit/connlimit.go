@@ -1,8 +1,10 @@
-// Package connlimit bounds the connections of an HTTP server, so that strangers cannot take the descriptors that the program needs elsewhere.
+// Package connlimit bounds the connections of an HTTP server, so that unauthenticated clients
+// cannot use up the file descriptors that the program needs elsewhere.
 //
-// A listener that stops accepting at its bound, as netutil.LimitListener does, would let strangers shut everybody out. Here a new connection takes the place of
-// another one: of the one that has been quiet for longest, those first from which no request with a token has ever come. Only a connection with a request of
-// somebody known under way is never closed.
+// A listener that stops accepting at its bound, as netutil.LimitListener does, would let such
+// clients shut out all others. Here a new connection displaces the one that has been idle for
+// longest, and first among those that never carried a request with a token. Only a connection with
+// an authenticated request under way is never closed.
 package connlimit
 
 import (
@@ -13,29 +15,32 @@ import (
 	"sync"
 )
 
-// spare is how many connections there may be beyond those with a request of somebody known, so that a stranger's question for the program's health finds a place.
+// spare is the number of connections beyond those with an authenticated request under way, so that
+// an unauthenticated health check always gets a connection.
 const spare = 16
 
 // Limit bounds the connections of one server.
 type Limit struct {
-	max int // with a request of somebody known under way
+	maxBusy int
 
-	mu    sync.Mutex
-	quiet [2]*list.List // connections that may be closed, the one that was used last at the back; the array's index is rank
-	busy  int           // connections with a request of somebody known under way
+	mu sync.Mutex
+	// idle holds, for each rank, the connections that may be closed, the last one used at the back.
+	idle [2]*list.List
+	busy int // connections with an authenticated request under way
 }
 
-// rank is who is closed first.
+// rank orders the connections by who is closed first.
 type rank int
 
 const (
-	stranger rank = iota
-	known
+	anonymous     rank = iota
+	authenticated      // has carried an authenticated request
 )
 
-// New gives a limit of so many connections in all, of which a few are for strangers.
+// New returns a limit of that many connections in all, at least 17, of which 16 are not available
+// to authenticated requests.
 func New(connections int) *Limit {
-	return &Limit{max: max(1, connections-spare), quiet: [2]*list.List{list.New(), list.New()}}
+	return &Limit{maxBusy: max(1, connections-spare), idle: [2]*list.List{list.New(), list.New()}}
 }
 
 // conn is one connection.
@@ -43,10 +48,10 @@ type conn struct {
 	net.Conn
 	limit *Limit
 
-	// All of these are the limit's, under its lock.
+	// The limit's lock guards these.
 	rank   rank
-	place  *list.Element // in the list of its rank; nil while it has a request of somebody known, and once it is closed
-	busy   bool
+	idle   *list.Element // in the list of its rank; nil while busy, and once closed
+	busy   bool          // an authenticated request is under way
 	closed bool
 }
 
@@ -58,41 +63,42 @@ type listener struct {
 	limit *Limit
 }
 
-// Accept gives the next connection, and closes another one if there are too many.
+// Accept returns the next connection, and closes another one if there are too many.
 func (l listener) Accept() (net.Conn, error) {
 	inner, err := l.Listener.Accept()
 	if err != nil {
 		return nil, err
 	}
 	c := &conn{Conn: inner, limit: l.limit}
-	if longest := l.limit.add(c); longest != nil {
-		_ = longest.Close() // whoever it was may have closed it meanwhile
+	if displaced := l.limit.add(c); displaced != nil {
+		_ = displaced.Close() // an error means that it is closed already
 	}
 	return c, nil
 }
 
-// add takes a connection in, and gives the one that has to make room for it, nil if none has to.
-func (l *Limit) add(c *conn) (longest *conn) {
+// add registers a connection, and returns the connection that it displaces; nil if it displaces
+// none.
+func (l *Limit) add(c *conn) (displaced *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.busy+l.quiet[stranger].Len()+l.quiet[known].Len() >= l.max+spare {
-		for _, quiet := range l.quiet {
-			if first := quiet.Front(); first != nil {
-				longest = first.Value.(*conn)
-				longest.unplace()
-				longest.closed = true // from now on no request can begin on it
+	if l.busy+l.idle[anonymous].Len()+l.idle[authenticated].Len() >= l.maxBusy+spare {
+		for _, idle := range l.idle {
+			if first := idle.Front(); first != nil {
+				displaced = first.Value.(*conn)
+				displaced.dequeue()
+				displaced.closed = true // from here on no request can begin on it
 				break
 			}
 		}
 	}
-	c.place = l.quiet[c.rank].PushBack(c)
-	return longest
+	c.idle = l.idle[c.rank].PushBack(c)
+	return displaced
 }
 
-// Close closes the connection and gives its place away.
+// Close closes the connection and removes it from the limit.
 func (c *conn) Close() error {
 	c.limit.mu.Lock()
-	c.unplace()
+	c.dequeue()
 	if c.busy {
 		c.busy = false
 		c.limit.busy--
@@ -102,33 +108,35 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-func (c *conn) unplace() {
-	if c.place != nil {
-		c.limit.quiet[c.rank].Remove(c.place)
-		c.place = nil
+// dequeue takes the connection off its idle list. The caller holds the limit's lock.
+func (c *conn) dequeue() {
+	if c.idle != nil {
+		c.limit.idle[c.rank].Remove(c.idle)
+		c.idle = nil
 	}
 }
 
-// use notes that the connection is used, and with isKnown that a request of somebody known is under way until done. It is false if there are too many of those.
-func (c *conn) use(isKnown bool) bool {
+// begin records a request on the connection, which is under way until done if it is authenticated.
+// It returns false if too many authenticated requests are under way.
+func (c *conn) begin(isAuthenticated bool) bool {
 	c.limit.mu.Lock()
 	defer c.limit.mu.Unlock()
 	switch {
 	case c.closed:
-		return true // nobody will get the answer
-	case !isKnown:
+		return true // the response cannot arrive anyway
+	case !isAuthenticated:
 		c.requeue()
 		return true
-	case c.limit.busy >= c.limit.max:
+	case c.limit.busy >= c.limit.maxBusy:
 		return false
 	}
-	c.unplace()
-	c.rank, c.busy = known, true
+	c.dequeue()
+	c.rank, c.busy = authenticated, true
 	c.limit.busy++
 	return true
 }
 
-// done notes that a request has ended.
+// done records the end of a request.
 func (c *conn) done() {
 	c.limit.mu.Lock()
 	defer c.limit.mu.Unlock()
@@ -141,31 +149,35 @@ func (c *conn) done() {
 	}
 }
 
+// requeue puts the connection at the back of its idle list. The caller holds the limit's lock.
 func (c *conn) requeue() {
-	c.unplace()
-	c.place = c.limit.quiet[c.rank].PushBack(c)
+	c.dequeue()
+	c.idle = c.limit.idle[c.rank].PushBack(c)
 }
 
 type connKey struct{}
 
-// Context is for the server's ConnContext.
+// Context attaches the connection to the contexts of its requests. It must be the server's
+// ConnContext.
 func Context(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// Handler notes the requests that next answers; isKnown says whether one is of somebody known. Where too many of those are under way, it answers itself.
-func (l *Limit) Handler(next http.Handler, isKnown func(*http.Request) bool) http.Handler {
+// Handler wraps next so that the limit sees its requests; isAuthenticated reports whether a request
+// carries a valid token. If too many authenticated requests are under way, it answers 503 itself.
+func (l *Limit) Handler(next http.Handler, isAuthenticated func(*http.Request) bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, limited := r.Context().Value(connKey{}).(*conn)
 		if !limited {
 			next.ServeHTTP(w, r)
 			return
 		}
-		if !c.use(isKnown(r)) {
+		if !c.begin(isAuthenticated(r)) {
 			w.Header().Set("Content-Type", "application/problem+json")
 			w.Header().Set("Retry-After", "1")
 			w.WriteHeader(http.StatusServiceUnavailable)
-			_, _ = w.Write([]byte(`{"title":"Service Unavailable","status":503,"detail":"Too many requests are under way at once. Nothing was done; try again."}` + "\n"))
+			_, _ = w.Write([]byte(`{"title":"Service Unavailable","status":503,` +
+				`"detail":"Too many requests are under way at once. Nothing was done; try again."}` + "\n"))
 			return
 		}
 		defer c.done()

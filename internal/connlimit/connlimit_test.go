@@ -11,11 +11,12 @@ import (
 	"time"
 )
 
-// server answers "/" at once, and "/wait" when it is told to. Somebody known asks with a header.
+// server answers "/" at once, and "/wait" when the test lets it. A header marks an authenticated
+// request.
 type server struct {
 	address string
 	limit   *Limit
-	waiting chan struct{} // one for each request that has begun to wait
+	waiting chan struct{} // receives once for each request that has begun to wait
 	goOn    chan struct{}
 }
 
@@ -33,7 +34,8 @@ func newServer(t *testing.T, connections int) *server {
 		}
 		_, _ = io.WriteString(w, "ok")
 	})
-	h := &http.Server{ConnContext: Context, Handler: s.limit.Handler(handler, func(r *http.Request) bool { return r.Header.Get("Known") != "" })}
+	isAuthenticated := func(r *http.Request) bool { return r.Header.Get("Authorization") != "" }
+	h := &http.Server{ConnContext: Context, Handler: s.limit.Handler(handler, isAuthenticated)}
 	go func() { _ = h.Serve(s.limit.Listener(inner)) }()
 	t.Cleanup(func() { close(s.goOn); _ = h.Close() })
 	return s
@@ -55,8 +57,8 @@ func (s *server) dial(t *testing.T) client {
 	return client{c, bufio.NewReader(c)}
 }
 
-// ask sends a request and gives the status of its answer, 0 if the connection was closed.
-func (c client) ask(path string, headers ...string) int {
+// get sends a request and returns the status of its response, 0 if the connection was closed.
+func (c client) get(path string, headers ...string) int {
 	c.send(path, headers...)
 	resp, err := http.ReadResponse(c.answers, nil)
 	if err != nil {
@@ -70,37 +72,38 @@ func (c client) send(path string, headers ...string) {
 	_, _ = fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\n%s\r\n", path, strings.Join(headers, ""))
 }
 
-const isKnown = "Known: yes\r\n"
+const token = "Authorization: yes\r\n"
 
-// A new connection is always answered. The one that was quiet for longest makes room for it: strangers first, and never one with a request of somebody known.
-func TestWhoMakesRoom(t *testing.T) {
-	const most = spare + 4
-	s := newServer(t, most)
+// A new connection is always served. The one that was idle for longest makes room for it:
+// unauthenticated clients first, and never one with an authenticated request under way.
+func TestLongestIdleConnectionMakesRoom(t *testing.T) {
+	const limit = spare + 4
+	s := newServer(t, limit)
 	busy := s.dial(t)
-	busy.send("/wait", isKnown)
+	busy.send("/wait", token)
 	<-s.waiting
-	known := s.dial(t)
-	if got := known.ask("/", isKnown); got != 200 {
-		t.Fatalf("somebody known: %d", got)
+	authenticated := s.dial(t)
+	if got := authenticated.get("/", token); got != 200 {
+		t.Fatalf("an authenticated client: %d", got)
 	}
-	var strangers []client
-	for range 3 * most {
+	var clients []client
+	for range 3 * limit {
 		c := s.dial(t)
-		strangers = append(strangers, c)
-		if got := c.ask("/"); got != 200 {
-			t.Fatalf("the stranger %d: %d", len(strangers), got)
+		clients = append(clients, c)
+		if got := c.get("/"); got != 200 {
+			t.Fatalf("the anonymous client %d: %d", len(clients), got)
 		}
 	}
-	if first, last := strangers[0].ask("/"), strangers[len(strangers)-1].ask("/"); first != 0 || last != 200 {
-		t.Errorf("the first stranger is answered %d, the last %d", first, last)
+	if first, last := clients[0].get("/"), clients[len(clients)-1].get("/"); first != 0 || last != 200 {
+		t.Errorf("the first anonymous client got %d, the last %d", first, last)
 	}
-	if oldest := strangers[len(strangers)-(most-2)]; oldest.ask("/") != 200 { // and is not the one that was quiet for longest any more
-		t.Error("more were closed than had to be")
-	} else if s.dial(t).ask("/"); oldest.ask("/") != 200 {
-		t.Error("one that has just asked was closed")
+	if oldest := clients[len(clients)-(limit-2)]; oldest.get("/") != 200 { // the request makes it the last one used
+		t.Error("more connections were closed than necessary")
+	} else if s.dial(t).get("/"); oldest.get("/") != 200 {
+		t.Error("a connection that was just used was closed")
 	}
-	if got := known.ask("/", isKnown); got != 200 {
-		t.Errorf("somebody known was closed before strangers: %d", got)
+	if got := authenticated.get("/", token); got != 200 {
+		t.Errorf("an authenticated client was closed before others: %d", got)
 	}
 	s.goOn <- struct{}{}
 	resp, err := http.ReadResponse(busy.answers, nil)
@@ -109,7 +112,7 @@ func TestWhoMakesRoom(t *testing.T) {
 	}
 }
 
-// Connections that send nothing, or a request that never ends, make room as others do.
+// Connections that send nothing, or an incomplete request, make room as others do.
 func TestSilentConnectionsMakeRoom(t *testing.T) {
 	s := newServer(t, spare+4)
 	for i := range 100 {
@@ -118,41 +121,42 @@ func TestSilentConnectionsMakeRoom(t *testing.T) {
 			_, _ = io.WriteString(c, "GET / HTTP/1.1\r\nHos")
 		}
 	}
-	if got := s.dial(t).ask("/"); got != 200 {
-		t.Errorf("beside them a request is answered %d", got)
+	if got := s.dial(t).get("/"); got != 200 {
+		t.Errorf("beside them a request got %d", got)
 	}
 	s.limit.mu.Lock()
 	defer s.limit.mu.Unlock()
-	if n := s.limit.quiet[stranger].Len(); n > spare+4 {
+	if n := s.limit.idle[anonymous].Len(); n > spare+4 {
 		t.Errorf("there are %d connections", n)
 	}
 }
 
-// However many requests of somebody known are under way, a stranger's finds a place; one known request too many is told so.
-func TestPlacesForStrangers(t *testing.T) {
+// Unauthenticated requests are served however many authenticated ones are under way; an
+// authenticated request beyond the limit gets 503.
+func TestSpareConnectionsServeAnonymousClients(t *testing.T) {
 	const busy = 4
 	s := newServer(t, spare+busy)
 	for range busy {
-		s.dial(t).send("/wait", isKnown)
+		s.dial(t).send("/wait", token)
 		<-s.waiting
 	}
 	c := s.dial(t)
-	if got := c.ask("/", isKnown); got != http.StatusServiceUnavailable {
+	if got := c.get("/", token); got != http.StatusServiceUnavailable {
 		t.Errorf("one too many: %d", got)
 	}
-	if got := c.ask("/"); got != 200 {
-		t.Errorf("a stranger: %d", got)
+	if got := c.get("/"); got != 200 {
+		t.Errorf("an anonymous client: %d", got)
 	}
 	s.goOn <- struct{}{}
-	for deadline := time.Now().Add(20 * time.Second); c.ask("/", isKnown) != 200; {
+	for deadline := time.Now().Add(20 * time.Second); c.get("/", token) != 200; {
 		if time.Now().After(deadline) {
-			t.Fatal("there is no place again after one has ended")
+			t.Fatal("no connection is free after a request has ended")
 		}
 	}
 }
 
-// What is bounded is what the rest of the program leaves.
-func TestBudget(t *testing.T) {
+// The budget is what the rest of the program leaves.
+func TestBudgetIsWhatOthersLeave(t *testing.T) {
 	for _, c := range []struct {
 		files, others, want int
 		enough              bool
@@ -174,22 +178,22 @@ func TestBudget(t *testing.T) {
 	}
 }
 
-// A connection that has to make room is closed from the moment on at which it was chosen: a request that
-// begins on it then takes no place.
-func TestChosenConnectionBeginsNothing(t *testing.T) {
+// A displaced connection counts as closed from the moment of its choice: a request that begins on
+// it then is not counted as busy.
+func TestDisplacedConnectionBeginsNoRequest(t *testing.T) {
 	l := New(spare + 1)
 	for {
 		near, far := net.Pipe()
 		defer far.Close()
 		c := &conn{Conn: near, limit: l}
-		longest := l.add(c)
-		if longest == nil {
+		displaced := l.add(c)
+		if displaced == nil {
 			continue
 		}
-		if !longest.use(true) || l.busy != 0 || !longest.closed {
-			t.Errorf("a request begins on it: %+v", longest)
+		if !displaced.begin(true) || l.busy != 0 || !displaced.closed {
+			t.Errorf("a request begins on it: %+v", displaced)
 		}
-		_ = longest.Close()
+		_ = displaced.Close()
 		return
 	}
 }

@@ -2,5 +2,5 @@
 
 package connlimit
 
-// maxFiles is how many files and sockets the process may have open: there is no such limit here.
+// maxFiles returns the process's limit on open files and sockets, of which there is none here.
 func maxFiles() int { return usualFiles }

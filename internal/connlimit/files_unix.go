@@ -7,7 +7,8 @@ import (
 	"syscall"
 )
 
-// maxFiles is how many files and sockets the process may have open. Go raises it to the hard limit at the start.
+// maxFiles returns the process's limit on open files and sockets. The Go runtime raises it to the
+// hard limit at the start.
 func maxFiles() int {
 	var limit syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
