@@ -1,5 +1,5 @@
-// Package pipenet is a network within one process, for tests in fake time: in a bubble of testing/synctest a socket on loopback hangs,
-// a net.Pipe does not.
+// Package pipenet is a network within one process, for tests in fake time: in a bubble of
+// testing/synctest a socket on the loopback interface hangs, and a net.Pipe does not.
 package pipenet
 
 import (
@@ -15,12 +15,13 @@ type Listener struct {
 	once   sync.Once
 }
 
-// Listen gives a listener that is open.
+// Listen returns an open listener.
 func Listen() *Listener {
 	return &Listener{conns: make(chan net.Conn), closed: make(chan struct{})}
 }
 
-// Dial connects to the listener whatever the address. It is what a DialContext is to be.
+// Dial connects to the listener whatever the address; its signature is that of a DialContext. It
+// fails with net.ErrClosed once the listener is closed, or with ctx's error.
 func (l *Listener) Dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	client, server := net.Pipe()
 	select {
@@ -33,7 +34,7 @@ func (l *Listener) Dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	}
 }
 
-// Accept waits for the next connection.
+// Accept waits for the next connection. It fails with net.ErrClosed once the listener is closed.
 func (l *Listener) Accept() (net.Conn, error) {
 	select {
 	case c := <-l.conns:
@@ -43,11 +44,11 @@ func (l *Listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends Accept and Dial; it may be called again.
+// Close ends Accept and Dial. Repeated calls have no effect.
 func (l *Listener) Close() error {
 	l.once.Do(func() { close(l.closed) })
 	return nil
 }
 
-// Addr is an address that means nothing.
+// Addr returns a placeholder address.
 func (l *Listener) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "pipe"} }
