@@ -1,5 +1,5 @@
-// Package repeat keeps a failure that goes on from filling the log: it is told when it begins, when it changes and every
-// 30 s while it lasts, then once that it is over.
+// Package repeat keeps a lasting failure from filling the log: it logs the failure when it begins,
+// when it changes, and every 30 s while it lasts, and then its end once.
 package repeat
 
 import (
@@ -9,45 +9,51 @@ import (
 	"time"
 )
 
-// period is how often a failure that does not change is told again.
+// period is the interval at which an unchanged failure is logged again.
 const period = 30 * time.Second
 
-// Log tells of one thing that may fail again and again. Its zero value is not ready: use New.
+// Log logs the failures of one operation that may fail repeatedly. Its zero value is not ready: use
+// New. Its methods are safe for concurrent use.
 type Log struct {
 	logger *slog.Logger
 
-	mu    sync.Mutex
-	text  string    // of the failure that lasts; empty while all is well
-	told  time.Time // when it was last logged
-	count int       // failures since the last success
+	mu       sync.Mutex
+	text     string    // of the lasting failure; empty after a success
+	loggedAt time.Time // when it was last logged
+	count    int       // failures since the last success
 }
 
-// New gives a Log that writes to logger.
+// New returns a Log that writes to logger.
 func New(logger *slog.Logger) *Log { return &Log{logger: logger} }
 
-// Failed says that the thing failed once more. The message is constant, err says what is new.
+// Failed records a failure and logs it at level warning, unless the same failure was logged less
+// than 30 s ago. The message is constant; err is what may change. Args are further attributes, as
+// in slog.
 func (l *Log) Failed(message string, err error, args ...any) {
 	l.mu.Lock()
 	l.count++
 	text, count := message+err.Error(), l.count
-	quiet := text == l.text && time.Since(l.told) < period
+	quiet := text == l.text && time.Since(l.loggedAt) < period
 	if !quiet {
-		l.text, l.told = text, time.Now()
+		l.text, l.loggedAt = text, time.Now()
 	}
 	l.mu.Unlock()
 	if !quiet {
-		l.logger.Log(context.Background(), slog.LevelWarn, message, append([]any{"err", err.Error(), "failures", count}, args...)...)
+		args = append([]any{"err", err.Error(), "failures", count}, args...)
+		l.logger.Log(context.Background(), slog.LevelWarn, message, args...)
 	}
 }
 
-// Recovered says that the thing works. It logs only where it had failed before.
+// Recovered records a success, and logs it at level info if there was a failure before it.
 func (l *Log) Recovered(message string, args ...any) {
 	if count := l.Reset(); count > 0 {
-		l.logger.Log(context.Background(), slog.LevelInfo, message, append([]any{"failures", count}, args...)...)
+		args = append([]any{"failures", count}, args...)
+		l.logger.Log(context.Background(), slog.LevelInfo, message, args...)
 	}
 }
 
-// Reset is Recovered for a caller with words of its own: it gives the failures since the last success.
+// Reset records a success without logging it, for a caller that writes its own line. It returns the
+// number of failures since the last success.
 func (l *Log) Reset() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -56,25 +62,27 @@ func (l *Log) Reset() int {
 	return count
 }
 
-// Tally tells now and then how often something has happened that strangers can make happen as often as they like. Its zero value is not ready: use NewTally.
+// Tally logs, at most every 30 s, how often something has happened that outsiders can cause without
+// limit. Its zero value is not ready: use NewTally. Its methods are safe for concurrent use.
 type Tally struct {
 	logger *slog.Logger
 
-	mu    sync.Mutex
-	told  time.Time // when it was last logged
-	count int       // since then
+	mu       sync.Mutex
+	loggedAt time.Time // when it was last logged
+	count    int       // occurrences since then
 }
 
-// NewTally gives a Tally that writes to logger.
+// NewTally returns a Tally that writes to logger.
 func NewTally(logger *slog.Logger) *Tally { return &Tally{logger: logger} }
 
-// Happened says that it has happened once more. It logs the first time, and then every 30 s at most, with how often it has happened since the line before.
+// Happened records one occurrence. It logs the first one, and later at most one line every 30 s,
+// with the number of occurrences since the previous line.
 func (t *Tally) Happened(message string, args ...any) {
 	t.mu.Lock()
 	t.count++
-	count, quiet := t.count, !t.told.IsZero() && time.Since(t.told) < period
+	count, quiet := t.count, !t.loggedAt.IsZero() && time.Since(t.loggedAt) < period
 	if !quiet {
-		t.told, t.count = time.Now(), 0
+		t.loggedAt, t.count = time.Now(), 0
 	}
 	t.mu.Unlock()
 	if !quiet {
