@@ -17,7 +17,7 @@ import (
 	"pzbridge/internal/pztest"
 )
 
-// handshake is one that was tried on the vendor's server, and what came of it.
+// handshake is a handshake that was tried on the vendor's server, with its outcome.
 type handshake struct {
 	Password string
 	Target   string
@@ -46,8 +46,8 @@ func handshakes(t *testing.T) (list []handshake) {
 	return list
 }
 
-// Every handshake that was tried on the vendor's server ends here as it did there.
-func TestHandshakesAsRecorded(t *testing.T) {
+// Every handshake that was tried on the vendor's server has the same outcome here.
+func TestHandshakeOutcomesMatchTheRecording(t *testing.T) {
 	for _, h := range handshakes(t) {
 		t.Run(h.Target+" "+fmt.Sprint(h.Headers), func(t *testing.T) {
 			server := pztest.NewServer(pztest.Options{Password: h.Password})
@@ -68,15 +68,16 @@ func TestHandshakesAsRecorded(t *testing.T) {
 			if got != h.Outcome {
 				t.Errorf("got %s, want %s", got, h.Outcome)
 			}
-			if want := h.Client; want != nil && (len(clients) != 1 ||
-				clients[0].Type != want.Type || clients[0].GUID != want.GUID || clients[0].PhoneNumber != want.PhoneNumber) {
+			if want := h.Client; want != nil && (len(clients) != 1 || clients[0].Type != want.Type ||
+				clients[0].GUID != want.GUID || clients[0].PhoneNumber != want.PhoneNumber) {
 				t.Errorf("GetClients shows %+v, want %+v", clients, *want)
 			}
 		})
 	}
 }
 
-// outcome asks for the clients, and says in the words of the recording how the connection goes on.
+// outcome sends GetClients and describes, in the terms of the recording, how the connection goes
+// on.
 func outcome(t *testing.T, conn *websocket.Conn) (string, []pz.Client) {
 	t.Helper()
 	send(t, conn, pz.Base64.Pack(pz.Request{Method: pz.MethodGetClients, ID: "1"}.XML()))
@@ -94,12 +95,12 @@ func outcome(t *testing.T, conn *websocket.Conn) (string, []pz.Client) {
 	return "accepted", responses[0].Clients
 }
 
-// The bridge introduces itself by a handshake that was accepted, letter by letter.
-func TestClientWritesWhatWasAccepted(t *testing.T) {
+// The client's handshake equals, byte by byte, one that the vendor's server accepted.
+func TestClientHandshakeMatchesAnAcceptedOne(t *testing.T) {
 	written := 0
 	for _, h := range handshakes(t) {
-		id, whole := identityOf(h)
-		if h.Outcome != "accepted" || !whole {
+		id, complete := identityOf(h)
+		if h.Outcome != "accepted" || !complete {
 			continue
 		}
 		written++
@@ -121,9 +122,9 @@ func TestClientWritesWhatWasAccepted(t *testing.T) {
 	}
 }
 
-// identityOf is who would write a handshake, if it goes the way that Handshake takes: one that names
-// every field, in the query where that can carry them.
-func identityOf(h handshake) (id pz.Identity, whole bool) {
+// identityOf returns the identity in a handshake, and whether Identity.Handshake would produce that
+// handshake: all fields are present, and in the query if a query can carry them.
+func identityOf(h handshake) (id pz.Identity, complete bool) {
 	var in pz.Introduction
 	if h.Headers != nil {
 		var headers pz.Attrs
@@ -141,8 +142,8 @@ func identityOf(h handshake) (id pz.Identity, whole bool) {
 	return id, in.HasType && in.Protocol == 2 && sameWay && in.Packed == pz.PackPassword(h.Password)
 }
 
-// A server answers nothing to a request in the form that it does not speak.
-func TestSilentToTheOtherForm(t *testing.T) {
+// A server does not answer a request in the other form.
+func TestRequestInTheOtherFormIsNotAnswered(t *testing.T) {
 	for _, codec := range []pz.Codec{pz.Base64, pz.Plain} {
 		server := pztest.NewServer(pztest.Options{Codec: codec})
 		defer server.Close()

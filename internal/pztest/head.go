@@ -10,11 +10,11 @@ import (
 	"pzbridge/internal/pz"
 )
 
-// maxHead is how long a handshake's head may be, in bytes.
+// maxHead bounds the head of a handshake, in bytes.
 const maxHead = 64 << 10
 
-// headListener keeps the head of what each connection sends as it came: the server tells apart how
-// the names of headers are written, which net/http forgets.
+// headListener keeps the raw head of each connection: the server compares header names
+// case-sensitively, and net/http does not keep their case.
 type headListener struct {
 	net.Listener
 	log func(format string, args ...any)
@@ -29,17 +29,18 @@ func (l headListener) Accept() (net.Conn, error) {
 	return &headConn{Conn: c, log: l.log}, nil
 }
 
-// headConn is a connection whose head is kept. It is read by one goroutine at a time.
+// headConn is a connection that keeps its head. One goroutine at a time may read it.
 type headConn struct {
 	net.Conn
-	log     func(format string, args ...any)
-	started bool
-	head    []byte // what was read up to the empty line, or so far
-	whole   bool
+	log      func(format string, args ...any)
+	started  bool
+	head     []byte // up to the empty line, as far as it was read
+	complete bool
 }
 
-// Read keeps what it reads until the head is whole. The first one makes the TLS handshake, if there
-// is one: net/http does not see it behind this type, and would not log one that fails.
+// Read keeps what it reads until the head is complete. The first call makes the TLS handshake, if
+// there is one: net/http does not see the TLS connection behind this type, and would not log a
+// failed handshake.
 func (c *headConn) Read(p []byte) (int, error) {
 	if secure, ok := c.Conn.(*tls.Conn); ok && !c.started {
 		if err := secure.Handshake(); err != nil {
@@ -49,21 +50,21 @@ func (c *headConn) Read(p []byte) (int, error) {
 	}
 	c.started = true
 	n, err := c.Conn.Read(p)
-	if !c.whole {
+	if !c.complete {
 		c.head = append(c.head, p[:n]...)
-		text := bytes.ReplaceAll(c.head, []byte("\r\n"), []byte("\n")) // net/http takes either for a line's end
+		text := bytes.ReplaceAll(c.head, []byte("\r\n"), []byte("\n")) // net/http accepts either line end
 		end := bytes.Index(text, []byte("\n\n"))
-		if c.whole = end >= 0 || len(c.head) > maxHead; end >= 0 {
+		if c.complete = end >= 0 || len(c.head) > maxHead; end >= 0 {
 			c.head = text[:end]
 		}
 	}
 	return n, err
 }
 
-// headKey is where a request's context has its connection.
+// headKey is the key of the connection in a request's context.
 type headKey struct{}
 
-// headers gives the headers of a handshake with the names of the wire.
+// headers returns the headers of a handshake with their names as sent.
 func headers(ctx context.Context) (list pz.Attrs) {
 	c := ctx.Value(headKey{}).(*headConn)
 	_, lines, _ := strings.Cut(string(c.head), "\n")

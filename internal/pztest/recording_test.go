@@ -21,7 +21,7 @@ import (
 	"pzbridge/internal/pztest"
 )
 
-// recorded is a line of a session that was recorded on the vendor's server.
+// recorded is one frame of a session that was recorded on the vendor's server.
 type recorded struct {
 	Client, Dir, Kind, Frame string
 }
@@ -46,14 +46,14 @@ func recording(t *testing.T, mode string) []recorded {
 	return list
 }
 
-// phones and masks of the recorded clients, in the order in which they connected.
+// clients are the recorded clients' phone numbers and masks, in the order in which they connected.
 var clients = []struct {
 	name, phone string
 	mask        uint32
 }{{"desk", "101", 0}, {"wallboard", "", 65535}, {"operator", "", 0}}
 
-// What the simulated server sends to each client is, frame by frame, what the vendor's server sent.
-func TestAnswersAsRecorded(t *testing.T) {
+// The simulated server sends each client the same frames as the vendor's server.
+func TestFramesMatchTheRecording(t *testing.T) {
 	for _, mode := range []string{"ws", "wss"} {
 		for _, older := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s,headers=%v", mode, older), func(t *testing.T) {
@@ -80,7 +80,7 @@ func replayRecording(t *testing.T, mode string, older bool) {
 		}, older)
 		got[c.name] = receiveAll(t, sockets[c.name], codec)
 	}
-	given := map[string]bool{} // call IDs that the server did not make
+	given := map[string]bool{} // call IDs that the server did not choose
 	for _, e := range opts.History {
 		given[e.Attrs.Get(pz.AttrCallID)] = true
 	}
@@ -101,15 +101,16 @@ func replayRecording(t *testing.T, mode string, older bool) {
 		given[req.Data.Get("CallID")] = true
 		send(t, sockets[f.Client], []byte(f.Frame))
 	}
-	// The operator sent all requests: once it has its last answer, everybody's events are on their way.
+	// The operator sent all requests: once it has its last answer, all events are under way.
 	for _, c := range slices.Backward(clients) {
 		got[c.name] = append(got[c.name], receiveAll(t, sockets[c.name], codec)...)
 	}
-	made := map[string]string{} // recorded call ID → the one that our server made in its place
+	made := map[string]string{} // recorded call ID → the one that our server chose in its place
 	for _, c := range clients {
 		got := got[c.name]
 		if len(got) != len(want[c.name]) {
-			t.Errorf("%s got %d frames, the recorded one %d:\n%s", c.name, len(got), len(want[c.name]), strings.Join(got, "\n"))
+			t.Errorf("%s got %d frames, the recorded one %d:\n%s",
+				c.name, len(got), len(want[c.name]), strings.Join(got, "\n"))
 			continue
 		}
 		for i := range got {
@@ -121,7 +122,8 @@ func replayRecording(t *testing.T, mode string, older bool) {
 	}
 }
 
-// history is what the server of the recording still held: the wallboard, which sees everything, was sent all of it.
+// history returns the events that the recorded server still held: all of them were sent to the
+// wallboard, whose mask selects every event.
 func history(t *testing.T, frames []recorded) []pz.Event {
 	var list []pz.Event
 	for _, f := range frames {
@@ -138,7 +140,8 @@ func history(t *testing.T, frames []recorded) []pz.Event {
 		}
 		for _, e := range events {
 			if e.Attrs.Get(pz.AttrMissed) == "1" {
-				e.Attrs = slices.DeleteFunc(e.Attrs, func(a pz.Attr) bool { return strings.HasPrefix(a.Name, pz.AttrMissed) })
+				isMissed := func(a pz.Attr) bool { return strings.HasPrefix(a.Name, pz.AttrMissed) }
+				e.Attrs = slices.DeleteFunc(e.Attrs, isMissed)
 				list = append(list, e)
 			}
 		}
@@ -146,7 +149,8 @@ func history(t *testing.T, frames []recorded) []pz.Event {
 	return list
 }
 
-// alike gives the two documents without what may differ: call IDs that the server makes, and clients that only the vendor's server had met.
+// alike returns the two documents without legitimate differences: call IDs that the server chooses,
+// and clients that only the vendor's server had met.
 func alike(t *testing.T, got, want string, given map[string]bool, made map[string]string) (string, string) {
 	t.Helper()
 	gotEvents, gotResponses, err := pz.ParseServerMessage([]byte(got))
@@ -188,7 +192,7 @@ func dial(t *testing.T, server *pztest.Server, id pz.Identity, older bool) *webs
 	d := websocket.Dialer{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, HandshakeTimeout: 5 * time.Second}
 	query, header := id.Handshake()
 	if older {
-		query, header = "", olderWay(query)
+		query, header = "", olderHeaders(query)
 	}
 	conn, resp, err := d.Dial(server.URL+"/?"+query, header)
 	if err != nil {
@@ -198,8 +202,8 @@ func dial(t *testing.T, server *pztest.Server, id pz.Identity, older bool) *webs
 	return conn
 }
 
-// olderWay makes the headers of a handshake's query.
-func olderWay(query string) http.Header {
+// olderHeaders converts a handshake's query to headers, the older form.
+func olderHeaders(query string) http.Header {
 	names := map[string]string{"CID": "ClientID", "CT": "ClientType", "GID": "ClientGUID"}
 	header := http.Header{}
 	for pair := range strings.SplitSeq(query, "&") {
@@ -216,7 +220,8 @@ func send(t *testing.T, conn *websocket.Conn, payload []byte) {
 	}
 }
 
-// receiveAll reads every frame that the server has for a client by now: those before the answer to a last request.
+// receiveAll returns every frame that the server has sent to a client so far: it sends a last
+// request and reads up to its answer.
 func receiveAll(t *testing.T, conn *websocket.Conn, codec pz.Codec) []string {
 	t.Helper()
 	const last = "999999"
@@ -253,7 +258,7 @@ func closeCode(t *testing.T, conn *websocket.Conn) int {
 	}
 }
 
-func TestHandshake(t *testing.T) {
+func TestRefusedHandshakesAndRepeatedGUID(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{Password: "sesame"})
 	defer server.Close()
 	right := pz.Identity{Password: "sesame", ClientType: "crm", GUID: "g", Protocol: 2}
@@ -283,7 +288,7 @@ func TestHandshake(t *testing.T) {
 	}
 	t.Run("the same GUID again: the older one is closed with 4009", func(t *testing.T) {
 		first := dial(t, server, right, false)
-		receiveAll(t, first, pz.Base64) // it is in
+		receiveAll(t, first, pz.Base64) // the server has accepted it
 		second := dial(t, server, right, true)
 		if code := closeCode(t, first); code != pz.CloseSameGUID {
 			t.Errorf("closed with %d", code)
@@ -292,8 +297,8 @@ func TestHandshake(t *testing.T) {
 	})
 }
 
-// What a GUID has been sent is not sent to it again; what it missed is, once.
-func TestReplaysWhatWasMissedOnce(t *testing.T) {
+// An event is sent to a GUID once: again only if the GUID missed it, and then marked as missed.
+func TestMissedEventsAreReplayedOnce(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	id := pz.Identity{ClientType: "crm", GUID: "g", EventsMask: 65535, Protocol: 2}
@@ -316,7 +321,8 @@ func TestReplaysWhatWasMissedOnce(t *testing.T) {
 			t.Fatalf("connection %d got %v", i, got)
 		}
 		for j := range round {
-			if !strings.Contains(got[j], round[j]) || strings.Contains(round[j], "Final") != strings.Contains(got[j], "Final") {
+			sameFinal := strings.Contains(round[j], "Final") == strings.Contains(got[j], "Final")
+			if !strings.Contains(got[j], round[j]) || !sameFinal {
 				t.Errorf("connection %d got %s", i, got[j])
 			}
 		}

@@ -12,10 +12,10 @@ import (
 	"pzbridge/internal/pz"
 )
 
-// version is what the server answers to GetVersion: that of the server it stands in for.
+// version is the answer to GetVersion, that of the imitated server.
 const version = "Test Server v1.1.2"
 
-// answer does what a request asks, RequestID aside. The caller holds mu.
+// answer executes a request and returns the response without its request ID. The caller holds mu.
 func (s *Server) answer(req pz.Request) pz.Response {
 	done, failed := pz.Response{Code: pz.CodeDone}, pz.Response{Code: pz.CodeError}
 	switch req.Method {
@@ -36,7 +36,7 @@ func (s *Server) answer(req pz.Request) pz.Response {
 		s.log("Call event from CRM: src = %s, dst = %s", from, to)
 		return done
 	case pz.MethodTransfer:
-		// An unknown call ID, or one that is no number, is no error to the real server either.
+		// The real server does not refuse an unknown or malformed call ID either.
 		id, hasID := req.Data.Lookup("CallID")
 		to, hasTo := req.Data.Lookup("To")
 		if !hasID || !hasTo {
@@ -68,7 +68,8 @@ func (s *Server) answer(req pz.Request) pz.Response {
 	return failed
 }
 
-// Generate makes an event of the fields of a Generate request, as if a client had asked for it, and emits it.
+// Generate builds an event from the fields of a Generate request and emits it, as if a client had
+// sent the request. It fails if the fields are not valid.
 func (s *Server) Generate(fields pz.Attrs) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -80,20 +81,22 @@ func (s *Server) Generate(fields pz.Attrs) error {
 	return nil
 }
 
-// shape says which fields an event of a type must have and which it may have; an optional one that is missing is sent
-// empty, as the real server does.
+// shape lists the fields that an event of a type must and may have; a missing optional field is
+// sent empty, as the real server does.
 type shape struct{ required, optional []string }
 
 var shapes = map[string]shape{
 	pz.TypeTransferRequested: {[]string{"From"}, []string{"Line"}},
 	pz.TypeIncoming:          {[]string{"From", "To"}, []string{"Line"}},
-	pz.TypeCompleted:         {[]string{"From", "To", "Start", "End", "Duration", "Direction"}, []string{"Line", "Record"}},
-	pz.TypeOutgoing:          {[]string{"From", "To"}, nil},
-	pz.TypeOutgoingAnswered:  {[]string{"From", "To"}, nil},
-	pz.TypeIncomingAnswered:  {[]string{"From", "To"}, []string{"Line"}},
-	pz.TypeUndocumented:      {[]string{"From", "To"}, nil},
-	pz.TypeSMS:               {[]string{"From", "To", "Smstext"}, nil},
-	pz.TypeSMSStatus:         {[]string{"From", "To", "Result"}, []string{"Line", "Smstext"}},
+	pz.TypeCompleted: {
+		[]string{"From", "To", "Start", "End", "Duration", "Direction"}, []string{"Line", "Record"},
+	},
+	pz.TypeOutgoing:         {[]string{"From", "To"}, nil},
+	pz.TypeOutgoingAnswered: {[]string{"From", "To"}, nil},
+	pz.TypeIncomingAnswered: {[]string{"From", "To"}, []string{"Line"}},
+	pz.TypeUndocumented:     {[]string{"From", "To"}, nil},
+	pz.TypeSMS:              {[]string{"From", "To", "Smstext"}, nil},
+	pz.TypeSMSStatus:        {[]string{"From", "To", "Result"}, []string{"Line", "Smstext"}},
 }
 
 func (s *Server) makeEvent(fields pz.Attrs) (pz.Event, error) {
@@ -125,20 +128,22 @@ func (s *Server) makeEvent(fields pz.Attrs) (pz.Event, error) {
 	return pz.Event{Attrs: ordered(attrs)}, nil
 }
 
-// newCallID gives an ID that no call had yet. The caller holds mu.
+// newCallID returns an unused call ID. The caller holds mu.
 func (s *Server) newCallID() string {
 	s.lastID++
 	return strconv.FormatUint(s.lastID, 10)
 }
 
-// with gives the event with one more attribute.
+// with returns the event with one more attribute.
 func with(e pz.Event, name, value string) pz.Event {
 	return pz.Event{Attrs: ordered(append(slices.Clone(e.Attrs), pz.Attr{Name: name, Value: value}))}
 }
 
-// ordered puts attributes at their places on the wire: type and callID, which come first, then the others by their names.
+// ordered sorts attributes into their order on the wire: type and callID first, then the others by
+// name.
 func ordered(attrs pz.Attrs) pz.Attrs {
-	slices.SortStableFunc(attrs[min(2, len(attrs)):], func(a, b pz.Attr) int { return cmp.Compare(a.Name, b.Name) })
+	named := attrs[min(2, len(attrs)):]
+	slices.SortStableFunc(named, func(a, b pz.Attr) int { return cmp.Compare(a.Name, b.Name) })
 	return attrs
 }
 
@@ -150,19 +155,23 @@ func (s *Server) listClients() []pz.Client {
 			connected = "1"
 		}
 		list = append(list, pz.Client{
-			ID: strconv.Itoa(i), IP: c.ip, Type: c.identity.ClientType, GUID: c.identity.GUID,
-			Connected: connected, PhoneNumber: c.identity.PhoneNumber,
+			ID:          strconv.Itoa(i),
+			IP:          c.ip,
+			Type:        c.identity.ClientType,
+			GUID:        c.identity.GUID,
+			Connected:   connected,
+			PhoneNumber: c.identity.PhoneNumber,
 		})
 	}
 	return list
 }
 
-// simulation makes a call every now and then until it is stopped.
+// simulation plays a call every simulationPeriod until it is stopped.
 type simulation struct{ stop chan struct{} }
 
 const simulationPeriod = 10 * time.Second
 
-// Simulate starts or stops the simulation: a call every now and then.
+// Simulate starts or stops the simulation, which plays an incoming call every 10 s.
 func (s *Server) Simulate(on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,7 +182,7 @@ func (s *Server) Simulate(on bool) {
 	}
 }
 
-// startSimulation and stopSimulation are called with mu held.
+// startSimulation starts the simulation unless it runs. The caller holds mu.
 func (s *Server) startSimulation() {
 	if s.simulate != nil || s.http == nil {
 		return
@@ -194,6 +203,7 @@ func (s *Server) startSimulation() {
 	})
 }
 
+// stopSimulation stops the simulation if it runs. The caller holds mu.
 func (s *Server) stopSimulation() {
 	if s.simulate != nil {
 		close(s.simulate.stop)
@@ -201,7 +211,7 @@ func (s *Server) stopSimulation() {
 	}
 }
 
-// transferredTo is where a client has sent a call; empty if nowhere.
+// transferredTo returns the number to which a client has transferred a call; empty if none has.
 func (s *Server) transferredTo(id string) string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,12 +223,13 @@ func (s *Server) transferredTo(id string) string {
 	return ""
 }
 
-// playIncoming plays one incoming call from the question where it should go to its end, over some seconds, or until stop is closed.
+// playIncoming plays one incoming call, from the request for its destination to its end, over some
+// seconds, or until stop is closed.
 func (s *Server) playIncoming(stop <-chan struct{}) {
 	s.mu.Lock()
 	id := s.newCallID()
 	s.mu.Unlock()
-	from, to, line := fmt.Sprintf("7343%07d", rand.IntN(10_000_000)), fmt.Sprintf("10%d", 1+rand.IntN(9)), "1"
+	from, to := fmt.Sprintf("7343%07d", rand.IntN(10_000_000)), fmt.Sprintf("10%d", 1+rand.IntN(9))
 	began := time.Now()
 	fields := func(kind string, more ...pz.Attr) pz.Attrs {
 		return append(pz.Attrs{
@@ -226,7 +237,7 @@ func (s *Server) playIncoming(stop <-chan struct{}) {
 			{Name: "CallID", Value: id},
 			{Name: "From", Value: from},
 			{Name: "To", Value: to},
-			{Name: "Line", Value: line},
+			{Name: "Line", Value: "1"},
 		}, more...)
 	}
 	steps := []func() pz.Attrs{

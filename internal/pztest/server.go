@@ -1,6 +1,7 @@
-// Package pztest is a Prostie Zvonki server to test against, in the manner of net/http/httptest: it speaks the wire as the vendor's
-// test server v1.1.2 was seen to speak it, keeps what a client misses, and takes the same requests. `pzbridge simulate` and
-// `pzbridge demo` run it too.
+// Package pztest is a Prostie Zvonki server to test against, in the manner of net/http/httptest. It
+// implements the protocol as observed on the vendor's test server v1.1.2, keeps the events that a
+// client misses, and accepts the same requests. `pzbridge simulate` and `pzbridge demo` run it,
+// too.
 package pztest
 
 import (
@@ -25,29 +26,30 @@ import (
 	"pzbridge/internal/pz"
 )
 
-// pingPeriod and pingPayload are the vendor's server's.
+// pingPeriod and pingPayload are those of the vendor's server.
 const (
 	pingPeriod  = 30 * time.Second
 	pingPayload = "server ping string"
 )
 
-// Options says what kind of server to be. The zero value is one without a password, over ws, that has met nobody.
+// Options configures a server. The zero value is a server without a password, over ws, that no
+// client has connected to yet.
 type Options struct {
-	Password string      // empty lets anyone in
+	Password string      // empty accepts any
 	TLS      *tls.Config // nil serves ws; ModernTLS and LegacyTLS make one for wss
 	History  []pz.Event  // finished calls and SMS statuses that every client has missed so far
-	Refuse   int         // close every connection with this code right away; 0 does not
-	NoPings  bool        // leave it to the client to look whether the other end lives
-	Codec    pz.Codec    // as behind a proxy that adds or removes TLS; unknown is what goes with TLS
+	Refuse   int         // close code for every new connection; 0 accepts them
+	NoPings  bool        // do not ping the clients
+	Codec    pz.Codec    // set it as behind a proxy that adds or removes TLS; UnknownCodec follows TLS
 
-	// Log is told in one line what clients ask for, as the vendor's server logs it. May be nil.
+	// Log receives one line per client request, as in the vendor's server's log. May be nil.
 	Log func(line string)
-	// Debug is told of every frame, in its decoded form. May be nil.
+	// Debug receives every frame in its decoded form. May be nil.
 	Debug func(line string)
 }
 
-// Server is a simulated Prostie Zvonki server. It may be stopped and served again: its memory of clients and
-// calls stays, as the real one's does.
+// Server is a simulated Prostie Zvonki server. After Close it may be started again: it remembers
+// clients and calls, as the real one does.
 type Server struct {
 	URL string // where NewServer's server listens: ws://… or wss://…
 
@@ -55,22 +57,22 @@ type Server struct {
 	handlers sync.WaitGroup
 
 	mu       sync.Mutex
-	http     *http.Server // nil while not serving
+	http     *http.Server // nil while stopped
 	links    map[*link]bool
-	clients  []*client // one per GUID, connected or not, in the order they first came
+	clients  []*client // one per GUID, connected or not, in order of their first connection
 	history  []*missable
 	requests []pz.Request
 	lastID   uint64
 	simulate *simulation // nil while off
 }
 
-// missable is an event that the server keeps for those who were away.
+// missable is an event that the server keeps for clients that are not connected.
 type missable struct {
 	event pz.Event
 	sent  map[string]bool // by GUID
 }
 
-// New gives a server that listens nowhere yet.
+// New returns a server that does not listen yet.
 func New(opts Options) *Server {
 	s := &Server{opts: opts, links: map[*link]bool{}, lastID: uint64(time.Now().UnixMicro())}
 	for _, e := range opts.History {
@@ -79,7 +81,8 @@ func New(opts Options) *Server {
 	return s
 }
 
-// NewServer starts a server on a free port of the loopback address. The caller ends it with Close.
+// NewServer starts a server on a free port of the loopback address, and panics if it cannot. The
+// caller must Close it.
 func NewServer(opts Options) *Server {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -98,7 +101,7 @@ func (s *Server) scheme() string {
 	return "ws"
 }
 
-// Start serves the listener until Close. The listener is the server's from then on.
+// Start serves the listener until Close, and owns it from then on.
 func (s *Server) Start(l net.Listener) {
 	if s.opts.TLS != nil {
 		l = tls.NewListener(l, s.opts.TLS)
@@ -106,16 +109,21 @@ func (s *Server) Start(l net.Listener) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.http = &http.Server{
-		Handler: s, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: maxHead,
-		ErrorLog:    stdlog.New(lineWriter(s.log), "", 0),
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, headKey{}, c) },
+		Handler:           s,
+		ReadHeaderTimeout: 10 * time.Second,
+		MaxHeaderBytes:    maxHead,
+		ErrorLog:          stdlog.New(lineWriter(s.log), "", 0),
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, headKey{}, c)
+		},
 	}
-	s.http.SetKeepAlivesEnabled(false) // a connection has one head
+	s.http.SetKeepAlivesEnabled(false) // headConn keeps one head per connection
 	server := s.http
 	s.handlers.Go(func() { _ = server.Serve(headListener{l, s.log}) })
 }
 
-// Close stops listening, breaks off every connection and waits until all of it is over.
+// Close stops listening, breaks every connection and waits until all goroutines of the server have
+// ended.
 func (s *Server) Close() {
 	s.mu.Lock()
 	if s.http != nil {
@@ -130,7 +138,7 @@ func (s *Server) Close() {
 	s.handlers.Wait()
 }
 
-// Fingerprint is the SHA-256 of the certificate in hexadecimal digits; empty over ws.
+// Fingerprint returns the SHA-256 of the certificate in hexadecimal; empty over ws.
 func (s *Server) Fingerprint() string {
 	if s.opts.TLS == nil {
 		return ""
@@ -139,7 +147,7 @@ func (s *Server) Fingerprint() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Certificate is what the server shows over wss. It signed itself, so it is its own CA.
+// Certificate returns the server's certificate for wss. It is self-signed, so it is its own CA.
 func (s *Server) Certificate() *x509.Certificate {
 	cert, err := x509.ParseCertificate(s.opts.TLS.Certificates[0].Certificate[0])
 	if err != nil {
@@ -148,14 +156,14 @@ func (s *Server) Certificate() *x509.Certificate {
 	return cert
 }
 
-// Requests lists what clients have asked for so far, GetVersion and GetClients aside, in order.
+// Requests returns the clients' requests so far in order, without GetVersion and GetClients.
 func (s *Server) Requests() []pz.Request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.requests)
 }
 
-// Connected counts the clients that are connected now.
+// Connected returns the number of clients that are connected now.
 func (s *Server) Connected() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -168,7 +176,8 @@ func (s *Server) Connected() int {
 	return n
 }
 
-// Disconnect closes every connection with a close code and a reason, which may be in any encoding.
+// Disconnect closes every connection with a close code and a reason, which may be in any encoding
+// and at most 123 bytes long.
 func (s *Server) Disconnect(code int, reason string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,7 +186,8 @@ func (s *Server) Disconnect(code int, reason string) {
 	}
 }
 
-// EmitRaw sends a payload to every client as it is, not even packed: for frames that no healthy server sends.
+// EmitRaw sends a payload to every client without packing it, for frames that no healthy server
+// sends.
 func (s *Server) EmitRaw(payload []byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -186,7 +196,8 @@ func (s *Server) EmitRaw(payload []byte) {
 	}
 }
 
-// emit sends an event to the client of that GUID ("*" or "" for all) as far as it is to get it. The caller holds mu.
+// emit sends an event to the client of a GUID ("*" or "" for all), if its mask or phone number
+// selects the event. The caller holds mu.
 func (s *Server) emit(e pz.Event, guid string) {
 	var kept *missable
 	if t, _ := e.Attrs.Lookup(pz.AttrType); t == pz.TypeCompleted || t == pz.TypeSMSStatus {
@@ -202,7 +213,7 @@ func (s *Server) emit(e pz.Event, guid string) {
 	}
 }
 
-// replay sends a client the events that its GUID has not been sent. The caller holds mu.
+// replay sends a client the events that were never sent to its GUID. The caller holds mu.
 func (s *Server) replay(c *client) {
 	var missed []*missable
 	for _, m := range s.history {
@@ -219,8 +230,8 @@ func (s *Server) replay(c *client) {
 	}
 }
 
-// sees says who gets what: type 1 goes to everyone; any other goes to the phone numbers that it names and to those
-// whose mask has its bit.
+// sees reports whether an event goes to a client: type 1 goes to everyone; any other type goes to
+// the phone numbers that it names and to the clients whose mask has its bit.
 func sees(id pz.Identity, e pz.Event) bool {
 	t := e.Attrs.Get(pz.AttrType)
 	if t == pz.TypeTransferRequested {
@@ -257,7 +268,7 @@ func (s *Server) log(format string, args ...any) {
 	}
 }
 
-// lineWriter makes a writer of a function that takes lines.
+// lineWriter adapts a log function to io.Writer.
 type lineWriter func(format string, args ...any)
 
 func (w lineWriter) Write(p []byte) (int, error) {
@@ -271,10 +282,11 @@ func (s *Server) debug(line string) {
 	}
 }
 
-// A client of the vendor's sends no Origin, a browser that runs a CRM sends its own.
+// upgrader accepts any Origin: the vendor's clients send none, and a browser that runs a CRM sends
+// its own.
 var upgrader = websocket.Upgrader{CheckOrigin: func(*http.Request) bool { return true }}
 
-// ServeHTTP is the handshake, and the connection until it ends.
+// ServeHTTP handles the handshake, and the connection until it ends.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.handlers.Add(1)
 	defer s.handlers.Done()
@@ -289,7 +301,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	conn, err := upgrader.Upgrade(w, r, nil)
 	if err != nil {
-		return // the upgrader has answered
+		return // the upgrader has sent the error
 	}
 	l := newLink(conn, !s.opts.NoPings, func(m *missable) {
 		s.mu.Lock()
@@ -298,7 +310,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	})
 	if !s.add(l) {
 		_ = conn.Close()
-		return // Close came in between
+		return // Close was called meanwhile
 	}
 	defer s.remove(l)
 	var writer sync.WaitGroup
@@ -315,11 +327,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	l.read(func(payload []byte) { s.receive(l, payload) })
 }
 
-// reasons are what the server was seen to say with a code.
+// reasons gives the observed reason texts of close codes.
 var reasons = map[int]string{pz.CloseInvalidPassword: "Invalid password", pz.CloseSameGUID: "Same GUID"}
 
-// refusal is the code with which a client is turned away, 0 if it is let in. A client of protocol 1
-// hears HTTP 403 in its place, whatever the reason.
+// refusal returns the close code with which a client is refused, 0 if it is accepted. A client of
+// protocol 1 gets HTTP 403 instead, whatever the code.
 func (s *Server) refusal(client pz.Introduction) int {
 	switch {
 	case s.opts.Password != "" && client.Packed != pz.PackPassword(s.opts.Password):
@@ -330,7 +342,7 @@ func (s *Server) refusal(client pz.Introduction) int {
 	return s.opts.Refuse
 }
 
-// add notes a link that Close is to end; it is false when Close has been.
+// add registers a link for Close. It returns false if the server is closed.
 func (s *Server) add(l *link) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -344,7 +356,8 @@ func (s *Server) remove(l *link) {
 	delete(s.links, l)
 }
 
-// join makes the connection the one of its GUID; an older one under the same GUID is thrown out.
+// join makes the connection the current one of its GUID; an older connection of the same GUID is
+// closed.
 func (s *Server) join(id pz.Identity, remote string, l *link) *client {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -374,7 +387,7 @@ func (s *Server) leave(c *client, l *link) {
 	}
 }
 
-// receive answers one frame of a client, if it is in the form that the server speaks. The event that a
+// receive handles one frame of a client, and ignores a frame in the other form. The event that a
 // request causes goes out before its response.
 func (s *Server) receive(l *link, payload []byte) {
 	doc, codec, err := pz.Unpack(payload)
@@ -383,7 +396,7 @@ func (s *Server) receive(l *link, payload []byte) {
 	}
 	s.debug("<- " + string(doc))
 	req, err := pz.ParseRequest(doc)
-	resp := pz.Response{Code: pz.CodeError, RequestID: noise}
+	resp := pz.Response{Code: pz.CodeError, RequestID: invalidRequestID}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
@@ -397,10 +410,11 @@ func (s *Server) receive(l *link, payload []byte) {
 	l.send(outgoing{payload: codec.Pack(xml)})
 }
 
-// noise is the request ID in the answer to what is no request.
-const noise = "3435973836"
+// invalidRequestID is the request ID in the response to a frame that is no request.
+const invalidRequestID = "3435973836"
 
-// client is one GUID that the server has met, and its connection if it has one. The server's mu guards it.
+// client is a GUID that has connected at least once, and its current connection if it has one. The
+// server's mu guards it.
 type client struct {
 	identity pz.Identity
 	ip       string
@@ -413,12 +427,12 @@ func (c *client) send(o outgoing) {
 	}
 }
 
-// link is one socket: one goroutine reads it, one writes it, and what is to be written waits in an unbounded queue, so that a client
-// that does not read holds up nobody else.
+// link is one socket. One goroutine reads it, another writes it; outgoing messages wait in an
+// unbounded queue, so that a client that does not read holds up no other.
 type link struct {
 	conn  *websocket.Conn
 	pings bool
-	wake  chan struct{} // something is queued
+	wake  chan struct{} // the queue is not empty
 	done  chan struct{} // the reader has ended
 	sent  func(*missable)
 
@@ -426,16 +440,23 @@ type link struct {
 	queue []outgoing
 }
 
-// outgoing is a message to write, or with a code the end of the connection; the payload is then the reason, 123 bytes at most.
+// outgoing is a message to write or, with a close code, the end of the connection; the payload is
+// then the reason, of 123 bytes at most.
 type outgoing struct {
 	payload   []byte
 	closeCode int
-	missable  *missable // the event in it, if it is one that counts as missed until it was written
+	missable  *missable // the event in it, if that counts as missed until it is written
 }
 
 func newLink(conn *websocket.Conn, pings bool, sent func(*missable)) *link {
 	conn.SetReadLimit(pz.MaxMessage)
-	return &link{conn: conn, pings: pings, sent: sent, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	return &link{
+		conn:  conn,
+		pings: pings,
+		sent:  sent,
+		wake:  make(chan struct{}, 1),
+		done:  make(chan struct{}),
+	}
 }
 
 func (l *link) send(o outgoing) {
@@ -466,8 +487,9 @@ func (l *link) read(each func([]byte)) {
 	}
 }
 
-// write ends when the reader has ended, when writing fails, or with a close frame; the socket then stays open for a moment
-// so that the frame is read and not lost in a reset.
+// write sends pings and queued messages until the reader has ended, writing fails, or a close frame
+// is written; after a close frame the socket stays open for up to a second, so that the frame is
+// not lost in a reset.
 func (l *link) write() {
 	ping := time.NewTicker(pingPeriod)
 	defer ping.Stop()

@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// ModernTLS is how an up-to-date connector serves wss: TLS 1.2 or newer and a certificate, made now and signed by itself, for the
-// loopback addresses and "localhost".
+// ModernTLS returns the TLS configuration of an up-to-date connector: TLS 1.2 or newer and a fresh
+// self-signed certificate for the loopback addresses and "localhost".
 func ModernTLS() *tls.Config {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -28,8 +28,9 @@ func ModernTLS() *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{sign(template, key)}}
 }
 
-// LegacyTLS is how the vendor's test server was seen to serve wss: TLS 1.0 only, RSA key exchange, and a self-signed, expired,
-// 1024-bit sha1WithRSA certificate that names no host.
+// LegacyTLS returns the TLS configuration of the vendor's test server, as observed: TLS 1.0 only,
+// RSA key exchange, and a self-signed, expired, 1024-bit sha1WithRSA certificate that names no
+// host.
 func LegacyTLS() *tls.Config {
 	key, err := rsa.GenerateKey(rand.Reader, 1024)
 	if err != nil {
@@ -38,7 +39,8 @@ func LegacyTLS() *tls.Config {
 	template := certificate(time.Now().AddDate(-11, 0, 0), time.Now().AddDate(-1, 0, 0))
 	template.SignatureAlgorithm = x509.SHA1WithRSA
 	return &tls.Config{
-		MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10,
+		MinVersion:   tls.VersionTLS10,
+		MaxVersion:   tls.VersionTLS10,
 		CipherSuites: []uint16{tls.TLS_RSA_WITH_AES_128_CBC_SHA, tls.TLS_RSA_WITH_AES_256_CBC_SHA},
 		Certificates: []tls.Certificate{sign(template, key)},
 	}
@@ -46,10 +48,14 @@ func LegacyTLS() *tls.Config {
 
 func certificate(from, to time.Time) *x509.Certificate {
 	return &x509.Certificate{
-		SerialNumber: big.NewInt(from.Unix()), Subject: pkix.Name{CommonName: "Prostie Zvonki simulator"},
-		NotBefore: from, NotAfter: to, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		SerialNumber:          big.NewInt(from.Unix()),
+		Subject:               pkix.Name{CommonName: "Prostie Zvonki simulator"},
+		NotBefore:             from,
+		NotAfter:              to,
+		IsCA:                  true,
+		BasicConstraintsValid: true,
+		KeyUsage:              x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment | x509.KeyUsageCertSign,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 }
 
