@@ -14,35 +14,37 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// We ask the peer for a sign of life every pingPeriod, which leaves room in silence for a lost ping.
+// The session pings the peer every pingPeriod; the maximum silence leaves room for one lost ping.
 const (
 	pingPeriod   = 20 * time.Second
 	controlWrite = 5 * time.Second
-	// lastLook is how long it is waited for what the server has sent once nothing can be written any more.
-	lastLook = 2 * time.Second
-	// answerIn is how long a request in one form may stay unanswered before it is sent in the other.
-	answerIn = 2 * time.Second
+	// drainTimeout is how long the reader waits for what the server has already sent, once writing
+	// is no longer possible.
+	drainTimeout = 2 * time.Second
+	// fallbackAfter is how long a request in one form may stay unanswered before it is sent in the
+	// other.
+	fallbackAfter = 2 * time.Second
 )
 
-// conn is one open connection: one goroutine reads it, one writes it, and requests wait in it for their responses.
+// conn is one open connection. One goroutine reads it and another writes it; requests wait in it
+// for their responses.
 type conn struct {
 	*Socket
 
-	requests chan write    // unbuffered: a command is taken by the writer now or by nobody
-	pong     chan []byte   // the payload of a ping that is to be answered
-	owed     []byte        // likewise, of one that came late; the reader's
-	heard    chan struct{} // closed when something was read, by which the form is known
-	gone     chan struct{} // closed when the connection has ended
+	requests    chan outgoing // unbuffered: the writer takes a command now or never
+	pong        chan []byte   // the payload of a ping to answer
+	pendingPong []byte        // the payload of a late ping; only the reader touches it
+	detected    chan struct{} // closed when the server's form is known
+	gone        chan struct{} // closed when the connection has ended
 
-	mu      sync.Mutex
-	waiting map[string]chan pz.Response // by request ID
-	// unwritten is what the writer has ended the connection for.
-	unwritten error
+	mu       sync.Mutex
+	waiting  map[string]chan pz.Response // by request ID
+	writeErr error                       // why the writer has ended the connection
 }
 
-// write is one request on its way to the socket.
-type write struct {
-	ctx     context.Context // of whoever waits for it; when it has ended, nothing is written
+// outgoing is a request for the writer.
+type outgoing struct {
+	ctx     context.Context // the caller's; once it has ended, nothing is written
 	doc     []byte
 	codec   pz.Codec
 	written chan error
@@ -50,17 +52,22 @@ type write struct {
 
 func newConn(s *Socket) *conn {
 	return &conn{
-		Socket: s, requests: make(chan write), pong: make(chan []byte, 1), heard: make(chan struct{}), gone: make(chan struct{}),
-		waiting: map[string]chan pz.Response{},
+		Socket:   s,
+		requests: make(chan outgoing),
+		pong:     make(chan []byte, 1),
+		detected: make(chan struct{}),
+		gone:     make(chan struct{}),
+		waiting:  map[string]chan pz.Response{},
 	}
 }
 
-// read hands each message to receive until the connection ends, and says why it ended. A message is receive's until it returns.
+// read passes each message to receive until the connection ends, and returns why it ended. A
+// message is valid only during the call.
 func (c *conn) read(receive func(Message)) error {
-	c.below.fresh = func() { c.answerPing(nil) } // a ping that came during a standstill
+	c.below.onFresh = func() { c.answerPing(nil) } // a ping that came during a standstill
 	err := c.Read(func(m Message) {
 		if c.Spoken() != pz.UnknownCodec {
-			c.isHeard()
+			c.markDetected()
 		}
 		receive(m)
 		c.answerPing(nil)
@@ -68,61 +75,64 @@ func (c *conn) read(receive func(Message)) error {
 	return c.endError(err)
 }
 
-// isHeard notes that something was read.
-func (c *conn) isHeard() {
+// markDetected records that the server's form is known.
+func (c *conn) markDetected() {
 	select {
-	case <-c.heard:
+	case <-c.detected:
 	default:
-		close(c.heard)
+		close(c.detected)
 	}
 }
 
-// answerPing has a ping answered, and one that is owed. One pong answers all pings so far. While the
-// reader catches up with what came during a standstill nothing is written: a server that has given
-// the connection up meanwhile would answer with a reset, which throws away what is still unread.
+// answerPing queues a pong for a ping, if payload is not nil, and for a pending one. One pong
+// answers all pings so far. While the reader catches up with what arrived during a standstill,
+// nothing is written: a server that has dropped the connection meanwhile would answer with a reset,
+// which discards everything still unread.
 func (c *conn) answerPing(payload []byte) {
 	if payload != nil {
-		c.owed = payload
+		c.pendingPong = payload
 	}
-	if _, late := c.CameAt(); late || c.owed == nil {
+	if _, late := c.DelayedSince(); late || c.pendingPong == nil {
 		return
 	}
 	select {
-	case c.pong <- c.owed:
+	case c.pong <- c.pendingPong:
 	default:
 	}
-	c.owed = nil
+	c.pendingPong = nil
 }
 
-// endError says why the connection ended, by what reading it has failed with: it may be the writer that has ended it.
+// endError returns why the connection ended: the reader's error or, if the writer has ended the
+// connection, the writer's.
 func (c *conn) endError(err error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var closed *websocket.CloseError
 	var timeout net.Error
 	switch {
-	case c.unwritten == nil || errors.As(err, &closed): // why the server has closed it says more than that nothing can be written then
+	case c.writeErr == nil || errors.As(err, &closed): // a close code explains more than a failed write
 		return err
-	case errors.As(c.unwritten, &timeout) && timeout.Timeout():
-		return fmt.Errorf("the server takes nothing, so the connection counts as dead: %w", c.unwritten)
+	case errors.As(c.writeErr, &timeout) && timeout.Timeout():
+		return fmt.Errorf("the server takes nothing, so the connection counts as dead: %w", c.writeErr)
 	}
-	return fmt.Errorf("write to the server: %w", c.unwritten)
+	return fmt.Errorf("write to the server: %w", c.writeErr)
 }
 
 // write sends requests, pings and pongs until the connection has ended.
 func (c *conn) write() {
 	ping := time.NewTicker(pingPeriod)
 	defer ping.Stop()
-	// Half a frame may be out: nothing can be written after it. What the server has sent already is
-	// still read. After our own close frame nothing is written either, and Hangup sees to the rest.
+	// Half a frame may be out, so nothing can be written after an error; what the server has
+	// already sent is still read. After the session's own close frame nothing is written either,
+	// and Hangup closes the connection.
 	broken := func(err error) bool {
 		if err == nil || errors.Is(err, websocket.ErrCloseSent) {
 			return false
 		}
 		c.mu.Lock()
-		c.unwritten = err
+		c.writeErr = err
 		c.mu.Unlock()
-		c.below.finish()
+		c.below.drain()
 		return true
 	}
 	for last := time.Now(); ; {
@@ -130,10 +140,10 @@ func (c *conn) write() {
 		case <-c.gone:
 			return
 		case <-ping.C:
-			late := time.Since(last) > pingPeriod+away
+			late := time.Since(last) > pingPeriod+stallAfter
 			last = time.Now()
 			if late {
-				continue // the process stood still: the reader comes first, as for pongs
+				continue // after a standstill the reader comes first, as for pongs
 			}
 			if broken(c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(controlWrite))) {
 				return
@@ -157,13 +167,13 @@ func (c *conn) write() {
 	}
 }
 
-// end closes the socket and sends home whoever waits for a response.
+// end closes the socket and ends every wait for a response.
 func (c *conn) end() {
 	c.Close()
 	close(c.gone)
 }
 
-// request writes a request and waits for its response. The context's deadline holds for both.
+// request writes a request and waits for its response, both until ctx ends.
 func (c *conn) request(ctx context.Context, req pz.Request) (pz.Response, error) {
 	answer, done := c.expect(req.ID)
 	defer done()
@@ -173,9 +183,9 @@ func (c *conn) request(ctx context.Context, req pz.Request) (pz.Response, error)
 	return c.await(ctx, answer)
 }
 
-// requestEither is request for the first one of a connection: while the server is silent to it, and
-// nothing else tells which form it speaks, it goes out in the other form too. Not for a command,
-// which must not be written twice.
+// requestEither is request for the first request of a connection: while the server neither answers
+// nor sends anything that reveals its form, it sends the request in the other form, too. It must
+// not be used for a command, which must not be written twice.
 func (c *conn) requestEither(ctx context.Context, req pz.Request) (pz.Response, error) {
 	answer, done := c.expect(req.ID)
 	defer done()
@@ -183,7 +193,7 @@ func (c *conn) requestEither(ctx context.Context, req pz.Request) (pz.Response, 
 	if err := c.send(ctx, req, first); err != nil {
 		return pz.Response{}, err
 	}
-	limited, cancel := context.WithTimeout(ctx, answerIn)
+	limited, cancel := context.WithTimeout(ctx, fallbackAfter)
 	defer cancel()
 	resp, err := c.await(limited, answer)
 	if err == nil || limited.Err() == nil {
@@ -197,7 +207,7 @@ func (c *conn) requestEither(ctx context.Context, req pz.Request) (pz.Response, 
 	return c.await(ctx, answer)
 }
 
-// expect takes the response to a request ID, until done is called.
+// expect registers a request ID for a response, until done is called.
 func (c *conn) expect(id string) (answer <-chan pz.Response, done func()) {
 	ch := make(chan pz.Response, 1)
 	c.mu.Lock()
@@ -210,9 +220,15 @@ func (c *conn) expect(id string) (answer <-chan pz.Response, done func()) {
 	}
 }
 
-// send has the writer write a request. It fails with telephony.ErrNotSent or ErrNotConnected.
+// send passes a request to the writer and waits until it is written. It fails with
+// telephony.ErrNotSent or ErrNotConnected.
 func (c *conn) send(ctx context.Context, req pz.Request, codec pz.Codec) error {
-	w := write{ctx: ctx, doc: req.XML(), codec: codec, written: make(chan error, 1)}
+	w := outgoing{
+		ctx:     ctx,
+		doc:     req.XML(),
+		codec:   codec,
+		written: make(chan error, 1),
+	}
 	select {
 	case c.requests <- w:
 	case <-ctx.Done():
@@ -220,7 +236,7 @@ func (c *conn) send(ctx context.Context, req pz.Request, codec pz.Codec) error {
 	case <-c.gone:
 		return telephony.ErrNotConnected
 	}
-	// From here on the writer has it. It answers by the deadline, so there is no third case to wait for.
+	// The writer reports by the deadline, so there is no third case to wait for.
 	if err := <-w.written; err != nil {
 		return telephony.ErrNotSent
 	}
@@ -236,15 +252,15 @@ func (c *conn) await(ctx context.Context, answer <-chan pz.Response) (pz.Respons
 	case <-c.gone:
 	}
 	select {
-	case resp := <-answer: // it came just before the end
+	case resp := <-answer: // it arrived just before the end
 		return resp, nil
 	default:
 		return pz.Response{}, telephony.ErrNoAnswer
 	}
 }
 
-// answered hands a response to the request that waits for it, if one does.
-func (c *conn) answered(r pz.Response) bool {
+// deliver passes a response to the request that waits for it, and reports whether there is one.
+func (c *conn) deliver(r pz.Response) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	answer, ok := c.waiting[r.RequestID]

@@ -19,22 +19,22 @@ import (
 	"pzbridge/internal/pz"
 )
 
-// dialTimeout bounds the way from the first packet to the answer to the handshake.
+// dialTimeout bounds the time from the first packet to the response to the handshake.
 const dialTimeout = 15 * time.Second
 
-// DialOptions says where a server is and who the client is to it.
+// DialOptions is a server's address and the client's identity.
 type DialOptions struct {
 	URL      *url.URL    // ws or wss, with a host and a port
-	TLS      *tls.Config // for wss; nil trusts what the system trusts
+	TLS      *tls.Config // for wss; nil trusts the system's CAs
 	Identity pz.Identity
 
 	// DialContext opens the connection below TLS; nil dials TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Dial connects to a server and introduces the client. A server that refuses the password or the
-// licence may let it in first and close the socket right after. It fails with a sentence that says
-// what to do, where that can be told; no secret is in it.
+// Dial connects to a server and performs the handshake, within 15 s. A server that refuses the
+// password or the licence may accept the handshake first and close the socket right after. Where
+// the cause is known, the error says what to do; it never holds a secret.
 func Dial(ctx context.Context, o DialOptions) (*Socket, error) {
 	limited, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -45,7 +45,7 @@ func Dial(ctx context.Context, o DialOptions) (*Socket, error) {
 		if err != nil {
 			return nil, err
 		}
-		// The library waits for the answer to its handshake also when ctx has ended.
+		// The library waits for the handshake's response even after ctx has ended.
 		stop = context.AfterFunc(ctx, func() { _ = below.Close() })
 		s.below = &tcp{Conn: below}
 		s.stream = &stream{Conn: s.below, below: s.below}
@@ -69,14 +69,16 @@ func Dial(ctx context.Context, o DialOptions) (*Socket, error) {
 	}
 	switch {
 	case errors.Is(err, websocket.ErrBadHandshake) && resp.StatusCode == http.StatusForbidden:
-		return nil, errors.New("the server refused the handshake with HTTP 403: check PZ_PASSWORD, and that PZ_URL is a Prostie Zvonki server")
+		return nil, errors.New("the server refused the handshake with HTTP 403: " +
+			"check PZ_PASSWORD, and that PZ_URL is a Prostie Zvonki server")
 	case errors.Is(err, websocket.ErrBadHandshake):
-		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
+		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: "+
+			"check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
 	case err != nil:
 		return nil, dialError(o.URL, o.Identity.Redact(err))
 	}
 	s.ws = ws
-	s.below.listen()
+	s.below.watch()
 	return s, nil
 }
 
@@ -87,7 +89,7 @@ func (o DialOptions) dial(ctx context.Context, network, address string) (net.Con
 	return (&net.Dialer{}).DialContext(ctx, network, address)
 }
 
-// tls gives the configuration with the name that the certificate has to bear.
+// tls returns the TLS configuration with the server name that the certificate must match.
 func (o DialOptions) tls() *tls.Config {
 	cfg := o.TLS.Clone()
 	if cfg == nil {
@@ -99,22 +101,28 @@ func (o DialOptions) tls() *tls.Config {
 	return cfg
 }
 
-// dialError says what to do about a connection that did not come to be, where that can be told.
+// dialError adds what to do to a dial error, where the cause is known.
 func dialError(u *url.URL, err error) error {
 	var untrusted *tls.CertificateVerificationError
 	var refused *net.OpError
 	switch {
 	case errors.As(err, &untrusted):
 		sum := sha256.Sum256(untrusted.UnverifiedCertificates[0].Raw)
-		return fmt.Errorf("%w: name its CA in PZ_TLS_CA_FILE or, if the certificate is really that server's, set PZ_TLS_FINGERPRINT=%x", err, sum)
+		return fmt.Errorf("%w: name its CA in PZ_TLS_CA_FILE or, if the certificate is really that server's, "+
+			"set PZ_TLS_FINGERPRINT=%x", err, sum)
 	case errors.Is(err, pz.ErrNoHTTP), errors.Is(err, errLongHead):
 		return fmt.Errorf("%w: check that PZ_URL is a Prostie Zvonki server", err)
 	case strings.Contains(err.Error(), "protocol version"), strings.Contains(err.Error(), "handshake failure"):
 		return fmt.Errorf("%w: an old connector needs PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY=true", err)
-	case u.Scheme == "ws" && (errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)):
+	case u.Scheme == "ws" && hungUp(err):
 		return fmt.Errorf("dial %s: %w: if the server speaks TLS, use wss:// in PZ_URL", u.Host, err)
-	case errors.As(err, &refused): // it names the host
+	case errors.As(err, &refused): // its text names the host
 		return err
 	}
 	return fmt.Errorf("dial %s: %w", u.Host, err)
+}
+
+// hungUp reports whether the peer closed the connection during the handshake.
+func hungUp(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET)
 }

@@ -13,7 +13,8 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// kinds says what each wire type is to a CRM, and which way the call goes where the type alone tells.
+// kinds maps each wire type to an event type, and to the call's direction where the type determines
+// it.
 var kinds = map[string]struct {
 	event     telephony.EventType
 	direction telephony.Direction
@@ -23,13 +24,13 @@ var kinds = map[string]struct {
 	pz.TypeIncomingAnswered:  {telephony.EventIncomingAnswered, telephony.Incoming},
 	pz.TypeOutgoing:          {telephony.EventOutgoing, telephony.Outgoing},
 	pz.TypeOutgoingAnswered:  {telephony.EventOutgoingAnswered, telephony.Outgoing},
-	pz.TypeCompleted:         {telephony.EventCompleted, ""}, // the event says it
+	pz.TypeCompleted:         {telephony.EventCompleted, ""}, // an attribute gives the direction
 	pz.TypeSMS:               {telephony.EventSMSSent, ""},
 	pz.TypeSMSStatus:         {telephony.EventSMSStatus, ""},
 }
 
-// translate makes the bridge's event of the wire's. Whatever cannot be understood is left out, and is still among
-// Wire as it came.
+// translate converts an event from the wire to the bridge's form. A value that cannot be parsed is
+// left empty; Wire keeps all attributes as received.
 func translate(e pz.Event, now time.Time) telephony.Event {
 	get := e.Attrs.Get
 	kind, known := kinds[get(pz.AttrType)]
@@ -37,10 +38,16 @@ func translate(e pz.Event, now time.Time) telephony.Event {
 		kind.event = telephony.EventOther
 	}
 	out := telephony.Event{
-		// NewV7 fails only when the system has no randomness left, where no program can go on.
-		ID: uuid.Must(uuid.NewV7()).String(), Type: kind.event, Time: now.UTC(), CallID: get(pz.AttrCallID),
-		From: get("from"), To: get("to"), Line: get("line"), Direction: kind.direction,
-		Replayed: get(pz.AttrMissed) == "1",
+		// NewV7 fails only if the system has no randomness left, and then no program can go on.
+		ID:        uuid.Must(uuid.NewV7()).String(),
+		Type:      kind.event,
+		Time:      now.UTC(),
+		CallID:    get(pz.AttrCallID),
+		From:      get("from"),
+		To:        get("to"),
+		Line:      get("line"),
+		Direction: kind.direction,
+		Replayed:  get(pz.AttrMissed) == "1",
 	}
 	switch kind.event {
 	case telephony.EventCompleted:
@@ -77,19 +84,20 @@ func translate(e pz.Event, now time.Time) telephony.Event {
 	return out
 }
 
-// fingerprint hashes what an event says. Neither order nor white space around a value carries any
-// meaning, blank is absent, and whether it is a replay is not part of it.
+// fingerprint hashes an event's content. The order of attributes and white space around a value
+// carry no meaning, a blank value counts as absent, and the marks of a replay are left out, so that
+// a replayed event has the fingerprint of the original.
 func fingerprint(attrs pz.Attrs) [16]byte {
-	said := make(pz.Attrs, 0, 16)
+	significant := make(pz.Attrs, 0, 16)
 	for _, a := range attrs {
 		a.Value = strings.TrimSpace(a.Value)
 		if a.Name != pz.AttrMissed && a.Name != pz.AttrMissedFinal && a.Value != "" {
-			said = append(said, a)
+			significant = append(significant, a)
 		}
 	}
-	slices.SortFunc(said, func(a, b pz.Attr) int { return strings.Compare(a.Name, b.Name) })
+	slices.SortFunc(significant, func(a, b pz.Attr) int { return strings.Compare(a.Name, b.Name) })
 	text := make([]byte, 0, 512)
-	for _, a := range said {
+	for _, a := range significant {
 		for _, part := range [...]string{a.Name, a.Value} {
 			text = append(strconv.AppendInt(text, int64(len(part)), 10), ':')
 			text = append(text, part...)
@@ -99,7 +107,8 @@ func fingerprint(attrs pz.Attrs) [16]byte {
 	return [16]byte(sum[:])
 }
 
-// unixTime reads unix seconds. No call happened in 1970: 0 means that the exchange did not know.
+// unixTime parses unix seconds. It returns the zero time for 0, which means that the exchange does
+// not know the time, and for anything that RFC 3339 cannot express.
 func unixTime(s string) time.Time {
 	const year10000 = 253402300800 // RFC 3339 ends before it
 	seconds, err := strconv.ParseInt(s, 10, 64)

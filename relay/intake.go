@@ -14,53 +14,63 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// What stands between the socket and the disk. When it is full, the socket is not read.
+// The bounds of the queue between the socket and the disk. While it is full, the socket is not
+// read.
 const (
 	intakeSize  = 4096    // events
 	intakeBytes = 4 << 20 // bytes, roughly
 	batchSize   = 1024    // events in one Append
-	appendAgain = 100 * time.Millisecond
-	appendMost  = time.Second
+
+	// The wait before a failed Append is retried doubles from minAppendWait to maxAppendWait.
+	minAppendWait = 100 * time.Millisecond
+	maxAppendWait = time.Second
 )
 
-// intake takes events from the reader and appends them to the sink: whatever waits goes together.
+// intake is the queue between the reader and the sink. One Append takes everything that waits, up
+// to batchSize events.
 type intake struct {
-	opts    Options
-	queued  chan struct{} // there is something in the queue, or it is closed
-	room    chan struct{} // something was appended while put waited for it
-	trouble *repeat.Log
-	skipped int // replayed calls that were too old, since the last line about them
+	opts     Options
+	queued   chan struct{} // the queue is not empty, or it is closed
+	freed    chan struct{} // events were appended, so there may be space
+	failures *repeat.Log
+	skipped  int // replayed calls that were too old, since the last line about them
 
-	mu     sync.Mutex
-	queue  []telephony.Event
-	spare  []telephony.Event // the room of what run has, which the queue after the next one will have
-	events int               // that are in memory, in the queue or with run
-	bytes  int               // that they take
-	paused bool              // put waits: the socket is not read
-	closed bool              // nothing is taken any more
+	mu       sync.Mutex
+	queue    []telephony.Event
+	recycled []telephony.Event // the array of the queue before, for the next queue
+	events   int               // in memory: in the queue or with run
+	bytes    int               // the size of these events
+	paused   bool              // put waits: the socket is not read
+	closed   bool              // no more events are accepted
 
-	// giveUp ends, during a shutdown only, the trying again of what the sink does not take.
-	giveUp context.Context
-	cancel context.CancelFunc
-	done   chan struct{} // closed when run has ended
-	unread int           // events that were given up before they were queued
-	unkept int           // events that were given up after that
+	// giveUp ends the retries of Append, only during a shutdown.
+	giveUp   context.Context
+	cancel   context.CancelFunc
+	done     chan struct{} // closed when run has ended
+	unqueued int           // events that were lost before they were queued
+	unstored int           // events that were lost from the queue
 }
 
 func newIntake(opts Options) *intake {
-	in := &intake{opts: opts, queued: make(chan struct{}, 1), room: make(chan struct{}, 1), trouble: repeat.New(opts.Logger), done: make(chan struct{})}
+	in := &intake{
+		opts:     opts,
+		queued:   make(chan struct{}, 1),
+		freed:    make(chan struct{}, 1),
+		failures: repeat.New(opts.Logger),
+		done:     make(chan struct{}),
+	}
 	in.giveUp, in.cancel = context.WithCancel(context.Background())
 	return in
 }
 
-// put takes one event from the wire, which came at a time. It blocks while there is no room.
+// put queues an event from the wire with its time of arrival. It blocks while the queue is full.
 func (in *intake) put(wire pz.Event, at time.Time) {
 	e := translate(wire, at)
 	in.opts.Observer.EventReceived(e.Type)
 	if in.tooOld(e) {
 		in.skipped++
 	} else if !in.enqueue(&e) {
-		in.unread++
+		in.unqueued++
 	}
 	if final := wire.Attrs.Get(pz.AttrMissedFinal) == "1"; final && in.skipped > 0 {
 		in.opts.Logger.Info("replayed calls that ended long ago are not sent on",
@@ -69,74 +79,78 @@ func (in *intake) put(wire pz.Event, at time.Time) {
 	}
 }
 
-// announce takes an event that tells of the connection itself. It does not wait: while there is no room, what the exchange sends comes first.
-func (in *intake) announce(e telephony.Event) {
+// enqueueOperational queues an event about the connection itself. It does not wait, and drops the
+// event if the queue is full: the exchange's events come first.
+func (in *intake) enqueueOperational(e telephony.Event) {
 	e.ID, e.Time = uuid.Must(uuid.NewV7()).String(), time.Now().UTC()
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if !in.closed {
-		in.enqueueIfRoom(&e)
+		in.enqueueIfFits(&e)
 	}
 }
 
-// enqueue waits until there is room for an event in the queue. It is false only when a shutdown did not leave the time.
+// enqueue waits until an event fits into the queue. It returns false only if a shutdown ran out of
+// time.
 func (in *intake) enqueue(e *telephony.Event) bool {
 	for {
 		in.mu.Lock()
-		queued := in.enqueueIfRoom(e)
+		queued := in.enqueueIfFits(e)
 		in.paused = !queued
 		in.mu.Unlock()
 		if queued {
 			return true
 		}
 		select {
-		case <-in.room:
+		case <-in.freed:
 		case <-in.giveUp.Done():
 			return false
 		}
 	}
 }
 
-// enqueueIfRoom puts an event into the queue, unless there is no room. The caller holds mu.
-func (in *intake) enqueueIfRoom(e *telephony.Event) bool {
+// enqueueIfFits queues an event if it fits. The caller holds mu.
+func (in *intake) enqueueIfFits(e *telephony.Event) bool {
 	size := sizeOf(e)
-	// One that is larger than all the room there is goes alone.
+	// An event beyond the limit fits an empty queue.
 	if in.events == intakeSize || in.events > 0 && in.bytes+size > intakeBytes {
 		return false
 	}
 	in.events++
 	in.bytes += size
 	in.queue = append(in.queue, *e)
-	signal(in.queued)
+	wake(in.queued)
 	return true
 }
 
-func (in *intake) giveRoom(batch []telephony.Event) {
+// release frees the space of a batch that run is done with.
+func (in *intake) release(batch []telephony.Event) {
 	in.mu.Lock()
 	in.events -= len(batch)
 	for i := range batch {
 		in.bytes -= sizeOf(&batch[i])
 	}
 	in.mu.Unlock()
-	signal(in.room)
+	wake(in.freed)
 }
 
-// signal wakes whoever waits on a channel with room for one.
-func signal(c chan<- struct{}) {
+// wake sends to a channel with a buffer of one, without blocking; a wake-up that is pending already
+// is enough.
+func wake(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
 	}
 }
 
-// isPaused says whether the socket is not read, since there is no room for what it brings.
+// isPaused reports whether the socket is not read because the queue is full.
 func (in *intake) isPaused() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.paused
 }
 
-// sizeOf is about how many bytes an event takes in memory.
+// sizeOf estimates an event's size in memory, in bytes.
 func sizeOf(e *telephony.Event) int {
 	const fixed, perAttr = 400, 32
 	n := fixed + len(e.Text) + len(e.RecordingURL)
@@ -146,15 +160,17 @@ func sizeOf(e *telephony.Event) int {
 	return n
 }
 
+// tooOld reports whether an event is a replay of a call that ended more than Options.ReplayMaxAge
+// ago.
 func (in *intake) tooOld(e telephony.Event) bool {
 	at := e.EndedAt
-	if at.IsZero() { // the exchange does not know, and no call lasts for days
+	if at.IsZero() { // unknown to the exchange; no call lasts for days
 		at = e.StartedAt
 	}
 	return in.opts.ReplayMaxAge > 0 && e.Replayed && !at.IsZero() && in.opts.Clock.Age(at) > in.opts.ReplayMaxAge
 }
 
-// run appends until finish has been called and the queue is empty.
+// run appends what is queued until finish was called and the queue is empty.
 func (in *intake) run() {
 	defer close(in.done)
 	for {
@@ -163,13 +179,13 @@ func (in *intake) run() {
 			batch := queue[:min(len(queue), batchSize)]
 			if !in.append(batch) {
 				for i := range batch {
-					if !telephony.IsOperational(batch[i].Type) { // the server has not sent it
-						in.unkept++
+					if !telephony.IsOperational(batch[i].Type) { // the bridge's own events are no loss
+						in.unstored++
 					}
 				}
 			}
-			in.giveRoom(batch)
-			clear(batch) // so that they can be forgotten
+			in.release(batch)
+			clear(batch) // lets the garbage collector free the events
 			queue = queue[len(batch):]
 		}
 		if closed {
@@ -179,27 +195,28 @@ func (in *intake) run() {
 	}
 }
 
-// take gives the queue, whose events take their room until giveRoom, and says whether nothing will come after it. The queue before is done with.
+// take empties the queue and returns its events, which keep their space until release, and whether
+// no more will follow. It reuses the array of the queue that it returned before.
 func (in *intake) take() (queue []telephony.Event, closed bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	queue = in.queue
-	in.queue, in.spare = in.spare, queue[:0]
+	in.queue, in.recycled = in.recycled, queue[:0]
 	return queue, in.closed
 }
 
-// append tries until the sink has taken the batch: what is on this socket was sent once and is gone. It is false only when a shutdown did
-// not leave the time.
+// append retries until the sink has accepted the batch: the server sends an event only once, so it
+// cannot be read again. It returns false only if a shutdown ran out of time.
 func (in *intake) append(batch []telephony.Event) bool {
-	for wait := appendAgain; ; wait = min(2*wait, appendMost) {
+	for wait := minAppendWait; ; wait = min(2*wait, maxAppendWait) {
 		// Not Run's context: what has been read is recorded even while shutting down.
 		err := in.opts.Sink.Append(in.giveUp, batch)
 		if err == nil {
-			in.trouble.Recovered("events are stored again")
+			in.failures.Recovered("events are stored again")
 			in.logStored(batch)
 			return true
 		}
-		in.trouble.Failed("events cannot be stored and wait in memory", err, "events", in.waiting())
+		in.failures.Failed("events cannot be stored and wait in memory", err, "events", in.waiting())
 		select {
 		case <-in.giveUp.Done():
 			return false
@@ -208,38 +225,40 @@ func (in *intake) append(batch []telephony.Event) bool {
 	}
 }
 
-// logStored is for who looks for an event with LOG_LEVEL=debug.
+// logStored logs each stored event, for the search for an event with LOG_LEVEL=debug.
 func (in *intake) logStored(batch []telephony.Event) {
 	if !in.opts.Logger.Enabled(context.Background(), slog.LevelDebug) {
 		return
 	}
 	for i := range batch {
-		if e := &batch[i]; !telephony.IsOperational(e.Type) { // one that is operational is stored only where somebody wants it
+		if e := &batch[i]; !telephony.IsOperational(e.Type) { // an operational event is stored only for its subscribers
 			in.opts.Logger.Debug("event stored", "event_id", e.ID, "type", string(e.Type), "call_id", e.CallID)
 		}
 	}
 }
 
-// waiting is how many events are in memory.
+// waiting returns the number of events in memory.
 func (in *intake) waiting() int {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	return in.events
 }
 
-// stopping is called when a shutdown begins: from then on Options.Grace is left to store what has been read.
-func (in *intake) stopping() { time.AfterFunc(in.opts.Grace, in.cancel) }
+// beginShutdown limits the retries to Options.Grace from now on.
+func (in *intake) beginShutdown() { time.AfterFunc(in.opts.Grace, in.cancel) }
 
-// finish lets the queue run empty and says what could not be stored. The reader must have ended.
+// finish waits until the queue is empty, and returns an error with the number of events that could
+// not be stored. The reader must have ended.
 func (in *intake) finish() error {
 	in.mu.Lock()
 	in.closed = true
 	in.mu.Unlock()
-	signal(in.queued)
+	wake(in.queued)
 	<-in.done
 	in.cancel()
-	if lost := in.unread + in.unkept; lost > 0 {
-		return fmt.Errorf("%d events that the server had sent could not be stored within %s of the shutdown and are lost", lost, in.opts.Grace)
+	if lost := in.unqueued + in.unstored; lost > 0 {
+		return fmt.Errorf("%d events that the server had sent could not be stored within %s of the shutdown "+
+			"and are lost", lost, in.opts.Grace)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ import (
 func TestKeepAliveWordTellsNoForm(t *testing.T) {
 	for _, word := range []string{"PING", "null", "ping", "true"} {
 		inWorld(t, pztest.Options{Codec: pz.Plain}, nil, func(t *testing.T, w *world) {
-			time.Sleep(answerIn + time.Second)
+			time.Sleep(fallbackAfter + time.Second)
 			w.server.EmitRaw([]byte(word))
 			synctest.Wait()
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

@@ -1,9 +1,11 @@
-// Package relay holds the session with the Prostie Zvonki server: it dials, says who it is, hands every event to the
-// Sink, carries commands and their answers, notices a dead peer, and dials again for ever.
+// Package relay keeps the session with the Prostie Zvonki server: it connects, identifies the
+// bridge, appends every event to the Sink, sends commands and returns their outcomes, detects a
+// dead peer, and reconnects for as long as it runs.
 //
-// Events go one way, commands the other. An event is read from the socket, given its ID, and appended to the Sink together with
-// whatever else was waiting; nothing on this socket is acknowledged, so what was read must not be lost. A command is written at
-// once or fails: it is never queued for later and never sent twice, since a person is on the line.
+// Events flow one way, commands the other. An event is read from the socket, gets its ID, and is
+// appended to the Sink together with all others that wait; this protocol has no acknowledgements,
+// so what was read must not be lost. A command is written at once or fails: it is never queued for
+// later and never sent twice, since a person is on the line.
 package relay
 
 import (
@@ -20,21 +22,22 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// Sink takes what the session reads. Append returns nil only when the events are durable; appending an event
-// whose ID is known does nothing.
+// Sink stores the events that the session reads. Append returns nil only when the events are
+// durable; appending an event with a known ID has no effect.
 type Sink interface {
 	Append(ctx context.Context, events []telephony.Event) error
 }
 
-// Observer is told what happens, to count it. Its methods return at once and may be called at the same time.
+// Observer counts events, commands and decisions. Its methods must return at once and be safe for
+// concurrent use.
 type Observer interface {
 	EventReceived(kind telephony.EventType)
-	// CommandEnded says how: done, refused, not_sent or no_answer.
+	// CommandEnded gives the outcome: done, refused, not_sent or no_answer.
 	CommandEnded(kind telephony.CommandKind, outcome string)
-	Decided(outcome telephony.RouteOutcome, took time.Duration) // where a call goes
+	Decided(outcome telephony.RouteOutcome, took time.Duration) // of the question where a call goes
 }
 
-// unobserved is the observer where there is none.
+// unobserved is the Observer if none is configured.
 type unobserved struct{}
 
 // EventReceived does nothing.
@@ -46,19 +49,19 @@ func (unobserved) CommandEnded(telephony.CommandKind, string) {}
 // Decided does nothing.
 func (unobserved) Decided(telephony.RouteOutcome, time.Duration) {}
 
-// Options says where the server is and who the bridge is to it.
+// Options configures a Session.
 type Options struct {
 	URL      *url.URL    // ws or wss, with a host and a port
-	TLS      *tls.Config // for wss; nil trusts what the system trusts
+	TLS      *tls.Config // for wss; nil trusts the system's CAs
 	Identity pz.Identity
 
-	Disabled     bool          // do not connect until Enable says so
-	ReplayMaxAge time.Duration // replayed calls that ended earlier are left out; 0 leaves out none
-	Grace        time.Duration // how long what was read may take to be stored once a shutdown has begun
+	Disabled     bool          // do not connect before Enable(true)
+	ReplayMaxAge time.Duration // replayed calls that ended longer ago are dropped; 0 drops none
+	Grace        time.Duration // bounds the storing of what was read, from the beginning of a shutdown
 	Sink         Sink
 	Logger       *slog.Logger
 	Observer     Observer     // may be nil
-	Clock        *clock.Clock // by which ReplayMaxAge is counted; nil is one that begins now
+	Clock        *clock.Clock // computes ages for ReplayMaxAge; nil is a clock that starts now
 
 	// DialContext opens the connection below the WebSocket; nil dials TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
@@ -69,7 +72,8 @@ func (o Options) validate() error {
 	case o.URL == nil || o.URL.Host == "" || o.URL.Scheme != "ws" && o.URL.Scheme != "wss":
 		return errors.New("relay: Options.URL must be a ws or wss address")
 	case o.Identity.GUID == "":
-		return errors.New("relay: Options.Identity.GUID must be set: the server remembers by it what the bridge has missed")
+		return errors.New("relay: Options.Identity.GUID must be set: " +
+			"the server remembers by it what the bridge has missed")
 	case o.Sink == nil || o.Logger == nil || o.Grace <= 0:
 		return errors.New("relay: Options.Sink, Options.Logger and Options.Grace must be set")
 	}

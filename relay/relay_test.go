@@ -454,11 +454,11 @@ func TestRedialWait(t *testing.T) {
 	broken := errors.New("connection refused")
 	for attempt, want := range []time.Duration{500, 1000, 2000, 4000, 8000, 16000, 32000, 60000, 60000, 60000} {
 		want *= time.Millisecond
-		if low, high := redialWait(attempt, broken, 0), redialWait(attempt, broken, 0.999); low < want/2 || low < redialFirst || high > want || high < want*9/10 {
+		if low, high := redialWait(attempt, broken, 0), redialWait(attempt, broken, 0.999); low < want/2 || low < minRedialWait || high > want || high < want*9/10 {
 			t.Errorf("attempt %d: between %s and %s, want up to %s", attempt, low, high, want)
 		}
 	}
-	if got := redialWait(1000, broken, 0.5); got > redialMost {
+	if got := redialWait(1000, broken, 0.5); got > maxRedialWait {
 		t.Errorf("after a thousand: %s", got)
 	}
 	if got := redialWait(0, closeError{&websocket.CloseError{Code: 4009}}, 0.5); got != 5*time.Minute {
@@ -591,7 +591,7 @@ func TestIntakeOfAHugeEvent(t *testing.T) {
 	huge, small := telephony.Event{Text: strings.Repeat("x", 2*intakeBytes)}, telephony.Event{}
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	if sizeOf(&huge) <= intakeBytes || !in.enqueueIfRoom(&huge) || in.enqueueIfRoom(&small) {
+	if sizeOf(&huge) <= intakeBytes || !in.enqueueIfFits(&huge) || in.enqueueIfFits(&small) {
 		t.Errorf("%d events of %d bytes", in.events, in.bytes)
 	}
 }
@@ -1009,8 +1009,8 @@ func TestNoPasswordInErrors(t *testing.T) {
 // A connection that had lasted is dialled again soon when it breaks, however often that happens; one that breaks at once is not.
 func TestRedialAfterALastingConnection(t *testing.T) {
 	for name, c := range map[string]struct{ lasts, least, most time.Duration }{
-		"a while": {20 * time.Second, redialFirst / 2, redialFirst},
-		"hardly":  {time.Second, 20 * time.Second, redialMost},
+		"a while": {20 * time.Second, minRedialWait / 2, minRedialWait},
+		"hardly":  {time.Second, 20 * time.Second, maxRedialWait},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
@@ -1237,7 +1237,7 @@ func TestServerThatTakesNothing(t *testing.T) {
 
 // What the server says when it closes a connection counts, also if nothing could be written to it any more by then.
 func TestCloseCodeOutlivesTheWriter(t *testing.T) {
-	c := &conn{unwritten: errors.New("broken pipe")}
+	c := &conn{writeErr: errors.New("broken pipe")}
 	var closed *websocket.CloseError
 	if err := c.endError(&websocket.CloseError{Code: pz.CloseSameGUID}); !errors.As(err, &closed) || closed.Code != pz.CloseSameGUID {
 		t.Errorf("it ends with %v", err)
@@ -1250,7 +1250,7 @@ func TestCloseCodeOutlivesTheWriter(t *testing.T) {
 // A second response to one request is nobody's, and holds up nobody.
 func TestAnsweredTwice(t *testing.T) {
 	c := &conn{waiting: map[string]chan pz.Response{"1": make(chan pz.Response, 1)}}
-	if !c.answered(pz.Response{RequestID: "1"}) || c.answered(pz.Response{RequestID: "1"}) {
+	if !c.deliver(pz.Response{RequestID: "1"}) || c.deliver(pz.Response{RequestID: "1"}) {
 		t.Error("it is not taken once")
 	}
 }

@@ -8,8 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// roundTrip is how long the kernel reckons a packet takes to the other end and back; 0 where it does
-// not know.
+// roundTrip returns the kernel's estimate of the round-trip time to the peer; 0 if it has none.
 func roundTrip(c net.Conn) (rtt time.Duration) {
 	socket, ok := c.(syscall.Conn)
 	if !ok {

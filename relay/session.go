@@ -17,45 +17,46 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// How the session dials again: after waits that double from redialFirst to redialMost, and after redialHopeless where the server
-// has said that it will go on refusing.
+// The wait before the session reconnects doubles from minRedialWait to maxRedialWait; it is
+// permanentRedialWait if the server has refused with a permanent cause.
 const (
-	redialFirst    = 500 * time.Millisecond
-	redialMost     = time.Minute
-	redialHopeless = 5 * time.Minute
+	minRedialWait       = 500 * time.Millisecond
+	maxRedialWait       = time.Minute
+	permanentRedialWait = 5 * time.Minute
 
-	// settled is how long a connection must have lasted for its end to be new trouble, and not the old one going on.
-	settled = 10 * time.Second
+	// stableAfter is how long a connection must have lasted for its end to count as a new failure.
+	stableAfter = 10 * time.Second
 
-	// identifyTimeout is how long a server may take to say its version before it is taken for one that does not tell.
+	// identifyTimeout bounds the wait for the server's version; some servers do not reveal it.
 	identifyTimeout = 5 * time.Second
 )
 
-// Session is one connection to one server, redialled for ever. Run keeps it, Do sends commands through it.
+// Session is the connection to one server, which it renews for as long as Run runs. Do sends
+// commands through it.
 type Session struct {
-	opts    Options
-	intake  *intake
-	trouble *repeat.Log
+	opts     Options
+	intake   *intake
+	failures *repeat.Log
 
 	mu     sync.Mutex
 	status telephony.Connection
-	live   *conn         // nil while there is no connection that the server has accepted
+	live   *conn         // nil unless the server has accepted the connection
 	up     chan struct{} // closed while live is set
 	lastID uint32
-	// enabled says that there is to be a connection; switched is closed when that changes.
+	// enabled is whether there should be a connection; switched is closed when that changes.
 	enabled  bool
 	switched chan struct{}
-	dialNow  chan struct{} // somebody does not want to wait for the next dial
+	dialNow  chan struct{} // cuts short the wait for the next dial
 
-	// The reader of the socket alone touches these.
-	unread      int       // frames that could not be read since the last line about them
-	unreadLines int       // lines about them
-	unreadSince time.Time // since when they are counted
+	// Only the reader of the socket touches these.
+	unreadable      int       // frames since the last line about them
+	unreadableLines int       // lines in the current period
+	unreadableSince time.Time // the start of the period
 
 	ended chan struct{} // closed when Run has ended
 }
 
-// New checks the options and gives a session that is not connected yet.
+// New validates the options and returns a session that is not connected yet.
 func New(opts Options) (*Session, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
@@ -67,25 +68,30 @@ func New(opts Options) (*Session, error) {
 		opts.Clock = clock.New(time.Time{}, time.Time{})
 	}
 	s := &Session{
-		opts: opts, intake: newIntake(opts),
-		trouble: repeat.New(opts.Logger),
-		status:  telephony.Connection{State: telephony.Disconnected, Since: time.Now()},
-		// A server answers what it cannot parse with some ID; to start somewhere keeps such noise away from our own.
-		lastID: rand.Uint32N(1 << 30),
-		up:     make(chan struct{}), ended: make(chan struct{}),
-		enabled: !opts.Disabled, switched: make(chan struct{}), dialNow: make(chan struct{}, 1),
+		opts:     opts,
+		intake:   newIntake(opts),
+		failures: repeat.New(opts.Logger),
+		status:   telephony.Connection{State: telephony.Disconnected, Since: time.Now()},
+		// A server answers a frame that it cannot parse with an arbitrary ID. A random start makes
+		// it unlikely that such an ID is that of a waiting request.
+		lastID:   rand.Uint32N(1 << 30),
+		up:       make(chan struct{}),
+		ended:    make(chan struct{}),
+		enabled:  !opts.Disabled,
+		switched: make(chan struct{}),
+		dialNow:  make(chan struct{}, 1),
 	}
 	return s, nil
 }
 
-// Run connects, and connects again, until ctx ends. It returns once every event that was read has been appended, or could not be
-// within Options.Grace.
+// Run connects, and reconnects, until ctx ends. It returns once every event that was read is
+// appended, or with an error if some could not be within Options.Grace.
 func (s *Session) Run(ctx context.Context) error {
 	defer close(s.ended)
 	var appender sync.WaitGroup
 	defer appender.Wait()
 	appender.Go(s.intake.run)
-	defer context.AfterFunc(ctx, s.intake.stopping)()
+	defer context.AfterFunc(ctx, s.intake.beginShutdown)()
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		switched := s.waitEnabled(ctx)
 		if switched == nil {
@@ -97,16 +103,17 @@ func (s *Session) Run(ctx context.Context) error {
 		}
 		select {
 		case <-switched:
-			attempt = -1 // it is dialled at once when it is switched on again, which it may have been meanwhile
+			attempt = -1 // enabled again, perhaps meanwhile: dial at once
 			continue
 		default:
 		}
-		if c := s.Connection(); c.State == telephony.Connected && time.Since(c.Since) > settled {
+		if c := s.Connection(); c.State == telephony.Connected && time.Since(c.Since) > stableAfter {
 			attempt = 0
 		}
 		wait := redialWait(attempt, err, rand.Float64())
 		s.disconnected(err, wait)
-		s.trouble.Failed("not connected to the Prostie Zvonki server", err, "retry_in", wait.Round(time.Millisecond).String())
+		s.failures.Failed("not connected to the Prostie Zvonki server", err,
+			"retry_in", wait.Round(time.Millisecond).String())
 		select {
 		case <-ctx.Done():
 		case <-switched:
@@ -115,11 +122,12 @@ func (s *Session) Run(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
-	s.disconnected(errors.New("the bridge is shutting down"), redialMost)
+	s.disconnected(errors.New("the bridge is shutting down"), maxRedialWait)
 	return s.intake.finish()
 }
 
-// Enable connects, at once where it would wait to dial again, or hangs up and stays so until it is called again. It does not wait for that.
+// Enable connects, without the wait before a reconnection, or disconnects until it is called with
+// true again. It returns at once.
 func (s *Session) Enable(enabled bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -128,34 +136,40 @@ func (s *Session) Enable(enabled bool) {
 		close(s.switched)
 		s.switched = make(chan struct{})
 	} else if enabled && s.status.State == telephony.Disconnected && s.status.DialsAt.After(time.Now()) {
-		signal(s.dialNow)
+		wake(s.dialNow)
 	}
 	switch {
 	case !enabled:
-		s.switchedOff()
+		s.markDisabled()
 	case s.status.State == telephony.Disabled:
-		s.status.State, s.status.Since, s.status.LastError, s.status.DialsAt = telephony.Disconnected, time.Now(), "", time.Now()
+		now := time.Now()
+		s.status.State, s.status.Since = telephony.Disconnected, now
+		s.status.LastError, s.status.DialsAt = "", now
 	}
 }
 
-// switchedOff is how a connection that is not to be stands. The caller holds mu.
-func (s *Session) switchedOff() {
+// markDisabled sets the status of a disabled session. The caller holds mu.
+func (s *Session) markDisabled() {
 	if s.status.State == telephony.Connected {
-		s.intake.announce(telephony.Event{Type: telephony.EventDisconnected, Reason: "it was switched off"})
+		s.intake.enqueueOperational(telephony.Event{Type: telephony.EventDisconnected, Reason: "it was switched off"})
 	}
 	s.status = telephony.Connection{
-		State: telephony.Disabled, Since: time.Now(), LastError: "it was switched off, on the dashboard or with PUT /v1/connection",
-		CloseCode: s.status.CloseCode, CloseMeaning: s.status.CloseMeaning,
+		State:        telephony.Disabled,
+		Since:        time.Now(),
+		LastError:    "it was switched off, on the dashboard or with PUT /v1/connection",
+		CloseCode:    s.status.CloseCode,
+		CloseMeaning: s.status.CloseMeaning,
 	}
 }
 
-// waitEnabled waits until there is to be a connection, and gives what is closed when there is to be none any more; nil if ctx ended before.
+// waitEnabled waits until the session is enabled, and returns a channel that is closed when that
+// changes; nil if ctx ended before.
 func (s *Session) waitEnabled(ctx context.Context) (switched <-chan struct{}) {
 	for {
 		s.mu.Lock()
 		switched, enabled := s.switched, s.enabled
 		if !enabled && s.status.State != telephony.Disabled {
-			s.switchedOff()
+			s.markDisabled()
 		}
 		s.mu.Unlock()
 		if enabled {
@@ -169,7 +183,7 @@ func (s *Session) waitEnabled(ctx context.Context) (switched <-chan struct{}) {
 	}
 }
 
-// connectUntil serves one connection until it ends or is switched off.
+// connectUntil serves one connection until it ends or the session is disabled.
 func (s *Session) connectUntil(ctx context.Context, switched <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var watching sync.WaitGroup
@@ -185,24 +199,31 @@ func (s *Session) connectUntil(ctx context.Context, switched <-chan struct{}) er
 	return s.connectOnce(ctx)
 }
 
-// redialWait is how long to wait before dialling again after a number of failures; jitter is in [0, 1).
+// redialWait returns the wait before the next dial after a number of failures; jitter is in [0, 1).
 func redialWait(attempt int, err error, jitter float64) time.Duration {
 	var closed *websocket.CloseError
 	if errors.As(err, &closed) && !pz.CloseRetriable(closed.Code) {
-		return redialHopeless
+		return permanentRedialWait
 	}
-	wait := redialMost
+	wait := maxRedialWait
 	if attempt < 7 { // 0.5 s × 2⁷ is past the minute
-		wait = min(redialFirst<<attempt, redialMost)
+		wait = min(minRedialWait<<attempt, maxRedialWait)
 	}
-	// Up to half is left to chance, so that the bridges of a whole town do not return at the same moment.
-	return max(redialFirst, wait/2+time.Duration(jitter*float64(wait/2)))
+	// Up to half of the wait is random, so that the bridges of a whole town do not reconnect at the
+	// same moment.
+	return max(minRedialWait, wait/2+time.Duration(jitter*float64(wait/2)))
 }
 
-// connectOnce dials and serves one connection until it ends, and says why it did. It never returns nil.
+// connectOnce dials and serves one connection until it ends, and returns why it ended. The error is
+// never nil.
 func (s *Session) connectOnce(ctx context.Context) error {
-	s.set(func(c *telephony.Connection) { c.State = telephony.Connecting })
-	socket, err := Dial(ctx, DialOptions{URL: s.opts.URL, TLS: s.opts.TLS, Identity: s.opts.Identity, DialContext: s.opts.DialContext})
+	s.updateStatus(func(c *telephony.Connection) { c.State = telephony.Connecting })
+	socket, err := Dial(ctx, DialOptions{
+		URL:         s.opts.URL,
+		TLS:         s.opts.TLS,
+		Identity:    s.opts.Identity,
+		DialContext: s.opts.DialContext,
+	})
 	if err != nil {
 		return err
 	}
@@ -213,7 +234,7 @@ func (s *Session) connectOnce(ctx context.Context) error {
 	helpers.Go(func() {
 		select {
 		case <-ctx.Done():
-			s.notLive()
+			s.clearLive()
 			c.Hangup(c.gone, min(2*time.Second, s.opts.Grace/2))
 		case <-c.gone:
 		}
@@ -221,12 +242,12 @@ func (s *Session) connectOnce(ctx context.Context) error {
 	err = c.read(func(m Message) { s.receive(c, m) })
 	c.end()
 	helpers.Wait()
-	s.notLive()
+	s.clearLive()
 	return err
 }
 
-// notLive lets no command begin on the connection any more.
-func (s *Session) notLive() {
+// clearLive lets no more commands begin on the connection.
+func (s *Session) clearLive() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.live != nil {
@@ -234,9 +255,10 @@ func (s *Session) notLive() {
 	}
 }
 
-// identify asks the server for its version. A server with a wrong password accepts the handshake and
-// closes right after, so the connection counts as made only when something was read. That tells the
-// form that the server speaks, too, without which a command would be written to nobody.
+// identify requests the server's version and marks the connection as made. A server that refuses
+// the password accepts the handshake and closes right after, so the connection counts as made only
+// once a message was read. A message also reveals the server's form; a command in the other form
+// would be ignored.
 func (s *Session) identify(ctx context.Context, c *conn) {
 	patience, cancel := context.WithTimeout(context.Background(), identifyTimeout)
 	defer cancel()
@@ -245,11 +267,11 @@ func (s *Session) identify(ctx context.Context, c *conn) {
 		return // the connection has ended
 	}
 	select {
-	case <-c.heard:
+	case <-c.detected:
 	default:
-		s.mute()
+		s.reportSilence()
 		select {
-		case <-c.heard:
+		case <-c.detected:
 		case <-c.gone:
 			return
 		}
@@ -261,20 +283,21 @@ func (s *Session) identify(ctx context.Context, c *conn) {
 	}
 }
 
-// mute says of a connection that the server has let the client in and says nothing.
-func (s *Session) mute() {
-	s.set(func(c *telephony.Connection) {
+// reportSilence sets and logs the error of a server that accepts the connection and sends nothing.
+func (s *Session) reportSilence() {
+	s.updateStatus(func(c *telephony.Connection) {
 		if c.State == telephony.Connecting {
-			c.LastError = errMute.Error()
+			c.LastError = errSilentServer.Error()
 		}
 	})
-	s.opts.Logger.Warn("the Prostie Zvonki server lets the bridge in and says nothing", "err", errMute.Error())
+	s.opts.Logger.Warn("the Prostie Zvonki server lets the bridge in and says nothing", "err", errSilentServer.Error())
 }
 
-// errMute means that something takes the connection and is silent.
-var errMute = fmt.Errorf("it has not answered within %s, in base64 or as XML: check that PZ_URL is a Prostie Zvonki server", identifyTimeout)
+// errSilentServer means that the peer accepts the connection and sends nothing.
+var errSilentServer = fmt.Errorf("it has not answered within %s, in base64 or as XML: "+
+	"check that PZ_URL is a Prostie Zvonki server", identifyTimeout)
 
-// connected lets commands begin on a connection, unless it is being given up.
+// connected makes a connection the live one, for commands, unless the session gives it up.
 func (s *Session) connected(ctx context.Context, c *conn, version string) {
 	s.mu.Lock()
 	if ctx.Err() != nil || !s.enabled {
@@ -284,21 +307,26 @@ func (s *Session) connected(ctx context.Context, c *conn, version string) {
 	s.live = c
 	close(s.up)
 	s.status = telephony.Connection{
-		State: telephony.Connected, Since: time.Now(), ServerVersion: version,
-		Form: c.Spoken().String(), FormOfAddress: c.expected.String(),
-		CloseCode: s.status.CloseCode, CloseMeaning: s.status.CloseMeaning,
+		State:         telephony.Connected,
+		Since:         time.Now(),
+		ServerVersion: version,
+		Form:          c.Spoken().String(),
+		FormOfAddress: c.expected.String(),
+		CloseCode:     s.status.CloseCode,
+		CloseMeaning:  s.status.CloseMeaning,
 	}
 	s.mu.Unlock()
-	s.intake.announce(telephony.Event{Type: telephony.EventConnected})
+	s.intake.enqueueOperational(telephony.Event{Type: telephony.EventConnected})
 	s.opts.Logger.Info("connected to the Prostie Zvonki server",
-		"server", s.opts.URL.Host, "version", version, "form", c.Spoken().String(), "failures", s.trouble.Reset())
+		"server", s.opts.URL.Host, "version", version, "form", c.Spoken().String(), "failures", s.failures.Reset())
 }
 
+// disconnected sets the status after a connection or an attempt has ended, and announces its loss.
 func (s *Session) disconnected(err error, wait time.Duration) {
-	s.set(func(c *telephony.Connection) {
+	s.updateStatus(func(c *telephony.Connection) {
 		if c.State == telephony.Connected {
 			c.Since = time.Now()
-			s.intake.announce(telephony.Event{Type: telephony.EventDisconnected, Reason: err.Error()})
+			s.intake.enqueueOperational(telephony.Event{Type: telephony.EventDisconnected, Reason: err.Error()})
 		}
 		c.State, c.LastError, c.DialsAt = telephony.Disconnected, err.Error(), time.Now().Add(wait)
 		var closed *websocket.CloseError
@@ -308,20 +336,21 @@ func (s *Session) disconnected(err error, wait time.Duration) {
 	})
 }
 
-func (s *Session) set(change func(*telephony.Connection)) {
+func (s *Session) updateStatus(change func(*telephony.Connection)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	change(&s.status)
 }
 
-// Connection tells where the session stands now.
+// Connection returns the state of the connection now.
 func (s *Session) Connection() telephony.Connection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.status
 }
 
-// WaitConnected waits until there is a connection. It fails with ctx's error, or with telephony.ErrNotConnected once Run has ended.
+// WaitConnected waits until there is a connection. It fails with ctx's error, or with
+// telephony.ErrNotConnected once Run has ended.
 func (s *Session) WaitConnected(ctx context.Context) error {
 	s.mu.Lock()
 	up := s.up
@@ -336,14 +365,16 @@ func (s *Session) WaitConnected(ctx context.Context) error {
 	}
 }
 
-// receive takes one message apart: responses go to whoever waits for them, events into the intake.
+// receive dispatches the parts of one message: responses to the requests that wait for them, events
+// to the intake.
 func (s *Session) receive(c *conn, m Message) {
 	if errors.Is(m.Err, errLongMessage) {
-		s.opts.Logger.Warn(errLongMessage.Error(), "starts_with", firstRunes(string(m.Payload[:1024]), shown))
+		start := firstRunes(string(m.Payload[:1024]), maxShown)
+		s.opts.Logger.Warn(errLongMessage.Error(), "starts_with", start)
 		return
 	}
 	if m.Err == nil && len(m.Doc) == 0 {
-		return // nothing but a NUL or white space: some servers keep a line alive with it
+		return // only a NUL or white space: some servers keep the connection alive with it
 	}
 	var events []pz.Event
 	var responses []pz.Response
@@ -353,15 +384,15 @@ func (s *Session) receive(c *conn, m Message) {
 		events, responses, err = pz.ParseServerMessage(m.Doc)
 	}
 	if err != nil {
-		s.tellUnread(err, payload, len(events)+len(responses) > 0)
+		s.logUnreadable(err, payload, len(events)+len(responses) > 0)
 	}
 	for _, r := range responses {
-		if !c.answered(r) {
-			s.opts.Logger.Debug("a response that nobody waits for", "request_id", r.RequestID, "code", r.Code)
+		if !c.deliver(r) {
+			s.opts.Logger.Debug("a response without a waiting request", "request_id", r.RequestID, "code", r.Code)
 		}
 	}
 	at := time.Now()
-	if since, late := c.CameAt(); late {
+	if since, late := c.DelayedSince(); late {
 		at = since
 	}
 	for _, e := range events {
@@ -369,19 +400,24 @@ func (s *Session) receive(c *conn, m Message) {
 	}
 }
 
-// tellUnread says that a frame, or a part of it, could not be read. A server that sends one after the other does not fill the log.
-func (s *Session) tellUnread(err error, payload []byte, inPart bool) {
-	const period, most = 30 * time.Second, 10
-	s.unread++
-	if now := time.Now(); now.Sub(s.unreadSince) >= period {
-		s.unreadSince, s.unreadLines = now, 0
+// logUnreadable logs a frame of which all, or a part, could not be parsed. It writes at most 10
+// lines in 30 s, so that a server that sends many such frames does not fill the log.
+func (s *Session) logUnreadable(err error, payload []byte, inPart bool) {
+	const period, maxLines = 30 * time.Second, 10
+	s.unreadable++
+	if now := time.Now(); now.Sub(s.unreadableSince) >= period {
+		s.unreadableSince, s.unreadableLines = now, 0
 	}
-	if s.unreadLines == most {
+	if s.unreadableLines == maxLines {
 		return
 	}
-	s.unreadLines++
-	args := []any{"err", firstRunes(err.Error(), shown), "frame", firstRunes(string(payload), shown), "frames", s.unread}
-	s.unread = 0
+	s.unreadableLines++
+	args := []any{
+		"err", firstRunes(err.Error(), maxShown),
+		"frame", firstRunes(string(payload), maxShown),
+		"frames", s.unreadable,
+	}
+	s.unreadable = 0
 	if inPart {
 		s.opts.Logger.Warn("a part of a frame could not be read and is left out", args...)
 		return
@@ -389,9 +425,10 @@ func (s *Session) tellUnread(err error, payload []byte, inPart bool) {
 	s.opts.Logger.Warn("a frame could not be read and is left out", args...)
 }
 
-// shown is how many characters of what the server sends are shown to people.
-const shown = 200
+// maxShown bounds a quotation of the server's data in logs and errors, in characters.
+const maxShown = 200
 
+// firstRunes returns the first n characters of a text.
 func firstRunes(s string, n int) string {
 	for i := range s {
 		if n == 0 {
@@ -402,15 +439,16 @@ func firstRunes(s string, n int) string {
 	return s
 }
 
-// Do sends a command and waits for the server's answer until ctx ends. Nil means that the server has done it. It fails with a
-// *telephony.RefusedError or one of telephony's errors.
+// Do sends a command and waits for the server's response until ctx ends. Nil means that the server
+// has executed it. It fails with a *telephony.RefusedError, or with telephony.ErrNotConnected,
+// ErrOutboxFull, ErrNotSent or ErrNoAnswer.
 func (s *Session) Do(ctx context.Context, cmd telephony.Command) error {
 	err := s.do(ctx, cmd)
 	s.opts.Observer.CommandEnded(cmd.Kind, commandOutcome(err))
 	return err
 }
 
-// commandOutcome says in a word how a command has ended.
+// commandOutcome returns the word for how a command has ended.
 func commandOutcome(err error) string {
 	var refused *telephony.RefusedError
 	switch {
@@ -446,17 +484,24 @@ func (s *Session) do(ctx context.Context, cmd telephony.Command) error {
 	return nil
 }
 
-// refusal is the exchange's "no". It may be of any length, and goes to the log and to whoever has commanded.
+// refusal returns the error of a response that refuses a command. The response may be of any
+// length, and the error goes to the log and to the caller, so it is shortened.
 func refusal(resp pz.Response) error {
-	return &telephony.RefusedError{Code: firstRunes(resp.Code, shown), Details: firstRunes(resp.Details, shown)}
+	return &telephony.RefusedError{Code: firstRunes(resp.Code, maxShown), Details: firstRunes(resp.Details, maxShown)}
 }
 
 func wireRequest(cmd telephony.Command) pz.Request {
 	switch cmd.Kind {
 	case telephony.CommandCall:
-		return pz.Request{Method: pz.MethodCall, Data: pz.Attrs{{Name: "From", Value: cmd.From}, {Name: "To", Value: cmd.To}}}
+		return pz.Request{Method: pz.MethodCall, Data: pz.Attrs{
+			{Name: "From", Value: cmd.From},
+			{Name: "To", Value: cmd.To},
+		}}
 	case telephony.CommandTransfer:
-		return pz.Request{Method: pz.MethodTransfer, Data: pz.Attrs{{Name: "CallID", Value: cmd.CallID}, {Name: "To", Value: cmd.To}}}
+		return pz.Request{Method: pz.MethodTransfer, Data: pz.Attrs{
+			{Name: "CallID", Value: cmd.CallID},
+			{Name: "To", Value: cmd.To},
+		}}
 	case telephony.CommandSMS:
 		return pz.Request{Method: pz.MethodGenerate, Data: pz.Attrs{
 			{Name: "Event", Value: pz.TypeSMS},
@@ -468,7 +513,7 @@ func wireRequest(cmd telephony.Command) pz.Request {
 	panic("relay: a command of the unknown kind " + string(cmd.Kind))
 }
 
-// nextID gives an ID that no request has had.
+// nextID returns an unused request ID.
 func (s *Session) nextID() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

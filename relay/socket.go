@@ -14,27 +14,27 @@ import (
 	"pzbridge/internal/pz"
 )
 
-// Socket is an open connection to a server: frames in, frames out, in the form that the server speaks.
-// One goroutine reads it; writes are the caller's to put in order.
+// Socket is an open connection to a server. It reads and writes documents in the form that the
+// server uses. One goroutine reads; the caller must serialise the writes.
 type Socket struct {
 	ws       *websocket.Conn
 	below    *tcp
 	stream   *stream
-	expected pz.Codec     // at an address of this scheme
-	spoken   atomic.Int32 // the pz.Codec of what was read last
+	expected pz.Codec     // by the address's scheme
+	spoken   atomic.Int32 // the pz.Codec of the last message read
 }
 
-// Message is what was read: a document, or why there is none.
+// Message is a message from the server: a document, or the reason why there is none.
 type Message struct {
 	Doc     []byte // valid until the next message is read
-	Payload []byte // as it came
-	Err     error  // the payload is in no form that is known, or too long
+	Payload []byte // as received
+	Err     error  // the payload is in no known form, or too long
 }
 
-// Read hands each message to receive until the connection ends, and says in plain words why it
-// ended: a *websocket.CloseError is within the error where the server has closed it. Ping is called
-// with the payload of each ping; the reader itself never writes, since two ends that each wait for the
-// other to read would hang.
+// Read passes each message to receive until the connection ends, and returns why it ended, as a
+// sentence; if the server has closed the connection, the error wraps a *websocket.CloseError. It
+// calls ping with the payload of each ping; the reader itself never writes, since two ends that
+// each wait for the other to read would hang.
 func (s *Socket) Read(receive func(Message), ping func(payload []byte)) error {
 	s.ws.SetPingHandler(func(payload string) error {
 		ping([]byte(payload))
@@ -46,7 +46,8 @@ func (s *Socket) Read(receive func(Message), ping func(payload []byte)) error {
 		if err != nil {
 			return s.readError(err)
 		}
-		// SetReadLimit would end the connection at a message that is too long. NextReader skips the rest of it.
+		// SetReadLimit would end the connection at a message that is too long. NextReader skips the
+		// rest of such a message.
 		message.Reset()
 		if _, err := message.ReadFrom(io.LimitReader(r, pz.MaxMessage+1)); err != nil {
 			return s.readError(err)
@@ -55,10 +56,10 @@ func (s *Socket) Read(receive func(Message), ping func(payload []byte)) error {
 	}
 }
 
-// errLongMessage means that a message is longer than any that makes sense.
+// errLongMessage means that a message exceeds pz.MaxMessage.
 var errLongMessage = errors.New("a message over 1 MiB is left out")
 
-// unpack takes the document out of a payload, and learns from it which form the server speaks.
+// unpack extracts the document from a payload and records the form that the server uses.
 func (s *Socket) unpack(payload []byte) Message {
 	if len(payload) > pz.MaxMessage {
 		return Message{Payload: payload, Err: errLongMessage}
@@ -70,10 +71,10 @@ func (s *Socket) unpack(payload []byte) Message {
 	return Message{Doc: doc, Payload: payload, Err: err}
 }
 
-// Spoken is the form that the server speaks; pz.UnknownCodec until something was read.
+// Spoken returns the form that the server uses; pz.UnknownCodec until a document was read.
 func (s *Socket) Spoken() pz.Codec { return pz.Codec(s.spoken.Load()) }
 
-// codec is the form to write in.
+// codec returns the form to write in.
 func (s *Socket) codec() pz.Codec {
 	if spoken := s.Spoken(); spoken != pz.UnknownCodec {
 		return spoken
@@ -81,25 +82,25 @@ func (s *Socket) codec() pz.Codec {
 	return s.expected
 }
 
-// CameAt gives the time since which the message just read may have been waiting to be read; false
-// where it is new. Only the reader may call it.
-func (s *Socket) CameAt() (since time.Time, late bool) { return s.below.cameAt() }
+// DelayedSince returns the time since which the message just read may have been waiting to be read;
+// false if it was read at once. Only the reader may call it.
+func (s *Socket) DelayedSince() (since time.Time, late bool) { return s.below.delayedSince() }
 
-// Write writes a document until the deadline; the zero time is none. Whatever it fails with, half a
-// frame may be out, and nothing can be written after it.
+// Write writes a document until the deadline; the zero time is none. After an error half a frame
+// may be out, so nothing more can be written.
 func (s *Socket) Write(doc []byte, codec pz.Codec, deadline time.Time) error {
 	_ = s.ws.SetWriteDeadline(deadline)
 	return s.ws.WriteMessage(websocket.TextMessage, codec.Pack(doc))
 }
 
-// Pong answers a ping until the deadline. It may be called beside Write.
+// Pong answers a ping until the deadline. It may be called at the same time as Write.
 func (s *Socket) Pong(payload []byte, deadline time.Time) error {
 	return s.ws.WriteControl(websocket.PongMessage, payload, deadline)
 }
 
-// Hangup ends the connection from our side. What the server has sent before it reads our close frame
-// counts for it as sent, so reading goes on until it closes too, which gone tells, but for no longer
-// than patience.
+// Hangup closes the connection with a close frame. The server counts everything as sent that it
+// sends before it reads that frame, so reading goes on until the server closes, too, which closes
+// gone, but for patience at most.
 func (s *Socket) Hangup(gone <-chan struct{}, patience time.Duration) {
 	deadline := time.Now().Add(patience)
 	frame := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
@@ -111,14 +112,15 @@ func (s *Socket) Hangup(gone <-chan struct{}, patience time.Duration) {
 	s.Close()
 }
 
-// Close closes the socket at once: TLS would take seconds to say goodbye to a peer that takes nothing.
+// Close closes the socket at once, below TLS, whose closing message would block for seconds on a
+// peer that reads nothing.
 func (s *Socket) Close() {
 	_ = s.below.Close()
 	_ = s.ws.Close()
 }
 
-// CloseCode gives the code with which the server has closed a connection, from what reading it has
-// failed with; 0 where the server has not.
+// CloseCode returns the code with which the server has closed the connection, from Read's error; 0
+// if the server has not closed it.
 func CloseCode(err error) int {
 	var closed *websocket.CloseError
 	if errors.As(err, &closed) {
@@ -127,8 +129,8 @@ func CloseCode(err error) int {
 	return 0
 }
 
-// readError says in plain words why the connection ended. The server's code counts before whatever
-// the library found wrong with the frame that it came in.
+// readError returns why the connection ended, as a sentence. The server's close code takes
+// precedence over the library's objections to the frame around it.
 func (s *Socket) readError(err error) error {
 	s.stream.awaitCode()
 	var timeout net.Error
@@ -138,12 +140,12 @@ func (s *Socket) readError(err error) error {
 	case errors.Is(err, errEndlessMessage):
 		return err
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return fmt.Errorf("the server has been silent for %s: the connection counts as dead", silence)
+		return fmt.Errorf("the server has been silent for %s: the connection counts as dead", maxSilence)
 	}
 	return fmt.Errorf("read from the server: %w", err)
 }
 
-// closeError is the server's close frame in plain words.
+// closeError is the server's close frame as an error with a readable text.
 type closeError struct{ frame *websocket.CloseError }
 
 func (e closeError) Error() string {

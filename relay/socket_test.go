@@ -298,7 +298,7 @@ func TestStandstill(t *testing.T) {
 				for session.Connection().State == telephony.Connected {
 					time.Sleep(time.Second)
 				}
-				if took := time.Since(last); took < silence-2*time.Second || took > silence+2*time.Second {
+				if took := time.Since(last); took < maxSilence-2*time.Second || took > maxSilence+2*time.Second {
 					t.Errorf("the peer, silent from then on, counts as dead after %s", took)
 				}
 			})
@@ -331,7 +331,7 @@ func TestStandstillOnABusyLine(t *testing.T) {
 				late++
 			}
 		}
-		if standstill, caughtUp := 6000, 6000+int(catchUp/(10*time.Millisecond)); late < standstill || late > caughtUp+10 {
+		if standstill, caughtUp := 6000, 6000+int(maxCatchUp/(10*time.Millisecond)); late < standstill || late > caughtUp+10 {
 			t.Errorf("%d events count as old, of about %d that came during the standstill", late, standstill)
 		}
 	})
@@ -363,7 +363,7 @@ func TestServerBehindAProxy(t *testing.T) {
 	for _, codec := range []pz.Codec{pz.Base64, pz.Plain} {
 		inWorld(t, pztest.Options{Codec: codec}, nil, func(t *testing.T, w *world) {
 			w.generate(t, "generate history 1 2 100 200 50 in")
-			time.Sleep(answerIn + time.Second)
+			time.Sleep(fallbackAfter + time.Second)
 			c := w.session.Connection()
 			if c.State != telephony.Connected || c.Form != codec.String() || c.FormOfAddress != "base64" || c.ServerVersion == "" {
 				t.Fatalf("%s: %+v", codec, c)

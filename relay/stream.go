@@ -10,36 +10,38 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// maxHead is how long the answer to the handshake may be, in bytes.
+// maxHead bounds the response to the handshake, in bytes.
 const maxHead = 64 << 10
 
-// messageTimeout is how long a message may take from its first byte to its last.
+// messageTimeout bounds the time of a message from its first byte to its last.
 const messageTimeout = time.Minute
 
 var (
-	// errLongHead means that what answers the handshake goes on and on.
+	// errLongHead means that the response to the handshake does not end.
 	errLongHead = errors.New("the answer to the handshake is longer than 64 KiB")
-	// errEndlessMessage means that the peer sends parts of a message and never its end: it lives, but
-	// nothing of it arrives.
-	errEndlessMessage = fmt.Errorf("a message of the server has not ended within %s: the connection counts as dead", messageTimeout)
+	// errEndlessMessage means that the peer sends parts of a message and never its end: it is
+	// alive, but no message arrives.
+	errEndlessMessage = fmt.Errorf("a message of the server has not ended within %s: "+
+		"the connection counts as dead", messageTimeout)
 )
 
-// stream is what the WebSocket library reads, above TLS. It bounds the answer to the handshake, which
-// the library reads to its end however long it is, and the time that a message may take. And it sees the code of a close frame, which the
-// library gives only where all of the frame is as RFC 6455 wants it: servers write the reason in
-// Windows-1251, and the code counts whatever follows it.
+// stream is the connection that the WebSocket library reads, above TLS. It bounds the response to
+// the handshake, which the library reads to its end however long it is, and the time that a message
+// may take. It also extracts the code of a close frame, which the library returns only if all of
+// the frame conforms to RFC 6455: servers write the reason in Windows-1251, and the code counts
+// whatever follows it.
 type stream struct {
 	net.Conn
 	below    *tcp
-	head     int  // bytes of the answer to the handshake so far
-	lineEnd  bool // the last of them ended a line
-	upgraded bool // frames follow
+	head     int  // bytes of the response to the handshake so far
+	lineEnd  bool // the last byte ended a line
+	upgraded bool // the response is complete, frames follow
 	frame    frame
-	began    time.Time             // when the message on its way in began; zero: there is none
+	began    time.Time             // when the incoming message began; zero: there is none
 	closed   *websocket.CloseError // nil until a close frame has come
 }
 
-// Read hands on what has come, once it was looked at.
+// Read returns the next bytes after it has inspected them.
 func (s *stream) Read(p []byte) (int, error) {
 	n, err := s.Conn.Read(p)
 	rest := p[:n]
@@ -59,7 +61,7 @@ func (s *stream) Read(p []byte) (int, error) {
 	}
 	for len(rest) > 0 && s.closed == nil {
 		rest = rest[s.frame.take(rest):]
-		if code, whole := s.frame.closeCode(); whole {
+		if code, complete := s.frame.closeCode(); complete {
 			s.closed = &websocket.CloseError{Code: code}
 		}
 	}
@@ -69,10 +71,10 @@ func (s *stream) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// awaitCode reads on to the code of a close frame of which the library has refused the beginning, for
-// no longer than lastLook.
+// awaitCode reads on to the code of a close frame whose beginning the library has refused, for at
+// most drainTimeout.
 func (s *stream) awaitCode() {
-	s.below.finish()
+	s.below.drain()
 	buf := make([]byte, 64)
 	for s.closed == nil && s.frame.have > 0 && s.frame.isClose() {
 		if _, err := s.Read(buf); err != nil {
@@ -81,10 +83,10 @@ func (s *stream) awaitCode() {
 	}
 }
 
-// isEndless says whether the message on its way in has lasted too long. While the process stood still
-// the message did not last.
+// isEndless reports whether the incoming message has lasted too long. A standstill of the process
+// does not count.
 func (s *stream) isEndless(now time.Time) bool {
-	_, late := s.below.cameAt()
+	_, late := s.below.delayedSince()
 	switch {
 	case !s.frame.inMessage:
 		s.began = time.Time{}
@@ -94,16 +96,17 @@ func (s *stream) isEndless(now time.Time) bool {
 	return !s.began.IsZero() && now.Sub(s.began) > messageTimeout
 }
 
-// frame is one frame on its way in (RFC 6455, 5.2), and the message that it belongs to.
+// frame is the incoming frame (RFC 6455, 5.2), and whether a message is incomplete.
 type frame struct {
 	header    [14]byte
-	have      int    // bytes of the header that have come
-	left      uint64 // bytes of the payload that are still to come
-	code      []byte // of a close frame: the beginning of its payload
-	inMessage bool   // a message has begun and not ended; control frames may come between its parts
+	have      int    // bytes of the header so far
+	left      uint64 // bytes of the payload that are still missing
+	code      []byte // the start of a close frame's payload
+	inMessage bool   // a message is incomplete; control frames may stand between its parts
 }
 
-// take takes as much of p as belongs to the frame, and begins the next one when it is over.
+// take consumes as much of p as belongs to the frame and returns its length. The next call after
+// the end of a frame begins the next one.
 func (f *frame) take(p []byte) (n int) {
 	if f.have > 0 && f.have == f.size() {
 		n = int(min(f.left, uint64(len(p))))
@@ -139,7 +142,7 @@ func (f *frame) isControl() bool { return f.header[0]&0x08 != 0 }
 
 func (f *frame) isFinal() bool { return f.header[0]&0x80 != 0 }
 
-// size is how long the header is, as far as that is known.
+// size returns the length of the header, as far as it is known.
 func (f *frame) size() int {
 	size := 2
 	if f.have < size {
@@ -159,7 +162,7 @@ func (f *frame) size() int {
 
 func (f *frame) isMasked() bool { return f.header[1]&0x80 != 0 }
 
-// length is how long the payload is, by a header that is whole.
+// length returns the length of the payload, from a complete header.
 func (f *frame) length() uint64 {
 	switch n := f.header[1] & 0x7f; n {
 	case 126:
@@ -171,9 +174,9 @@ func (f *frame) length() uint64 {
 	}
 }
 
-// closeCode gives the code of a close frame once that has come; one without a code has the code that
-// RFC 6455, 7.1.5 gives it.
-func (f *frame) closeCode() (code int, whole bool) {
+// closeCode returns the code of a close frame once it has arrived; for a frame without a code, the
+// code that RFC 6455, 7.1.5 assigns.
+func (f *frame) closeCode() (code int, complete bool) {
 	if f.have < 2 || f.have < f.size() || !f.isClose() || f.left > 0 && len(f.code) < codeSize {
 		return 0, false
 	}
@@ -181,7 +184,7 @@ func (f *frame) closeCode() (code int, whole bool) {
 		return websocket.CloseNoStatusReceived, true
 	}
 	var key [4]byte
-	if f.isMasked() { // which a server must not do
+	if f.isMasked() { // forbidden to a server, but understood
 		key = [4]byte(f.header[f.size()-4 : f.size()])
 	}
 	return int(f.code[0]^key[0])<<8 | int(f.code[1]^key[1]), true

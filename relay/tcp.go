@@ -9,89 +9,92 @@ import (
 )
 
 const (
-	// silence is how long a peer that is listened to may give no sign of life before it counts as dead.
-	silence = 55 * time.Second
-	// look is how long one look at the socket lasts. A process that stood still (stopped, paused,
-	// swapped out) loses one look by that, not its patience: what came meanwhile is still to be read.
-	look = time.Second
-	// away is how long nobody may have looked at the socket before what is read then counts as old.
-	away = 2 * time.Second
-	// dry is how long a look must at least have waited for the next byte to show that nothing old is
-	// left. What was waiting at the server follows a round trip later, so it is some of these too.
-	dry = 20 * time.Millisecond
-	// catchUp is how long after the standstill what is read is taken for old at most: on a busy line
-	// there is never a gap.
-	catchUp = 10 * time.Second
+	// maxSilence is how long a watched peer may send nothing before it counts as dead.
+	maxSilence = 55 * time.Second
+	// pollPeriod is the length of one read. A standstill of the process (stopped, paused, swapped
+	// out) costs one such read, not the peer's whole allowance: what arrived meanwhile is still to
+	// be read.
+	pollPeriod = time.Second
+	// stallAfter is the gap between two reads after which the data that is read next counts as
+	// late.
+	stallAfter = 2 * time.Second
+	// minQuiet is how long a read must at least have waited for the next byte to prove that all
+	// late data is read. Data that waited at the server arrives a round trip later, so the wait
+	// must also span several of these.
+	minQuiet = 20 * time.Millisecond
+	// maxCatchUp bounds the time after a standstill during which data counts as late: a busy
+	// connection may never fall quiet.
+	maxCatchUp = 10 * time.Second
 )
 
-// tcp is the connection below TLS. Once it listens it has its own way with deadlines: it looks at the
-// socket again and again, and gives up only when it has looked for the whole of silence in vain.
+// tcp is the connection below TLS. Once it watches the peer it manages its own deadlines: it reads
+// in short polls and gives up only when polls over the whole of maxSilence found nothing.
 //
-// It knows, too, what it reads late. That had been lying in the socket while nobody looked: the
-// process stood still, or there was no room for events. A question among it is not new.
+// It also knows which data is late: data that lay in the socket while the process stood still, or
+// while the queue of events was full. A question about a call among it is not new.
 type tcp struct {
 	net.Conn
-	listening atomic.Bool
-	ending    atomic.Bool // nothing will be written any more: only what was sent already is read
-	fresh     func()      // is called by the reader when what comes is new again; nil before listen
+	watching atomic.Bool
+	draining atomic.Bool // writing is over: only what the peer has already sent is read
+	onFresh  func()      // called by the reader when data is no longer late; nil before watch
 
-	// The reader alone touches these.
-	waited   time.Duration // looking in vain, since it has been ending
-	lookedAt time.Time     // when it last had a look at the socket
-	since    time.Time     // what is read now may have come at any time after; zero: it is new
-	until    time.Time     // when it is taken for new at the latest
-	gap      time.Duration // how long a look must have waited to show that nothing old is left
+	// Only the reader touches these.
+	drained   time.Duration // the time spent on polls since draining began
+	polledAt  time.Time     // the end of the last poll
+	lateSince time.Time     // the earliest arrival of the data being read; zero: it is not late
+	lateUntil time.Time     // when data counts as new again at the latest
+	quiet     time.Duration // how long a poll must have waited to prove that all late data is read
 }
 
-// listen begins the watch over a peer that may be silent. Nothing may be read meanwhile.
-func (c *tcp) listen() {
-	c.fresh = func() {}
-	c.lookedAt = time.Now()
-	c.listening.Store(true)
+// watch starts the limit on the peer's silence. It must not run at the same time as Read.
+func (c *tcp) watch() {
+	c.onFresh = func() {}
+	c.polledAt = time.Now()
+	c.watching.Store(true)
 }
 
-// finish lets what was sent already be read: reading ends once it has waited for lastLook in all. While
-// there is no room for what comes nobody looks, and no time is lost.
-func (c *tcp) finish() { c.ending.Store(true) }
+// drain lets the reader read what the peer has already sent, for at most drainTimeout of waiting in
+// all. Time while the queue of events is full does not count, since nothing is read then.
+func (c *tcp) drain() { c.draining.Store(true) }
 
-// cameAt gives the time since which what was read last may have been waiting to be read; false where
-// it is new. Only the reader may call it.
-func (c *tcp) cameAt() (since time.Time, late bool) {
-	if c.since.IsZero() && time.Since(c.lookedAt) > away { // it was read, and waited for room
-		return c.lookedAt, true
+// delayedSince returns the time since which the data that was read last may have been waiting;
+// false if it is not late. Only the reader may call it.
+func (c *tcp) delayedSince() (since time.Time, late bool) {
+	if c.lateSince.IsZero() && time.Since(c.polledAt) > stallAfter { // it has waited for space in the queue
+		return c.polledAt, true
 	}
-	return c.since, !c.since.IsZero()
+	return c.lateSince, !c.lateSince.IsZero()
 }
 
 // Read waits for the next bytes. It fails with os.ErrDeadlineExceeded when the peer counts as dead.
 func (c *tcp) Read(p []byte) (int, error) {
-	if !c.listening.Load() {
+	if !c.watching.Load() {
 		return c.Conn.Read(p)
 	}
-	for range silence / look {
+	for range maxSilence / pollPeriod {
 		began := time.Now()
-		c.noticeGap(began)
-		if c.waited >= lastLook {
+		c.detectStall(began)
+		if c.drained >= drainTimeout {
 			return 0, os.ErrDeadlineExceeded
 		}
-		if err := c.SetReadDeadline(began.Add(look)); err != nil {
+		if err := c.SetReadDeadline(began.Add(pollPeriod)); err != nil {
 			return 0, err
 		}
 		n, err := c.Conn.Read(p)
 		now := time.Now()
 		waited := now.Sub(began)
-		if c.ending.Load() {
-			c.waited += min(waited, look)
+		if c.draining.Load() {
+			c.drained += min(waited, pollPeriod)
 		}
 		switch {
-		case waited > look+away:
-			c.noticeGap(now)
-		case !c.since.IsZero() && (waited >= c.gap || now.After(c.until)):
-			c.since = time.Time{}
-			c.lookedAt = now
-			c.fresh()
+		case waited > pollPeriod+stallAfter:
+			c.detectStall(now)
+		case !c.lateSince.IsZero() && (waited >= c.quiet || now.After(c.lateUntil)):
+			c.lateSince = time.Time{}
+			c.polledAt = now
+			c.onFresh()
 		}
-		c.lookedAt = now
+		c.polledAt = now
 		var timeout net.Error
 		if n > 0 || !errors.As(err, &timeout) || !timeout.Timeout() {
 			return n, err
@@ -100,10 +103,10 @@ func (c *tcp) Read(p []byte) (int, error) {
 	return 0, os.ErrDeadlineExceeded
 }
 
-// noticeGap notes what it means that nobody has looked at the socket since the last look.
-func (c *tcp) noticeGap(now time.Time) {
-	if now.Sub(c.lookedAt) > away {
-		c.since, c.until = c.lookedAt, now.Add(catchUp)
-		c.gap = max(dry, 3*roundTrip(c.Conn))
+// detectStall marks the coming data as late if the last poll was too long ago.
+func (c *tcp) detectStall(now time.Time) {
+	if now.Sub(c.polledAt) > stallAfter {
+		c.lateSince, c.lateUntil = c.polledAt, now.Add(maxCatchUp)
+		c.quiet = max(minQuiet, 3*roundTrip(c.Conn))
 	}
 }

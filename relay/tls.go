@@ -9,20 +9,22 @@ import (
 	"fmt"
 )
 
-// TLS says whom to trust over wss: roots (nil for what the system trusts), or with a SHA-256 fingerprint exactly that certificate, whatever
-// else it says of itself. Legacy also speaks TLS 1.0, and with RSA key exchange, as old connectors do; it is for a fingerprint only,
-// since a certificate of that age proves nothing by itself.
+// TLS returns a configuration for wss that trusts roots (nil for the system's CAs) or, with a
+// SHA-256 fingerprint, exactly the certificate with that fingerprint, whatever else it contains.
+// Legacy also allows TLS 1.0 and RSA key exchange, for old connectors; it works only with a
+// fingerprint, since a certificate of that age proves nothing by itself.
 func TLS(roots *x509.CertPool, fingerprint []byte, legacy bool) *tls.Config {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
 	if fingerprint == nil {
 		return cfg
 	}
-	// The usual verification is replaced, not left out: VerifyConnection runs on every handshake.
+	// VerifyConnection replaces the usual verification; it runs on every handshake.
 	cfg.InsecureSkipVerify = true
 	cfg.VerifyConnection = func(state tls.ConnectionState) error {
 		sum := sha256.Sum256(state.PeerCertificates[0].Raw)
 		if subtle.ConstantTimeCompare(sum[:], fingerprint) != 1 {
-			return fmt.Errorf("the server's certificate has the fingerprint %s, which is not PZ_TLS_FINGERPRINT", hex.EncodeToString(sum[:]))
+			return fmt.Errorf("the server's certificate has the fingerprint %s, which is not PZ_TLS_FINGERPRINT",
+				hex.EncodeToString(sum[:]))
 		}
 		return nil
 	}
