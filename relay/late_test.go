@@ -3,8 +3,6 @@ package relay
 import (
 	"bufio"
 	"context"
-	"crypto/sha1"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -26,8 +24,8 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// A keep-alive word that happens to be base64 is not what tells the form.
-func TestKeepAliveWordTellsNoForm(t *testing.T) {
+// A keep-alive word that happens to be valid base64 does not decide the server's form.
+func TestKeepAliveWordDoesNotDecideTheForm(t *testing.T) {
 	for _, word := range []string{"PING", "null", "ping", "true"} {
 		inWorld(t, pztest.Options{Codec: pz.Plain}, nil, func(t *testing.T, w *world) {
 			time.Sleep(fallbackAfter + time.Second)
@@ -35,15 +33,16 @@ func TestKeepAliveWordTellsNoForm(t *testing.T) {
 			synctest.Wait()
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
-			if err := w.session.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "101", To: "7343"}); err != nil {
+			err := w.session.Do(ctx, telephony.Command{Kind: telephony.CommandCall, From: "101", To: "7343"})
+			if err != nil {
 				t.Errorf("after %q: %v", word, err)
 			}
 		})
 	}
 }
 
-// What was read before a standstill and waited in the bridge's own buffer is not new either.
-func TestWhatWaitsForRoomIsLate(t *testing.T) {
+// An event that waited in the bridge's own buffer during a standstill counts as late, too.
+func TestEventsThatWaitForSpaceAreLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := newRawServer(upgradeAnswer)
 		defer server.far.Close()
@@ -74,13 +73,13 @@ func TestWhatWaitsForRoomIsLate(t *testing.T) {
 			}
 		}
 		if wrong > 0 || n < intakeSize+200 {
-			t.Errorf("of %d events that came at once and waited a minute for room %d count as new", n, wrong)
+			t.Errorf("of %d events that arrived at once and waited for a minute, %d count as new", n, wrong)
 		}
 	})
 }
 
-// A ping that came during a standstill is answered soon after it, not with the next message.
-func TestPingDuringAStandstillIsAnswered(t *testing.T) {
+// A ping that arrived during a standstill is answered soon after it, not with the next message.
+func TestPingDuringAStandstillIsAnsweredSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := newRawServer(upgradeAnswer)
 		server.deaf = true
@@ -95,8 +94,7 @@ func TestPingDuringAStandstillIsAnswered(t *testing.T) {
 				if err != nil {
 					return
 				}
-				sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-				_, _ = io.WriteString(server.far, strings.Replace(server.answer, "%s", base64.StdEncoding.EncodeToString(sum[:]), 1))
+				_, _ = io.WriteString(server.far, accept(server.answer, r))
 				for {
 					h := make([]byte, 2)
 					if _, err := io.ReadFull(in, h); err != nil {
@@ -128,7 +126,7 @@ func TestPingDuringAStandstillIsAnswered(t *testing.T) {
 	})
 }
 
-// jam is a connection that takes nothing any more once it is told to.
+// jam is a connection whose writes block once it is jammed.
 type jam struct {
 	net.Conn
 	mu     sync.Mutex
@@ -173,8 +171,9 @@ func (j *jam) Write(p []byte) (int, error) {
 	}
 }
 
-// A stop ends within its grace also where the server takes nothing and TLS would wait to say goodbye.
-func TestStopAtAServerThatTakesNothing(t *testing.T) {
+// A stop ends within its grace even if the server reads nothing, where a closing message of TLS
+// would block.
+func TestStopAtAServerThatReadsNothing(t *testing.T) {
 	for _, secure := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			o := pztest.Options{}
@@ -190,8 +189,17 @@ func TestStopAtAServerThatTakesNothing(t *testing.T) {
 			tlscfg := TLS(nil, []byte{}, false)
 			tlscfg.VerifyConnection = nil
 			session, err := New(Options{
-				URL: u, TLS: tlscfg, Identity: pz.Identity{ClientType: "crm", GUID: "g", EventsMask: 65535, Protocol: 2},
-				Grace: time.Second, Sink: &sink{}, Logger: slog.New(slog.DiscardHandler),
+				URL: u,
+				TLS: tlscfg,
+				Identity: pz.Identity{
+					ClientType: "crm",
+					GUID:       "g",
+					EventsMask: 65535,
+					Protocol:   2,
+				},
+				Grace:  time.Second,
+				Sink:   &sink{},
+				Logger: slog.New(slog.DiscardHandler),
 				DialContext: func(ctx context.Context, n, a string) (net.Conn, error) {
 					c, err := l.Dial(ctx, n, a)
 					j = &jam{Conn: c, closed: make(chan struct{})}
@@ -223,9 +231,10 @@ func TestStopAtAServerThatTakesNothing(t *testing.T) {
 	}
 }
 
-// What the server had sent before it closed is in the socket still when the disk is well again.
-// (Real TCP: the server closes with our pings unread, so the kernel answers the next one with a reset.)
-func TestPauseThenServerGone(t *testing.T) {
+// Events that the server sent before it closed are still in the socket when the disk recovers. The
+// test uses real TCP: the server closes with the session's pings unread, so the kernel answers the
+// next ping with a reset.
+func TestEventsInTheSocketSurviveTheServersClose(t *testing.T) {
 	if os.Getenv("PZBRIDGE_SLOW") == "" {
 		t.Skip("PZBRIDGE_SLOW=1 runs it: it takes a minute")
 	}
@@ -245,15 +254,15 @@ func TestPauseThenServerGone(t *testing.T) {
 		if err != nil {
 			return
 		}
-		sum := sha1.Sum([]byte(r.Header.Get("Sec-WebSocket-Key") + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
-		_, _ = io.WriteString(c, strings.Replace(upgradeAnswer, "%s", base64.StdEncoding.EncodeToString(sum[:]), 1))
+		_, _ = io.WriteString(c, accept(upgradeAnswer, r))
 		for i := range many {
-			if _, err := io.WriteString(c, frameOf(0x81, fmt.Sprintf(`<Event type="2" callID="%d" from="7" to="1"/>`, i))); err != nil {
+			frame := frameOf(0x81, fmt.Sprintf(`<Event type="2" callID="%d" from="7" to="1"/>`, i))
+			if _, err := io.WriteString(c, frame); err != nil {
 				t.Log("server:", i, err)
 			}
 		}
 		time.Sleep(3 * time.Second)
-		_ = c.Close() // it has had no pong for long enough
+		_ = c.Close() // as a server does that has had no pong for too long
 		t.Log("server: all sent, closed")
 		_ = l.Close()
 	}()

@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// The kernel's reckoning of a TCP connection's round trip is read; of anything else nothing is known.
-func TestRoundTrip(t *testing.T) {
+// The kernel's estimate of a TCP connection's round-trip time is read; any other connection has
+// none.
+func TestRoundTripIsTheKernelsEstimate(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -76,7 +76,11 @@ func replayRecording(t *testing.T, mode string, older bool) {
 	sockets, got := map[string]*websocket.Conn{}, map[string][]string{}
 	for _, c := range clients {
 		sockets[c.name] = dial(t, server, pz.Identity{
-			ClientType: "jsapi", GUID: c.name, PhoneNumber: c.phone, EventsMask: c.mask, Protocol: 2,
+			ClientType:  "jsapi",
+			GUID:        c.name,
+			PhoneNumber: c.phone,
+			EventsMask:  c.mask,
+			Protocol:    2,
 		}, older)
 		got[c.name] = receiveAll(t, sockets[c.name], codec)
 	}
@@ -261,8 +265,18 @@ func closeCode(t *testing.T, conn *websocket.Conn) int {
 func TestRefusedHandshakesAndRepeatedGUID(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{Password: "sesame"})
 	defer server.Close()
-	right := pz.Identity{Password: "sesame", ClientType: "crm", GUID: "g", Protocol: 2}
-	wrong := pz.Identity{Password: "mice", ClientType: "crm", GUID: "w", Protocol: 2}
+	right := pz.Identity{
+		Password:   "sesame",
+		ClientType: "crm",
+		GUID:       "g",
+		Protocol:   2,
+	}
+	wrong := pz.Identity{
+		Password:   "mice",
+		ClientType: "crm",
+		GUID:       "w",
+		Protocol:   2,
+	}
 
 	t.Run("wrong password, protocol 2: upgraded, then closed with 4008", func(t *testing.T) {
 		if code := closeCode(t, dial(t, server, wrong, false)); code != pz.CloseInvalidPassword {
@@ -301,7 +315,12 @@ func TestRefusedHandshakesAndRepeatedGUID(t *testing.T) {
 func TestMissedEventsAreReplayedOnce(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
-	id := pz.Identity{ClientType: "crm", GUID: "g", EventsMask: 65535, Protocol: 2}
+	id := pz.Identity{
+		ClientType: "crm",
+		GUID:       "g",
+		EventsMask: 65535,
+		Protocol:   2,
+	}
 	finished := func(call string) {
 		fields, err := pz.ParseGenerate(strings.Fields("generate history 1 2 100 200 50 in http://x/1.mp3 3 " + call))
 		if err != nil {
