@@ -108,7 +108,7 @@ func fingerprint(attrs pz.Attrs) [16]byte {
 }
 
 // unixTime parses unix seconds. It returns the zero time for 0, which means that the exchange does
-// not know the time, and for anything that RFC 3339 cannot express.
+// not know the time, and for anything that is no number or that RFC 3339 cannot express.
 func unixTime(s string) time.Time {
 	const year10000 = 253402300800 // RFC 3339 ends before it
 	seconds, err := strconv.ParseInt(s, 10, 64)

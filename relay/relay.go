@@ -34,7 +34,7 @@ type Observer interface {
 	EventReceived(kind telephony.EventType)
 	// CommandEnded gives the outcome: done, refused, not_sent or no_answer.
 	CommandEnded(kind telephony.CommandKind, outcome string)
-	Decided(outcome telephony.RouteOutcome, took time.Duration) // of the question where a call goes
+	Decided(outcome telephony.RouteOutcome, took time.Duration) // on where to route a call
 }
 
 // unobserved is the Observer if none is configured.

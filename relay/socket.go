@@ -99,8 +99,8 @@ func (s *Socket) Pong(payload []byte, deadline time.Time) error {
 }
 
 // Hangup closes the connection with a close frame. The server counts everything as sent that it
-// sends before it reads that frame, so reading goes on until the server closes, too, which closes
-// gone, but for patience at most.
+// sends before it reads that frame, so reading goes on until the server closes the connection (gone
+// must be closed then), for patience at most.
 func (s *Socket) Hangup(gone <-chan struct{}, patience time.Duration) {
 	deadline := time.Now().Add(patience)
 	frame := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")

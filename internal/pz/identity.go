@@ -31,7 +31,7 @@ type Identity struct {
 	PhoneNumber    string // an extension, or empty
 	EventsMask     uint32 // bits of the event types to receive for every phone number
 	BroadcastGroup string
-	Protocol       int // 2 for current clients; 1 is the default of the wire
+	Protocol       int // 2 for current clients; a server assumes 1 if it is missing
 }
 
 // The fields of a handshake, with their names in the query and as headers. The server compares
