@@ -1,9 +1,9 @@
-// Package callpolicy bounds what the bearer of a token may have the exchange do. Whoever gets hold
-// of a token could have a PBX ring expensive numbers all night, which is the classic loss of
-// telephony: toll fraud.
+// Package callpolicy limits the commands that the bearer of a token may give to the exchange: which
+// numbers, and how many a minute. Without limits, a stolen token could make the PBX dial expensive
+// numbers all night (toll fraud).
 //
-// It is a room of its own since commands come by two ways that do not know each other, the API and
-// the answers to webhooks, and one rule holds for both.
+// It is a package of its own because commands arrive by two independent ways, the API and the
+// replies to webhooks, and the same limits apply to both.
 package callpolicy
 
 import (
@@ -18,40 +18,40 @@ import (
 )
 
 const (
-	// maxRefusals in refusalWindow close a bearer's commands for closedFor: what tries numbers one
-	// after the other is not let go on until it finds one.
+	// maxRefusals within refusalWindow block all commands of a bearer for closedFor, so that a
+	// client cannot try one number after the other until it finds an allowed one.
 	maxRefusals   = 10
 	refusalWindow = time.Minute
 	closedFor     = 10 * time.Minute
 )
 
-// Why a command is refused, as metrics name it.
+// The reasons to refuse a command. They are label values of a metric.
 const (
-	ReasonFrom   = "from"   // it begins at a number that is not allowed
-	ReasonTo     = "to"     // it goes to one
-	ReasonRate   = "rate"   // too many
-	ReasonClosed = "closed" // too many were refused before
+	ReasonFrom   = "from"   // the command starts at a number that is not allowed
+	ReasonTo     = "to"     // the command goes to a number that is not allowed
+	ReasonRate   = "rate"   // the bearer's rate is exceeded
+	ReasonClosed = "closed" // the bearer is blocked after too many refusals
 )
 
-// Reasons lists them.
+// Reasons lists every reason to refuse a command.
 var Reasons = []string{ReasonFrom, ReasonTo, ReasonRate, ReasonClosed}
 
-// Observer is told of refusals.
+// Observer counts refusals. Policy calls it from several goroutines at once.
 type Observer interface {
 	CommandRefused(by string, kind telephony.CommandKind, reason string)
 }
 
-// Options says what is allowed.
+// Options are the limits of a Policy. All fields are required.
 type Options struct {
-	Rate float64 // calls a minute of each bearer, and as many SMS
-	// From holds the numbers at which calls and SMS may begin, To those to which they and transfers
-	// may go.
+	Rate float64 // calls a minute for each bearer, and as many SMS; above 0
+	// From lists the numbers at which calls and SMS may start. To lists the numbers to which calls,
+	// SMS and transfers may go.
 	From, To Numbers
 	Logger   *slog.Logger
 	Observer Observer
 }
 
-// Policy judges commands. Its methods may be called at once.
+// Policy allows or refuses commands. It is safe for concurrent use.
 type Policy struct {
 	opts Options
 
@@ -59,15 +59,15 @@ type Policy struct {
 	bearers map[string]*bearer
 }
 
-// bearer is what is known of one, in memory alone: a restart opens what was closed.
+// bearer is the state of one bearer. It is kept in memory only, so a restart ends a block.
 type bearer struct {
-	calls, sms  *rate.Limiter
-	refused     []time.Time // the latest, at most maxRefusals
-	closedUntil time.Time
-	slowed      time.Time // when it was last logged that its rate is too high
+	calls, sms   *rate.Limiter
+	refusals     []time.Time // times of the latest refusals, at most maxRefusals
+	closedUntil  time.Time   // end of the block; zero if there was none
+	rateLoggedAt time.Time   // time of the last log line about ReasonRate
 }
 
-// New checks the options.
+// New makes a Policy. It fails if a field of the options is not set.
 func New(opts Options) (*Policy, error) {
 	if opts.Rate <= 0 || len(opts.From.list) == 0 || len(opts.To.list) == 0 ||
 		opts.Logger == nil || opts.Observer == nil {
@@ -76,9 +76,10 @@ func New(opts Options) (*Policy, error) {
 	return &Policy{opts: opts, bearers: map[string]*bearer{}}, nil
 }
 
-// Allow is nil if a bearer may have a command carried out now, and counts it; else it is a
-// *telephony.NotAllowedError. Whoever declines a call always may: that rings no telephone.
-// Transfers have no rate, since there is at most one for each call that comes in.
+// Allow returns nil if the bearer may give the command now, and then counts it against the bearer's
+// rate; otherwise it returns a *telephony.NotAllowedError. Declining a call (a transfer without a
+// number) is always allowed, since no telephone rings. Transfers have no rate: there is at most one
+// for each incoming call.
 func (p *Policy) Allow(by string, cmd telephony.Command) error {
 	if cmd.Kind == telephony.CommandTransfer && cmd.To == "" {
 		return nil
@@ -88,17 +89,19 @@ func (p *Policy) Allow(by string, cmd telephony.Command) error {
 	now := time.Now()
 	b := p.bearers[by]
 	if b == nil {
-		limiter := func() *rate.Limiter { return rate.NewLimiter(rate.Limit(p.opts.Rate/60), max(1, int(p.opts.Rate))) }
-		b = &bearer{calls: limiter(), sms: limiter()}
+		newLimiter := func() *rate.Limiter {
+			return rate.NewLimiter(rate.Limit(p.opts.Rate/60), max(1, int(p.opts.Rate)))
+		}
+		b = &bearer{calls: newLimiter(), sms: newLimiter()}
 		p.bearers[by] = b
 	}
-	refusal := p.judge(b, cmd, now)
+	refusal := p.check(b, cmd, now)
 	if refusal == nil {
 		return nil
 	}
 	p.opts.Observer.CommandRefused(by, cmd.Kind, refusal.Reason)
-	closes := refusal.RetryAfter == 0 && b.refuse(now)
-	p.log(b, by, cmd, refusal, now)
+	closes := refusal.RetryAfter == 0 && b.addRefusal(now)
+	p.logRefusal(b, by, cmd, refusal, now)
 	if closes {
 		p.opts.Logger.Error("the commands of a token are closed, since too many were refused", "by", by,
 			"refusals", maxRefusals, "within", refusalWindow.String(), "until", b.closedUntil.Format(time.RFC3339))
@@ -106,7 +109,8 @@ func (p *Policy) Allow(by string, cmd telephony.Command) error {
 	return refusal
 }
 
-func (p *Policy) judge(b *bearer, cmd telephony.Command, now time.Time) *telephony.NotAllowedError {
+// check applies the limits to a command, and returns nil if they allow it.
+func (p *Policy) check(b *bearer, cmd telephony.Command, now time.Time) *telephony.NotAllowedError {
 	if wait := b.closedUntil.Sub(now); wait > 0 {
 		return &telephony.NotAllowedError{
 			Reason:     ReasonClosed,
@@ -141,7 +145,8 @@ func (p *Policy) judge(b *bearer, cmd telephony.Command, now time.Time) *telepho
 	return nil
 }
 
-// wait takes the right to one command, or says how long it takes to get it.
+// wait takes one command out of the bearer's rate and returns 0, or returns the time until one is
+// available.
 func (b *bearer) wait(kind telephony.CommandKind, now time.Time) time.Duration {
 	limiter := b.calls
 	switch kind {
@@ -158,29 +163,30 @@ func (b *bearer) wait(kind telephony.CommandKind, now time.Time) time.Duration {
 	return wait
 }
 
-// refuse counts a refusal, and says whether it closes the bearer's commands.
-func (b *bearer) refuse(now time.Time) (closes bool) {
-	b.refused = append(b.refused, now)
-	if len(b.refused) < maxRefusals {
+// addRefusal counts a refusal, and reports whether it blocks the bearer.
+func (b *bearer) addRefusal(now time.Time) (closes bool) {
+	b.refusals = append(b.refusals, now)
+	if len(b.refusals) < maxRefusals {
 		return false
 	}
-	if closes = now.Sub(b.refused[0]) < refusalWindow; closes {
-		b.closedUntil, b.refused = now.Add(closedFor), nil
+	if closes = now.Sub(b.refusals[0]) < refusalWindow; closes {
+		b.closedUntil, b.refusals = now.Add(closedFor), nil
 		return true
 	}
-	b.refused = b.refused[1:]
+	b.refusals = b.refusals[1:]
 	return false
 }
 
-// log writes one line for each number that is refused. Of what comes too fast, or while the
-// commands are closed, there may be many a second: of the first kind one a minute is logged, of the
-// second none.
-func (p *Policy) log(b *bearer, by string, cmd telephony.Command, refusal *telephony.NotAllowedError, now time.Time) {
+// logRefusal writes one line for each refused number. Refusals for the rate are logged once a
+// minute and those of a blocked bearer never, since there may be many a second.
+func (p *Policy) logRefusal(
+	b *bearer, by string, cmd telephony.Command, refusal *telephony.NotAllowedError, now time.Time,
+) {
 	switch {
-	case refusal.Reason == ReasonClosed, refusal.Reason == ReasonRate && now.Sub(b.slowed) < time.Minute:
+	case refusal.Reason == ReasonClosed, refusal.Reason == ReasonRate && now.Sub(b.rateLoggedAt) < time.Minute:
 		return
 	case refusal.Reason == ReasonRate:
-		b.slowed = now
+		b.rateLoggedAt = now
 	}
 	args := []any{"by", by, "kind", string(cmd.Kind), "err", refusal.Error()}
 	if refusal.Number != "" {

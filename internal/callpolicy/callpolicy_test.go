@@ -12,15 +12,23 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-func TestNumbers(t *testing.T) {
+func TestNumberPatterns(t *testing.T) {
 	for list, cases := range map[string]map[string]bool{
 		"internal": {
-			"1": true, "101": true, "123456": true, "1234567": false, "12-34 (56)": true, "12-34-567": false, "+101": false, "*72": false,
-			"иван": true, "ivan.ivanov": true, "SIP/101": true, "PJSIP/101-0000000a": true, "PJSIP/1234567-0000000a": false, "sip:101@pbx.local": true,
-			"SIP/trunk/79001112233": false, "w9w00447w911123": false, "SIP/79-001-112": false, "101@pbx": false, "/101": false, "": false,
+			"1": true, "101": true, "123456": true, "1234567": false, "12-34 (56)": true, "12-34-567": false,
+			"+101": false, "*72": false,
+			"иван": true, "ivan.ivanov": true, "SIP/101": true, "sip:101@pbx.local": true,
+			"PJSIP/101-0000000a": true, "PJSIP/1234567-0000000a": false,
+			"SIP/trunk/79001112233": false, "w9w00447w911123": false, "SIP/79-001-112": false,
+			"101@pbx": false, "/101": false, "": false,
 		},
-		"+7*,internal":      {"+7 (343) 011-22-33": true, "+7": true, "79001112233": false, "+44 20": false, "102": true, "0+7": false, "SIP/+7": true},
-		"8??????????":       {"8 (343) 011-22-33": true, "8343011223": false, "810442079460000": false, "8-343011223": false},
+		"+7*,internal": {
+			"+7 (343) 011-22-33": true, "+7": true, "79001112233": false, "+44 20": false, "102": true,
+			"0+7": false, "SIP/+7": true,
+		},
+		"8??????????": {
+			"8 (343) 011-22-33": true, "8343011223": false, "810442079460000": false, "8-343011223": false,
+		},
 		" +7 (343)* , 8-10": {"+7343 0": true, "810": true, "8(10)": true, "8100": false},
 		"*":                 {"101": true, "+44 20": true, "SIP/trunk/79001112233": true, "*72": true},
 		"+.5[0-9]":          {"+.5[09]": true, "+15": false, "+.54": false},
@@ -43,7 +51,7 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// refusals counts them by who and why.
+// refusals counts refusals by bearer and reason.
 type refusals map[string]int
 
 func (r refusals) CommandRefused(by string, _ telephony.CommandKind, reason string) {
@@ -59,16 +67,20 @@ func numbers(t *testing.T, list string) Numbers {
 	return n
 }
 
-func newPolicy(t *testing.T) (p *Policy, log *bytes.Buffer, counted refusals) {
+func newPolicy(t *testing.T) (p *Policy, log *bytes.Buffer, refused refusals) {
 	t.Helper()
-	log, counted = &bytes.Buffer{}, refusals{}
+	log, refused = &bytes.Buffer{}, refusals{}
 	p, err := New(Options{
-		Rate: 30, From: numbers(t, "internal"), To: numbers(t, "+7*,internal"), Logger: slog.New(slog.NewTextHandler(log, nil)), Observer: counted,
+		Rate:     30,
+		From:     numbers(t, "internal"),
+		To:       numbers(t, "+7*,internal"),
+		Logger:   slog.New(slog.NewTextHandler(log, nil)),
+		Observer: refused,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return p, log, counted
+	return p, log, refused
 }
 
 func call(from, to string) telephony.Command {
@@ -83,7 +95,7 @@ func sms(to string) telephony.Command {
 	return telephony.Command{Kind: telephony.CommandSMS, From: "101", To: to, Text: "x"}
 }
 
-// reason gives why a command is refused, and how long to wait; empty if it is allowed.
+// reason returns the reason of a refusal and the time to wait; both are zero if err is nil.
 func reason(t *testing.T, err error) (why string, wait time.Duration) {
 	t.Helper()
 	if err == nil {
@@ -96,8 +108,8 @@ func reason(t *testing.T, err error) (why string, wait time.Duration) {
 	return refused.Reason, refused.RetryAfter
 }
 
-func TestWhatIsAllowed(t *testing.T) {
-	p, log, counted := newPolicy(t)
+func TestNumbersThatCommandsMayUse(t *testing.T) {
+	p, log, refused := newPolicy(t)
 	for _, c := range []struct {
 		cmd  telephony.Command
 		want string
@@ -116,14 +128,15 @@ func TestWhatIsAllowed(t *testing.T) {
 			t.Errorf("%+v: %q, %s", c.cmd, why, wait)
 		}
 	}
-	if counted["crm from"] != 1 || counted["crm to"] != 3 || strings.Count(log.String(), "\n") != 4 || !strings.Contains(log.String(), `number="+44 20 79460000" call_id=5`) {
-		t.Errorf("%v\n%s", counted, log)
+	if refused["crm from"] != 1 || refused["crm to"] != 3 || strings.Count(log.String(), "\n") != 4 ||
+		!strings.Contains(log.String(), `number="+44 20 79460000" call_id=5`) {
+		t.Errorf("%v\n%s", refused, log)
 	}
 }
 
-// A token has so many calls a minute, and as many SMS; other tokens and transfers are not touched,
-// nor does it close anything.
-func TestRate(t *testing.T) {
+// Each bearer has a rate of calls and one of SMS. Exceeding it limits neither transfers nor other
+// bearers, and does not block the bearer.
+func TestRateLimitsOneKindOfOneBearer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, log, _ := newPolicy(t)
 		for i := range 50 {
@@ -133,7 +146,9 @@ func TestRate(t *testing.T) {
 			}
 		}
 		for name, err := range map[string]error{
-			"SMS": p.Allow("crm", sms("102")), "a transfer": p.Allow("crm", transfer("101")), "another's call": p.Allow("other", call("101", "102")),
+			"SMS":            p.Allow("crm", sms("102")),
+			"a transfer":     p.Allow("crm", transfer("101")),
+			"another's call": p.Allow("other", call("101", "102")),
 		} {
 			if err != nil {
 				t.Errorf("%s: %v", name, err)
@@ -149,11 +164,11 @@ func TestRate(t *testing.T) {
 	})
 }
 
-// Ten refusals within a minute close a token's commands for ten minutes, but not its declines, and
-// not those of others.
-func TestTenRefusalsCloseAToken(t *testing.T) {
+// Ten refusals within a minute block a bearer's commands for ten minutes, except for declining a
+// call. Other bearers are not affected.
+func TestTenRefusalsBlockABearer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, log, counted := newPolicy(t)
+		p, log, refused := newPolicy(t)
 		for range 20 { // nine within any minute
 			_ = p.Allow("crm", call("101", "+44 20"))
 			time.Sleep(7 * time.Second)
@@ -173,8 +188,8 @@ func TestTenRefusalsCloseAToken(t *testing.T) {
 		if errs := errors.Join(p.Allow("crm", transfer("")), p.Allow("other", transfer("101"))); errs != nil {
 			t.Error(errs)
 		}
-		if n := strings.Count(log.String(), "are closed"); n != 1 || counted["crm closed"] != 3 {
-			t.Errorf("%d lines, %v:\n%s", n, counted, log)
+		if n := strings.Count(log.String(), "are closed"); n != 1 || refused["crm closed"] != 3 {
+			t.Errorf("%d lines, %v:\n%s", n, refused, log)
 		}
 		time.Sleep(10*time.Minute - time.Second)
 		if p.Allow("crm", transfer("101")) == nil {

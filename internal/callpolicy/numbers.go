@@ -9,15 +9,16 @@ import (
 	"unicode"
 )
 
-// Numbers is a list of the numbers that may be used. Its zero value has none.
+// Numbers is a set of telephone numbers, given by patterns. The zero value is empty.
 type Numbers struct{ list []func(number string) bool }
 
-// internalWord stands in a list for internal extensions.
+// internalWord is the word in a list that matches every internal extension.
 const internalWord = "internal"
 
-// ParseNumbers reads a list such as "+7*,89?????????,internal": patterns, in which * is any
-// characters and ? is one, and the word internal, separated by commas. Blanks, hyphens and brackets
-// count neither in a pattern nor in a number.
+// ParseNumbers parses a list such as "+7*,89?????????,internal", separated by commas: patterns, in
+// which * stands for any characters and ? for one character, and the word internal, in any case.
+// Spaces, hyphens and parentheses are ignored, in patterns and in numbers. It fails for an empty
+// part, and for a part that can match no number or is probably a misspelt word.
 func ParseNumbers(s string) (Numbers, error) {
 	var n Numbers
 	for pattern := range strings.SplitSeq(s, ",") {
@@ -27,7 +28,7 @@ func ParseNumbers(s string) (Numbers, error) {
 			return Numbers{}, errors.New("must be a list such as +7*,internal, without an empty part")
 		case strings.EqualFold(pattern, internalWord):
 			n.list = append(n.list, isInternal)
-		case isSlip(pattern):
+		case isMisspelt(pattern):
 			return Numbers{}, fmt.Errorf("%q is no pattern: "+
 				"write patterns such as +7*, * for all numbers, and the word internal, separated by commas", pattern)
 		case strings.ContainsFunc(pattern, isForeign):
@@ -43,23 +44,23 @@ func ParseNumbers(s string) (Numbers, error) {
 	return n, nil
 }
 
-// isSlip says whether a pattern is a word that means a kind of numbers to whoever wrote it, and as a
-// pattern would match the extension of that name alone.
-func isSlip(pattern string) bool {
+// isMisspelt reports whether a pattern is a word such as "all" or "intern", which its author meant
+// for a kind of numbers. As a pattern it would match only the extension of that name.
+func isMisspelt(pattern string) bool {
 	word := strings.ToLower(pattern)
 	return slices.Contains([]string{"all", "any", "everything", "none", "extern", "external"}, word) ||
 		len(word) > 3 && strings.HasPrefix(word, internalWord[:4]) && !strings.ContainsFunc(word, unicode.IsDigit)
 }
 
-// isForeign says whether a character stands in no number.
+// isForeign reports whether a character cannot be part of a number.
 func isForeign(r rune) bool { return unicode.IsControl(r) || strings.ContainsRune(`;|&<>"'`, r) }
 
-// match says whether the list has a number.
+// match reports whether a number is in the set.
 func (n Numbers) match(number string) bool {
 	return slices.ContainsFunc(n.list, func(has func(string) bool) bool { return has(number) })
 }
 
-// compact takes out of a number what people put between its digits.
+// compact removes the separators that people write between digits.
 func compact(s string) string {
 	return strings.Map(func(r rune) rune {
 		if strings.ContainsRune(" -()", r) {
@@ -69,17 +70,17 @@ func compact(s string) string {
 	}, s)
 }
 
-// maxInternal is how many digits an internal extension has at most.
+// maxInternal is the maximum number of digits of an internal extension.
 const maxInternal = 6
 
-// channel matches what a PBX adds to the name of an extension for one call, a counter in hexadecimal
-// digits: PJSIP/101-0000002f. It follows the extension at once, so it hides no number behind a trunk.
+// channel matches the name of a channel of one call: an extension to which the PBX adds a counter
+// in hexadecimal digits, such as PJSIP/101-0000002f. The pattern allows one slash only, so a trunk
+// with a number behind it does not match.
 var channel = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9]*/[^/]+)-0000[0-9a-f]{4}$`)
 
-// isInternal says whether a number is an extension: at most six digits and nothing else, or a name,
-// which begins with a letter and has no more digits than that either. The digits of a name count in
-// all, wherever they stand: SIP/trunk/79001112233 is no extension, and neither is what a PBX dials
-// with pauses.
+// isInternal reports whether a number is an extension: at most maxInternal digits, or a name that
+// starts with a letter and has at most maxInternal digits, counted over the whole name. So neither
+// SIP/trunk/79001112233 is an extension, nor a number with letters for pauses between its digits.
 func isInternal(number string) bool {
 	if m := channel.FindStringSubmatch(number); m != nil {
 		number = m[1]
