@@ -1,4 +1,5 @@
-// Package demo is what `pzbridge demo` shows: a small CRM that verifies and prints its webhooks, and some calls for it to hear of.
+// Package demo holds the two parts of `pzbridge demo` beside the bridge: a small CRM that verifies
+// and prints its webhooks, and a script of calls and commands (Stage.Play).
 package demo
 
 import (
@@ -13,21 +14,22 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 )
 
-// manager is the extension that the demo CRM sends every call to.
+// manager is the extension to which the demo CRM routes every call.
 const manager = "101"
 
-// CRM takes webhooks as a CRM should: it verifies the signature with the public Standard Webhooks library, prints a line, and answers at once where a
-// call should go. It is an http.Handler.
+// CRM receives webhooks as a real CRM should: it verifies the signature with the public Standard
+// Webhooks library, prints a line, and replies to a routing question at once. It is an
+// http.Handler.
 type CRM struct {
 	verifiers []*standardwebhooks.Webhook // one per active secret
-	print     func(line string)
+	printLine func(string)
 
 	mu       sync.Mutex
 	verified []Webhook
-	arrived  chan struct{} // closed and made anew with each webhook
+	arrived  chan struct{} // closed and replaced when a webhook arrives
 }
 
-// Webhook is what the CRM reads of one.
+// Webhook holds the fields of a webhook that the CRM prints.
 type Webhook struct {
 	ID   string `json:"id"`
 	Type string `json:"type"`
@@ -43,12 +45,14 @@ type Webhook struct {
 	} `json:"data"`
 }
 
-// NewCRM gives a CRM that knows the secrets, decoded, and prints its lines with print. What callers send stands in them as it came.
-func NewCRM(secrets [][]byte, print func(line string)) (*CRM, error) {
+// NewCRM makes a CRM that accepts webhooks signed with any of the secrets (decoded, at least one)
+// and passes its output to printLine, which may be called by several goroutines at once. The lines
+// contain text from callers unescaped.
+func NewCRM(secrets [][]byte, printLine func(string)) (*CRM, error) {
 	if len(secrets) == 0 {
 		return nil, errors.New("the demo CRM needs a secret with which its webhooks are signed: set ENDPOINT_0_SECRET")
 	}
-	c := &CRM{print: print, arrived: make(chan struct{})}
+	c := &CRM{printLine: printLine, arrived: make(chan struct{})}
 	for _, secret := range secrets {
 		verifier, err := standardwebhooks.NewWebhookRaw(secret)
 		if err != nil {
@@ -59,7 +63,7 @@ func NewCRM(secrets [][]byte, print func(line string)) (*CRM, error) {
 	return c, nil
 }
 
-// verify says whether a webhook is signed with one of the secrets.
+// verify returns nil if a webhook is signed with one of the secrets.
 func (c *CRM) verify(body []byte, header http.Header) (err error) {
 	for _, verifier := range c.verifiers {
 		if err = verifier.Verify(body, header); err == nil {
@@ -69,7 +73,7 @@ func (c *CRM) verify(body []byte, header http.Header) (err error) {
 	return err
 }
 
-// ServeHTTP takes one webhook.
+// ServeHTTP receives one webhook.
 func (c *CRM) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 2<<20))
 	if err != nil {
@@ -77,7 +81,7 @@ func (c *CRM) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := c.verify(body, r.Header); err != nil {
-		c.print("CRM      ✗ a webhook whose signature is wrong: " + err.Error())
+		c.printLine("CRM      ✗ a webhook whose signature is wrong: " + err.Error())
 		http.Error(w, "the signature is wrong", http.StatusUnauthorized)
 		return
 	}
@@ -86,7 +90,7 @@ func (c *CRM) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the body is no JSON", http.StatusBadRequest)
 		return
 	}
-	c.print("CRM      ✓ " + hook.line())
+	c.printLine("CRM      ✓ " + hook.line())
 	c.mu.Lock()
 	c.verified = append(c.verified, hook)
 	close(c.arrived)
@@ -96,18 +100,19 @@ func (c *CRM) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
-	c.print("CRM      → answers: the call goes to " + manager)
+	c.printLine("CRM      → answers: the call goes to " + manager)
 	_, _ = io.WriteString(w, `{"transfer_to":"`+manager+`"}`)
 }
 
-// Verified gives the webhooks that arrived and were verified, and a channel that closes when there is another.
+// Verified returns the webhooks with a valid signature, in order of arrival, and a channel that
+// closes when the next one arrives.
 func (c *CRM) Verified() ([]Webhook, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.verified[:len(c.verified):len(c.verified)], c.arrived
 }
 
-// line is a webhook for a person.
+// line describes a webhook in one line of output.
 func (h Webhook) line() string {
 	line := fmt.Sprintf("%-24s call %s #%d", h.Type, h.Data.CallID, h.Data.Sequence)
 	line += "  " + h.Data.From

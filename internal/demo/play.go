@@ -19,23 +19,24 @@ type Stage struct {
 	Server *pztest.Server
 	CRM    *CRM
 	API    string // the address of the bridge's API
-	Token  string // with which the CRM calls it
+	Token  string // the CRM's token for the API
 	Print  func(line string)
 }
 
-// pace is the time between two things that happen to a call: enough to read along.
+// pace is the time between two steps of the script, so that a person can read along.
 const pace = 300 * time.Millisecond
 
-// call ids of the demo are the real server's kind: large numbers.
+// The call IDs are large numbers, as those of a real server are.
 const (
 	incomingID = "470657307770881"
 	outgoingID = "470657307770882"
 )
 
-// Play plays a call in, which the CRM answers where to go, a call out and an SMS, with a click-to-call and an SMS sent through the API, and
-// returns when the CRM has been told of everything that happened.
+// Play runs the script: an incoming call that the CRM routes, a click-to-call through the API with
+// its outgoing call, and an SMS through the API. It returns when the webhooks of all events have
+// arrived at the CRM, or with an error if a step fails or ctx ends before.
 func (s *Stage) Play(ctx context.Context) error {
-	if err := s.connected(ctx); err != nil {
+	if err := s.waitConnected(ctx); err != nil {
 		return err
 	}
 	const client = "73430112233"
@@ -53,7 +54,8 @@ func (s *Stage) Play(ctx context.Context) error {
 		func() error { return s.completed(outgoingID, manager, client, "1") },
 		func() error {
 			s.Print("CRM      → POST /v1/sms: \"Спасибо за звонок!\" to " + client)
-			return s.post(ctx, "/v1/sms", map[string]string{"from": manager, "to": client, "text": "Спасибо за звонок!"})
+			fields := map[string]string{"from": manager, "to": client, "text": "Спасибо за звонок!"}
+			return s.post(ctx, "/v1/sms", fields)
 		},
 	}
 	for _, step := range steps {
@@ -64,12 +66,12 @@ func (s *Stage) Play(ctx context.Context) error {
 			return err
 		}
 	}
-	const events = 8 // four of the call in, three of the call out, one SMS
-	return s.told(ctx, events)
+	const events = 8 // four of the incoming call, three of the outgoing call, one of the SMS
+	return s.waitDelivered(ctx, events)
 }
 
-// told waits until the CRM has been told of that many events.
-func (s *Stage) told(ctx context.Context, events int) error {
+// waitDelivered waits until that many different events have arrived at the CRM.
+func (s *Stage) waitDelivered(ctx context.Context, events int) error {
 	for {
 		hooks, more := s.CRM.Verified()
 		ids := map[string]bool{}
@@ -83,13 +85,13 @@ func (s *Stage) told(ctx context.Context, events int) error {
 		select {
 		case <-more:
 		case <-ctx.Done():
-			return fmt.Errorf("the CRM was told of %d events, not of %d", len(ids), events)
+			return fmt.Errorf("%d events have arrived at the CRM, not %d", len(ids), events)
 		}
 	}
 }
 
-// connected waits until the bridge says that it is connected.
-func (s *Stage) connected(ctx context.Context) error {
+// waitConnected waits until the bridge's API reports a connection to the server.
+func (s *Stage) waitConnected(ctx context.Context) error {
 	for {
 		var state struct {
 			State string `json:"state"`
