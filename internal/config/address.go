@@ -11,9 +11,9 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// ASCIIHost writes the host of an address as it is known to DNS: атс.рф is xn--80a8ac.xn--p1ai
-// there. The resolver and the WebSocket library take no other letters than ASCII ones. It fails if
-// there can be no such name.
+// ASCIIHost converts the host of u to the ASCII form that DNS uses: атс.рф becomes
+// xn--80a8ac.xn--p1ai. The resolver and the WebSocket library accept ASCII names only. It fails if
+// the host is not a valid name.
 func ASCIIHost(u *url.URL) error {
 	host, err := asciiName(u.Hostname())
 	if err != nil || host == u.Hostname() {
@@ -31,8 +31,8 @@ var (
 	plainName = regexp.MustCompile(`^[A-Za-z0-9._-]*$`)
 )
 
-// asciiName leaves names of ASCII letters as they are: those of containers have underscores, which
-// IDNA does not know.
+// asciiName converts a name to its ASCII form. Plain ASCII names stay as they are, because names of
+// containers may contain underscores, which IDNA forbids.
 func asciiName(name string) (string, error) {
 	if _, err := netip.ParseAddr(name); err == nil || plainName.MatchString(name) {
 		return name, nil
@@ -43,8 +43,8 @@ func asciiName(name string) (string, error) {
 	return idna.Lookup.ToASCII(name)
 }
 
-// parseEndpointURL reads the address of a CRM and gives it as requests have it. It never quotes it:
-// tokens stand in addresses.
+// parseEndpointURL parses the address of a CRM and returns it escaped for requests. Problems
+// quote no more than the port and characters of the host, since the rest may contain tokens.
 func parseEndpointURL(variable, s string, p *problems) string {
 	authority, rest := splitAddress(strings.TrimSpace(s))
 	u, err := url.Parse(authority + escaped(rest))
@@ -56,14 +56,15 @@ func parseEndpointURL(variable, s string, p *problems) string {
 	case errors.As(err, &badEscape):
 		p.add(variable, "has a %% that no two hexadecimal digits follow: write %%25 for the sign itself")
 	case err != nil && hasBadUser(authority):
-		p.add(variable, "has a character in the user or the password, before the @, that has to be written as %% and two "+
-			"hexadecimal digits, a blank as %%20")
+		p.add(variable, "has a character in the user or the password, before the @, "+
+			"that has to be written as %% and two hexadecimal digits, a blank as %%20")
 	case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "":
 		p.add(variable, "must be an address that begins with https:// or http://")
 	case u.Port() != "" && !isPort(u.Port(), 1):
 		p.add(variable, "has the port %s: a port is a number from 1 to 65535", u.Port())
 	case u.Fragment != "":
-		p.add(variable, "has a #, and what stands behind it is never sent: remove it, or write %%23 for the sign itself")
+		p.add(variable, "has a #, and what stands behind it is never sent: "+
+			"remove it, or write %%23 for the sign itself")
 	case ASCIIHost(u) != nil:
 		p.add(variable, "has a name of the host that there cannot be")
 	default:
@@ -72,7 +73,7 @@ func parseEndpointURL(variable, s string, p *problems) string {
 	return ""
 }
 
-// splitAddress takes an address apart before its path, its query or its fragment.
+// splitAddress splits an address before its path, query or fragment.
 func splitAddress(s string) (authority, rest string) {
 	begin := strings.Index(s, "://")
 	if begin < 0 {
@@ -85,7 +86,7 @@ func splitAddress(s string) (authority, rest string) {
 	return s, ""
 }
 
-// hasBadUser says whether it is the part before the @ because of which an address cannot be read.
+// hasBadUser reports whether an address is valid without its user and password.
 func hasBadUser(authority string) bool {
 	scheme, rest, _ := strings.Cut(authority, "://")
 	at := strings.LastIndex(rest, "@")
@@ -96,17 +97,17 @@ func hasBadUser(authority string) bool {
 	return err == nil
 }
 
-// escaped writes a path, a query and a fragment as browsers do: what cannot stand in a request is
-// percent-encoded. net/http sends a query as it is, and one with a blank makes a request that no
-// server can read.
+// escaped percent-encodes the characters of a path, query and fragment that a request cannot
+// contain, as browsers do. net/http sends a query unchanged, and a space in it makes the request
+// malformed.
 func escaped(s string) string {
-	const hex = "0123456789ABCDEF"
+	const hexDigits = "0123456789ABCDEF"
 	var b strings.Builder
 	for _, c := range []byte(s) {
 		if c > ' ' && c <= '~' && !strings.ContainsRune("\"<>\\^`{|}", rune(c)) {
 			b.WriteByte(c)
 		} else {
-			b.Write([]byte{'%', hex[c>>4], hex[c&15]})
+			b.Write([]byte{'%', hexDigits[c>>4], hexDigits[c&15]})
 		}
 	}
 	return b.String()

@@ -1,7 +1,8 @@
-// Package config reads the configuration: it makes typed values of the environment's text and says all that is wrong with it at
-// once, each time naming the variable and what is right, never a secret's value.
+// Package config reads the configuration from environment variables and checks it. It reports all
+// problems at once; each one names the variable and the accepted values, and never shows a secret.
 //
-// It is a room of its own, not a part of main, because the bridge and several commands read the same configuration.
+// It is a package of its own, not a part of main, because the bridge and several commands read the
+// same configuration.
 package config
 
 import (
@@ -29,11 +30,11 @@ import (
 	"pzbridge/outbox"
 )
 
-// DefaultListenAddr is where the API listens unless LISTEN_ADDR says otherwise.
+// DefaultListenAddr is the default of LISTEN_ADDR, the address of the API.
 const DefaultListenAddr = ":8080"
 
-// text is every variable of the program but the endpoints', as it stands in the environment. The library is given only text: its own parsers
-// would name struct fields and quote values.
+// text holds the unparsed values of all variables except those of endpoints. The library fills in
+// strings only, because its own parsers report errors with names of struct fields and with values.
 type text struct {
 	URL             string `env:"PZ_URL"`
 	Password        string `env:"PZ_PASSWORD"`
@@ -68,7 +69,7 @@ type text struct {
 	LogFormat       string `env:"LOG_FORMAT" envDefault:"json"`
 }
 
-// endpointText is the same of one endpoint; the names go on from ENDPOINT_<n>_.
+// endpointText holds the unparsed values of one endpoint, without the prefix ENDPOINT_<n>_.
 type endpointText struct {
 	Name        string `env:"NAME"`
 	URL         string `env:"URL"`
@@ -86,12 +87,12 @@ type endpointText struct {
 	KeyFile     string `env:"KEY_FILE"`
 }
 
-// Config is the configuration, checked.
+// Config is a checked configuration. Its fields are documented in .env.example.
 type Config struct {
-	URL             *url.URL // ws or wss, with a port
+	URL             *url.URL // of the Prostie Zvonki server: ws or wss, with a port
 	Identity        pz.Identity
-	TLSRoots        *x509.CertPool // nil: what the system trusts
-	TLSFingerprint  []byte         // nil: none
+	TLSRoots        *x509.CertPool // nil: the system's authorities
+	TLSFingerprint  []byte         // SHA-256 of the server's certificate; nil: not pinned
 	TLSLegacy       bool
 	ReplayMaxAge    time.Duration
 	Endpoints       []Endpoint
@@ -101,17 +102,19 @@ type Config struct {
 	OutboxRetention time.Duration
 	OutboxMaxBytes  int64
 	RoutingTimeout  time.Duration
-	// DeclineOnSilence is whether the server is told when no CRM wants a call.
+	// DeclineOnSilence makes the bridge decline a routing question that no CRM answers with a
+	// number.
 	DeclineOnSilence bool
-	// QuietWithoutWinner is whether no CRM is told of the ringing of a call that has asked where to go and that none of them wants, or not yet.
+	// QuietWithoutWinner withholds the ringing and answered events of a call from every CRM if the
+	// call has asked a routing question and no CRM has won it, or none has yet.
 	QuietWithoutWinner bool
 	ListenAddr         string
-	APITokens          []string // none: no operator
-	APIRate            float64  // requests a second of each token
-	CallRate           float64  // calls a minute of each token, and as many SMS
+	APITokens          []string // of the operator; empty: the operator has no access
+	APIRate            float64  // requests a second for each token
+	CallRate           float64  // calls a minute for each token, and as many SMS
 	CallFrom, CallTo   callpolicy.Numbers
 	MetricsPublic      bool // /metrics needs no token
-	BehindProxy        bool // a proxy says with X-Forwarded-Proto how it was reached
+	BehindProxy        bool // the X-Forwarded-Proto header of a proxy is trusted
 	CommandTimeout     time.Duration
 	ShutdownGrace      time.Duration
 	LogLevel           slog.Level
@@ -120,10 +123,10 @@ type Config struct {
 	settings []setting
 }
 
-// Endpoint is one CRM's part of it.
+// Endpoint is the configuration of one CRM.
 type Endpoint struct {
 	Name        string
-	URL         string // empty: this CRM reads its events
+	URL         string // escaped; empty: this CRM reads its events with GET /v1/events
 	Format      outbox.Format
 	Secrets     [][]byte
 	Events      outbox.Filter
@@ -132,62 +135,66 @@ type Endpoint struct {
 	Concurrency int
 	Rate        float64 // attempts a second; 0: no limit
 	RingingTTL  time.Duration
-	Tokens      []string    // none: this CRM cannot call the API
-	TLS         *tls.Config // nil: the usual
+	Tokens      []string    // empty: this CRM cannot call the API
+	TLS         *tls.Config // nil: the system's authorities, no client certificate
 
-	certificates []certificate // that TLS is made of
+	certificates []certificate // the certificates in TLS
 }
 
-// Error is everything that is wrong with a configuration.
+// Error lists everything that is wrong with a configuration, one line for each problem.
 type Error struct{ Problems []string }
 
 func (e *Error) Error() string {
 	return "the configuration is wrong:\n  " + strings.Join(e.Problems, "\n  ")
 }
 
-// problems collects them, one line each.
+// problems collects the lines of an Error.
 type problems struct {
-	list    []string
-	refused map[string]bool // variables of which all has been said
+	list  []string
+	muted map[string]bool // variables whose further problems are dropped
 }
 
 func (p *problems) add(variable, format string, args ...any) {
-	if !p.refused[variable] {
+	if !p.muted[variable] {
 		p.list = append(p.list, variable+": "+fmt.Sprintf(format, args...))
 	}
 }
 
-// refuse makes the others of a variable's problems follow from this one.
-func (p *problems) refuse(variable string) {
-	if p.refused == nil {
-		p.refused = map[string]bool{}
+// mute drops the further problems of a variable, which only follow from the one already added.
+func (p *problems) mute(variable string) {
+	if p.muted == nil {
+		p.muted = map[string]bool{}
 	}
-	p.refused[variable] = true
+	p.muted[variable] = true
 }
 
-// Environment is the process's environment with what the file .env of the working directory adds: a variable that is set already wins.
+// Environment returns the variables of the process, extended by those of the file .env in the
+// working directory; a variable of the process wins. It also sets time.Local from TZ. It fails with
+// an *Error if .env cannot be read or TZ is unknown.
 func Environment() (map[string]string, error) {
 	vars := env.ToMap(os.Environ())
 	if err := addFile(vars); err != nil {
 		return nil, err
 	}
-	return vars, setZone(vars["TZ"])
+	return vars, setTimeZone(vars["TZ"])
 }
 
-// setZone makes a zone the process's own. Go does so by itself with TZ of the environment, but not with that of .env, and takes UTC for a name that there is not.
-func setZone(name string) error {
+// setTimeZone sets the time zone of the process. Go does that itself with TZ of the environment,
+// but not with TZ of .env, and silently uses UTC if the name is unknown.
+func setTimeZone(name string) error {
 	if name = strings.TrimPrefix(name, ":"); name == "" || filepath.IsAbs(name) {
 		return nil
 	}
 	zone, err := time.LoadLocation(name)
 	if err != nil {
-		return &Error{[]string{fmt.Sprintf("TZ: there is no time zone %q: use a name such as Europe/Moscow or Asia/Yekaterinburg", name)}}
+		return &Error{[]string{fmt.Sprintf(
+			"TZ: there is no time zone %q: use a name such as Europe/Moscow or Asia/Yekaterinburg", name)}}
 	}
 	time.Local = zone
 	return nil
 }
 
-// addFile adds what the file .env of the working directory has, if there is one.
+// addFile adds the variables of the file .env in the working directory, if it exists.
 func addFile(vars map[string]string) error {
 	const name = ".env"
 	content, err := os.ReadFile(name)
@@ -197,12 +204,12 @@ func addFile(vars map[string]string) error {
 	if err != nil {
 		return &Error{[]string{err.Error()}}
 	}
-	content = bytes.TrimPrefix(content, []byte("\uFEFF")) // Windows editors begin a file with it
+	content = bytes.TrimPrefix(content, []byte("\uFEFF")) // byte order mark of Windows editors
 	file, err := godotenv.UnmarshalBytes(content)
 	if err != nil {
-		// The library's error quotes the line, where a secret may stand.
-		return &Error{[]string{fmt.Sprintf(
-			"%s: line %d cannot be read: each line is NAME=value; put a value with spaces, quotes or # between single quotes", name, brokenLine(string(content)))}}
+		// The library's error is dropped, because it quotes the line, which may hold a secret.
+		return &Error{[]string{fmt.Sprintf("%s: line %d cannot be read: each line is NAME=value; "+
+			"put a value with spaces, quotes or # between single quotes", name, brokenLine(string(content)))}}
 	}
 	for k, v := range file {
 		if _, set := vars[k]; !set {
@@ -212,7 +219,8 @@ func addFile(vars map[string]string) error {
 	return nil
 }
 
-// brokenLine finds the line at which a file stops being readable: the one after the longest beginning that can be read.
+// brokenLine returns the number of the first line that cannot be parsed: the line after the longest
+// prefix of the file that can.
 func brokenLine(content string) int {
 	lines := strings.SplitAfter(content, "\n")
 	for n := len(lines) - 1; n > 0; n-- {
@@ -223,10 +231,11 @@ func brokenLine(content string) int {
 	return 1
 }
 
-// Load makes a configuration of variables. It fails with an *Error that names everything that is wrong. The map is not kept.
+// Load parses and checks the variables. It fails with an *Error that lists every problem. It does
+// not change the map or keep it.
 func Load(vars map[string]string) (Config, error) {
 	var p problems
-	vars, numbers := tidy(vars, &p)
+	vars, numbers := ownVariables(vars, &p)
 	var t text
 	if err := env.ParseWithOptions(&t, env.Options{Environment: vars}); err != nil {
 		return Config{}, fmt.Errorf("read the environment: %w", err)
@@ -234,12 +243,14 @@ func Load(vars map[string]string) (Config, error) {
 	c := t.parse(&p)
 	c.settings = settings("", t)
 	if len(numbers) == 0 {
-		p.add("ENDPOINT_0_URL", "is missing: configure at least one CRM with ENDPOINT_0_NAME, ENDPOINT_0_URL and ENDPOINT_0_SECRET")
+		p.add("ENDPOINT_0_URL", "is missing: configure at least one CRM "+
+			"with ENDPOINT_0_NAME, ENDPOINT_0_URL and ENDPOINT_0_SECRET")
 	}
 	for i, n := range numbers {
 		prefix := endpointPrefix(n)
 		if i != n && (i == 0 || numbers[i-1] == i-1) { // the first gap
-			p.add(endpointPrefix(i)+"NAME", "is missing: endpoints are numbered from 0 without a gap, and %s… is set", prefix)
+			p.add(endpointPrefix(i)+"NAME", "is missing: endpoints are numbered from 0 without a gap, "+
+				"and %s… is set", prefix)
 		}
 		var t endpointText
 		if err := env.ParseWithOptions(&t, env.Options{Environment: vars, Prefix: prefix}); err != nil {
@@ -257,14 +268,15 @@ func Load(vars map[string]string) (Config, error) {
 
 func endpointPrefix(n int) string { return fmt.Sprintf("ENDPOINT_%d_", n) }
 
-// endpointName takes the name of an endpoint's variable apart.
+// endpointName splits the name of an endpoint's variable into the number and the rest.
 var endpointName = regexp.MustCompile(`^ENDPOINT_(0|[1-9][0-9]{0,3})_(.+)$`)
 
-// tidy gives the variables that are ours and not empty, secrets read from their files, and the numbers of the endpoints in order. A variable
-// that was meant for this program and that nothing reads is a problem: it is a slip of the pen, and
-// what was meant would silently be missing.
-func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
-	known, forEndpoint := names(text{}), names(endpointText{})
+// ownVariables selects the variables of this program that are not empty, with secrets read from
+// their files, and returns the numbers of the endpoints in ascending order. A variable that is
+// meant for this program but that nothing reads is a problem: it is probably a typo, and ignoring
+// it would silently drop the setting.
+func ownVariables(vars map[string]string, p *problems) (map[string]string, []int) {
+	known, forEndpoint := variableNames(text{}), variableNames(endpointText{})
 	ours := slices.Collect(maps.Keys(known))
 	for name := range forEndpoint {
 		ours = append(ours, endpointPrefix(0)+name)
@@ -289,14 +301,14 @@ func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
 			continue
 		}
 		if value == "" {
-			continue // as if it were unset
+			continue // same as unset
 		}
 		if isEndpoint && !slices.Contains(numbers, number) {
 			numbers = append(numbers, number)
 		}
-		if fault := foreign(name, value); fault != "" {
+		if fault := valueFault(name, value); fault != "" {
 			p.add(name, "%s", fault)
-			p.refuse(name)
+			p.mute(name)
 		}
 		out[name] = value
 	}
@@ -309,12 +321,13 @@ func tidy(vars map[string]string, p *problems) (map[string]string, []int) {
 	return out, numbers
 }
 
-// Secret gives one variable that holds a secret, or what the file that NAME_FILE names holds; empty if there is neither. For commands that need no more of the
-// configuration.
+// Secret returns the value of one variable that holds a secret, read from the file <name>_FILE if
+// that is set, or "" if neither is set. It is for commands that need nothing else of the
+// configuration. It fails with an *Error.
 func Secret(vars map[string]string, name string) (string, error) {
 	var p problems
 	secret := map[string]string{name: vars[name]}
-	if fault := foreign(name, vars[name]); fault != "" {
+	if fault := valueFault(name, vars[name]); fault != "" {
 		p.add(name, "%s", fault)
 	}
 	if file := vars[name+"_FILE"]; file != "" {
@@ -326,8 +339,8 @@ func Secret(vars map[string]string, name string) (string, error) {
 	return secret[name], nil
 }
 
-// OperatorToken gives the first of API_TOKEN as Secret does. It fails with an *Error also if there
-// is none, or one that no bridge can have.
+// OperatorToken returns the first token of API_TOKEN or API_TOKEN_FILE. It fails with an *Error
+// also if there is none, or if a token is not valid.
 func OperatorToken(vars map[string]string) (string, error) {
 	list, err := Secret(vars, "API_TOKEN")
 	if err != nil {
@@ -335,8 +348,8 @@ func OperatorToken(vars map[string]string) (string, error) {
 	}
 	var p problems
 	if list == "" {
-		p.add("API_TOKEN", "is missing: it is the operator's token, and the bridge needs it too; any %d characters or more, "+
-			"in .env, with which the bridge is then started anew", minToken)
+		p.add("API_TOKEN", "is missing: it is the operator's token, and the bridge needs it too; "+
+			"any %d characters or more, in .env, with which the bridge is then started anew", minToken)
 	}
 	tokens := parseTokens("API_TOKEN", list, &p)
 	if len(p.list) > 0 {
@@ -345,8 +358,8 @@ func OperatorToken(vars map[string]string) (string, error) {
 	return tokens[0], nil
 }
 
-// secretNames matches the variables that hold a secret, and can come from a file by NAME_FILE. A
-// CRM's address often is one.
+// secretNames matches the variables that hold a secret and can be read from a file by NAME_FILE.
+// The address of a CRM is among them, because it often contains a token.
 var secretNames = regexp.MustCompile(`^(PZ_PASSWORD|API_TOKEN|ENDPOINT_[0-9]+_(SECRET|TOKEN|URL))$`)
 
 func readSecret(vars map[string]string, name, file string, p *problems) {
@@ -359,21 +372,22 @@ func readSecret(vars map[string]string, name, file string, p *problems) {
 		p.add(name+"_FILE", "%v", err)
 		return
 	}
-	content = bytes.TrimPrefix(content, []byte("\uFEFF")) // Windows editors begin a file with it
+	content = bytes.TrimPrefix(content, []byte("\uFEFF")) // byte order mark of Windows editors
 	value := strings.TrimSuffix(strings.TrimSuffix(string(content), "\n"), "\r")
 	if value == "" {
 		p.add(name+"_FILE", "the file is empty")
 		return
 	}
-	if fault := foreign(name, value); fault != "" {
+	if fault := valueFault(name, value); fault != "" {
 		p.add(name+"_FILE", "%s", fault)
-		p.refuse(name)
+		p.mute(name)
 	}
 	vars[name] = value
 }
 
-// names lists the variables that a struct of text reads, and the _FILE of each that holds a secret.
-func names(v any) map[string]bool {
+// variableNames lists the variables of v, a text or an endpointText, and the _FILE variable of each
+// secret.
+func variableNames(v any) map[string]bool {
 	list := map[string]bool{}
 	for _, f := range params(v) {
 		list[f.Key] = true
@@ -384,6 +398,7 @@ func names(v any) map[string]bool {
 	return list
 }
 
+// params describes the fields of v, a text or an endpointText.
 func params(v any) []env.FieldParams {
 	var list []env.FieldParams
 	var err error

@@ -21,10 +21,13 @@ const (
 	token  = "0123456789abcdef"
 )
 
-// minimal is the least that a bridge needs, changed by "NAME=value" and, to unset, "NAME".
+// minimal returns the smallest valid configuration, changed by "NAME=value" and, to unset, "NAME".
 func minimal(changes ...string) map[string]string {
 	vars := map[string]string{
-		"PZ_URL": "pbx", "ENDPOINT_0_NAME": "crm", "ENDPOINT_0_URL": "https://crm.example/hook?token=t0psecret", "ENDPOINT_0_SECRET": secret,
+		"PZ_URL":            "pbx",
+		"ENDPOINT_0_NAME":   "crm",
+		"ENDPOINT_0_URL":    "https://crm.example/hook?token=t0psecret",
+		"ENDPOINT_0_SECRET": secret,
 	}
 	for _, c := range changes {
 		name, value, set := strings.Cut(c, "=")
@@ -35,12 +38,14 @@ func minimal(changes ...string) map[string]string {
 	return vars
 }
 
-// A line of the log holds the beginning of a value that is a novel, and all others whole.
-func TestLongValuesInTheLog(t *testing.T) {
+// Very long values are cut in the log; the other values of the line stay whole.
+func TestLongLogValuesAreCut(t *testing.T) {
 	for _, format := range []string{"json", "text"} {
 		var out bytes.Buffer
-		Config{LogFormat: format}.Logger(&out).Info("delivered", "call_id", strings.Repeat("ж", 130<<10), "endpoint", "crm", "attempts", 7)
-		if line := out.String(); len(line) > 2<<10 || strings.Count(line, "ж") < 500 || !strings.Contains(line, "ж…") || !strings.Contains(line, "crm") || !utf8.ValidString(line) {
+		logger := Config{LogFormat: format}.Logger(&out)
+		logger.Info("delivered", "call_id", strings.Repeat("ж", 130<<10), "endpoint", "crm", "attempts", 7)
+		if line := out.String(); len(line) > 2<<10 || strings.Count(line, "ж") < 500 ||
+			!strings.Contains(line, "ж…") || !strings.Contains(line, "crm") || !utf8.ValidString(line) {
 			t.Errorf("%d bytes: %s", len(line), line)
 		}
 	}
@@ -68,12 +73,13 @@ func TestDefaults(t *testing.T) {
 	if c.OutboxMaxBytes != 1<<30 || e.Rate != 0 {
 		t.Errorf("%d bytes, rate %v", c.OutboxMaxBytes, e.Rate)
 	}
-	if e.Timeout != 15*time.Second || len(e.Secrets) != 1 || len(e.Secrets[0]) != 24 || len(e.Events) != 3 || len(e.Tokens) != 0 {
+	if e.Timeout != 15*time.Second || len(e.Secrets) != 1 || len(e.Secrets[0]) != 24 ||
+		len(e.Events) != 3 || len(e.Tokens) != 0 {
 		t.Errorf("endpoint: %+v", e)
 	}
 }
 
-func TestSizesAndRates(t *testing.T) {
+func TestSizesAndRatesAreParsed(t *testing.T) {
 	c, err := Load(minimal("OUTBOX_MAX_BYTES=500 MB", "ENDPOINT_0_RATE=0.5"))
 	if err != nil {
 		t.Fatal(err)
@@ -83,10 +89,11 @@ func TestSizesAndRates(t *testing.T) {
 	}
 }
 
-// What a process of 32 bits could not map is refused before the file has grown so large; the
-// default is not.
-func TestLargestOutbox(t *testing.T) {
-	for size, fits := range map[string]bool{"1GiB": true, "1073741825": strconv.IntSize == 64, "2GiB": strconv.IntSize == 64, "1EiB": false} {
+// A size that a 32-bit process cannot map is refused at the start, before the file has grown so
+// large. The default size is accepted.
+func TestOutboxLargerThanTheAddressSpaceIsRefused(t *testing.T) {
+	is64Bit := strconv.IntSize == 64
+	for size, fits := range map[string]bool{"1GiB": true, "1073741825": is64Bit, "2GiB": is64Bit, "1EiB": false} {
 		_, err := Load(minimal("OUTBOX_MAX_BYTES=" + size))
 		if (err == nil) != fits || err != nil && !strings.Contains(err.Error(), "OUTBOX_MAX_BYTES: must be at most") {
 			t.Errorf("%s: %v", size, err)
@@ -94,7 +101,7 @@ func TestLargestOutbox(t *testing.T) {
 	}
 }
 
-func TestServerAddress(t *testing.T) {
+func TestServerAddressGetsSchemeAndPort(t *testing.T) {
 	for in, want := range map[string]string{
 		"pbx":                    "ws://pbx:10150",
 		"pbx:1":                  "ws://pbx:1",
@@ -127,8 +134,9 @@ func TestServerAddress(t *testing.T) {
 	}
 }
 
-// Each case is one mistake; the sentence must begin with the variable and say what is right, and show no secret.
-func TestMistakes(t *testing.T) {
+// Each case is one mistake. Its problem starts with the variable, contains the given text and shows
+// no secret.
+func TestEachMistakeNamesItsVariable(t *testing.T) {
 	dir := t.TempDir()
 	empty := filepath.Join(dir, "empty")
 	if err := os.WriteFile(empty, []byte("\n"), 0o600); err != nil {
@@ -220,8 +228,9 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// A variable of ours whose name is misspelt is told of; what was meant would silently be missing.
-func TestMisspeltVariables(t *testing.T) {
+// A misspelt name of a variable is a problem, since otherwise the setting would silently be
+// missing.
+func TestMisspeltVariablesAreRefused(t *testing.T) {
 	for name, meant := range map[string]string{
 		"LOG_LEVLE":             "LOG_LEVEL",
 		"LGO_LEVEL":             "LOG_LEVEL",
@@ -263,8 +272,8 @@ func TestMisspeltVariables(t *testing.T) {
 	}
 }
 
-// What a platform sets by itself, and what other programs on the machine are given, stops no start.
-func TestEnvironmentOfAPlatform(t *testing.T) {
+// Variables that a platform sets, and those of other programs on the machine, cause no problem.
+func TestPlatformVariablesAreIgnored(t *testing.T) {
 	vars := minimal()
 	content, err := os.ReadFile("testdata/platforms.env")
 	if err != nil {
@@ -283,11 +292,12 @@ func TestEnvironmentOfAPlatform(t *testing.T) {
 	}
 }
 
-func TestAllMistakesBehindAGap(t *testing.T) {
-	_, err := Load(minimal("ENDPOINT_2_NAME=crm", "ENDPOINT_2_URL=ftp://x", "ENDPOINT_2_TOKEN=short", "ENDPOINT_4_NAME=another"))
+func TestEndpointsAfterAGapAreChecked(t *testing.T) {
+	_, err := Load(minimal("ENDPOINT_2_NAME=crm", "ENDPOINT_2_URL=ftp://x", "ENDPOINT_2_TOKEN=short",
+		"ENDPOINT_4_NAME=another"))
 	for _, want := range []string{
-		"ENDPOINT_1_NAME: is missing", "ENDPOINT_2_NAME: is the same as ENDPOINT_0_NAME", "ENDPOINT_2_URL: must be", "ENDPOINT_2_SECRET: ",
-		"ENDPOINT_2_TOKEN: ", "ENDPOINT_4_URL: ",
+		"ENDPOINT_1_NAME: is missing", "ENDPOINT_2_NAME: is the same as ENDPOINT_0_NAME",
+		"ENDPOINT_2_URL: must be", "ENDPOINT_2_SECRET: ", "ENDPOINT_2_TOKEN: ", "ENDPOINT_4_URL: ",
 	} {
 		if err == nil || strings.Count(err.Error(), "\n  "+want) != 1 {
 			t.Errorf("%q is not once in: %v", want, err)
@@ -295,13 +305,14 @@ func TestAllMistakesBehindAGap(t *testing.T) {
 	}
 }
 
-func TestAllMistakesAtOnce(t *testing.T) {
+func TestAllMistakesAreReportedAtOnce(t *testing.T) {
 	vars := minimal("PZ_URL", "LOG_LEVEL=loud", "API_TOKEN="+token, "ENDPOINT_0_SECRET=nothing",
-		"ENDPOINT_1_NAME=crm", "ENDPOINT_1_URL=nothing", "ENDPOINT_1_SECRET="+secret, "ENDPOINT_1_TOKEN="+token, "ENDPOINT_1_TYPO=x")
+		"ENDPOINT_1_NAME=crm", "ENDPOINT_1_URL=nothing", "ENDPOINT_1_SECRET="+secret,
+		"ENDPOINT_1_TOKEN="+token, "ENDPOINT_1_TYPO=x")
 	_, err := Load(vars)
 	for _, want := range []string{
-		"PZ_URL: ", "LOG_LEVEL: ", "ENDPOINT_0_SECRET: ", "ENDPOINT_1_NAME: is the same as ENDPOINT_0_NAME", "ENDPOINT_1_URL: ",
-		"ENDPOINT_1_TOKEN: is the same as API_TOKEN", "ENDPOINT_1_TYPO: ",
+		"PZ_URL: ", "LOG_LEVEL: ", "ENDPOINT_0_SECRET: ", "ENDPOINT_1_NAME: is the same as ENDPOINT_0_NAME",
+		"ENDPOINT_1_URL: ", "ENDPOINT_1_TOKEN: is the same as API_TOKEN", "ENDPOINT_1_TYPO: ",
 	} {
 		if err == nil || !strings.Contains(err.Error(), "\n  "+want) {
 			t.Errorf("%q is not in: %v", want, err)
@@ -309,9 +320,10 @@ func TestAllMistakesAtOnce(t *testing.T) {
 	}
 }
 
-func TestTLSIsForWSS(t *testing.T) {
+func TestTLSSettingsNeedWSS(t *testing.T) {
 	sum := strings.Repeat("AB:", 31) + "AB"
-	if _, err := Load(minimal("PZ_TLS_FINGERPRINT=" + sum)); err == nil || !strings.Contains(err.Error(), "PZ_TLS_FINGERPRINT: has a meaning only") {
+	_, err := Load(minimal("PZ_TLS_FINGERPRINT=" + sum))
+	if err == nil || !strings.Contains(err.Error(), "PZ_TLS_FINGERPRINT: has a meaning only") {
 		t.Errorf("ws: %v", err)
 	}
 	c, err := Load(minimal("PZ_URL=wss://pbx", "PZ_TLS_LEGACY=1", "PZ_TLS_FINGERPRINT="+sum))
@@ -320,7 +332,7 @@ func TestTLSIsForWSS(t *testing.T) {
 	}
 }
 
-func TestSecretsFromFiles(t *testing.T) {
+func TestSecretsAreReadFromFiles(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
 	for content, want := range map[string]string{
 		"sesame\n": "sesame", "sesame\r\n": "sesame", "sesame": "sesame", " sesame ": " sesame ",
@@ -334,14 +346,15 @@ func TestSecretsFromFiles(t *testing.T) {
 			t.Errorf("%q: got %q, %v", content, c.Identity.Password, err)
 		}
 	}
-	if _, err := Load(minimal("PZ_PASSWORD_FILE="+file, "PZ_PASSWORD=sesame")); err == nil || !strings.Contains(err.Error(), "only one of the two") {
+	_, err := Load(minimal("PZ_PASSWORD_FILE="+file, "PZ_PASSWORD=sesame"))
+	if err == nil || !strings.Contains(err.Error(), "only one of the two") {
 		t.Errorf("both: %v", err)
 	}
 }
 
-// What a file with Windows line ends, docker run --env-file or a word processor adds to a value is
-// told of, in a sentence that names the variable and not the value.
-func TestWhatIsAddedToAValue(t *testing.T) {
+// Characters that Windows line ends, docker run --env-file or a word processor add to a value are a
+// problem, which names the variable and does not show the value.
+func TestStrayCharactersInValuesAreRefused(t *testing.T) {
 	added := map[string]struct{ value, says string }{
 		"a carriage return":      {"%s\r", "ends with a carriage return"},
 		"a line feed":            {"%s\n", "ends with a line feed"},
@@ -397,7 +410,7 @@ func TestWhatIsAddedToAValue(t *testing.T) {
 				_, err = OperatorToken(vars)
 				check(variable, err)
 			}
-			if strings.HasSuffix(value, "\r") || what == "a byte order mark" { // which a file may have
+			if strings.HasSuffix(value, "\r") || what == "a byte order mark" { // allowed in a file
 				continue
 			}
 			if err := os.WriteFile(file, []byte(value+"\n"), 0o600); err != nil {
@@ -412,8 +425,7 @@ func TestWhatIsAddedToAValue(t *testing.T) {
 	}
 }
 
-// Lists are often written over several lines.
-func TestListsOverLines(t *testing.T) {
+func TestListsMaySpanLines(t *testing.T) {
 	c, err := Load(minimal("ENDPOINT_0_HEADERS=X-One=1;\n X-Two=2\n", "ENDPOINT_0_EVENTS=call.*,\n sms.*\n",
 		"RETRY_SCHEDULE=1s,\n2s\n"))
 	if err != nil {
@@ -424,14 +436,14 @@ func TestListsOverLines(t *testing.T) {
 	}
 }
 
-func TestSecretsWhileRotating(t *testing.T) {
+func TestEndpointMayHaveTwoSecrets(t *testing.T) {
 	c, err := Load(minimal("ENDPOINT_0_SECRET=" + secret + ", " + strings.Replace(secret, "MfKQ", "AfKQ", 1)))
 	if err != nil || len(c.Endpoints[0].Secrets) != 2 {
 		t.Errorf("got %v, %v", c.Endpoints, err)
 	}
 }
 
-func TestHeaders(t *testing.T) {
+func TestHeadersAreParsed(t *testing.T) {
 	c, err := Load(minimal("ENDPOINT_0_HEADERS=Authorization=Basic abc==; X-Two = 2 ;"))
 	if err != nil {
 		t.Fatal(err)
@@ -441,32 +453,37 @@ func TestHeaders(t *testing.T) {
 	}
 }
 
-// Values with semicolons stand between double quotes.
-func TestHeadersWithSemicolons(t *testing.T) {
-	c, err := Load(minimal(`ENDPOINT_0_HEADERS=Cookie="a=1; theme=dark; q=\"x\\y\"" ; X-Two=2;Accept = "text/html; q=0.5"`))
+// A value with semicolons is written between double quotes.
+func TestQuotedHeadersMayContainSemicolons(t *testing.T) {
+	const list = `Cookie="a=1; theme=dark; q=\"x\\y\"" ; X-Two=2;Accept = "text/html; q=0.5"`
+	c, err := Load(minimal("ENDPOINT_0_HEADERS=" + list))
 	if err != nil {
 		t.Fatal(err)
 	}
 	h := c.Endpoints[0].Headers
-	if len(h) != 3 || h.Get("Cookie") != `a=1; theme=dark; q="x\y"` || h.Get("X-Two") != "2" || h.Get("Accept") != "text/html; q=0.5" {
+	if len(h) != 3 || h.Get("Cookie") != `a=1; theme=dark; q="x\y"` || h.Get("X-Two") != "2" ||
+		h.Get("Accept") != "text/html; q=0.5" {
 		t.Errorf("got %q", h)
 	}
 	var out bytes.Buffer
 	if err := c.Describe(&out); err != nil {
 		t.Fatal(err)
 	}
-	if shown := out.String(); !strings.Contains(shown, "Cookie=(hidden);X-Two=(hidden);Accept=(hidden)\n") || strings.Contains(shown, "theme") {
+	const want = "Cookie=(hidden);X-Two=(hidden);Accept=(hidden)\n"
+	if shown := out.String(); !strings.Contains(shown, want) || strings.Contains(shown, "theme") {
 		t.Errorf("it is shown as %s", shown)
 	}
-	for _, alone := range []string{"Cookie=a=1", "Cookie=a=1;", "X-One=1;Cookie=a=1; ", "Authorization=Basic YTpi==;X-Two=2", "X-Key=abc=;X-Two=2"} {
+	for _, alone := range []string{
+		"Cookie=a=1", "Cookie=a=1;", "X-One=1;Cookie=a=1; ", "Authorization=Basic YTpi==;X-Two=2", "X-Key=abc=;X-Two=2",
+	} {
 		if _, err := Load(minimal("ENDPOINT_0_HEADERS=" + alone)); err != nil {
 			t.Errorf("%s: %v", alone, err)
 		}
 	}
 }
 
-// A header that nobody meant is never sent: a list that can be read in two ways is refused.
-func TestHeadersThatCannotBeSent(t *testing.T) {
+// A list of headers that can be read in two ways is refused, so that no unintended header is sent.
+func TestAmbiguousAndReservedHeadersAreRefused(t *testing.T) {
 	for list, says := range map[string]string{
 		"Cookie=a=1; theme=hunter2":              `the value of Cookie may go on after the semicolon`,
 		"cookie=hunter2; theme=dark":             `Cookie="…; …"`,
@@ -497,22 +514,23 @@ func TestHeadersThatCannotBeSent(t *testing.T) {
 			t.Errorf("%q: got %v", list, err)
 			continue
 		}
-		if line := wrong.Problems[0]; !strings.HasPrefix(line, "ENDPOINT_0_HEADERS: ") || !strings.Contains(line, says) ||
-			strings.Contains(line, "hunter2") {
+		if line := wrong.Problems[0]; !strings.HasPrefix(line, "ENDPOINT_0_HEADERS: ") ||
+			!strings.Contains(line, says) || strings.Contains(line, "hunter2") {
 			t.Errorf("%q: %s", list, line)
 		}
 	}
 }
 
-// An address is sent as a program would: blanks and letters of other alphabets are escaped, and
-// what was escaped stays so.
-func TestEndpointAddress(t *testing.T) {
+// Spaces and letters of other alphabets in an address are escaped; existing escapes stay as they
+// are.
+func TestEndpointAddressIsEscaped(t *testing.T) {
 	for in, want := range map[string]string{
-		"https://crm.example/hook?name=Ivan Petrov":        "https://crm.example/hook?name=Ivan%20Petrov",
-		"https://crm.example/my hook/":                     "https://crm.example/my%20hook/",
-		" https://crm.example/hook?a=b  ":                  "https://crm.example/hook?a=b",
-		"https://crm.example/a%2Fb c?d=%2F e":              "https://crm.example/a%2Fb%20c?d=%2F%20e",
-		"https://crm.example/крюк?имя=Иван":                "https://crm.example/%D0%BA%D1%80%D1%8E%D0%BA?%D0%B8%D0%BC%D1%8F=%D0%98%D0%B2%D0%B0%D0%BD",
+		"https://crm.example/hook?name=Ivan Petrov": "https://crm.example/hook?name=Ivan%20Petrov",
+		"https://crm.example/my hook/":              "https://crm.example/my%20hook/",
+		" https://crm.example/hook?a=b  ":           "https://crm.example/hook?a=b",
+		"https://crm.example/a%2Fb c?d=%2F e":       "https://crm.example/a%2Fb%20c?d=%2F%20e",
+		"https://crm.example/крюк?имя=Иван": "https://crm.example/%D0%BA%D1%80%D1%8E%D0%BA?" +
+			"%D0%B8%D0%BC%D1%8F=%D0%98%D0%B2%D0%B0%D0%BD",
 		`https://crm.example/a?b={"c"}|<d>`:                "https://crm.example/a?b=%7B%22c%22%7D%7C%3Cd%3E",
 		"https://crm.example/hook?a=1&b[]=2&c=x+y%20z;d=~": "https://crm.example/hook?a=1&b[]=2&c=x+y%20z;d=~",
 		"https://u:p%20w@crm.example:8443?x":               "https://u:p%20w@crm.example:8443?x",
@@ -547,14 +565,16 @@ func TestEndpointAddress(t *testing.T) {
 			t.Errorf("%s: got %v", in, err)
 			continue
 		}
-		if line := wrong.Problems[0]; !strings.HasPrefix(line, "ENDPOINT_0_URL: "+says) || strings.Contains(line, "hunter2") {
+		line := wrong.Problems[0]
+		if !strings.HasPrefix(line, "ENDPOINT_0_URL: "+says) || strings.Contains(line, "hunter2") {
 			t.Errorf("%s: %s", in, line)
 		}
 	}
 }
 
 func TestDescribeHidesSecrets(t *testing.T) {
-	c, err := Load(minimal("PZ_PASSWORD=hunter2", "API_TOKEN=hunter2-hunter2-hunter2", "ENDPOINT_0_TOKEN=hunter2hunter2hunter2",
+	c, err := Load(minimal("PZ_PASSWORD=hunter2", "API_TOKEN=hunter2-hunter2-hunter2",
+		"ENDPOINT_0_TOKEN=hunter2hunter2hunter2",
 		"ENDPOINT_0_HEADERS=Authorization=hunter2", "ENDPOINT_0_URL=https://u:hunter2@crm.example/hunter2?t=hunter2"))
 	if err != nil {
 		t.Fatal(err)
@@ -573,8 +593,8 @@ func TestDescribeHidesSecrets(t *testing.T) {
 	}
 }
 
-// What cannot be computed with, or dialled, is refused.
-func TestBounds(t *testing.T) {
+// Durations that could overflow and ports that cannot be dialled are refused.
+func TestValuesOutOfBoundsAreRefused(t *testing.T) {
 	for setting, says := range map[string]string{
 		"ENDPOINT_0_URL=http://crm:99999/": "ENDPOINT_0_URL: has the port 99999",
 		"ENDPOINT_0_URL=http://crm:0/":     "ENDPOINT_0_URL: has the port 0",
@@ -591,17 +611,18 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-// .env.example has every variable with its default and a line that explains it, and nothing else; as it stands it is a configuration that works.
-func TestEnvExample(t *testing.T) {
+// .env.example contains every variable with its default and a line of explanation, and no other
+// variable. Unchanged, it is a valid configuration.
+func TestEnvExampleMatchesTheCode(t *testing.T) {
 	content, err := os.ReadFile("../../.env.example")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]string{}
-	for name := range names(text{}) {
+	for name := range variableNames(text{}) {
 		want[name] = ""
 	}
-	for name := range names(endpointText{}) {
+	for name := range variableNames(endpointText{}) {
 		want["ENDPOINT_0_"+name] = ""
 	}
 	for _, f := range params(text{}) {
@@ -643,14 +664,14 @@ func TestEnvExample(t *testing.T) {
 	}
 }
 
-// Of every secret, token and password that can be copied from this repository, check and the start
-// warn.
-func TestSamples(t *testing.T) {
-	patterns := map[string]*regexp.Regexp{ // by the variable that is given what is found
+// Every secret, token and password that can be copied from this repository causes a warning.
+func TestEverySampleSecretCausesAWarning(t *testing.T) {
+	patterns := map[string]*regexp.Regexp{ // by the variable to which a match is assigned
 		"ENDPOINT_0_SECRET": regexp.MustCompile(`whsec_[A-Za-z0-9+/]{32,}=*`),
-		"API_TOKEN":         regexp.MustCompile(`(?:API_TOKEN|ENDPOINT_[0-9]_TOKEN)(?:=|": ")([!-~]{16,}?)(?:["'` + "`" + `;, ]|$)`),
-		"ENDPOINT_0_TOKEN":  regexp.MustCompile(`Bearer ([A-Za-z0-9-]{16,})`),
-		"PZ_PASSWORD":       regexp.MustCompile(`^\s*#?PZ_PASSWORD=(\S+)$`),
+		"API_TOKEN": regexp.MustCompile(`(?:API_TOKEN|ENDPOINT_[0-9]_TOKEN)(?:=|": ")` +
+			`([!-~]{16,}?)(?:["'` + "`" + `;, ]|$)`),
+		"ENDPOINT_0_TOKEN": regexp.MustCompile(`Bearer ([A-Za-z0-9-]{16,})`),
+		"PZ_PASSWORD":      regexp.MustCompile(`^\s*#?PZ_PASSWORD=(\S+)$`),
 	}
 	found := map[string]int{}
 	ownSecret := "whsec_" + strings.Repeat("AbCd", 8)
@@ -660,7 +681,7 @@ func TestSamples(t *testing.T) {
 			return err
 		case d.IsDir() && (d.Name() == ".git" || d.Name() == "data"):
 			return filepath.SkipDir
-		// The owner's own configuration, and tests, which are nobody's example.
+		// The user's own configuration, and tests, from which users do not copy.
 		case d.IsDir() || d.Name() == ".git" || d.Name() == ".env" || strings.HasSuffix(path, "_test.go"):
 			return nil
 		}
@@ -672,7 +693,7 @@ func TestSamples(t *testing.T) {
 			for variable, pattern := range patterns {
 				for _, m := range pattern.FindAllStringSubmatch(line, -1) {
 					value := m[len(m)-1]
-					if strings.Contains(value, "$") { // of a shell
+					if strings.Contains(value, "$") { // a shell variable
 						continue
 					}
 					found[variable]++
@@ -698,7 +719,7 @@ func TestSamples(t *testing.T) {
 	}
 }
 
-func TestDotEnv(t *testing.T) {
+func TestDotEnvExtendsTheEnvironment(t *testing.T) {
 	t.Chdir(t.TempDir())
 	t.Setenv("PZ_URL", "of-the-environment")
 	write := func(content string) {
@@ -716,13 +737,14 @@ func TestDotEnv(t *testing.T) {
 		t.Errorf("got %q, %v", vars["PZ_PASSWORD"], err)
 	}
 	write("PZ_URL=pbx\n\nhunter2 is no variable\nLOG_LEVEL=debug\n")
-	if _, err := Environment(); err == nil || !strings.Contains(err.Error(), "line 3") || strings.Contains(err.Error(), "hunter2") {
+	_, err = Environment()
+	if err == nil || !strings.Contains(err.Error(), "line 3") || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("a broken file: %v", err)
 	}
 }
 
-// The time zone of .env is the process's, as that of the environment is.
-func TestZone(t *testing.T) {
+// TZ in .env sets the time zone of the process, as TZ in the environment does.
+func TestTimeZoneIsReadFromDotEnv(t *testing.T) {
 	before := time.Local
 	t.Cleanup(func() { time.Local = before })
 	t.Setenv("TZ", "")

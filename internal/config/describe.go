@@ -9,10 +9,10 @@ import (
 	"text/tabwriter"
 )
 
-// setting is one variable and its value, as it may be shown.
+// setting is a variable and its value with secrets redacted.
 type setting struct{ name, value string }
 
-// Describe writes every variable with its value, secrets hidden.
+// Describe writes every variable with its value to w, with secrets redacted.
 func (c Config) Describe(w io.Writer) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, s := range c.settings {
@@ -21,33 +21,34 @@ func (c Config) Describe(w io.Writer) error {
 	return table.Flush()
 }
 
-// settings lists the fields of a struct of text.
+// settings lists the variables of t, a text or an endpointText, with secrets redacted.
 func settings(prefix string, t any) []setting {
 	v := reflect.ValueOf(t)
 	list := make([]setting, v.NumField())
 	for i, f := range params(t) {
 		name := prefix + f.Key
-		list[i] = setting{name, show(name, v.Field(i).String())}
+		list[i] = setting{name, redact(name, v.Field(i).String())}
 	}
 	return list
 }
 
-func show(name, value string) string {
+func redact(name, value string) string {
 	switch {
 	case value == "":
 		return "-"
 	case strings.HasPrefix(name, "ENDPOINT_") && strings.HasSuffix(name, "_URL"):
-		return showURL(value)
+		return redactURL(value)
 	case secretNames.MatchString(name):
 		return "(hidden)"
 	case strings.HasSuffix(name, "_HEADERS"):
-		return showHeaders(value)
+		return redactHeaders(value)
 	}
 	return value
 }
 
-// showURL shows where an address points and hides the rest: in the path and the query of a webhook's address stand tokens.
-func showURL(s string) string {
+// redactURL keeps the scheme and the host of an address. The rest is hidden, since the path and the
+// query of a webhook's address often contain tokens.
+func redactURL(s string) string {
 	u, err := url.Parse(s)
 	if err != nil {
 		return "(hidden)"

@@ -9,22 +9,21 @@ import (
 	"github.com/agnivade/levenshtein"
 )
 
-// reserved matches the names that are surely meant for this program.
+// reserved matches the names that are certainly meant for this program.
 var reserved = regexp.MustCompile(`^(PZ|PZBRIDGE|ENDPOINT_[0-9]+|OUTBOX|RETRY|ROUTING)_`)
 
-// readElsewhere are the reserved names that the bridge itself does not read: the commands and
-// docker-compose.yml do, and the n8n of docs/recipes.md. They may stand in one .env with the
-// others.
+// readElsewhere lists reserved names that the bridge itself does not read. The commands,
+// docker-compose.yml and the n8n workflow of docs/recipes.md read them, possibly from the same
+// .env.
 var readElsewhere = []string{"PZBRIDGE_URL", "PZBRIDGE_PORT", "PZBRIDGE_DOMAIN", "PZBRIDGE_SECRET"}
 
-// maxSlips is how many letters may be wrong, missing or too many in a name that is still one of
-// ours misspelt.
-const maxSlips = 2
+// maxTypos is the maximum edit distance between one of our names and a misspelling of it.
+const maxTypos = 2
 
-// misspelt says whether a variable that nothing reads was meant for this program, and for which of
-// its variables; that is empty if no name is near. Reserved names always were. Any other name was
-// only if it is near one of ours: what a platform sets, and what other programs on the machine
-// read, is not this program's business.
+// misspelt reports whether an unknown variable is meant for this program (isOurs), and which of its
+// variables is meant ("" if no name is near). A reserved name is always meant for this program, any
+// other only if it is near one of ours: platforms and other programs on the machine have variables
+// of their own, which must not stop the start.
 func misspelt(name, value string, known []string) (meant string, isOurs bool) {
 	if slices.Contains(readElsewhere, name) || setByPlatform(name, value) {
 		return "", false
@@ -34,23 +33,24 @@ func misspelt(name, value string, known []string) (meant string, isOurs bool) {
 }
 
 var (
-	// serviceName matches the names that Kubernetes gives each container for each service: a
-	// service "pz" makes PZ_SERVICE_HOST.
+	// serviceName matches the variables that Kubernetes sets in each container for each service:
+	// the service "pz" gives PZ_SERVICE_HOST.
 	serviceName = regexp.MustCompile(`_SERVICE_(HOST|PORT|PORT_[A-Z0-9_]+)$`)
-	// portName matches those that Kubernetes and Docker's links give for each port.
+	// portName matches the variables that Kubernetes and Docker links set for each port.
 	portName = regexp.MustCompile(`_PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR|START|END)(_[A-Z]+)?)?)$`)
-	// portValue matches the value of their name_PORT.
+	// portValue matches the value of <name>_PORT that they set.
 	portValue = regexp.MustCompile(`^(tcp|udp|sctp)://`)
-	// linkName matches the environment of a linked container, which Docker passes on.
+	// linkName matches the variables of a linked container that Docker passes on.
 	linkName = regexp.MustCompile(`^[A-Z0-9]+(_[0-9]+)?_ENV_`)
 )
 
-// setByPlatform says whether Kubernetes or Docker makes such a variable of the name of another
-// program, which can be anything.
+// setByPlatform reports whether Kubernetes or Docker derives such a variable from the name of
+// another service or container. That name can be anything, so the variable may look like ours.
 func setByPlatform(name, value string) bool {
 	return serviceName.MatchString(name) || portName.MatchString(name) || linkName.MatchString(name) ||
 		strings.HasSuffix(name, "_PORT") && portValue.MatchString(value) ||
-		strings.HasSuffix(name, "_NAME") && strings.HasPrefix(value, "/") // Docker's: /this container/that one
+		// The value that a Docker link sets is /<this container>/<the other>.
+		strings.HasSuffix(name, "_NAME") && strings.HasPrefix(value, "/")
 }
 
 var (
@@ -58,27 +58,27 @@ var (
 	notLetters = regexp.MustCompile(`[_0-9]`)
 )
 
-// nearest gives the name of ours of which another is a misspelling; empty if there is none. An
-// endpoint's number stands in it as it does in the other.
+// nearest returns the known name that a name misspells, or "" if there is none. For an endpoint's
+// variable it has the same number as name, or 0 if name has none.
 func nearest(name string, known []string) string {
-	number, _ := strconv.Atoi(digits.FindString(name)) // none is 0
-	meant, least := "", maxSlips+1
+	number, _ := strconv.Atoi(digits.FindString(name)) // 0 without digits
+	meant, minDistance := "", maxTypos+1
 	for _, ours := range known {
 		if rest, ok := strings.CutPrefix(ours, endpointPrefix(0)); ok {
 			ours = endpointPrefix(number) + rest
 		}
-		if slips := levenshtein.ComputeDistance(name, ours); slips < least && !hasOtherWord(name, ours) {
-			meant, least = ours, slips
+		if d := levenshtein.ComputeDistance(name, ours); d < minDistance && !hasOtherWord(name, ours) {
+			meant, minDistance = ours, d
 		}
 	}
 	return meant
 }
 
-// hasOtherWord says whether two names differ by a whole short word, as NPM_TOKEN and API_TOKEN or
-// MAIL_TO and CALL_TO do: two letters make another word of such a one, and of a word of three
-// letters a single one does. Its letters in another order are a slip all the same. Where an
-// underscore or a number is missing or too many, every letter has to be right: PGPASSWORD is
-// PostgreSQL's.
+// hasOtherWord reports whether two names differ in a whole short word, as NPM_TOKEN and API_TOKEN
+// or MAIL_TO and CALL_TO do. For a word of ours with at most four letters, an edit distance above 1
+// makes another word, and with at most three letters the replacement of a single one does; the same
+// letters in another order are a typo. If the names have different numbers of words (an underscore
+// is missing or extra), every letter must be equal: PGPASSWORD belongs to PostgreSQL.
 func hasOtherWord(name, ours string) bool {
 	theirWords, ourWords := strings.Split(name, "_"), strings.Split(ours, "_")
 	if len(theirWords) != len(ourWords) {

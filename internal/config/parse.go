@@ -26,40 +26,48 @@ import (
 
 const (
 	minToken  = 16 // characters
-	minSecret = 24 // bytes; Standard Webhooks asks for 24 to 64
+	minSecret = 24 // bytes; Standard Webhooks requires 24 to 64
 	maxSecret = 64
 
 	maxConcurrency = 1000
 	maxRate        = 10_000  // a second
-	minOutbox      = 1 << 20 // bytes: what a few hundred events take
+	minOutbox      = 1 << 20 // bytes: room for a few hundred events
 )
 
+// parse parses and checks all variables except those of endpoints.
 func (t text) parse(p *problems) Config {
 	c := Config{
 		URL: parseServer(t.URL, p),
 		Identity: pz.Identity{
-			Password: t.Password, ClientType: t.ClientType, GUID: t.ClientGUID,
-			PhoneNumber: t.PhoneNumber, BroadcastGroup: t.BroadcastGroup, Protocol: 2,
+			Password:       t.Password,
+			ClientType:     t.ClientType,
+			GUID:           t.ClientGUID,
+			PhoneNumber:    t.PhoneNumber,
+			BroadcastGroup: t.BroadcastGroup,
+			Protocol:       2,
 		},
-		ReplayMaxAge:    duration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
-		OrderHold:       duration("ORDER_HOLD", t.OrderHold, 0, p),
-		OutboxRetention: duration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
+		ReplayMaxAge:    parseDuration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
+		OrderHold:       parseDuration("ORDER_HOLD", t.OrderHold, 0, p),
+		OutboxRetention: parseDuration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
 		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, outbox.LargestMaxBytes, p),
-		RoutingTimeout:  duration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
-		OutboxPath:      t.OutboxPath, APITokens: parseTokens("API_TOKEN", t.APIToken, p), LogFormat: t.LogFormat,
-		CommandTimeout: durationUpTo("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, time.Minute, p),
-		APIRate:        parseRate("API_RATE", "requests", t.APIRate, p),
-		ShutdownGrace:  duration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
+		RoutingTimeout:  parseDuration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
+		OutboxPath:      t.OutboxPath,
+		APITokens:       parseTokens("API_TOKEN", t.APIToken, p),
+		LogFormat:       t.LogFormat,
+		CommandTimeout:  parseDurationUpTo("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, time.Minute, p),
+		APIRate:         parseRate("API_RATE", "requests", t.APIRate, p),
+		ShutdownGrace:   parseDuration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
 	}
 	c.CallRate = parseRatePer("CALL_RATE", "calls", "minute", t.CallRate, p)
 	c.CallFrom = parseNumbers("CALL_FROM", t.CallFrom, p)
 	c.CallTo = parseNumbers("CALL_TO", t.CallTo, p)
-	c.MetricsPublic = choice("METRICS_PUBLIC", t.MetricsPublic, "true", "false", p)
-	c.BehindProxy = choice("API_BEHIND_PROXY", t.BehindProxy, "true", "false", p)
-	c.DeclineOnSilence = choice("ROUTING_ON_SILENCE", t.OnSilence, "decline", "nothing", p)
-	c.QuietWithoutWinner = choice("RINGING_WITHOUT_WINNER", t.WithoutWinner, "none", "all", p)
+	c.MetricsPublic = parseChoice("METRICS_PUBLIC", t.MetricsPublic, "true", "false", p)
+	c.BehindProxy = parseChoice("API_BEHIND_PROXY", t.BehindProxy, "true", "false", p)
+	c.DeclineOnSilence = parseChoice("ROUTING_ON_SILENCE", t.OnSilence, "decline", "nothing", p)
+	c.QuietWithoutWinner = parseChoice("RINGING_WITHOUT_WINNER", t.WithoutWinner, "none", "all", p)
 	if utf8.RuneCountInString(t.Password) > pz.MaxPassword {
-		p.add("PZ_PASSWORD", "is longer than %d characters: no Prostie Zvonki server has such a password", pz.MaxPassword)
+		p.add("PZ_PASSWORD", "is longer than %d characters: "+
+			"no Prostie Zvonki server has such a password", pz.MaxPassword)
 	}
 	for _, v := range []struct{ name, text string }{
 		{"PZ_CLIENT_TYPE", t.ClientType},
@@ -73,12 +81,14 @@ func (t text) parse(p *problems) Config {
 	}
 	mask, err := strconv.ParseUint(t.EventsMask, 10, 32)
 	if err != nil {
-		p.add("PZ_EVENTS_MASK", "must be a number that fits 32 bits, such as 65535 for all events; it is %q", t.EventsMask)
+		p.add("PZ_EVENTS_MASK", "must be a number that fits 32 bits, such as 65535 for all events; "+
+			"it is %q", t.EventsMask)
 	}
 	c.Identity.EventsMask = uint32(mask)
 	t.parseTLS(&c, p)
 	for wait := range strings.SplitSeq(t.RetrySchedule, ",") {
-		c.RetrySchedule = append(c.RetrySchedule, duration("RETRY_SCHEDULE", strings.TrimSpace(wait), time.Millisecond, p))
+		d := parseDuration("RETRY_SCHEDULE", strings.TrimSpace(wait), time.Millisecond, p)
+		c.RetrySchedule = append(c.RetrySchedule, d)
 	}
 	host, port, err := net.SplitHostPort(t.ListenAddr)
 	ascii, noName := asciiName(host)
@@ -95,7 +105,7 @@ func (t text) parse(p *problems) Config {
 	return c
 }
 
-// parseServer reads PZ_URL. It never quotes it: people put passwords into addresses.
+// parseServer parses PZ_URL. Problems never quote it, since users put passwords into addresses.
 func parseServer(s string, p *problems) *url.URL {
 	const right = "must be host, host:port, ws://host:port or wss://host:port of the Prostie Zvonki server"
 	if s == "" {
@@ -126,11 +136,12 @@ func parseServer(s string, p *problems) *url.URL {
 	return nil
 }
 
-func isPort(s string, least uint64) bool {
+func isPort(s string, minPort uint64) bool {
 	n, err := strconv.ParseUint(s, 10, 16)
-	return err == nil && n >= least
+	return err == nil && n >= minPort
 }
 
+// parseTLS parses the PZ_TLS_… variables into c, whose URL is set already.
 func (t text) parseTLS(c *Config, p *problems) {
 	legacy, err := strconv.ParseBool(t.TLSLegacy)
 	if err != nil {
@@ -141,12 +152,14 @@ func (t text) parseTLS(c *Config, p *problems) {
 	if t.TLSFingerprint != "" {
 		sum, err := hex.DecodeString(strings.ReplaceAll(t.TLSFingerprint, ":", ""))
 		if err != nil || len(sum) != 32 {
-			p.add("PZ_TLS_FINGERPRINT", "must be the SHA-256 of the server's certificate: 64 hexadecimal digits, colons "+
-				"allowed; \"pzbridge doctor\" prints the right one while PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY are not set")
+			p.add("PZ_TLS_FINGERPRINT", "must be the SHA-256 of the server's certificate: "+
+				"64 hexadecimal digits, colons allowed; \"pzbridge doctor\" prints the right one "+
+				"while PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY are not set")
 		}
 		c.TLSFingerprint = sum
 	} else if legacy {
-		p.add("PZ_TLS_LEGACY", "needs PZ_TLS_FINGERPRINT: TLS of that age proves nothing by itself, only the one certificate that you name can be trusted")
+		p.add("PZ_TLS_LEGACY", "needs PZ_TLS_FINGERPRINT: TLS of that age proves nothing by itself, "+
+			"only the one certificate that you name can be trusted")
 	}
 	if t.TLSCAFile != "" {
 		c.TLSRoots = x509.NewCertPool()
@@ -164,61 +177,66 @@ func (t text) parseTLS(c *Config, p *problems) {
 	}
 }
 
-func duration(variable, s string, least time.Duration, p *problems) time.Duration {
+// parseDuration parses a duration between minValue and maxDuration.
+func parseDuration(variable, s string, minValue time.Duration, p *problems) time.Duration {
 	d, err := time.ParseDuration(s)
 	switch {
 	case err != nil:
 		p.add(variable, "%q is no duration: write a number and its unit, such as 500ms, 15s, 5m or 24h", s)
-	case d < least && least == 0:
+	case d < minValue && minValue == 0:
 		p.add(variable, "must not be negative; it is %s", s)
-	case d < least:
-		p.add(variable, "must be at least %s; it is %s", least, s)
-	case d > longest:
-		p.add(variable, "must be at most %s, ten years; it is %s", longest, s)
+	case d < minValue:
+		p.add(variable, "must be at least %s; it is %s", minValue, s)
+	case d > maxDuration:
+		p.add(variable, "must be at most %s, ten years; it is %s", maxDuration, s)
 	}
 	return d
 }
 
-// longest is how long any time may be: sums of some of them are computed with.
-const longest = 87600 * time.Hour
+// maxDuration is the maximum of every duration. It keeps sums of several durations from
+// overflowing.
+const maxDuration = 87600 * time.Hour
 
-// durationUpTo is duration with an upper bound.
-func durationUpTo(variable, s string, least, most time.Duration, p *problems) time.Duration {
-	d := duration(variable, s, least, p)
-	if d > most {
-		p.add(variable, "must be at most %s; it is %s", most, s)
+// parseDurationUpTo parses a duration between minValue and maxValue.
+func parseDurationUpTo(variable, s string, minValue, maxValue time.Duration, p *problems) time.Duration {
+	d := parseDuration(variable, s, minValue, p)
+	if d > maxValue {
+		p.add(variable, "must be at most %s; it is %s", maxValue, s)
 	}
 	return d
 }
 
-// choice says whether a value is yes; it must be that or no.
-func choice(variable, s, yes, no string, p *problems) bool {
+// parseChoice reports whether a value equals yes; otherwise it must equal no.
+func parseChoice(variable, s, yes, no string, p *problems) bool {
 	if s != yes && s != no {
 		p.add(variable, "must be %s or %s; it is %q", yes, no, s)
 	}
 	return s == yes
 }
 
-// parseBytes reads a size, such as 1GiB, 500MB or a plain number of bytes.
-func parseBytes(variable, s string, least, most int64, p *problems) int64 {
+// parseBytes parses a size between minValue and maxValue bytes, such as 1GiB, 500MB or a plain
+// number of bytes.
+func parseBytes(variable, s string, minValue, maxValue int64, p *problems) int64 {
 	n, err := humanize.ParseBytes(s)
 	switch {
 	case err != nil || n > math.MaxInt64:
 		p.add(variable, "%q is no size: write a number and its unit, such as 512MiB or 2GiB", s)
-	case int64(n) < least:
-		p.add(variable, "must be at least %s; it is %s", humanize.IBytes(uint64(least)), s)
-	case int64(n) > most:
+	case int64(n) < minValue:
+		p.add(variable, "must be at least %s; it is %s", humanize.IBytes(uint64(minValue)), s)
+	case int64(n) > maxValue:
 		p.add(variable, "must be at most %s: this program, of %d bits, cannot map a larger file; it is %s",
-			humanize.IBytes(uint64(most)), strconv.IntSize, s)
+			humanize.IBytes(uint64(maxValue)), strconv.IntSize, s)
 	}
 	return int64(n)
 }
 
-// parseRate reads how many of something may be in a second. Empty is no limit.
+// parseRate parses a number of events (what) a second. Empty means no limit, and gives 0.
 func parseRate(variable, what, s string, p *problems) float64 {
 	return parseRatePer(variable, what, "second", s, p)
 }
 
+// parseRatePer parses a number of events (what) per unit of time. Empty means no limit, and gives
+// 0.
 func parseRatePer(variable, what, unit, s string, p *problems) float64 {
 	if s == "" {
 		return 0
@@ -231,7 +249,7 @@ func parseRatePer(variable, what, unit, s string, p *problems) float64 {
 	return rate
 }
 
-// parseNumbers reads a list of the numbers that commands may use.
+// parseNumbers parses the list of the numbers that commands may use.
 func parseNumbers(variable, s string, p *problems) callpolicy.Numbers {
 	n, err := callpolicy.ParseNumbers(s)
 	if err != nil {
@@ -240,8 +258,8 @@ func parseNumbers(variable, s string, p *problems) callpolicy.Numbers {
 	return n
 }
 
-// parseTokens reads tokens with commas between them, and holds each to what fits into a header and
-// cannot be guessed. Empty is none.
+// parseTokens parses a comma-separated list of tokens. Each must fit into a header and be long
+// enough not to be guessed.
 func parseTokens(variable, list string, p *problems) (tokens []string) {
 	if list == "" {
 		return nil
@@ -250,8 +268,8 @@ func parseTokens(variable, list string, p *problems) (tokens []string) {
 		token = strings.TrimSpace(token)
 		switch {
 		case len(token) < minToken:
-			p.add(variable, "must have at least %d characters (several tokens are separated by commas); make one with: "+
-				"openssl rand -hex 24", minToken)
+			p.add(variable, "must have at least %d characters (several tokens are separated by commas); "+
+				"make one with: openssl rand -hex 24", minToken)
 			return nil
 		case strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }):
 			p.add(variable, "may hold printable ASCII characters without spaces only")
@@ -267,17 +285,19 @@ func parseTokens(variable, list string, p *problems) (tokens []string) {
 
 var nameShape = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
+// parse parses and checks the variables of one endpoint.
 func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	e := Endpoint{
 		Name: t.Name, Tokens: parseTokens(prefix+"TOKEN", t.Token, p), Format: outbox.Format(t.Format),
 		Headers: parseHeaders(prefix+"HEADERS", t.Headers, p),
-		Timeout: duration(prefix+"TIMEOUT", t.Timeout, time.Millisecond, p),
+		Timeout: parseDuration(prefix+"TIMEOUT", t.Timeout, time.Millisecond, p),
 	}
 	switch {
 	case t.Name == "":
 		p.add(prefix+"NAME", "is missing: give the CRM a short name, such as crm")
 	case !nameShape.MatchString(t.Name):
-		p.add(prefix+"NAME", "may hold letters, digits and . _ - only, at most 64, and begins with a letter or a digit; it is %q", t.Name)
+		p.add(prefix+"NAME", "may hold letters, digits and . _ - only, at most 64, "+
+			"and begins with a letter or a digit; it is %q", t.Name)
 	case t.Name == "operator":
 		p.add(prefix+"NAME", "must not be operator: that is who holds API_TOKEN")
 	}
@@ -285,8 +305,8 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	case t.URL != "":
 		e.URL = parseEndpointURL(prefix+"URL", t.URL, p)
 	case t.Token == "" || t.Secret != "":
-		p.add(prefix+"URL", "is missing: it is the http or https address that takes the webhooks. A CRM that reads its events "+
-			"with GET /v1/events has a TOKEN, no URL and no SECRET")
+		p.add(prefix+"URL", "is missing: it is the http or https address that takes the webhooks. "+
+			"A CRM that reads its events with GET /v1/events has a TOKEN, no URL and no SECRET")
 	}
 	if t.URL != "" || t.Secret != "" {
 		e.Secrets = parseSecrets(prefix+"SECRET", t.Secret, p)
@@ -294,7 +314,7 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	if !slices.Contains(outbox.Formats, e.Format) {
 		p.add(prefix+"FORMAT", "must be standard, flat, form or pz; it is %q", t.Format)
 	}
-	e.RingingTTL = duration(prefix+"RINGING_TTL", t.RingingTTL, time.Millisecond, p)
+	e.RingingTTL = parseDuration(prefix+"RINGING_TTL", t.RingingTTL, time.Millisecond, p)
 	concurrency, err := strconv.Atoi(t.Concurrency)
 	if err != nil || concurrency < 1 || concurrency > maxConcurrency {
 		p.add(prefix+"CONCURRENCY", "must be a number from 1 to %d; it is %q", maxConcurrency, t.Concurrency)
@@ -310,6 +330,7 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	return e
 }
 
+// parseSecrets parses a comma-separated list of Standard Webhooks secrets and decodes them.
 func parseSecrets(variable, list string, p *problems) [][]byte {
 	if list == "" {
 		p.add(variable, "is missing: make one with \"pzbridge secret\" and give it to the CRM too")
@@ -323,13 +344,15 @@ func parseSecrets(variable, list string, p *problems) [][]byte {
 			if secret == "v1" || secret == "v1a" {
 				p.add(variable, "remove %q: a secret begins with whsec_", secret+",")
 			} else {
-				p.add(variable, "must begin with whsec_ (several are separated by commas); make one with \"pzbridge secret\"")
+				p.add(variable, "must begin with whsec_ (several are separated by commas); "+
+					"make one with \"pzbridge secret\"")
 			}
 			continue
 		}
 		key, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(encoded, "="))
 		if err != nil || len(key) < minSecret || len(key) > maxSecret {
-			p.add(variable, "must be whsec_ and the base64 of %d to %d bytes; make one with \"pzbridge secret\"", minSecret, maxSecret)
+			p.add(variable, "must be whsec_ and the base64 of %d to %d bytes; "+
+				"make one with \"pzbridge secret\"", minSecret, maxSecret)
 			continue
 		}
 		secrets = append(secrets, key)
@@ -337,7 +360,7 @@ func parseSecrets(variable, list string, p *problems) [][]byte {
 	return secrets
 }
 
-// checkEndpoints looks for what two endpoints must not share.
+// checkEndpoints checks that no two endpoints share a name, and that no token is used twice.
 func (c Config) checkEndpoints(numbers []int, p *problems) {
 	names, tokens := map[string]string{}, map[string]string{}
 	for _, token := range c.APITokens {
@@ -358,7 +381,8 @@ func (c Config) checkEndpoints(numbers []int, p *problems) {
 	}
 }
 
-// Warnings lists what works and is still a bad idea.
+// Warnings lists settings that work but are insecure or about to fail, one line each: certificates
+// out of their time, secrets copied from pzbridge's repository, and unencrypted addresses.
 func (c Config) Warnings() []string {
 	list := c.CertificateFaults()
 	warnOfSample := func(variable, doInstead string) {
@@ -379,19 +403,21 @@ func (c Config) Warnings() []string {
 			warnOfSample(endpointPrefix(i)+"TOKEN", newToken)
 		}
 		if u, err := url.Parse(e.URL); err == nil && u.Scheme == "http" && e.URL != "" && !isPrivate(u.Hostname()) {
-			list = append(list, endpointPrefix(i)+"URL begins with http:// and is not in your own network: anybody on the way can read the calls")
+			list = append(list, endpointPrefix(i)+"URL begins with http:// and is not in your own network: "+
+				"anybody on the way can read the calls")
 		}
 	}
 	return list
 }
 
-// isPrivate says whether a host is surely near: a name without dots, or an address of a private network.
+// isPrivate reports whether a host is certainly local: a name without dots, or an address of a
+// private network or of the machine itself.
 func isPrivate(host string) bool {
 	ip := net.ParseIP(host)
 	return ip == nil && !strings.Contains(host, ".") || ip != nil && (ip.IsPrivate() || ip.IsLoopback())
 }
 
-// Logger makes a logger that writes to out as the program's log is to be written.
+// Logger makes a logger that writes to out, in the configured format and from the configured level.
 func (c Config) Logger(out io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: c.LogLevel, ReplaceAttr: shorten}
 	if c.LogFormat == "text" {
@@ -400,9 +426,11 @@ func (c Config) Logger(out io.Writer) *slog.Logger {
 	return slog.New(slog.NewJSONHandler(out, opts))
 }
 
-// maxLogged is how many bytes of a value a line of the log holds. What the exchange sends as a call's ID, say, may be a novel, and comes in many lines.
+// maxLogged is the maximum number of bytes of a string value in the log. A value from the exchange,
+// such as a call's ID, may be very long and recur in many lines.
 const maxLogged = 1 << 10
 
+// shorten cuts a string attribute to maxLogged bytes.
 func shorten(_ []string, a slog.Attr) slog.Attr {
 	if a.Value.Kind() == slog.KindString && len(a.Value.String()) > maxLogged {
 		return slog.String(a.Key, strings.ToValidUTF8(a.Value.String()[:maxLogged], "")+"…")

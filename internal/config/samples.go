@@ -5,12 +5,12 @@ import (
 	"strings"
 )
 
-// samples are the secrets, tokens and passwords that stand in this repository: in the guides, in
-// .env.example and in what tests it. Everybody can read them, and they work, so that who copies one
-// would not notice. TestSamples finds those that are not here.
+// samples are the secrets, tokens and passwords in the files of this repository, such as the guides
+// and .env.example. They are public, but they work, so a user who copies one would not notice.
+// TestEverySampleSecretCausesAWarning finds samples that are missing here.
 var samples = map[string]bool{
 	"whsec_cHpicmlkZ2UtZXhhbXBsZS1zZWNyZXQh": true,
-	"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw": true, // that of the Standard Webhooks specification
+	"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw": true, // from the Standard Webhooks specification
 	"8a5f0c2d9be14f7796ad53e1c04b28f6":       true,
 	"f3b1c7a84d2e4b0f9e6a5d7c8b90a1e2":       true,
 	"operator-token-0123456789":              true,
@@ -20,7 +20,7 @@ var samples = map[string]bool{
 
 func isSample(token string) bool { return samples[token] }
 
-// isSampleSecret says the same of a decoded secret.
+// isSampleSecret reports whether a decoded secret is a sample.
 func isSampleSecret(key []byte) bool {
 	return samples["whsec_"+strings.TrimRight(base64.StdEncoding.EncodeToString(key), "=")]
 }

@@ -10,14 +10,15 @@ import (
 	"time"
 )
 
-// parseTLS reads whom to trust at an endpoint's address, and the certificate that is shown there.
-// Nil is the usual: what the system trusts, and no certificate.
+// parseTLS reads which authorities to trust at an endpoint's address, and the client certificate to
+// present there. It returns nil for the default: the system's authorities and no client
+// certificate.
 func (t endpointText) parseTLS(prefix, address string, e *Endpoint, p *problems) *tls.Config {
 	files := []setting{
 		{prefix + "CA_FILE", t.CAFile}, {prefix + "CERT_FILE", t.CertFile}, {prefix + "KEY_FILE", t.KeyFile},
 	}
 	if t.URL != "" && address == "" {
-		return nil // what is wrong with it has been said
+		return nil // a problem with the address is reported already
 	}
 	isSet := false
 	for _, f := range files {
@@ -44,31 +45,36 @@ func (t endpointText) parseTLS(prefix, address string, e *Endpoint, p *problems)
 			e.certificates = append(e.certificates, certificate{prefix + "CERT_FILE", cert.Leaf})
 		}
 	case t.CertFile != "":
-		p.add(prefix+"CERT_FILE", "needs %sKEY_FILE, the file with the certificate's private key; that may be the same file", prefix)
+		p.add(prefix+"CERT_FILE", "needs %sKEY_FILE, the file with the certificate's private key; "+
+			"that may be the same file", prefix)
 	case t.KeyFile != "":
 		p.add(prefix+"KEY_FILE", "needs %sCERT_FILE, the file with the certificate of this key", prefix)
 	}
 	return c
 }
 
-// certificate is one that a variable names the file of.
+// certificate is a certificate and the variable that names its file.
 type certificate struct {
 	variable string
 	*x509.Certificate
 }
 
-// fault says why a certificate is of no use now; empty if it is.
+// fault describes why a certificate is not valid now; it returns "" if it is valid.
 func (c certificate) fault(now time.Time) string {
 	switch {
 	case now.After(c.NotAfter):
-		return fmt.Sprintf("holds a certificate that has expired on %s: %s", c.NotAfter.UTC().Format(time.DateOnly), c.Subject)
+		day := c.NotAfter.UTC().Format(time.DateOnly)
+		return fmt.Sprintf("holds a certificate that has expired on %s: %s", day, c.Subject)
 	case now.Before(c.NotBefore):
-		return fmt.Sprintf("holds a certificate that is not valid before %s: %s", c.NotBefore.UTC().Format(time.DateOnly), c.Subject)
+		day := c.NotBefore.UTC().Format(time.DateOnly)
+		return fmt.Sprintf("holds a certificate that is not valid before %s: %s", day, c.Subject)
 	}
 	return ""
 }
 
-// CertificateFaults lists the certificates of CA_FILE and CERT_FILE that are of no use now.
+// CertificateFaults describes the certificates of the endpoints' CA_FILE and CERT_FILE that have
+// expired or are not valid yet, one line each. They do not fail Load, since a clock may be wrong
+// and other endpoints may not need them.
 func (c Config) CertificateFaults() (list []string) {
 	for _, e := range c.Endpoints {
 		for _, cert := range e.certificates {
@@ -80,7 +86,8 @@ func (c Config) CertificateFaults() (list []string) {
 	return list
 }
 
-// readCertificates reads a file of certificates in PEM form. It gives none where it has said why.
+// readCertificates reads the certificates of a file in PEM form. It returns none after it has added
+// a problem.
 func readCertificates(variable, file string, p *problems) (certs []*x509.Certificate) {
 	content, err := os.ReadFile(file)
 	if err != nil {
@@ -105,7 +112,8 @@ func readCertificates(variable, file string, p *problems) (certs []*x509.Certifi
 	}
 	switch _, err := x509.ParseCertificate(content); {
 	case err == nil:
-		p.add(variable, "holds no certificate in PEM form but one in DER form: write it anew with: openssl x509 -inform der -in FILE")
+		p.add(variable, "holds no certificate in PEM form but one in DER form: "+
+			"write it anew with: openssl x509 -inform der -in FILE")
 	case hasKey:
 		p.add(variable, "holds no certificate but a private key")
 	default:
@@ -114,7 +122,8 @@ func readCertificates(variable, file string, p *problems) (certs []*x509.Certifi
 	return nil
 }
 
-// readKeyPair reads the certificate that the bridge shows, and its key.
+// readKeyPair reads the client certificate of the bridge and its key. It returns false after it has
+// added a problem.
 func readKeyPair(prefix, certFile, keyFile string, p *problems) (tls.Certificate, bool) {
 	certs := readCertificates(prefix+"CERT_FILE", certFile, p)
 	block, ok := readKey(prefix+"KEY_FILE", keyFile, p)
@@ -127,14 +136,14 @@ func readKeyPair(prefix, certFile, keyFile string, p *problems) (tls.Certificate
 	}
 	pair, err := tls.X509KeyPair(chain, pem.EncodeToMemory(block))
 	if err != nil {
-		p.add(prefix+"KEY_FILE", "is not the key of the first certificate in %sCERT_FILE (%s), or of a kind that TLS does not have",
-			prefix, certs[0].Subject)
+		p.add(prefix+"KEY_FILE", "is not the key of the first certificate in %sCERT_FILE (%s), "+
+			"or of a kind that TLS does not have", prefix, certs[0].Subject)
 		return tls.Certificate{}, false
 	}
 	return pair, true
 }
 
-// readKey reads the private key of a file in PEM form. What stands there is never quoted.
+// readKey reads the private key of a file in PEM form. Problems never quote the file.
 func readKey(variable, file string, p *problems) (*pem.Block, bool) {
 	content, err := os.ReadFile(file)
 	if err != nil {

@@ -26,8 +26,12 @@ func pair(t *testing.T, name string, from, to time.Time) (cert, key []byte) {
 		t.Fatal(err)
 	}
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotBefore: from, NotAfter: to,
-		IsCA: true, BasicConstraintsValid: true,
+		SerialNumber:          big.NewInt(1),
+		Subject:               pkix.Name{CommonName: name},
+		NotBefore:             from,
+		NotAfter:              to,
+		IsCA:                  true,
+		BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
@@ -41,7 +45,7 @@ func pair(t *testing.T, name string, from, to time.Time) (cert, key []byte) {
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})
 }
 
-// files writes files into a folder, and gives their paths.
+// files writes files into a new folder, and returns a function that gives their paths.
 func files(t *testing.T, contents map[string][]byte) func(name string) string {
 	t.Helper()
 	folder := t.TempDir()
@@ -53,7 +57,7 @@ func files(t *testing.T, contents map[string][]byte) func(name string) string {
 	return func(name string) string { return filepath.Join(folder, name) }
 }
 
-func TestCertificatesOfAnEndpoint(t *testing.T) {
+func TestEndpointCertificateFiles(t *testing.T) {
 	now := time.Now()
 	ca, caKey := pair(t, "an authority", now.Add(-time.Hour), now.Add(time.Hour))
 	cert, key := pair(t, "the bridge", now.Add(-time.Hour), now.Add(time.Hour))
@@ -62,12 +66,15 @@ func TestCertificatesOfAnEndpoint(t *testing.T) {
 	der, _ := pem.Decode(ca)
 	locked := pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte("hunter2")})
 	lockedOld := pem.EncodeToMemory(&pem.Block{
-		Type: "EC PRIVATE KEY", Bytes: []byte("hunter2"), Headers: map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"},
+		Type: "EC PRIVATE KEY", Bytes: []byte("hunter2"),
+		Headers: map[string]string{"Proc-Type": "4,ENCRYPTED", "DEK-Info": "AES-256-CBC,00"},
 	})
 	in := files(t, map[string][]byte{
-		"ca": ca, "ca.der": der.Bytes, "ca.key": caKey, "cert": cert, "key": key, "both": slices.Concat(cert, ca, key),
-		"cas": slices.Concat(ca, cert), "expired": expired, "early": early, "early.key": earlyKey, "locked": locked, "locked.old": lockedOld,
-		"text": []byte("hunter2"), "empty": nil, "torn": pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der.Bytes[:99]}),
+		"ca": ca, "ca.der": der.Bytes, "ca.key": caKey, "cert": cert, "key": key,
+		"both": slices.Concat(cert, ca, key), "cas": slices.Concat(ca, cert),
+		"expired": expired, "early": early, "early.key": earlyKey, "locked": locked, "locked.old": lockedOld,
+		"text": []byte("hunter2"), "empty": nil,
+		"torn":     pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der.Bytes[:99]}),
 		"key.torn": pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: []byte("hunter2")}),
 	})
 	load := func(values ...string) (Config, error) {
@@ -116,7 +123,11 @@ func TestCertificatesOfAnEndpoint(t *testing.T) {
 		{[]string{"CA_FILE", "in:ca.der"}, "CA_FILE", "in DER form: write it anew with: openssl x509 -inform der"},
 		{[]string{"CA_FILE", "in:ca.key"}, "CA_FILE", "no certificate but a private key"},
 		{[]string{"CA_FILE", "in:torn"}, "CA_FILE", "its certificate number 1 cannot be read"},
-		{[]string{"CA_FILE", "in:ca", "URL", "http://crm/"}, "CA_FILE", "has a meaning only where ENDPOINT_0_URL begins with https://"},
+		{
+			[]string{"CA_FILE", "in:ca", "URL", "http://crm/"},
+			"CA_FILE",
+			"has a meaning only where ENDPOINT_0_URL begins with https://",
+		},
 		{[]string{"CA_FILE", "in:ca", "URL", "", "SECRET", "", "TOKEN", token}, "CA_FILE", "has a meaning only where"},
 		{[]string{"CA_FILE", "in:ca", "URL", "hunter2"}, "URL", "must be an address"},
 		{[]string{"CERT_FILE", "in:cert"}, "CERT_FILE", "needs ENDPOINT_0_KEY_FILE"},
@@ -124,8 +135,16 @@ func TestCertificatesOfAnEndpoint(t *testing.T) {
 		{[]string{"CERT_FILE", "in:cert", "KEY_FILE", "in:none"}, "KEY_FILE", "no such file"},
 		{[]string{"CERT_FILE", "in:cert", "KEY_FILE", "in:cert"}, "KEY_FILE", "holds no private key in PEM form"},
 		{[]string{"CERT_FILE", "in:key", "KEY_FILE", "in:key"}, "CERT_FILE", "no certificate but a private key"},
-		{[]string{"CERT_FILE", "in:cert", "KEY_FILE", "in:ca.key"}, "KEY_FILE", "is not the key of the first certificate in ENDPOINT_0_CERT_FILE (CN=the bridge)"},
-		{[]string{"CERT_FILE", "in:cert", "KEY_FILE", "in:key.torn"}, "KEY_FILE", "is not the key of the first certificate"},
+		{
+			[]string{"CERT_FILE", "in:cert", "KEY_FILE", "in:ca.key"},
+			"KEY_FILE",
+			"is not the key of the first certificate in ENDPOINT_0_CERT_FILE (CN=the bridge)",
+		},
+		{
+			[]string{"CERT_FILE", "in:cert", "KEY_FILE", "in:key.torn"},
+			"KEY_FILE",
+			"is not the key of the first certificate",
+		},
 		{[]string{"CERT_FILE", "in:cert", "KEY_FILE", "in:locked"}, "KEY_FILE", "that a password protects"},
 		{[]string{"CERT_FILE", "in:cert", "KEY_FILE", "in:locked.old"}, "KEY_FILE", "that a password protects"},
 	} {
@@ -135,19 +154,26 @@ func TestCertificatesOfAnEndpoint(t *testing.T) {
 			t.Errorf("%v: got %v", c.values, err)
 			continue
 		}
-		if line := wrong.Problems[0]; !strings.HasPrefix(line, "ENDPOINT_0_"+c.variable+": ") || !strings.Contains(line, c.says) ||
-			strings.Contains(line, "hunter2") {
+		if line := wrong.Problems[0]; !strings.HasPrefix(line, "ENDPOINT_0_"+c.variable+": ") ||
+			!strings.Contains(line, c.says) || strings.Contains(line, "hunter2") {
 			t.Errorf("%v: %s", c.values, line)
 		}
 	}
 
-	// A clock may be wrong, and the other CRMs need no certificate: this is no reason not to start.
+	// A certificate out of its time is only a warning: the clock may be wrong, and the other CRMs
+	// do not need the certificate.
 	for _, c := range []struct {
 		values []string
 		says   string
 	}{
-		{[]string{"CA_FILE", "in:expired"}, "ENDPOINT_0_CA_FILE holds a certificate that has expired on "},
-		{[]string{"CERT_FILE", "in:early", "KEY_FILE", "in:early.key"}, "ENDPOINT_0_CERT_FILE holds a certificate that is not valid before "},
+		{
+			[]string{"CA_FILE", "in:expired"},
+			"ENDPOINT_0_CA_FILE holds a certificate that has expired on ",
+		},
+		{
+			[]string{"CERT_FILE", "in:early", "KEY_FILE", "in:early.key"},
+			"ENDPOINT_0_CERT_FILE holds a certificate that is not valid before ",
+		},
 	} {
 		cfg, err := load(c.values...)
 		if err != nil || !strings.Contains(strings.Join(cfg.Warnings(), "\n"), c.says) {
@@ -156,21 +182,22 @@ func TestCertificatesOfAnEndpoint(t *testing.T) {
 	}
 }
 
-// An address from a file is read and hidden as one of the environment is.
-func TestAddressFromAFile(t *testing.T) {
+// An address from a file is treated as one from the environment is.
+func TestAddressFromFileIsEscapedAndHidden(t *testing.T) {
 	in := files(t, map[string][]byte{"url": []byte("https://crm.example/hunter2?name=Ivan Petrov\r\n")})
 	c, err := Load(minimal("ENDPOINT_0_URL", "ENDPOINT_0_URL_FILE="+in("url")))
 	if err != nil || c.Endpoints[0].URL != "https://crm.example/hunter2?name=Ivan%20Petrov" {
 		t.Fatalf("got %+v, %v", c.Endpoints, err)
 	}
 	var out bytes.Buffer
-	if err := c.Describe(&out); err != nil || strings.Contains(out.String(), "hunter2") || !strings.Contains(out.String(), "https://crm.example/…") {
+	if err := c.Describe(&out); err != nil || strings.Contains(out.String(), "hunter2") ||
+		!strings.Contains(out.String(), "https://crm.example/…") {
 		t.Errorf("it is shown as %s, %v", out.String(), err)
 	}
 }
 
-// While a token is being changed there are two.
-func TestTokensWhileRotating(t *testing.T) {
+// Rotating a token needs two valid tokens for a while.
+func TestSeveralTokensAreAccepted(t *testing.T) {
 	c, err := Load(minimal("API_TOKEN="+token+"a, "+token+"b", "ENDPOINT_0_TOKEN="+token+"c,"+token+"d"))
 	if err != nil || !slices.Equal(c.APITokens, []string{token + "a", token + "b"}) ||
 		!slices.Equal(c.Endpoints[0].Tokens, []string{token + "c", token + "d"}) {
@@ -180,22 +207,26 @@ func TestTokensWhileRotating(t *testing.T) {
 	if err := c.Describe(&out); err != nil || strings.Contains(out.String(), token) {
 		t.Errorf("a token is shown: %s, %v", out.String(), err)
 	}
-	if first, err := OperatorToken(map[string]string{"API_TOKEN": token + "a, " + token + "b"}); err != nil || first != token+"a" {
+	first, err := OperatorToken(map[string]string{"API_TOKEN": token + "a, " + token + "b"})
+	if err != nil || first != token+"a" {
 		t.Errorf("the commands use %q, %v", first, err)
 	}
 	for list, says := range map[string]string{
-		token + ",short":                        "ENDPOINT_0_TOKEN: must have at least 16 characters (several tokens are separated by commas)",
+		token + ",short": "ENDPOINT_0_TOKEN: must have at least 16 characters " +
+			"(several tokens are separated by commas)",
 		token + ",":                             "ENDPOINT_0_TOKEN: must have at least 16 characters",
 		token + "," + token:                     "ENDPOINT_0_TOKEN: holds the same token twice",
 		"x" + token + "," + "operator-" + token: "ENDPOINT_0_TOKEN: is the same as API_TOKEN",
 	} {
 		_, err := Load(minimal("API_TOKEN=another-"+token+",operator-"+token, "ENDPOINT_0_TOKEN="+list))
 		var wrong *Error
-		if !errors.As(err, &wrong) || len(wrong.Problems) != 1 || !strings.HasPrefix(wrong.Problems[0], says) || strings.Contains(err.Error(), token) {
+		if !errors.As(err, &wrong) || len(wrong.Problems) != 1 ||
+			!strings.HasPrefix(wrong.Problems[0], says) || strings.Contains(err.Error(), token) {
 			t.Errorf("%s: %v", list, err)
 		}
 	}
-	if c, err := Load(minimal("API_TOKEN=" + token + ",8a5f0c2d9be14f7796ad53e1c04b28f6")); err != nil || !strings.Contains(strings.Join(c.Warnings(), ""), "API_TOKEN is a sample") {
+	c, err = Load(minimal("API_TOKEN=" + token + ",8a5f0c2d9be14f7796ad53e1c04b28f6"))
+	if err != nil || !strings.Contains(strings.Join(c.Warnings(), ""), "API_TOKEN is a sample") {
 		t.Errorf("nobody is warned of a second token: %v", err)
 	}
 }
