@@ -18,30 +18,32 @@ import (
 	"pzbridge/internal/config"
 )
 
-// apiHelp says, in the help of a command that asks the running bridge, how it finds it.
-const apiHelp = "It asks the running bridge, at PZBRIDGE_URL or else on this machine at the port of LISTEN_ADDR, with API_TOKEN."
+// apiHelp is the part of a command's help that describes how the command finds the running bridge.
+const apiHelp = "It asks the running bridge, at PZBRIDGE_URL or else on this machine at the port of LISTEN_ADDR, " +
+	"with API_TOKEN."
 
-// api is the running bridge's API, as the operator calls it.
+// api is a client for the API of the running bridge, with the operator's token.
 type api struct {
 	url, token string
 	client     *http.Client
 }
 
-// directClient makes a client for the bridge's own API. It uses no proxy of the environment, which
-// is for the way to the Internet: a proxy would read API_TOKEN, and knows no name of this network.
+// directClient makes an HTTP client that ignores the proxy of the environment, which is meant for
+// the Internet: the proxy would see API_TOKEN, and could not resolve names of the local network.
 func directClient() *http.Client {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.Proxy = nil
 	return &http.Client{Transport: transport}
 }
 
-// shown is its address for people. A password in it is none of theirs.
-func (a api) shown() string {
-	u, _ := url.Parse(a.url) // newAPI has seen that it can be
+// redactedURL returns the bridge's address for messages, without a password.
+func (a api) redactedURL() string {
+	u, _ := url.Parse(a.url) // newAPI has checked the address
 	return u.Redacted()
 }
 
-// newAPI finds the bridge by the environment. The rest of the configuration is not asked for: the bridge that runs has read it.
+// newAPI reads the bridge's address and the operator's token from the environment. It needs no
+// other setting, since only the running bridge uses the rest of the configuration.
 func newAPI() (api, error) {
 	vars, err := config.Environment()
 	if err != nil {
@@ -60,7 +62,7 @@ func newAPI() (api, error) {
 	return api{address, token, directClient()}, err
 }
 
-// localURL is where the bridge on this machine listens.
+// localURL returns the address of the bridge on this machine.
 func localURL(vars map[string]string) (string, error) {
 	host, port, err := net.SplitHostPort(cmp.Or(vars["LISTEN_ADDR"], config.DefaultListenAddr))
 	if err != nil {
@@ -72,32 +74,35 @@ func localURL(vars map[string]string) (string, error) {
 	return "http://" + net.JoinHostPort(host, port), nil
 }
 
-// inPath is a name as a part of an address's path. What would lead elsewhere there, or nowhere, is no name of anything.
-func inPath(name string) (string, error) {
+// pathSegment escapes a name for the path of an address. It fails for an empty name and for . and
+// .., which would give another path.
+func pathSegment(name string) (string, error) {
 	if name == "" || name == "." || name == ".." {
 		return "", usageError(fmt.Sprintf("there is nothing with the name %q", name))
 	}
 	return url.PathEscape(name), nil
 }
 
-// problem is what the bridge says is wrong.
+// problem is the body of an error response of the bridge.
 type problem struct {
 	Detail string `json:"detail"`
-	Oldest string `json:"oldest"` // where to read events on from, if those after the cursor are gone
+	Oldest string `json:"oldest"` // first readable cursor, if events after the given one are gone
 }
 
 func (p *problem) Error() string { return p.Detail }
 
-// call sends a request, with a body as JSON unless it is nil, and reads the answer into a struct. It fails with a *problem if the bridge tells of one. When the
-// bridge has had too many requests with this token, it waits and asks again.
-func (a api) call(ctx context.Context, method, path string, body, into any) error {
-	const most = 10 // times
+// call sends a request, with body as JSON unless it is nil, and decodes the JSON response into
+// result. If the token's rate is exceeded (HTTP 429), it waits and tries again, up to 10 times in
+// all. It fails with a *problem for an error response of the bridge, with errNoAnswer if there is
+// none, and with errInterrupted if ctx is cancelled.
+func (a api) call(ctx context.Context, method, path string, body, result any) error {
+	const maxTries = 10
 	for try := 1; ; try++ {
 		resp, answer, err := a.send(ctx, method, path, body)
 		if err != nil {
 			return err
 		}
-		if resp.StatusCode == http.StatusTooManyRequests && try < most {
+		if resp.StatusCode == http.StatusTooManyRequests && try < maxTries {
 			seconds, _ := strconv.Atoi(resp.Header.Get("Retry-After"))
 			select {
 			case <-ctx.Done():
@@ -109,45 +114,47 @@ func (a api) call(ctx context.Context, method, path string, body, into any) erro
 		if resp.StatusCode >= http.StatusBadRequest {
 			p := &problem{}
 			_ = json.Unmarshal(answer, p)
-			if p.Detail == "" && resp.StatusCode >= http.StatusBadGateway { // a proxy before it says so
+			if p.Detail == "" && resp.StatusCode >= http.StatusBadGateway {
+				// The response is from a proxy in front of the bridge.
 				return fmt.Errorf("%w: %s", errNoAnswer, resp.Status)
 			}
 			switch resp.StatusCode {
 			case http.StatusUnauthorized:
-				p.Detail = "API_TOKEN is not that of the bridge at " + a.shown()
+				p.Detail = "API_TOKEN is not that of the bridge at " + a.redactedURL()
 			case http.StatusForbidden:
-				p.Detail = "API_TOKEN is the token of a CRM at the bridge at " + a.shown() + "; this needs the operator's"
+				p.Detail = "API_TOKEN is the token of a CRM at the bridge at " + a.redactedURL() +
+					"; this needs the operator's"
 			}
 			p.Detail = cmp.Or(p.Detail, "the bridge answers "+resp.Status)
 			return p
 		}
-		if err := json.Unmarshal(answer, into); err != nil {
-			return fmt.Errorf("at %s there is no bridge: %w", a.shown(), err)
+		if err := json.Unmarshal(answer, result); err != nil {
+			return fmt.Errorf("at %s there is no bridge: %w", a.redactedURL(), err)
 		}
 		return nil
 	}
 }
 
 var (
-	// errNoAnswer means that nobody is there, or not now.
+	// errNoAnswer means that the bridge cannot be reached, or not now.
 	errNoAnswer = errors.New("the bridge does not answer")
-	// errInterrupted means that the user did not wait for the answer.
+	// errInterrupted means that the user pressed Ctrl-C before the response.
 	errInterrupted = errors.New("interrupted before the bridge has answered")
 )
 
-// How long the bridge may take to say how things stand, and to do what it is asked to, such as sending a million deliveries again.
+// The time that a request may take.
 const (
-	readWithin = 30 * time.Second
-	doneWithin = 10 * time.Minute
+	readTimeout   = 30 * time.Second // for GET
+	changeTimeout = 10 * time.Minute // for others, such as a redelivery of a million deliveries
 )
 
-// send makes one request and reads its answer.
-func (a api) send(interrupted context.Context, method, path string, body any) (*http.Response, []byte, error) {
-	within := doneWithin
+// send makes one request and reads its response.
+func (a api) send(parent context.Context, method, path string, body any) (*http.Response, []byte, error) {
+	timeout := changeTimeout
 	if method == http.MethodGet {
-		within = readWithin
+		timeout = readTimeout
 	}
-	ctx, cancel := context.WithTimeout(interrupted, within)
+	ctx, cancel := context.WithTimeout(parent, timeout)
 	defer cancel()
 	var content io.Reader
 	if body != nil {
@@ -165,7 +172,7 @@ func (a api) send(interrupted context.Context, method, path string, body any) (*
 	req.Header.Set("Authorization", "Bearer "+a.token)
 	resp, answer, err := a.exchange(req)
 	switch {
-	case err != nil && errors.Is(interrupted.Err(), context.Canceled):
+	case err != nil && errors.Is(parent.Err(), context.Canceled):
 		return nil, nil, errInterrupted
 	case err != nil:
 		return nil, nil, fmt.Errorf("%w: %w", errNoAnswer, err)
@@ -173,7 +180,7 @@ func (a api) send(interrupted context.Context, method, path string, body any) (*
 	return resp, answer, nil
 }
 
-// exchange sends a request and reads the whole answer.
+// exchange sends a request and reads the whole response.
 func (a api) exchange(req *http.Request) (*http.Response, []byte, error) {
 	resp, err := a.client.Do(req)
 	if err != nil {

@@ -6,7 +6,8 @@ import (
 )
 
 func (p Program) check(_ context.Context, args []string) error {
-	fs := p.flags("check", "Check the configuration, and print it with secrets hidden. The exit code is 2 if something is wrong with it.")
+	fs := p.flags("check", "Check the configuration, and print it with secrets hidden. "+
+		"The exit code is 2 if something is wrong with it.")
 	if err := parse(fs, args); err != nil {
 		return err
 	}

@@ -1,4 +1,5 @@
-// Package cli holds the commands of the program, a file each. Without a command the program is the bridge.
+// Package cli implements the commands of the program, one file for each. Without a command, the
+// program runs the bridge.
 package cli
 
 import (
@@ -22,18 +23,19 @@ import (
 const (
 	exitDone   = 0
 	exitFailed = 1
-	exitUsage  = 2 // a wrong command line or configuration: trying again will not help
+	exitUsage  = 2 // a wrong command line or configuration: running it again does not help
 )
 
-// Program is what the commands need.
+// Program holds the dependencies of the commands.
 type Program struct {
-	Version  string
-	Bridge   func(context.Context, config.Config, *slog.Logger) error // runs the bridge until the context ends
+	Version string
+	// Bridge runs the bridge until the context ends.
+	Bridge   func(context.Context, config.Config, *slog.Logger) error
 	In       io.Reader
 	Out, Err io.Writer
 }
 
-// command is one of the program's commands. Run gets the arguments after its name.
+// command is one command of the program. run receives the arguments after the command's name.
 type command struct {
 	name, summary string
 	run           func(p Program, ctx context.Context, args []string) error
@@ -59,15 +61,16 @@ func commands() []command {
 	}
 }
 
-// errReported means that the user has been told what is wrong.
+// errReported means that the message is printed already.
 var errReported = errors.New("reported")
 
-// usageError is a wrong command line.
+// usageError is the message for a wrong command line.
 type usageError string
 
 func (e usageError) Error() string { return string(e) }
 
-// Main runs what the arguments name and gives the exit code.
+// Main runs the command that args name, prints its error to p.Err and returns the exit code: 0 for
+// success, 1 for a failure, 2 for a wrong command line or configuration.
 func (p Program) Main(ctx context.Context, args []string) int {
 	out := &output{Writer: p.Out}
 	p.Out = out
@@ -77,22 +80,22 @@ func (p Program) Main(ctx context.Context, args []string) int {
 	}
 	var usage usageError
 	var wrong *config.Error
-	switch err = cmp.Or(err, out.lost()); {
+	switch err = cmp.Or(err, out.writeError()); {
 	case err == nil:
 		return exitDone
 	case errors.Is(err, errReported):
 		return exitUsage
 	}
-	last := asynclog.New(p.Err, nil) // nor does the end wait for whoever reads it
-	fmt.Fprintln(last, "pzbridge:", err)
-	last.Close()
+	stderr := asynclog.New(p.Err, nil) // a blocked reader must not keep the program from exiting
+	fmt.Fprintln(stderr, "pzbridge:", err)
+	stderr.Close()
 	if errors.As(err, &usage) || errors.As(err, &wrong) {
 		return exitUsage
 	}
 	return exitFailed
 }
 
-// output remembers what could not be written: what a command prints is what it is for.
+// output keeps the first write error. A command whose output is lost must not exit with success.
 type output struct {
 	io.Writer
 	mu  sync.Mutex
@@ -107,8 +110,8 @@ func (o *output) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// lost is the first error of the writing. Whoever has read enough is none.
-func (o *output) lost() error {
+// writeError returns the first write error. A closed pipe is no error: its reader needs no more.
+func (o *output) writeError() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if errors.Is(o.err, syscall.EPIPE) {
@@ -141,9 +144,10 @@ func (p Program) runBridge(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	signal.Ignore(syscall.SIGPIPE) // whoever reads the log may go away; that is no reason to stop
+	signal.Ignore(syscall.SIGPIPE) // the bridge runs on if the reader of its log goes away
 	lines := asynclog.New(p.Err, func(out io.Writer, leftOut int) {
-		cfg.Logger(out).Warn("lines of the log are missing here: for a while nobody has read it", "lines", leftOut)
+		cfg.Logger(out).Warn("lines of the log are missing here: for a while nobody has read it",
+			"lines", leftOut)
 	})
 	defer lines.Close()
 	return p.Bridge(ctx, cfg, cfg.Logger(lines))
@@ -157,7 +161,7 @@ func load() (config.Config, error) {
 	return config.Load(vars)
 }
 
-// flags makes a command's flag set; its help is the usage line, the text and the flags.
+// flags makes a command's flag set. Its help consists of the usage line, the text and the flags.
 func (p Program) flags(usage, text string) *flag.FlagSet {
 	fs := flag.NewFlagSet(usage, flag.ContinueOnError)
 	fs.SetOutput(p.Err)
@@ -173,7 +177,7 @@ func (p Program) flags(usage, text string) *flag.FlagSet {
 	return fs
 }
 
-// parseFlags reads a command's flags.
+// parseFlags parses a command's flags. The flag package prints the error itself.
 func parseFlags(fs *flag.FlagSet, args []string) error {
 	err := fs.Parse(args)
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
@@ -182,18 +186,18 @@ func parseFlags(fs *flag.FlagSet, args []string) error {
 	return err
 }
 
-// parse reads the flags of a command that takes no other arguments.
+// parse parses the flags of a command without other arguments.
 func parse(fs *flag.FlagSet, args []string) error {
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
-	return atMost(fs, 0)
+	return checkMaxArgs(fs, 0)
 }
 
-// atMost fails if there are more arguments, beside flags, than a command takes.
-func atMost(fs *flag.FlagSet, arguments int) error {
-	switch extra := fs.Arg(arguments); {
-	case fs.NArg() <= arguments:
+// checkMaxArgs fails if the command line has more arguments after the flags than the command takes.
+func checkMaxArgs(fs *flag.FlagSet, maxArgs int) error {
+	switch extra := fs.Arg(maxArgs); {
+	case fs.NArg() <= maxArgs:
 		return nil
 	case strings.HasPrefix(extra, "-"):
 		return usageError(fmt.Sprintf("%s comes too late: flags stand before everything else", extra))

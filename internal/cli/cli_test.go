@@ -16,20 +16,24 @@ import (
 	"pzbridge/internal/pztest"
 )
 
-// A bridge that fails while nobody reads what it says ends all the same, or nobody would start it again.
-func TestTheEndIsNotRead(t *testing.T) {
+// A bridge that fails exits even if its log is not read; otherwise a supervisor would not restart
+// it.
+func TestExitDoesNotWaitForALogReader(t *testing.T) {
 	unread, written, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unread.Close()
 	for name, value := range map[string]string{
-		"PZ_URL": "ws://127.0.0.1:1", "ENDPOINT_0_NAME": "crm", "ENDPOINT_0_URL": "http://127.0.0.1:1/", "ENDPOINT_0_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+		"PZ_URL":            "ws://127.0.0.1:1",
+		"ENDPOINT_0_NAME":   "crm",
+		"ENDPOINT_0_URL":    "http://127.0.0.1:1/",
+		"ENDPOINT_0_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
 	} {
 		t.Setenv(name, value)
 	}
 	p := Program{Err: written, Bridge: func(_ context.Context, _ config.Config, log *slog.Logger) error {
-		for i := range 2000 { // more than a pipe takes
+		for i := range 2000 { // more than the buffer of a pipe
 			log.Warn(fmt.Sprintf("%0100d", i))
 		}
 		return errors.New("it has failed")
@@ -46,20 +50,25 @@ func TestTheEndIsNotRead(t *testing.T) {
 	}
 }
 
-// A long line is obeyed, and one that is too long is told of: nobody would know why no line after it is.
-func TestLongLinesForTheSimulator(t *testing.T) {
-	var says bytes.Buffer
+// The simulator executes long lines, and reports one that is too long, since it reads no lines
+// after it.
+func TestSimulatorReportsATooLongLine(t *testing.T) {
+	var stderr bytes.Buffer
 	server := pztest.New(pztest.Options{})
-	p := Program{Err: &says, In: strings.NewReader("nonsense " + strings.Repeat("x", 100<<10) + "\n" + strings.Repeat("x", pz.MaxMessage+1) + "\nsimulation off\n")}
-	p.readLines(server)
-	if said := says.String(); !strings.Contains(said, "is not understood") || !strings.Contains(said, "standard input is not read any more") {
-		t.Errorf("it says %.200s", said)
+	input := "nonsense " + strings.Repeat("x", 100<<10) + "\n" +
+		strings.Repeat("x", pz.MaxMessage+1) + "\nsimulation off\n"
+	p := Program{Err: &stderr, In: strings.NewReader(input)}
+	p.executeLines(server)
+	if got := stderr.String(); !strings.Contains(got, "is not understood") ||
+		!strings.Contains(got, "standard input is not read any more") {
+		t.Errorf("it prints %.200s", got)
 	}
 }
 
-// PZBRIDGE_URL may hold the password of a proxy before the bridge.
-func TestAddressIsShownWithoutItsPassword(t *testing.T) {
-	if shown := (api{url: "https://user:sesame@example.com:8080"}).shown(); strings.Contains(shown, "sesame") || !strings.Contains(shown, "example.com:8080") {
-		t.Errorf("it is shown as %s", shown)
+// PZBRIDGE_URL may contain the password of a proxy in front of the bridge.
+func TestShownAddressHasNoPassword(t *testing.T) {
+	address := (api{url: "https://user:sesame@example.com:8080"}).redactedURL()
+	if strings.Contains(address, "sesame") || !strings.Contains(address, "example.com:8080") {
+		t.Errorf("it is shown as %s", address)
 	}
 }

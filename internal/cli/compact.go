@@ -10,7 +10,8 @@ import (
 )
 
 func (p Program) compact(_ context.Context, args []string) error {
-	fs := p.flags("compact", "Rewrite the outbox (OUTBOX_PATH) without the room in it that is free. The bridge must be stopped meanwhile; for a moment\nthe disk holds both files.")
+	fs := p.flags("compact", "Rewrite the outbox (OUTBOX_PATH) without the room in it that is free. "+
+		"The bridge must be stopped meanwhile; for a moment\nthe disk holds both files.")
 	if err := parse(fs, args); err != nil {
 		return err
 	}
@@ -22,6 +23,7 @@ func (p Program) compact(_ context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(p.Out, "%s: %s before, %s now.\n", cfg.OutboxPath, humanize.IBytes(uint64(before)), humanize.IBytes(uint64(after)))
+	fmt.Fprintf(p.Out, "%s: %s before, %s now.\n",
+		cfg.OutboxPath, humanize.IBytes(uint64(before)), humanize.IBytes(uint64(after)))
 	return nil
 }

@@ -17,21 +17,22 @@ import (
 	"pzbridge/internal/pz"
 )
 
-// console is the vendor's Diagnostic: a prompt that speaks to a Prostie Zvonki server.
+// console is a prompt for requests to a Prostie Zvonki server, like the vendor's Diagnostic.
 func (p Program) console(ctx context.Context, args []string) error {
-	fs := p.flags("console [url]", "Talk to a Prostie Zvonki server as the vendor's Diagnostic does; \"help\" at its prompt lists the commands. With a url it\n"+
-		"connects there first, as a client of its own, with the password of PZ_PASSWORD (or its file, or .env). Commands may come from a pipe; the exit code\n"+
+	fs := p.flags("console [url]", "Talk to a Prostie Zvonki server as the vendor's Diagnostic does; "+
+		"\"help\" at its prompt lists the commands. With a url it\nconnects there first, as a client of its own, "+
+		"with the password of PZ_PASSWORD (or its file, or .env). Commands may come from a pipe; the exit code\n"+
 		"is 1 if one of them failed.")
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
-	if err := atMost(fs, 1); err != nil {
+	if err := checkMaxArgs(fs, 1); err != nil {
 		return err
 	}
 	c := &console{ctx: ctx, in: newLines(ctx, p), out: p.Out}
 	defer c.in.close()
 	if c.in.terminal != nil {
-		c.out = c.in.terminal // which knows that a line is being typed
+		c.out = c.in.terminal // keeps the line that the user is typing intact
 	}
 	defer c.hangUp()
 	if fs.NArg() == 1 {
@@ -43,7 +44,7 @@ func (p Program) console(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		c.fails(c.open(fs.Arg(0), uuid.NewString(), password))
+		c.printError(c.open(fs.Arg(0), uuid.NewString(), password))
 	}
 	for ctx.Err() == nil {
 		line, err := c.in.read(c.prompt())
@@ -53,7 +54,7 @@ func (p Program) console(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		if c.ends(line) {
+		if c.runLine(line) {
 			break
 		}
 	}
@@ -63,16 +64,16 @@ func (p Program) console(ctx context.Context, args []string) error {
 	return nil
 }
 
-// errCommandFailed means that a command at the prompt has failed; what was wrong has been said.
+// errCommandFailed means that a command at the prompt has failed. Its error is printed already.
 var errCommandFailed = errors.New("a command failed")
 
-// console is one run of it.
+// console is the state of the prompt.
 type console struct {
 	ctx    context.Context
 	in     *lines
 	out    io.Writer
 	link   *link // nil while not connected
-	events bool  // are shown
+	events bool  // events are printed
 	failed bool  // a command has failed
 }
 
@@ -83,7 +84,7 @@ func (c *console) prompt() string {
 	return "[events off]> "
 }
 
-// consoleCommand is one that can be typed, in any case.
+// consoleCommand is one command of the prompt. Its name is matched in any case.
 type consoleCommand struct {
 	name, usage, text string
 	run               func(c *console, words []string) error
@@ -96,7 +97,11 @@ func consoleCommands() []consoleCommand {
 		{"clients", "clients", "list the clients that the server knows", (*console).clients},
 		{"events", "events", "show events as they come, or no more", (*console).toggleEvents},
 		{"call", "call <from> <to>", "ring from, then dial to", (*console).call},
-		{"transfer", "transfer <call id> [to]", "answer where a call should go; without a number, decline", (*console).transfer},
+		{
+			"transfer", "transfer <call id> [to]",
+			"answer where a call should go; without a number, decline",
+			(*console).transfer,
+		},
 		{"sms", "sms <from> <to> <client guid> <call id> <base64 text>", "make an SMS", (*console).generate},
 		{
 			"generate", "generate incoming|transfer|transans|outcoming|outans|history …",
@@ -113,13 +118,13 @@ func consoleCommands() []consoleCommand {
 	}
 }
 
-// ends obeys a line, and says whether it was the last.
-func (c *console) ends(line string) bool {
+// runLine executes one line, and reports whether it ends the console.
+func (c *console) runLine(line string) bool {
 	if strings.TrimSpace(line) == "" {
 		return false
 	}
 	words, err := pz.SplitWords(line)
-	if c.fails(err) {
+	if c.printError(err) {
 		return false
 	}
 	words[0] = strings.ToLower(words[0])
@@ -129,15 +134,15 @@ func (c *console) ends(line string) bool {
 	list := consoleCommands()
 	i := slices.IndexFunc(list, func(cmd consoleCommand) bool { return cmd.name == words[0] })
 	if i < 0 {
-		c.fails(fmt.Errorf("there is no command %q; \"help\" lists them", words[0]))
+		c.printError(fmt.Errorf("there is no command %q; \"help\" lists them", words[0]))
 		return false
 	}
-	c.fails(list[i].run(c, words))
+	c.printError(list[i].run(c, words))
 	return false
 }
 
-// fails says what went wrong, if something did.
-func (c *console) fails(err error) bool {
+// printError prints an error, if there is one, and reports whether there is.
+func (c *console) printError(err error) bool {
 	if err != nil {
 		c.failed = true
 		fmt.Fprintln(c.out, "Error:", printable(err.Error()))
@@ -156,13 +161,23 @@ func (c *console) connect(words []string) error {
 	return c.open(words[1], words[2], password)
 }
 
+// open connects to a server, in place of the current connection.
 func (c *console) open(url, guid, password string) error {
 	c.hangUp()
-	l, err := dialLink(c.ctx, url, pz.Identity{Password: password, ClientType: "Diagnostic", GUID: guid, EventsMask: 65535, Protocol: 2}, func(e pz.Event) {
-		if c.in.locked(func() bool { return c.events }) {
+	id := pz.Identity{
+		Password:   password,
+		ClientType: "Diagnostic",
+		GUID:       guid,
+		EventsMask: 65535,
+		Protocol:   2,
+	}
+	onEvent := func(e pz.Event) {
+		if c.in.withLock(func() bool { return c.events }) {
 			c.in.print(printable(strings.TrimSpace(string(e.XML()))))
 		}
-	}, func(err error) { c.in.print("Disconnected: " + err.Error()) })
+	}
+	onEnd := func(err error) { c.in.print("Disconnected: " + err.Error()) }
+	l, err := dialLink(c.ctx, url, id, onEvent, onEnd)
 	if err != nil {
 		return err
 	}
@@ -178,8 +193,8 @@ func (c *console) hangUp() {
 	}
 }
 
-// ask makes a request and wants it done.
-func (c *console) ask(method string, data pz.Attrs) (pz.Response, error) {
+// request sends a request, and fails if the server refuses it.
+func (c *console) request(method string, data pz.Attrs) (pz.Response, error) {
 	if c.link == nil {
 		return pz.Response{}, errors.New("not connected: connect <url> <client guid>")
 	}
@@ -190,8 +205,9 @@ func (c *console) ask(method string, data pz.Attrs) (pz.Response, error) {
 	return resp, err
 }
 
-func (c *console) done(method string, data pz.Attrs) error {
-	_, err := c.ask(method, data)
+// command sends a request whose response has no content, and prints OK.
+func (c *console) command(method string, data pz.Attrs) error {
+	_, err := c.request(method, data)
 	if err == nil {
 		fmt.Fprintln(c.out, "OK")
 	}
@@ -199,7 +215,7 @@ func (c *console) done(method string, data pz.Attrs) error {
 }
 
 func (c *console) version([]string) error {
-	resp, err := c.ask(pz.MethodGetVersion, nil)
+	resp, err := c.request(pz.MethodGetVersion, nil)
 	if err == nil {
 		fmt.Fprintln(c.out, printable(resp.Version))
 	}
@@ -207,19 +223,20 @@ func (c *console) version([]string) error {
 }
 
 func (c *console) clients([]string) error {
-	resp, err := c.ask(pz.MethodGetClients, nil)
+	resp, err := c.request(pz.MethodGetClients, nil)
 	if err != nil {
 		return err
 	}
 	for _, client := range resp.Clients {
 		state := map[bool]string{true: "Connected", false: "Disconnected"}[client.Connected == "1"]
-		fmt.Fprintln(c.out, printable(strings.Join([]string{client.ID, client.Type, client.IP, client.GUID, state}, " ")))
+		fields := []string{client.ID, client.Type, client.IP, client.GUID, state}
+		fmt.Fprintln(c.out, printable(strings.Join(fields, " ")))
 	}
 	return nil
 }
 
 func (c *console) toggleEvents([]string) error {
-	c.in.locked(func() bool { c.events = !c.events; return true })
+	c.in.withLock(func() bool { c.events = !c.events; return true })
 	return nil
 }
 
@@ -227,14 +244,15 @@ func (c *console) call(words []string) error {
 	if len(words) != 3 {
 		return errors.New("call <from> <to>")
 	}
-	return c.done(pz.MethodCall, pz.Attrs{{Name: "From", Value: words[1]}, {Name: "To", Value: words[2]}})
+	return c.command(pz.MethodCall, pz.Attrs{{Name: "From", Value: words[1]}, {Name: "To", Value: words[2]}})
 }
 
 func (c *console) transfer(words []string) error {
 	if len(words) != 2 && len(words) != 3 {
 		return errors.New("transfer <call id> [to]")
 	}
-	return c.done(pz.MethodTransfer, pz.Attrs{{Name: "CallID", Value: words[1]}, {Name: "To", Value: strings.Join(words[2:], "")}})
+	to := strings.Join(words[2:], "")
+	return c.command(pz.MethodTransfer, pz.Attrs{{Name: "CallID", Value: words[1]}, {Name: "To", Value: to}})
 }
 
 func (c *console) generate(words []string) error {
@@ -242,14 +260,14 @@ func (c *console) generate(words []string) error {
 	if err != nil {
 		return err
 	}
-	return c.done(pz.MethodGenerate, fields)
+	return c.command(pz.MethodGenerate, fields)
 }
 
 func (c *console) simulation(words []string) error {
 	if len(words) != 2 || words[1] != "on" && words[1] != "off" {
 		return errors.New("simulation on|off")
 	}
-	return c.done(pz.MethodSimulation, pz.Attrs{{Name: "Mode", Value: words[1]}})
+	return c.command(pz.MethodSimulation, pz.Attrs{{Name: "Mode", Value: words[1]}})
 }
 
 func (c *console) help(words []string) error {
@@ -268,7 +286,7 @@ func (c *console) help(words []string) error {
 	return nil
 }
 
-// complete finishes the first word of a line at the tab key.
+// complete completes the first word of a line at the tab key.
 func complete(line string, pos int, key rune) (string, int, bool) {
 	if key != '\t' || pos != len(line) || strings.Contains(line, " ") {
 		return "", 0, false
@@ -285,7 +303,8 @@ func complete(line string, pos int, key rune) (string, int, bool) {
 	return found[0] + " ", len(found[0]) + 1, true
 }
 
-// newLines reads from a terminal with an editor, history and completion, and from a pipe as it comes.
+// newLines reads from p.In: from a terminal with line editing, history and completion, and from a
+// pipe line by line.
 func newLines(ctx context.Context, p Program) *lines {
 	l := &lines{ctx: ctx, out: p.Out}
 	in, ok := p.In.(*os.File)

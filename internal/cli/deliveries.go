@@ -12,7 +12,7 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// delivery is what the API tells of one, as far as it is printed.
+// delivery holds the fields of the API's delivery that are printed.
 type delivery struct {
 	ID           string    `json:"id"`
 	Endpoint     string    `json:"endpoint"`
@@ -33,10 +33,10 @@ type delivery struct {
 	} `json:"last_attempts"`
 }
 
-// call is the ID of its call as people are shown it.
+// call returns the ID of the call, shortened and safe for a terminal.
 func (d delivery) call() string { return printable(telephony.Brief(d.CallID)) }
 
-// outcome says in a word or two how the last attempt ended.
+// outcome describes how the last attempt ended.
 func (d delivery) outcome() string {
 	switch {
 	case d.LastStatus != 0:
@@ -48,7 +48,8 @@ func (d delivery) outcome() string {
 }
 
 func (p Program) deliveries(ctx context.Context, args []string) error {
-	fs := p.flags("deliveries [flags] [ID]", "List what became of events at the CRMs, the newest first; with the ID of one, tell of its last attempts.\n"+apiHelp)
+	fs := p.flags("deliveries [flags] [ID]", "List what became of events at the CRMs, the newest first; "+
+		"with the ID of one, tell of its last attempts.\n"+apiHelp)
 	state := fs.String("state", "", "only those that are `pending`, delivered, expired or dead")
 	endpoint := fs.String("endpoint", "", "only those of the endpoint of that `name`")
 	call := fs.String("call", "", "only those of the call of that `id`")
@@ -56,7 +57,7 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
-	if err := atMost(fs, 1); err != nil {
+	if err := checkMaxArgs(fs, 1); err != nil {
 		return err
 	}
 	if fs.NArg() == 1 && fs.NFlag() > 0 {
@@ -67,7 +68,7 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 		return err
 	}
 	if fs.NArg() == 1 {
-		return p.oneDelivery(ctx, a, fs.Arg(0))
+		return p.showDelivery(ctx, a, fs.Arg(0))
 	}
 	query := url.Values{}
 	for name, value := range map[string]string{"state": *state, "endpoint": *endpoint, "call_id": *call} {
@@ -79,7 +80,9 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if len(list) == 0 && *endpoint != "" { // of one that was configured before there may be some
+	if len(list) == 0 && *endpoint != "" {
+		// The check comes last because an endpoint that is no longer configured may have
+		// deliveries.
 		if _, err := a.counts(ctx, *endpoint); err != nil {
 			return err
 		}
@@ -87,7 +90,8 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 	table := tabwriter.NewWriter(p.Out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "TIME\tSTATE\tTYPE\tCALL\tATTEMPTS\tLAST\tID")
 	for _, d := range list {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.Timestamp.Local().Format(time.DateTime), d.State, d.Type, d.call(), d.Attempts, d.outcome(), d.ID)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.Timestamp.Local().Format(time.DateTime),
+			d.State, d.Type, d.call(), d.Attempts, d.outcome(), d.ID)
 	}
 	if err := table.Flush(); err != nil {
 		return err
@@ -98,7 +102,8 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 	return nil
 }
 
-// deliveries lists up to limit deliveries, and says whether there may be more. A page may be short, or empty, though more follows.
+// deliveries lists up to limit deliveries, and reports whether there may be more. It reads pages
+// until then, since a page may be short or even empty although more deliveries follow.
 func (a api) deliveries(ctx context.Context, query url.Values, limit int) (list []delivery, more bool, err error) {
 	for {
 		query.Set("limit", strconv.Itoa(limit-len(list)))
@@ -117,8 +122,9 @@ func (a api) deliveries(ctx context.Context, query url.Values, limit int) (list 
 	}
 }
 
-func (p Program) oneDelivery(ctx context.Context, a api, id string) error {
-	path, err := inPath(id)
+// showDelivery prints one delivery with its last attempts.
+func (p Program) showDelivery(ctx context.Context, a api, id string) error {
+	path, err := pathSegment(id)
 	if err != nil {
 		return err
 	}
@@ -132,11 +138,11 @@ func (p Program) oneDelivery(ctx context.Context, a api, id string) error {
 		fmt.Fprintln(p.Out, "The next attempt is at", d.NextAttempt.Local().Format(time.DateTime))
 	}
 	for _, t := range d.LastAttempts {
-		said := "HTTP " + strconv.Itoa(t.Status)
+		result := "HTTP " + strconv.Itoa(t.Status)
 		if t.Status == 0 {
-			said = printable(t.Error)
+			result = printable(t.Error)
 		}
-		fmt.Fprintf(p.Out, "\n%s  %s, %.0f ms\n", t.At.Local().Format(time.DateTime), said, t.Took)
+		fmt.Fprintf(p.Out, "\n%s  %s, %.0f ms\n", t.At.Local().Format(time.DateTime), result, t.Took)
 		if t.Response != "" {
 			fmt.Fprintln(p.Out, printableLines(t.Response))
 		}

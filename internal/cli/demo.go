@@ -21,13 +21,14 @@ import (
 	"pzbridge/internal/pztest"
 )
 
-// onceTimeout is how long `demo -once` may take.
+// onceTimeout bounds the script of the demo.
 const onceTimeout = 15 * time.Second
 
 func (p Program) demo(ctx context.Context, args []string) error {
-	fs := p.flags("demo [flags]", "Show the whole thing at work, without any set-up: a simulated Prostie Zvonki server, the bridge, and a small CRM that\n"+
-		"verifies each webhook and prints it on a line. It plays some calls, sends commands through the API, and goes on with a call\n"+
-		"now and then until Ctrl-C.")
+	fs := p.flags("demo [flags]", "Show the whole thing at work, without any set-up: "+
+		"a simulated Prostie Zvonki server, the bridge, and a small CRM that\n"+
+		"verifies each webhook and prints it on a line. It plays some calls, sends commands through the API, "+
+		"and goes on with a call\nnow and then until Ctrl-C.")
 	once := fs.Bool("once", false, "play it once and exit")
 	crmAddr := fs.String("crm", "", "run only the demo CRM, on this `address`, for the bridge of this configuration")
 	if err := parse(fs, args); err != nil {
@@ -36,10 +37,10 @@ func (p Program) demo(ctx context.Context, args []string) error {
 	if *crmAddr != "" {
 		return p.demoCRM(ctx, *crmAddr)
 	}
-	return p.wholeDemo(ctx, *once)
+	return p.runDemo(ctx, *once)
 }
 
-// demoCRM is the CRM alone, as a container beside the bridge.
+// demoCRM runs the demo CRM alone, for a container beside the bridge.
 func (p Program) demoCRM(ctx context.Context, addr string) error {
 	cfg, err := load()
 	if err != nil {
@@ -57,22 +58,23 @@ func (p Program) demoCRM(ctx context.Context, addr string) error {
 	return serveUntil(ctx, l, crm)
 }
 
-func (p Program) wholeDemo(ctx context.Context, once bool) error {
+// runDemo runs the simulated server, the bridge and the CRM, and plays the script.
+func (p Program) runDemo(ctx context.Context, once bool) error {
 	dir, err := os.MkdirTemp("", "pzbridge-demo-")
 	if err != nil {
 		return err
 	}
 	remove := func() { _ = os.RemoveAll(dir) }
 	defer remove()
-	defer endAtSecondSignal(remove)()
+	defer exitOnSecondSignal(remove)()
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
-	// Whoever reads along may have seen enough: the demo then ends as with Ctrl-C, and leaves nothing behind.
+	// If the reader of the output goes away, the demo ends as with Ctrl-C and removes its folder.
 	signal.Ignore(syscall.SIGPIPE)
-	p.Out = untilGone{p.Out, stop}
+	p.Out = cancelingWriter{p.Out, stop}
 
-	print := p.printer()
-	server := pztest.NewServer(pztest.Options{Log: func(line string) { print("server   " + line) }})
+	printLine := p.printer()
+	server := pztest.NewServer(pztest.Options{Log: func(line string) { printLine("server   " + line) }})
 	defer server.Close()
 	token, operator := "demo-"+rand.Text(), "operator-"+rand.Text()
 	crmListener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -84,15 +86,19 @@ func (p Program) wholeDemo(ctx context.Context, once bool) error {
 		return err
 	}
 	cfg, err := config.Load(map[string]string{
-		"PZ_URL":          server.URL,
-		"ENDPOINT_0_NAME": "demo", "ENDPOINT_0_URL": "http://" + crmListener.Addr().String() + "/webhook",
-		"ENDPOINT_0_SECRET": newSecret(), "ENDPOINT_0_TOKEN": token,
-		"OUTBOX_PATH": filepath.Join(dir, "outbox.db"), "LISTEN_ADDR": apiAddr, "API_TOKEN": operator,
+		"PZ_URL":            server.URL,
+		"ENDPOINT_0_NAME":   "demo",
+		"ENDPOINT_0_URL":    "http://" + crmListener.Addr().String() + "/webhook",
+		"ENDPOINT_0_SECRET": newSecret(),
+		"ENDPOINT_0_TOKEN":  token,
+		"OUTBOX_PATH":       filepath.Join(dir, "outbox.db"),
+		"LISTEN_ADDR":       apiAddr,
+		"API_TOKEN":         operator,
 	})
 	if err != nil {
 		return err
 	}
-	crm, err := demo.NewCRM(cfg.Endpoints[0].Secrets, print)
+	crm, err := demo.NewCRM(cfg.Endpoints[0].Secrets, printLine)
 	if err != nil {
 		return err
 	}
@@ -103,21 +109,28 @@ func (p Program) wholeDemo(ctx context.Context, once bool) error {
 	parts.Go(func() { defer stop(); crmErr = serveUntil(ctx, crmListener, crm) })
 	parts.Go(func() { defer stop(); bridgeErr = p.Bridge(ctx, cfg, logger) })
 
-	fmt.Fprintf(p.Out, "A simulated Prostie Zvonki server at %s, the bridge, and a CRM at %s.\n", server.URL, cfg.Endpoints[0].URL)
+	fmt.Fprintf(p.Out, "A simulated Prostie Zvonki server at %s, the bridge, and a CRM at %s.\n",
+		server.URL, cfg.Endpoints[0].URL)
 	fmt.Fprintf(p.Out, "The dashboard is at http://%s/, its token %s\n", apiAddr, operator)
 	fmt.Fprintf(p.Out, "The API listens at http://%s; try it while this runs:\n\n", apiAddr)
 	fmt.Fprintf(p.Out, "  curl http://%s/v1/calls -H 'Authorization: Bearer %s' \\\n", apiAddr, token)
 	fmt.Fprintf(p.Out, "    -H 'Content-Type: application/json' -d '{\"from\":\"101\",\"to\":\"+7 343 0112233\"}'\n\n")
-	stage := &demo.Stage{Server: server, CRM: crm, API: "http://" + apiAddr, Token: token, Print: print}
+	stage := &demo.Stage{
+		Server: server,
+		CRM:    crm,
+		API:    "http://" + apiAddr,
+		Token:  token,
+		Print:  printLine,
+	}
 	playErr := p.playDemo(ctx, stage, once)
 	stop()
 	parts.Wait()
 	return errors.Join(bridgeErr, crmErr, playErr)
 }
 
-// endAtSecondSignal ends the process at the second signal, as it ends without it, but cleans up
-// before. What it returns takes that back.
-func endAtSecondSignal(cleanUp func()) (takeBack func()) {
+// exitOnSecondSignal makes the second signal call cleanUp and end the process. Without it, the
+// second signal would end the process without a clean-up. The returned function undoes this.
+func exitOnSecondSignal(cleanUp func()) (undo func()) {
 	signals, done := make(chan os.Signal, 2), make(chan struct{})
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	go func() {
@@ -137,7 +150,7 @@ func endAtSecondSignal(cleanUp func()) (takeBack func()) {
 	}
 }
 
-// playDemo plays it once, and unless that is all goes on until ctx ends.
+// playDemo plays the script and then, unless once is set, simulates calls until ctx ends.
 func (p Program) playDemo(ctx context.Context, stage *demo.Stage, once bool) error {
 	playCtx, cancel := context.WithTimeout(ctx, onceTimeout)
 	defer cancel()
@@ -154,7 +167,7 @@ func (p Program) playDemo(ctx context.Context, stage *demo.Stage, once bool) err
 	return nil
 }
 
-// printer gives a function that prints a line with the time, from any goroutine.
+// printer returns a function that prints a line with the time. It is safe for concurrent use.
 func (p Program) printer() func(string) {
 	var mu sync.Mutex
 	return func(line string) {
@@ -164,21 +177,21 @@ func (p Program) printer() func(string) {
 	}
 }
 
-// untilGone writes until nobody reads any more, and says when that is so.
-type untilGone struct {
+// cancelingWriter calls onError when a write fails.
+type cancelingWriter struct {
 	io.Writer
-	gone func()
+	onError func()
 }
 
-func (w untilGone) Write(p []byte) (int, error) {
+func (w cancelingWriter) Write(p []byte) (int, error) {
 	n, err := w.Writer.Write(p)
 	if err != nil {
-		w.gone()
+		w.onError()
 	}
 	return n, err
 }
 
-// serveUntil serves until ctx ends.
+// serveUntil serves HTTP on a listener until ctx ends.
 func serveUntil(ctx context.Context, l net.Listener, h http.Handler) error {
 	server := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
@@ -188,7 +201,7 @@ func serveUntil(ctx context.Context, l net.Listener, h http.Handler) error {
 	return nil
 }
 
-// freeAddress finds a loopback address where nothing listens, 127.0.0.1:8080 if it can be.
+// freeAddress returns a free loopback address, preferably 127.0.0.1:8080.
 func freeAddress() (string, error) {
 	for _, addr := range []string{"127.0.0.1:8080", "127.0.0.1:0"} {
 		l, err := net.Listen("tcp", addr)

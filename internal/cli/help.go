@@ -11,7 +11,8 @@ func (p Program) help(ctx context.Context, args []string) error {
 		p.Err = p.Out
 		return p.dispatch(ctx, []string{args[0], "-h"})
 	}
-	fmt.Fprint(p.Out, `pzbridge connects a Prostie Zvonki server with CRMs: call events become signed webhooks, and an HTTP API takes
+	fmt.Fprint(p.Out, "pzbridge connects a Prostie Zvonki server with CRMs: "+
+		"call events become signed webhooks, and an HTTP API takes"+`
 calls, transfers and SMS back.
 
 Usage: pzbridge [command]

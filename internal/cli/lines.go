@@ -11,7 +11,7 @@ import (
 	"golang.org/x/term"
 )
 
-// lines is where the console's commands come from: a terminal or a pipe.
+// lines reads the console's commands from a terminal or a pipe.
 type lines struct {
 	ctx      context.Context
 	out      io.Writer
@@ -22,32 +22,32 @@ type lines struct {
 	mu sync.Mutex
 }
 
-// read gives the next line, or io.EOF, also when the context has ended.
+// read returns the next line, or io.EOF at the end of the input or of the context.
 func (l *lines) read(prompt string) (string, error) {
-	return l.await(func() (string, error) { return l.next(prompt) })
+	return l.readOrDone(func() (string, error) { return l.readLine(prompt) })
 }
 
-// await gives what a read gives. One of standard input cannot be called back when the context ends;
-// it ends with the process.
-func (l *lines) await(read func() (string, error)) (string, error) {
+// readOrDone calls read in a goroutine and returns its result, or io.EOF when the context ends. A
+// blocked read of standard input cannot be interrupted; its goroutine ends with the process.
+func (l *lines) readOrDone(read func() (string, error)) (string, error) {
 	type result struct {
 		line string
 		err  error
 	}
-	got := make(chan result, 1)
+	results := make(chan result, 1)
 	go func() {
 		line, err := read()
-		got <- result{line, err}
+		results <- result{line, err}
 	}()
 	select {
-	case r := <-got:
+	case r := <-results:
 		return r.line, r.err
 	case <-l.ctx.Done():
 		return "", io.EOF
 	}
 }
 
-func (l *lines) next(prompt string) (string, error) {
+func (l *lines) readLine(prompt string) (string, error) {
 	if l.terminal != nil {
 		l.terminal.SetPrompt(prompt)
 		return l.terminal.ReadLine()
@@ -61,16 +61,16 @@ func (l *lines) next(prompt string) (string, error) {
 	return l.pipe.Text(), nil
 }
 
-// password reads a line that is not shown.
+// password reads a line without echo.
 func (l *lines) password(prompt string) (string, error) {
 	if l.terminal != nil {
-		return l.await(func() (string, error) { return l.terminal.ReadPassword(prompt) })
+		return l.readOrDone(func() (string, error) { return l.terminal.ReadPassword(prompt) })
 	}
 	line, err := l.read("")
 	return strings.TrimSpace(line), err
 }
 
-// print writes a line that nobody has asked for, without spoiling the one that is being typed.
+// print writes an unsolicited line, without disturbing the line that the user is typing.
 func (l *lines) print(line string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -81,8 +81,8 @@ func (l *lines) print(line string) {
 	fmt.Fprintln(l.out, line)
 }
 
-// locked asks or changes what the reader of the socket asks too.
-func (l *lines) locked(f func() bool) bool {
+// withLock calls f under the lock, for state that the reader of the socket also uses.
+func (l *lines) withLock(f func() bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return f()

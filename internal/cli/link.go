@@ -16,29 +16,32 @@ import (
 )
 
 const (
-	// answerIn is how long the console waits for an answer.
-	answerIn = 10 * time.Second
-	// otherFormIn is after how long without one it tries the other form.
-	otherFormIn = 2 * time.Second
-	// websocketNormal is the code of a close that nothing is wrong with (RFC 6455, 7.4.1).
+	// responseTimeout bounds the wait for a response.
+	responseTimeout = 10 * time.Second
+	// otherCodecAfter is the wait for a response before the console tries the other codec.
+	otherCodecAfter = 2 * time.Second
+	// websocketNormal is the close code "normal closure" (RFC 6455, 7.4.1).
 	websocketNormal = 1000
 )
 
-// link is the console's connection to a server. One goroutine reads it.
+// link is the console's connection to a server. One goroutine reads from it.
 type link struct {
 	socket *relay.Socket
-	gone   chan struct{} // closed when it has ended
+	done   chan struct{} // closed when the connection has ended
 
 	mu      sync.Mutex
-	codec   pz.Codec // to write in
+	codec   pz.Codec // for requests
 	lastID  int
-	waiting map[string]chan pz.Response
-	open    bool // the server has let the client in, and nobody has hung up
+	pending map[string]chan pz.Response
+	open    bool // the server has accepted the client, and close was not called
 }
 
-// dialLink connects. Event is told of each event, ended of the end unless it was wanted. It waits until the server has told its version: a wrong password
-// is refused only after the handshake.
-func dialLink(ctx context.Context, address string, id pz.Identity, event func(pz.Event), ended func(error)) (*link, error) {
+// dialLink connects to a server and waits for the server's version, because the server refuses a
+// wrong password only after the handshake. It calls onEvent for each event, and onEnd when the
+// connection ends without a call of close.
+func dialLink(
+	ctx context.Context, address string, id pz.Identity, onEvent func(pz.Event), onEnd func(error),
+) (*link, error) {
 	if !strings.Contains(address, "://") {
 		address = "ws://" + address
 	}
@@ -49,30 +52,35 @@ func dialLink(ctx context.Context, address string, id pz.Identity, event func(pz
 	if u.Port() == "" {
 		u.Host += ":" + pz.DefaultPort
 	}
-	// A console for trying things out takes whatever certificate there is, as the vendor's does.
+	// The console is a diagnostic tool and accepts any certificate, as the vendor's does.
 	socket, err := relay.Dial(ctx, relay.DialOptions{URL: u, TLS: anyCertificate(), Identity: id})
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", u.Host, err)
 	}
-	l := &link{socket: socket, codec: pz.CodecFor(u.Scheme), gone: make(chan struct{}), waiting: map[string]chan pz.Response{}}
-	first := make(chan error, 1)
+	l := &link{
+		socket:  socket,
+		done:    make(chan struct{}),
+		codec:   pz.CodecFor(u.Scheme),
+		pending: map[string]chan pz.Response{},
+	}
+	readResult := make(chan error, 1)
 	go func() {
-		err := l.read(event)
-		close(l.gone)
-		first <- err
+		err := l.read(onEvent)
+		close(l.done)
+		readResult <- err
 		l.mu.Lock()
-		open := l.open
+		wasOpen := l.open
 		l.mu.Unlock()
-		if open {
-			ended(err)
+		if wasOpen {
+			onEnd(err)
 		}
 	}()
 	if err := l.identify(ctx); err != nil {
 		l.close()
 		select {
-		case ended := <-first:
-			if relay.CloseCode(ended) != websocketNormal { // else it answers our own close
-				err = ended
+		case readErr := <-readResult:
+			if relay.CloseCode(readErr) != websocketNormal { // not the reply to our own close
+				err = readErr
 			}
 		case <-time.After(time.Second):
 		}
@@ -84,23 +92,24 @@ func dialLink(ctx context.Context, address string, id pz.Identity, event func(pz
 	return l, nil
 }
 
-// identify asks for the server's version, in the form that its address lets one expect and, while there
-// is no answer, in the other one: a proxy may add or remove TLS. Either answer will do.
+// identify requests the server's version with the codec that goes with its address, and after
+// otherCodecAfter without a response with the other codec, because a proxy may add or remove TLS.
+// A response to either request is enough.
 func (l *link) identify(ctx context.Context) error {
-	req, answer := l.expect(pz.MethodGetVersion, nil)
+	req, answer := l.newRequest(pz.MethodGetVersion, nil)
 	if err := l.write(req); err != nil {
 		return err
 	}
-	patience := time.NewTimer(otherFormIn)
-	defer patience.Stop()
+	timer := time.NewTimer(otherCodecAfter)
+	defer timer.Stop()
 	select {
 	case <-answer:
 		return nil
-	case <-l.gone:
+	case <-l.done:
 		return errEnded
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-patience.C:
+	case <-timer.C:
 	}
 	if l.socket.Spoken() == pz.UnknownCodec {
 		l.mu.Lock()
@@ -114,16 +123,17 @@ func (l *link) identify(ctx context.Context) error {
 	return err
 }
 
-func (l *link) read(event func(pz.Event)) error {
+// read passes events to onEvent and responses to their requests, until the connection ends.
+func (l *link) read(onEvent func(pz.Event)) error {
 	return l.socket.Read(func(m relay.Message) {
-		events, responses, _ := pz.ParseServerMessage(m.Doc) // what could be read of it
+		events, responses, _ := pz.ParseServerMessage(m.Doc) // what is readable, despite an error
 		for _, e := range events {
-			event(e)
+			onEvent(e)
 		}
 		for _, r := range responses {
 			l.mu.Lock()
-			answer, ok := l.waiting[r.RequestID]
-			delete(l.waiting, r.RequestID)
+			answer, ok := l.pending[r.RequestID]
+			delete(l.pending, r.RequestID)
 			l.mu.Unlock()
 			if ok {
 				answer <- r
@@ -132,52 +142,52 @@ func (l *link) read(event func(pz.Event)) error {
 	}, l.pong)
 }
 
-// pong answers a ping.
+// pong replies to a ping.
 func (l *link) pong(payload []byte) { _ = l.socket.Pong(payload, time.Now().Add(time.Second)) }
 
-// request asks the server and waits for its answer.
+// request sends a request and waits for its response.
 func (l *link) request(ctx context.Context, method string, data pz.Attrs) (pz.Response, error) {
-	req, answer := l.expect(method, data)
+	req, answer := l.newRequest(method, data)
 	if err := l.write(req); err != nil {
 		return pz.Response{}, err
 	}
 	return l.await(ctx, answer)
 }
 
-// expect makes a request, and takes the response to it.
-func (l *link) expect(method string, data pz.Attrs) (req pz.Request, answer chan pz.Response) {
+// newRequest makes a request and registers the channel for its response.
+func (l *link) newRequest(method string, data pz.Attrs) (req pz.Request, answer chan pz.Response) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.lastID++
 	req = pz.Request{Method: method, ID: strconv.Itoa(l.lastID), Data: data}
 	answer = make(chan pz.Response, 1)
-	l.waiting[req.ID] = answer
+	l.pending[req.ID] = answer
 	return req, answer
 }
 
-// write writes a request in the form that the server speaks, as far as that is known.
+// write sends a request with the codec of the server's messages, once there is one.
 func (l *link) write(req pz.Request) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if spoken := l.socket.Spoken(); spoken != pz.UnknownCodec {
-		l.codec = spoken
+	if serverCodec := l.socket.Spoken(); serverCodec != pz.UnknownCodec {
+		l.codec = serverCodec
 	}
-	return l.socket.Write(req.XML(), l.codec, time.Now().Add(answerIn))
+	return l.socket.Write(req.XML(), l.codec, time.Now().Add(responseTimeout))
 }
 
-// errEnded means that the connection is no more.
+// errEnded means that the connection has ended.
 var errEnded = errors.New("the connection has ended")
 
 func (l *link) await(ctx context.Context, answer <-chan pz.Response) (pz.Response, error) {
-	timeUp := time.NewTimer(answerIn)
+	timeUp := time.NewTimer(responseTimeout)
 	defer timeUp.Stop()
 	select {
 	case resp := <-answer:
 		return resp, nil
-	case <-l.gone:
+	case <-l.done:
 		return pz.Response{}, errEnded
 	case <-timeUp.C:
-		return pz.Response{}, fmt.Errorf("the server does not answer within %s", answerIn)
+		return pz.Response{}, fmt.Errorf("the server does not answer within %s", responseTimeout)
 	case <-ctx.Done():
 		return pz.Response{}, ctx.Err()
 	}
@@ -187,5 +197,5 @@ func (l *link) close() {
 	l.mu.Lock()
 	l.open = false
 	l.mu.Unlock()
-	l.socket.Hangup(l.gone, time.Second)
+	l.socket.Hangup(l.done, time.Second)
 }

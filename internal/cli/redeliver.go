@@ -14,10 +14,11 @@ import (
 )
 
 func (p Program) redeliver(ctx context.Context, args []string) error {
-	fs := p.flags("redeliver [flags] [ID]", "Send a delivery again, or with -endpoint many, and then follow how those arrive. "+
-		"Ctrl-C ends the following, not the sending.\n"+apiHelp)
+	fs := p.flags("redeliver [flags] [ID]", "Send a delivery again, or with -endpoint many, "+
+		"and then follow how those arrive. Ctrl-C ends the following, not the sending.\n"+apiHelp)
 	endpoint := fs.String("endpoint", "", "send again what is for the endpoint of that `name`")
-	since := fs.String("since", "", "with -endpoint: only events from that `time` on, such as 2026-11-23T06:25:53Z, or so long ago, such as 24h")
+	since := fs.String("since", "", "with -endpoint: only events from that `time` on, "+
+		"such as 2026-11-23T06:25:53Z, or so long ago, such as 24h")
 	until := fs.String("until", "", "only events before that `time`, or before so long ago")
 	states := fs.String("states", "dead,expired", "only those that are `dead`, expired, delivered or missing")
 	types := fs.String("types", "", "only events of these `types`, separated by commas")
@@ -25,7 +26,7 @@ func (p Program) redeliver(ctx context.Context, args []string) error {
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
-	if err := atMost(fs, 1); err != nil {
+	if err := checkMaxArgs(fs, 1); err != nil {
 		return err
 	}
 	a, err := newAPI()
@@ -41,21 +42,26 @@ func (p Program) redeliver(ctx context.Context, args []string) error {
 		return usageError("name one delivery, or an endpoint with -endpoint")
 	case *since == "":
 		return usageError("say with -since from when on, such as -since 24h or -since 2026-11-23T06:25:53Z")
-	case len(split(*states)) == 0:
+	case len(splitList(*states)) == 0:
 		return usageError("-states must name some of dead, expired, delivered and missing")
 	}
-	request := redelivery{Endpoint: *endpoint, States: split(*states), Types: split(*types), DryRun: *dryRun}
-	if request.Since, err = timeOrAgo(*since); err != nil {
+	request := redelivery{
+		Endpoint: *endpoint,
+		States:   splitList(*states),
+		Types:    splitList(*types),
+		DryRun:   *dryRun,
+	}
+	if request.Since, err = parseTimeOrAge(*since); err != nil {
 		return usageError(fmt.Sprintf("-since %v", err))
 	}
-	if request.Until, err = timeOrAgo(*until); err != nil {
+	if request.Until, err = parseTimeOrAge(*until); err != nil {
 		return usageError(fmt.Sprintf("-until %v", err))
 	}
 	return p.redeliverMany(ctx, a, request)
 }
 
 func (p Program) redeliverOne(ctx context.Context, a api, id string) error {
-	path, err := inPath(id)
+	path, err := pathSegment(id)
 	if err != nil {
 		return err
 	}
@@ -70,24 +76,24 @@ func (p Program) redeliverOne(ctx context.Context, a api, id string) error {
 func (p Program) redeliverMany(ctx context.Context, a api, request redelivery) error {
 	before, err := a.counts(ctx, request.Endpoint)
 	if err == nil && !request.DryRun {
-		before.Dead, err = a.staysDead(ctx, request, before.Dead)
+		before.Dead, err = a.deadNotChosen(ctx, request, before.Dead)
 	}
 	if err != nil {
 		return err
 	}
-	many, err := a.redeliver(ctx, request)
+	count, err := a.redeliver(ctx, request)
 	switch {
 	case err != nil:
 		return err
 	case request.DryRun:
-		fmt.Fprintf(p.Out, "%d deliveries would be sent again.\n", many)
+		fmt.Fprintf(p.Out, "%d deliveries would be sent again.\n", count)
 		return nil
 	}
-	fmt.Fprintf(p.Out, "%d deliveries are sent again.\n", many)
-	return p.follow(ctx, a, request.Endpoint, before, many)
+	fmt.Fprintf(p.Out, "%d deliveries are sent again.\n", count)
+	return p.follow(ctx, a, request.Endpoint, before, count)
 }
 
-// redeliver asks for it and gives the number of deliveries.
+// redeliver requests a redelivery and returns the number of deliveries chosen.
 func (a api) redeliver(ctx context.Context, request redelivery) (int, error) {
 	var answer struct {
 		Deliveries int `json:"deliveries"`
@@ -96,8 +102,8 @@ func (a api) redeliver(ctx context.Context, request redelivery) (int, error) {
 	return answer.Deliveries, err
 }
 
-// staysDead is how many of the dead deliveries a redelivery does not choose.
-func (a api) staysDead(ctx context.Context, request redelivery, dead int) (int, error) {
+// deadNotChosen returns how many of the dead deliveries a redelivery does not choose.
+func (a api) deadNotChosen(ctx context.Context, request redelivery, dead int) (int, error) {
 	if !slices.Contains(request.States, "dead") {
 		return dead, nil
 	}
@@ -106,7 +112,8 @@ func (a api) staysDead(ctx context.Context, request redelivery, dead int) (int, 
 	return dead - chosen, err
 }
 
-// redelivery says which deliveries to make again. Empty fields leave nothing out.
+// redelivery is the API's request for a redelivery. Except for the endpoint, an empty field does
+// not restrict the choice.
 type redelivery struct {
 	Endpoint string    `json:"endpoint"`
 	Since    time.Time `json:"since"`
@@ -116,8 +123,8 @@ type redelivery struct {
 	DryRun   bool      `json:"dry_run"`
 }
 
-// timeOrAgo reads a time, or how long ago it was. Nothing is none.
-func timeOrAgo(s string) (time.Time, error) {
+// parseTimeOrAge parses a time in RFC 3339 form, or an age such as 24h. Empty gives the zero time.
+func parseTimeOrAge(s string) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
@@ -131,58 +138,69 @@ func timeOrAgo(s string) (time.Time, error) {
 	return at, nil
 }
 
-// follow draws how many of the deliveries that were asked for do not wait any more, and fails once there are more dead ones than before. New events count too, and
-// what waited before: it may end a little late, or early beside a backlog.
-func (p Program) follow(ctx context.Context, a api, endpoint string, before counts, many int) error {
-	if many == 0 {
+// follow draws a bar of how many of the chosen deliveries have left the pending state, and fails as
+// soon as the endpoint has more dead deliveries than before. The API only counts all deliveries of
+// the endpoint, including those of new events and of an earlier backlog, so follow may end a little
+// late, or early if there is a backlog.
+func (p Program) follow(ctx context.Context, a api, endpoint string, before counts, count int) error {
+	if count == 0 {
 		return nil
 	}
-	drawn := p.Err
+	barOut := p.Err
 	if !isTerminal(p.Err) {
-		drawn = io.Discard // a bar is drawn over itself, which a file does not know
+		barOut = io.Discard // a bar overwrites itself, which works on a terminal only
 	}
-	bar := progressbar.NewOptions(many, progressbar.OptionSetWriter(drawn), progressbar.OptionShowCount(), progressbar.OptionSetDescription(endpoint),
-		progressbar.OptionSetPredictTime(false), progressbar.OptionOnCompletion(func() { fmt.Fprintln(drawn) }))
+	bar := progressbar.NewOptions(
+		count,
+		progressbar.OptionSetWriter(barOut),
+		progressbar.OptionShowCount(),
+		progressbar.OptionSetDescription(endpoint),
+		progressbar.OptionSetPredictTime(false),
+		progressbar.OptionOnCompletion(func() { fmt.Fprintln(barOut) }),
+	)
 	for {
 		now, err := a.counts(ctx, endpoint)
 		if errors.Is(err, errInterrupted) {
-			fmt.Fprintln(drawn)
+			fmt.Fprintln(barOut)
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		done := many - min(many, max(0, now.Pending-before.Pending))
+		done := count - min(count, max(0, now.Pending-before.Pending))
 		if err := bar.Set(done); err != nil {
 			return err
 		}
 		if died := now.Dead - before.Dead; died > 0 {
-			fmt.Fprintln(drawn)
-			return fmt.Errorf("%d deliveries have died meanwhile; \"pzbridge deliveries -endpoint %s -state dead\" lists them", died, endpoint)
+			fmt.Fprintln(barOut)
+			return fmt.Errorf("%d deliveries have died meanwhile; "+
+				"\"pzbridge deliveries -endpoint %s -state dead\" lists them", died, endpoint)
 		}
-		if done == many {
+		if done == count {
 			return nil
 		}
 		if now.State == "failing" && before.State != now.State {
-			fmt.Fprintf(p.Err, "\n%s is failing: what waits goes when it takes something again. Ctrl-C ends the following.\n", endpoint)
+			fmt.Fprintf(p.Err, "\n%s is failing: what waits goes when it takes something again. "+
+				"Ctrl-C ends the following.\n", endpoint)
 			before.State = now.State
 		}
 		select {
 		case <-ctx.Done():
-			fmt.Fprintln(drawn)
+			fmt.Fprintln(barOut)
 			return nil
 		case <-time.After(300 * time.Millisecond):
 		}
 	}
 }
 
-// counts is how an endpoint stands, and how many deliveries to it are in a state.
+// counts is the state of an endpoint, and how many of its deliveries are pending and dead.
 type counts struct {
 	State   string `json:"-"`
 	Pending int    `json:"pending"`
 	Dead    int    `json:"dead"`
 }
 
+// counts reads the counts of an endpoint. It fails if the bridge has no such endpoint.
 func (a api) counts(ctx context.Context, endpoint string) (counts, error) {
 	var answer struct {
 		Endpoints []struct {
@@ -203,7 +221,8 @@ func (a api) counts(ctx context.Context, endpoint string) (counts, error) {
 	return counts{}, fmt.Errorf("the bridge has no endpoint %q", endpoint)
 }
 
-func split(list string) (items []string) {
+// splitList splits a comma-separated list, without empty parts.
+func splitList(list string) (items []string) {
 	for item := range strings.SplitSeq(list, ",") {
 		if item = strings.TrimSpace(item); item != "" {
 			items = append(items, item)

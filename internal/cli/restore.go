@@ -8,12 +8,13 @@ import (
 )
 
 func (p Program) restore(_ context.Context, args []string) error {
-	fs := p.flags("restore FILE", "Put a copy of a backup (from GET /v1/backup) in the place of the outbox (OUTBOX_PATH). The bridge must be stopped meanwhile. What was\n"+
-		"there is kept beside it, with the ending .before-restore.")
+	fs := p.flags("restore FILE", "Put a copy of a backup (from GET /v1/backup) "+
+		"in the place of the outbox (OUTBOX_PATH). The bridge must be stopped meanwhile. "+
+		"What was\nthere is kept beside it, with the ending .before-restore.")
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
-	if err := atMost(fs, 1); err != nil {
+	if err := checkMaxArgs(fs, 1); err != nil {
 		return err
 	}
 	if fs.NArg() != 1 {

@@ -8,7 +8,8 @@ import (
 )
 
 func (p Program) secret(_ context.Context, args []string) error {
-	fs := p.flags("secret", "Print a fresh secret (whsec_…) for ENDPOINT_<n>_SECRET. The CRM needs the same one, to verify what it gets.")
+	fs := p.flags("secret", "Print a fresh secret (whsec_…) for ENDPOINT_<n>_SECRET. "+
+		"The CRM needs the same one, to verify what it gets.")
 	if err := parse(fs, args); err != nil {
 		return err
 	}
@@ -18,6 +19,6 @@ func (p Program) secret(_ context.Context, args []string) error {
 
 func newSecret() string {
 	key := make([]byte, 32)
-	_, _ = rand.Read(key) // never fails: see its documentation
+	_, _ = rand.Read(key) // documented never to fail
 	return "whsec_" + base64.StdEncoding.EncodeToString(key)
 }

@@ -13,7 +13,8 @@ import (
 	"pzbridge/internal/pztest"
 )
 
-const simulateHelp = `Be a Prostie Zvonki server, in the manner of the vendor's TestServer. Lines on standard input make events:
+const simulateHelp = "Be a Prostie Zvonki server, in the manner of the vendor's TestServer. " +
+	"Lines on standard input make events:" + `
 
   generate incoming <from> [line]
   generate transfer|transans <from> <to> [line] [client guid] [call id]
@@ -28,7 +29,8 @@ func (p Program) simulate(ctx context.Context, args []string) error {
 	fs := p.flags("simulate [flags]", simulateHelp)
 	port := fs.Uint("p", 10150, "`port` to listen on")
 	secure := fs.Bool("s", false, "serve wss (TLS) with a certificate that is made now; its fingerprint is printed")
-	legacy := fs.Bool("legacy", false, "with -s: only TLS 1.0 with RSA key exchange and an expired certificate, as old connectors do")
+	legacy := fs.Bool("legacy", false, "with -s: only TLS 1.0 with RSA key exchange and an expired certificate, "+
+		"as old connectors do")
 	plain := fs.Bool("r", false, "serve ws, without TLS (the default)")
 	password := fs.String("c", "", "`password` that clients must have; without one anybody may connect")
 	debug := fs.Bool("d", false, "print every frame")
@@ -39,10 +41,10 @@ func (p Program) simulate(ctx context.Context, args []string) error {
 	if *secure && *plain || *legacy && !*secure || *port > 65535 {
 		return usageError("-s and -r exclude each other, -legacy goes with -s, and a port is at most 65535")
 	}
-	print := func(line string) { fmt.Fprintln(p.Out, line) }
-	opts := pztest.Options{Password: *password, Log: print}
+	printLine := func(line string) { fmt.Fprintln(p.Out, line) }
+	opts := pztest.Options{Password: *password, Log: printLine}
 	if *debug {
-		opts.Debug = print
+		opts.Debug = printLine
 	}
 	if *secure {
 		opts.TLS = map[bool]func() *tls.Config{false: pztest.ModernTLS, true: pztest.LegacyTLS}[*legacy]()
@@ -61,22 +63,22 @@ func (p Program) simulate(ctx context.Context, args []string) error {
 	if *simulation {
 		server.Simulate(true)
 	}
-	// The reader of standard input cannot be called back; it ends with the process.
-	go p.readLines(server)
+	// A blocked read of standard input cannot be interrupted; the goroutine ends with the process.
+	go p.executeLines(server)
 	<-ctx.Done()
 	return nil
 }
 
-// readLines obeys the lines of standard input until it ends.
-func (p Program) readLines(server *pztest.Server) {
+// executeLines executes the lines of standard input until it ends.
+func (p Program) executeLines(server *pztest.Server) {
 	lines := bufio.NewScanner(p.In)
-	lines.Buffer(nil, pz.MaxMessage) // what a server may send: a text can be long
+	lines.Buffer(nil, pz.MaxMessage) // an SMS may be long
 	for lines.Scan() {
 		line := strings.TrimSpace(lines.Text())
 		if line == "" {
 			continue
 		}
-		if err := obey(server, line); err != nil {
+		if err := execute(server, line); err != nil {
 			fmt.Fprintln(p.Err, err)
 		}
 	}
@@ -85,7 +87,8 @@ func (p Program) readLines(server *pztest.Server) {
 	}
 }
 
-func obey(server *pztest.Server, line string) error {
+// execute makes the event that a line describes, or switches the simulation.
+func execute(server *pztest.Server, line string) error {
 	words, err := pz.SplitWords(line)
 	if err != nil {
 		return err

@@ -21,15 +21,15 @@ import (
 )
 
 const (
-	tailEvery = 500 * time.Millisecond // how often deliveries are looked at,
-	tailAll   = 10 * time.Second       // and how often at all that are in reach
-	tailPage  = 500                    // events, or deliveries
-	tailReach = 5000                   // deliveries, the newest
+	tailInterval      = 500 * time.Millisecond // between two polls
+	tailFullInterval  = 10 * time.Second       // between two reads of all maxTailDeliveries
+	tailPageSize      = 500                    // events or deliveries
+	maxTailDeliveries = 5000                   // the newest ones, which are watched for changes
 )
 
 func (p Program) tail(ctx context.Context, args []string) error {
-	fs := p.flags("tail", "Print events and what becomes of them at the CRMs as it happens, until Ctrl-C: in colour on a terminal, one JSON object a line\n"+
-		"in a pipe. Of deliveries it knows the newest 5,000. "+apiHelp)
+	fs := p.flags("tail", "Print events and what becomes of them at the CRMs as it happens, until Ctrl-C: "+
+		"in colour on a terminal, one JSON object a line\nin a pipe. Of deliveries it knows the newest 5,000. "+apiHelp)
 	if err := parse(fs, args); err != nil {
 		return err
 	}
@@ -53,49 +53,49 @@ func isTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == ""
 }
 
-// tailer prints what is new since it last looked.
+// tailer polls the bridge, and prints new events and changed deliveries.
 type tailer struct {
-	p      Program
-	api    api
-	cursor string
-	seen   map[string]standing // how each delivery stood, by its ID; nil before the first look
-	all    time.Time           // when all in reach were looked at
-	pretty bool
+	p          Program
+	api        api
+	cursor     string
+	known      map[string]deliveryState // by delivery ID; nil before the first poll
+	fullReadAt time.Time                // when all maxTailDeliveries were read last
+	pretty     bool
 }
 
-// standing is how a delivery stands.
-type standing struct {
+// deliveryState is the part of a delivery whose change is printed.
+type deliveryState struct {
 	state    string
 	attempts int
 }
 
-// untried is how each begins.
-var untried = standing{state: "pending"}
+// untried is the initial state of every delivery.
+var untried = deliveryState{state: "pending"}
 
-func (s standing) waits() bool { return s.state == untried.state }
+func (s deliveryState) isPending() bool { return s.state == untried.state }
 
 func (t *tailer) run(ctx context.Context) error {
 	t.cursor = "now"
-	away := false
+	unavailable := false
 	for {
-		first, began := t.seen == nil, time.Now()
-		err := t.look(ctx)
+		first, began := t.known == nil, time.Now()
+		err := t.poll(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil && first:
-			fmt.Fprintln(t.p.Err, "Looking at", t.api.shown()+"; Ctrl-C ends it.")
-		case err == nil && away:
+			fmt.Fprintln(t.p.Err, "Looking at", t.api.redactedURL()+"; Ctrl-C ends it.")
+		case err == nil && unavailable:
 			fmt.Fprintln(t.p.Err, "It answers again.")
 		case err != nil && (first || !errors.Is(err, errNoAnswer)):
 			return err
-		case err != nil && !away: // it may be restarting
+		case err != nil && !unavailable: // it may be restarting
 			fmt.Fprintf(t.p.Err, "%v; trying again.\n", err)
 		}
-		away = err != nil
-		pause := tailEvery
-		if !away {
-			pause = max(pause, 4*time.Since(began)) // a bridge that has much to tell has other work too
+		unavailable = err != nil
+		pause := tailInterval
+		if !unavailable {
+			pause = max(pause, 4*time.Since(began)) // use at most a fifth of a slow bridge's time
 		}
 		select {
 		case <-ctx.Done():
@@ -105,8 +105,8 @@ func (t *tailer) run(ctx context.Context) error {
 	}
 }
 
-// look prints what is new; the first look finds out where to begin.
-func (t *tailer) look(ctx context.Context) error {
+// poll prints what is new. The first poll prints nothing, and only finds where to begin.
+func (t *tailer) poll(ctx context.Context) error {
 	for more := true; more; {
 		var err error
 		if more, err = t.events(ctx); err != nil {
@@ -116,14 +116,15 @@ func (t *tailer) look(ctx context.Context) error {
 	return t.deliveries(ctx)
 }
 
-// events prints the next ones, and says whether there may be more.
+// events prints a page of events, and reports whether there may be more.
 func (t *tailer) events(ctx context.Context) (more bool, err error) {
 	var page struct {
 		Events     []json.RawMessage `json:"events"`
 		NextCursor string            `json:"next_cursor"`
 		More       bool              `json:"more"`
 	}
-	err = t.api.call(ctx, http.MethodGet, fmt.Sprintf("/v1/events?limit=%d&after=%s", tailPage, url.QueryEscape(t.cursor)), nil, &page)
+	path := fmt.Sprintf("/v1/events?limit=%d&after=%s", tailPageSize, url.QueryEscape(t.cursor))
+	err = t.api.call(ctx, http.MethodGet, path, nil, &page)
 	var gone *problem
 	switch {
 	case errors.As(err, &gone) && gone.Oldest != "":
@@ -147,7 +148,8 @@ func (t *tailer) events(ctx context.Context) (more bool, err error) {
 		if err := json.Unmarshal(raw, &e); err != nil {
 			return false, err
 		}
-		text := fmt.Sprintf("event     %-24s call %s  %s", e.Type, telephony.Brief(e.Data.CallID), telephony.Brief(e.Data.From))
+		text := fmt.Sprintf("event     %-24s call %s  %s",
+			e.Type, telephony.Brief(e.Data.CallID), telephony.Brief(e.Data.From))
 		if e.Data.To != "" {
 			text += " → " + telephony.Brief(e.Data.To)
 		}
@@ -158,13 +160,13 @@ func (t *tailer) events(ctx context.Context) (more bool, err error) {
 	return page.More, nil
 }
 
-// change is a delivery that has changed: what of it is for people, and the whole.
-type change struct {
+// changedDelivery is a delivery that has changed since the last poll.
+type changedDelivery struct {
 	delivery
-	raw json.RawMessage
+	raw json.RawMessage // as the API returns it
 }
 
-// deliveries prints those that have changed, the oldest first.
+// deliveries prints the changed deliveries, the oldest first.
 func (t *tailer) deliveries(ctx context.Context) error {
 	changed, err := t.changes(ctx)
 	if err != nil {
@@ -178,63 +180,68 @@ func (t *tailer) deliveries(ctx context.Context) error {
 	return nil
 }
 
-// changes gives the deliveries that have changed, the newest first; the first look only remembers them. It reads on until it knows some of a page and has met
-// each that waited, and now and then all in reach: any can be delivered again.
-func (t *tailer) changes(ctx context.Context) (changed []change, err error) {
-	first, all := t.seen == nil, time.Since(t.all) >= tailAll
-	unmet := 0
-	for _, s := range t.seen {
-		if s.waits() {
-			unmet++
+// changes returns the changed deliveries, the newest first; the first poll only records the states.
+// It reads pages until a page contains a known delivery and every known pending one has been found.
+// Every tailFullInterval it reads all maxTailDeliveries, since any delivery can be redelivered.
+func (t *tailer) changes(ctx context.Context) (changed []changedDelivery, err error) {
+	first, readAll := t.known == nil, time.Since(t.fullReadAt) >= tailFullInterval
+	pendingLeft := 0
+	for _, s := range t.known {
+		if s.isPending() {
+			pendingLeft++
 		}
 	}
-	now := map[string]standing{}
+	now := map[string]deliveryState{}
 	for read, cursor := 0, ""; ; {
 		list, next, err := t.page(ctx, cursor)
 		if err != nil {
 			return nil, err
 		}
 		read += len(list)
-		met := 0
+		knownFound := 0
 		for _, c := range list {
-			before, known := t.seen[c.ID]
-			if known {
-				met++
+			before, isKnown := t.known[c.ID]
+			if isKnown {
+				knownFound++
 			}
-			if before.waits() {
-				unmet--
+			if before.isPending() {
+				pendingLeft--
 			}
-			stands := standing{c.State, c.Attempts}
-			now[c.ID] = stands
-			if !first && stands != before && (known || stands != untried) {
+			state := deliveryState{c.State, c.Attempts}
+			now[c.ID] = state
+			if !first && state != before && (isKnown || state != untried) {
 				changed = append(changed, c)
 			}
 		}
-		if next == "" || read >= tailReach {
-			if next != "" && met == 0 && !first {
-				fmt.Fprintln(t.p.Err, "Deliveries are missing here: only the newest 5,000 are looked at; \"pzbridge deliveries\" lists all.")
+		if next == "" || read >= maxTailDeliveries {
+			if next != "" && knownFound == 0 && !first {
+				fmt.Fprintln(t.p.Err, "Deliveries are missing here: only the newest 5,000 are looked at; "+
+					"\"pzbridge deliveries\" lists all.")
 			}
-			t.seen, t.all = now, time.Now() // what was not met has gone, or is out of reach
+			// A known delivery that was not found is removed, or no longer among the newest.
+			t.known, t.fullReadAt = now, time.Now()
 			return changed, nil
 		}
-		if met > 0 && unmet == 0 && !all {
-			maps.Copy(t.seen, now)
+		if knownFound > 0 && pendingLeft == 0 && !readAll {
+			maps.Copy(t.known, now)
 			return changed, nil
 		}
 		cursor = next
 	}
 }
 
-// page reads a page of deliveries, and the cursor of the next one.
-func (t *tailer) page(ctx context.Context, cursor string) (list []change, next string, err error) {
+// page reads a page of deliveries, and returns the cursor of the next page, or "" after the last
+// one.
+func (t *tailer) page(ctx context.Context, cursor string) (list []changedDelivery, next string, err error) {
 	var answer struct {
 		Deliveries []json.RawMessage `json:"deliveries"`
 		NextCursor string            `json:"next_cursor"`
 	}
-	if err := t.api.call(ctx, http.MethodGet, fmt.Sprintf("/v1/deliveries?limit=%d&cursor=%s", tailPage, url.QueryEscape(cursor)), nil, &answer); err != nil {
+	path := fmt.Sprintf("/v1/deliveries?limit=%d&cursor=%s", tailPageSize, url.QueryEscape(cursor))
+	if err := t.api.call(ctx, http.MethodGet, path, nil, &answer); err != nil {
 		return nil, "", err
 	}
-	list = make([]change, len(answer.Deliveries))
+	list = make([]changedDelivery, len(answer.Deliveries))
 	for i, raw := range answer.Deliveries {
 		list[i].raw = raw
 		if err := json.Unmarshal(raw, &list[i].delivery); err != nil {
@@ -244,35 +251,38 @@ func (t *tailer) page(ctx context.Context, cursor string) (list []change, next s
 	return list, answer.NextCursor, nil
 }
 
-func (t *tailer) printChange(c change) error {
+func (t *tailer) printChange(c changedDelivery) error {
 	colour := map[string]string{"delivered": green, "dead": red, "expired": red}[c.State]
 	if colour == "" {
 		colour = yellow
 	}
-	text := fmt.Sprintf("%-9s %-24s call %s  %s, attempt %d: %s", c.State, c.Type, c.call(), c.Endpoint, c.Attempts, c.outcome())
+	text := fmt.Sprintf("%-9s %-24s call %s  %s, attempt %d: %s",
+		c.State, c.Type, c.call(), c.Endpoint, c.Attempts, c.outcome())
 	return t.print(time.Now(), colour, text, map[string]any{"delivery": c.raw})
 }
 
-// The colours of a terminal.
+// The escape sequences for colours.
 const (
-	red    = "\x1b[31m"
-	green  = "\x1b[32m"
-	yellow = "\x1b[33m"
-	blue   = "\x1b[34m"
-	plain  = "\x1b[0m"
+	red         = "\x1b[31m"
+	green       = "\x1b[32m"
+	yellow      = "\x1b[33m"
+	blue        = "\x1b[34m"
+	resetColour = "\x1b[0m"
 )
 
-func (t *tailer) print(at time.Time, colour, text string, whole map[string]any) error {
+// print writes a line of text to a terminal, or object as JSON to a pipe.
+func (t *tailer) print(at time.Time, colour, text string, object map[string]any) error {
 	if t.pretty {
-		_, err := fmt.Fprintln(t.p.Out, at.Local().Format("15:04:05.000"), colour+printable(text)+plain)
+		_, err := fmt.Fprintln(t.p.Out, at.Local().Format("15:04:05.000"), colour+printable(text)+resetColour)
 		return err
 	}
 	enc := json.NewEncoder(t.p.Out)
 	enc.SetEscapeHTML(false)
-	return enc.Encode(whole)
+	return enc.Encode(object)
 }
 
-// printable takes out what would do more to a terminal than stand there: a caller can send anything, a line that looks like one of ours too.
+// printable replaces the characters that control a terminal by spaces, including line ends. The
+// text may come from a caller, who could otherwise fake a line of our output.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029' {
@@ -282,7 +292,7 @@ func printable(s string) string {
 	}, s)
 }
 
-// printableLines is printable for a text of several lines.
+// printableLines is printable for a text of several lines, and keeps its line feeds.
 func printableLines(s string) string {
 	lines := strings.Split(s, "\n")
 	for i := range lines {

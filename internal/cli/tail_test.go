@@ -22,8 +22,8 @@ import (
 	"pzbridge/internal/pipenet"
 )
 
-// A caller's name neither begins a line nor does anything else to a terminal.
-func TestPrintable(t *testing.T) {
+// Text from a caller can neither start a line nor control a terminal.
+func TestPrintableReplacesControlCharacters(t *testing.T) {
 	for s, want := range map[string]string{
 		"Иван 7343":              "Иван 7343",
 		"a\n10:00:00 delivered":  "a 10:00:00 delivered",
@@ -40,17 +40,18 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-// A proxy before the bridge answers in its place while it restarts, or the bridge takes the connection and says nothing.
-func TestTailWhileNobodyAnswers(t *testing.T) {
+// While the bridge restarts, a proxy in front of it may respond with an error, or the bridge may
+// accept a connection without a response. tail keeps trying in both cases.
+func TestTailRetriesWhileTheBridgeIsUnavailable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		defer stop()
-		looks := 0
-		a := asked(t, func(w http.ResponseWriter, r *http.Request) {
+		polls := 0
+		a := newTestAPI(t, func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == "/v1/events" {
-				looks++
+				polls++
 			}
-			switch looks {
+			switch polls {
 			case 2:
 				w.WriteHeader(http.StatusBadGateway)
 			case 4, 6:
@@ -58,10 +59,10 @@ func TestTailWhileNobodyAnswers(t *testing.T) {
 			}
 			_, _ = io.WriteString(w, "{}")
 		})
-		var out, says bytes.Buffer
-		tail := tailer{p: Program{Out: &out, Err: &says}, api: a}
+		var out, stderr bytes.Buffer
+		tail := tailer{p: Program{Out: &out, Err: &stderr}, api: a}
 		began := time.Now()
-		time.AfterFunc(time.Minute, stop) // in its sixth look
+		time.AfterFunc(time.Minute, stop) // during its sixth poll
 		if err := tail.run(ctx); err != nil || time.Since(began) != time.Minute {
 			t.Errorf("after %s it ends: %v", time.Since(began), err)
 		}
@@ -71,14 +72,14 @@ It answers again.
 the bridge does not answer: Get "http://bridge/v1/events?limit=500&after=": context deadline exceeded; trying again.
 It answers again.
 `
-		if got := says.String(); got != want {
-			t.Errorf("it says %s", got)
+		if got := stderr.String(); got != want {
+			t.Errorf("it prints %s", got)
 		}
 	})
 }
 
-// asked is where a bridge answers that the commands ask.
-func asked(t *testing.T, answer http.HandlerFunc) api {
+// newTestAPI returns a client whose requests answer handles, in memory.
+func newTestAPI(t *testing.T, answer http.HandlerFunc) api {
 	t.Helper()
 	l := pipenet.Listen()
 	server := &http.Server{Handler: answer}
@@ -91,14 +92,14 @@ func asked(t *testing.T, answer http.HandlerFunc) api {
 	return api{"http://bridge", "operator", client}
 }
 
-// history is the deliveries of a bridge, the oldest first, and answers as its API does.
-type history struct {
+// fakeBridge serves the deliveries of a bridge as its API does.
+type fakeBridge struct {
 	mu   sync.Mutex
-	list []standing
-	read int // pages
+	list []deliveryState // the oldest first; the index is the ID
+	read int             // pages of deliveries
 }
 
-func (h *history) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (h *fakeBridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if r.URL.Path != "/v1/deliveries" {
@@ -130,29 +131,30 @@ func (h *history) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(answer)
 }
 
-// change changes the history, which is longer than a page, and gives the IDs of the deliveries that tail prints because of it.
-func (h *history) change(change func(), out *bytes.Buffer, within time.Duration) (ids []int) {
+// change changes the deliveries, waits, and returns the IDs of the deliveries that tail prints.
+func (h *fakeBridge) change(change func(), out *bytes.Buffer, wait time.Duration) (ids []int) {
 	h.mu.Lock()
 	change()
 	h.mu.Unlock()
-	time.Sleep(within)
+	time.Sleep(wait)
 	synctest.Wait()
 	for line := range bytes.Lines(out.Bytes()) {
-		var said struct {
+		var printed struct {
 			Delivery struct {
 				ID int `json:"id,string"`
 			} `json:"delivery"`
 		}
-		if err := json.Unmarshal(line, &said); err == nil {
-			ids = append(ids, said.Delivery.ID)
+		if err := json.Unmarshal(line, &printed); err == nil {
+			ids = append(ids, printed.Delivery.ID)
 		}
 	}
 	out.Reset()
 	return ids
 }
 
-// A page may be short, or empty, though more follows: the commands go on until they have what was asked for, or there is no more.
-func TestGoingOnOverEmptyPages(t *testing.T) {
+// A page may be short or empty although more follow. The commands read on until they have as many
+// as requested, or until the last page.
+func TestEmptyPagesDoNotEndAListing(t *testing.T) {
 	pages := map[string]string{
 		"":  `{"deliveries":[],"next_cursor":"a"}`,
 		"a": `{"deliveries":[{"id":"1"},{"id":"2"}],"next_cursor":"b"}`,
@@ -165,7 +167,7 @@ func TestGoingOnOverEmptyPages(t *testing.T) {
 		"3": `{"events":[],"next_cursor":"4","more":false}`,
 	}
 	var limits []string
-	a := asked(t, func(w http.ResponseWriter, r *http.Request) {
+	a := newTestAPI(t, func(w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
 		if r.URL.Path == "/v1/events" {
 			_, _ = io.WriteString(w, events[q.Get("after")])
@@ -181,51 +183,57 @@ func TestGoingOnOverEmptyPages(t *testing.T) {
 	if list, more, err = a.deliveries(t.Context(), url.Values{}, 2); err != nil || len(list) != 2 || !more {
 		t.Errorf("the first two: %d deliveries, %v, %v", len(list), more, err)
 	}
-	var out, says bytes.Buffer
-	tail := tailer{p: Program{Out: &out, Err: &says}, api: a, cursor: "1", pretty: true}
-	if err := tail.look(t.Context()); err != nil || strings.Count(out.String(), "call 5") != 1 || tail.cursor != "4" {
+	var out, stderr bytes.Buffer
+	tail := tailer{p: Program{Out: &out, Err: &stderr}, api: a, cursor: "1", pretty: true}
+	if err := tail.poll(t.Context()); err != nil || strings.Count(out.String(), "call 5") != 1 || tail.cursor != "4" {
 		t.Errorf("tail: %v, %s, at %s", err, out.String(), tail.cursor)
 	}
-	if len(tail.seen) != 3 {
-		t.Errorf("tail knows %d deliveries", len(tail.seen))
+	if len(tail.known) != 3 {
+		t.Errorf("tail knows %d deliveries", len(tail.known))
 	}
 }
 
-// However many deliveries change between two looks, tail prints each, and those of long ago that wait or are made again.
-func TestTailOfManyDeliveries(t *testing.T) {
+// tail prints every delivery that changes between two polls, however many there are, and also old
+// ones that were pending or are redelivered.
+func TestTailPrintsEveryChangedDelivery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
-		h := &history{list: slices.Repeat([]standing{{"delivered", 1}}, 6000)}
+		h := &fakeBridge{list: slices.Repeat([]deliveryState{{"delivered", 1}}, 6000)}
 		h.list[3000] = untried
-		var out, says bytes.Buffer
-		tail := tailer{p: Program{Out: &out, Err: &says}, api: asked(t, h.ServeHTTP)}
+		var out, stderr bytes.Buffer
+		tail := tailer{p: Program{Out: &out, Err: &stderr}, api: newTestAPI(t, h.ServeHTTP)}
 		ended := make(chan error, 1)
 		go func() { ended <- tail.run(ctx) }()
 		if got := h.change(func() {}, &out, time.Second); len(got) > 0 {
 			t.Errorf("of what was there before it prints %v", got)
 		}
-		if got := h.change(func() { h.list[3000] = standing{"dead", 2} }, &out, time.Second); !slices.Equal(got, []int{3000}) {
+		got := h.change(func() { h.list[3000] = deliveryState{"dead", 2} }, &out, time.Second)
+		if !slices.Equal(got, []int{3000}) {
 			t.Errorf("of one that waited for long it prints %v", got)
 		}
-		got := h.change(func() { h.list = append(h.list, slices.Repeat([]standing{{"delivered", 1}}, 1200)...) }, &out, time.Second)
+		add := func(n int) func() {
+			return func() { h.list = append(h.list, slices.Repeat([]deliveryState{{"delivered", 1}}, n)...) }
+		}
+		got = h.change(add(1200), &out, time.Second)
 		if len(got) != 1200 || got[0] != 6000 || !slices.IsSorted(got) {
 			t.Errorf("of 1200 new ones it prints %d", len(got))
 		}
-		if got := h.change(func() { h.list[2500] = standing{"delivered", 2} }, &out, tailAll+time.Second); !slices.Equal(got, []int{2500}) {
+		got = h.change(func() { h.list[2500] = deliveryState{"delivered", 2} }, &out, tailFullInterval+time.Second)
+		if !slices.Equal(got, []int{2500}) {
 			t.Errorf("of an old one that is made again it prints %v", got)
 		}
-		if says.String() != "Looking at http://bridge; Ctrl-C ends it.\n" {
-			t.Errorf("it says %q", says.String())
+		if stderr.String() != "Looking at http://bridge; Ctrl-C ends it.\n" {
+			t.Errorf("it reports %q", stderr.String())
 		}
-		h.change(func() { h.list[7199] = standing{"pending", 2} }, &out, time.Second)
+		h.change(func() { h.list[7199] = deliveryState{"pending", 2} }, &out, time.Second)
 		h.read = 0
-		h.change(func() {}, &out, 2*tailAll)
-		if most := 2*9 + int(2*tailAll/tailEvery); h.read > most {
-			t.Errorf("while nothing happens it reads %d pages, more than %d", h.read, most)
+		h.change(func() {}, &out, 2*tailFullInterval)
+		if maxPages := 2*9 + int(2*tailFullInterval/tailInterval); h.read > maxPages {
+			t.Errorf("while nothing happens it reads %d pages, more than %d", h.read, maxPages)
 		}
-		got = h.change(func() { h.list = append(h.list, slices.Repeat([]standing{{"delivered", 1}}, 7000)...) }, &out, time.Second)
-		if len(got) != 5000 || !strings.Contains(says.String(), "Deliveries are missing here") {
-			t.Errorf("of 7000 new ones it prints %d, and says %q", len(got), says.String())
+		got = h.change(add(7000), &out, time.Second)
+		if len(got) != 5000 || !strings.Contains(stderr.String(), "Deliveries are missing here") {
+			t.Errorf("of 7000 new ones it prints %d, and reports %q", len(got), stderr.String())
 		}
 		stop()
 		if err := <-ended; err != nil {
@@ -234,47 +242,50 @@ func TestTailOfManyDeliveries(t *testing.T) {
 	})
 }
 
-// What the bridge is asked to do may take minutes, but a bridge that says nothing is not waited for for ever; and whoever does not want to wait says so.
-func TestRedeliverAtASilentBridge(t *testing.T) {
+// A redelivery may take minutes, so the command waits for ten; Ctrl-C ends the wait.
+func TestRedeliverEndsAtASilentBridge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := asked(t, func(_ http.ResponseWriter, r *http.Request) {
+		a := newTestAPI(t, func(_ http.ResponseWriter, r *http.Request) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			<-r.Context().Done()
 		})
 		p := Program{Out: io.Discard, Err: io.Discard}
 		began := time.Now()
-		if err := p.redeliverOne(t.Context(), a, "x.crm"); !errors.Is(err, errNoAnswer) || time.Since(began) != 10*time.Minute {
+		err := p.redeliverOne(t.Context(), a, "x.crm")
+		if !errors.Is(err, errNoAnswer) || time.Since(began) != 10*time.Minute {
 			t.Errorf("after %s: %v", time.Since(began), err)
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, stop)
-		if err := p.redeliverOne(ctx, a, "x.crm"); err == nil || err.Error() != "interrupted before the bridge has answered" {
+		err = p.redeliverOne(ctx, a, "x.crm")
+		if err == nil || err.Error() != "interrupted before the bridge has answered" {
 			t.Errorf("interrupted: %v", err)
 		}
 	})
 }
 
-// What cannot be written ends the following of what happens, and is no success of any command.
-func TestOutputThatCannotBeWritten(t *testing.T) {
+// A command fails if its output cannot be written, and tail ends then.
+func TestFailedOutputIsAnError(t *testing.T) {
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
 		t.Skip("only Linux has a device that is full: ", err)
 	}
 	defer full.Close()
 	for _, command := range []string{"secret", "version", "help"} {
-		var says bytes.Buffer
-		p := Program{Out: full, Err: &says}
-		if code := p.Main(t.Context(), []string{command}); code != exitFailed || !strings.Contains(says.String(), "no space left on device") {
-			t.Errorf("%s: exit code %d: %s", command, code, says.String())
+		var stderr bytes.Buffer
+		p := Program{Out: full, Err: &stderr}
+		code := p.Main(t.Context(), []string{command})
+		if code != exitFailed || !strings.Contains(stderr.String(), "no space left on device") {
+			t.Errorf("%s: exit code %d: %s", command, code, stderr.String())
 		}
 	}
 	synctest.Test(t, func(t *testing.T) {
-		h := &history{}
-		tail := tailer{p: Program{Out: full, Err: io.Discard}, api: asked(t, h.ServeHTTP)}
+		h := &fakeBridge{}
+		tail := tailer{p: Program{Out: full, Err: io.Discard}, api: newTestAPI(t, h.ServeHTTP)}
 		ended := make(chan error, 1)
 		go func() { ended <- tail.run(t.Context()) }()
 		h.change(func() {}, &bytes.Buffer{}, time.Second)
-		h.change(func() { h.list = []standing{{"delivered", 1}} }, &bytes.Buffer{}, time.Second)
+		h.change(func() { h.list = []deliveryState{{"delivered", 1}} }, &bytes.Buffer{}, time.Second)
 		if err := <-ended; !errors.Is(err, syscall.ENOSPC) {
 			t.Errorf("tail ends with %v", err)
 		}
