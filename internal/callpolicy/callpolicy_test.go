@@ -92,7 +92,12 @@ func transfer(to string) telephony.Command {
 }
 
 func sms(to string) telephony.Command {
-	return telephony.Command{Kind: telephony.CommandSMS, From: "101", To: to, Text: "x"}
+	return telephony.Command{
+		Kind: telephony.CommandSMS,
+		From: "101",
+		To:   to,
+		Text: "x",
+	}
 }
 
 // reason returns the reason of a refusal and the time to wait; both are zero if err is nil.

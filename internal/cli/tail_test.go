@@ -184,7 +184,12 @@ func TestEmptyPagesDoNotEndAListing(t *testing.T) {
 		t.Errorf("the first two: %d deliveries, %v, %v", len(list), more, err)
 	}
 	var out, stderr bytes.Buffer
-	tail := tailer{p: Program{Out: &out, Err: &stderr}, api: a, cursor: "1", pretty: true}
+	tail := tailer{
+		p:      Program{Out: &out, Err: &stderr},
+		api:    a,
+		cursor: "1",
+		pretty: true,
+	}
 	if err := tail.poll(t.Context()); err != nil || strings.Count(out.String(), "call 5") != 1 || tail.cursor != "4" {
 		t.Errorf("tail: %v, %s, at %s", err, out.String(), tail.cursor)
 	}
