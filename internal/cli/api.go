@@ -129,7 +129,7 @@ func (a api) call(ctx context.Context, method, path string, body, result any) er
 			return p
 		}
 		if err := json.Unmarshal(answer, result); err != nil {
-			return fmt.Errorf("at %s there is no bridge: %w", a.redactedURL(), err)
+			return fmt.Errorf("there is no bridge at %s: %w", a.redactedURL(), err)
 		}
 		return nil
 	}

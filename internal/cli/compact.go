@@ -10,7 +10,7 @@ import (
 )
 
 func (p Program) compact(_ context.Context, args []string) error {
-	fs := p.flags("compact", "Rewrite the outbox (OUTBOX_PATH) without the room in it that is free. "+
+	fs := p.flags("compact", "Rewrite the outbox (OUTBOX_PATH) without its free space. "+
 		"The bridge must be stopped meanwhile; for a moment\nthe disk holds both files.")
 	if err := parse(fs, args); err != nil {
 		return err

@@ -113,7 +113,7 @@ func consoleCommands() []consoleCommand {
 			(*console).generate,
 		},
 		{"simulation", "simulation on|off", "let a test server make calls by itself", (*console).simulation},
-		{"help", "help [command]", "list the commands, or tell of one", (*console).help},
+		{"help", "help [command]", "list the commands, or describe one", (*console).help},
 		{"exit", "exit", "leave", nil},
 	}
 }
@@ -156,7 +156,7 @@ func (c *console) connect(words []string) error {
 	}
 	password, err := c.in.password("Password: ")
 	if err != nil {
-		return errors.New("no password was given; an empty line is none")
+		return errors.New("no password was given; an empty line stands for none")
 	}
 	return c.open(words[1], words[2], password)
 }

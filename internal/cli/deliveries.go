@@ -49,7 +49,7 @@ func (d delivery) outcome() string {
 
 func (p Program) deliveries(ctx context.Context, args []string) error {
 	fs := p.flags("deliveries [flags] [ID]", "List what became of events at the CRMs, the newest first; "+
-		"with the ID of one, tell of its last attempts.\n"+apiHelp)
+		"with the ID of one, show its last attempts.\n"+apiHelp)
 	state := fs.String("state", "", "only those that are `pending`, delivered, expired or dead")
 	endpoint := fs.String("endpoint", "", "only those of the endpoint of that `name`")
 	call := fs.String("call", "", "only those of the call of that `id`")

@@ -165,7 +165,7 @@ func (d *checker) certificate(ctx context.Context, u *url.URL) bool {
 	conn, err := dialer.DialContext(ctx, "tcp", u.Host)
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
-		d.fail("server", "it says nothing when TLS is to begin: it may not speak TLS "+
+		d.fail("server", "it does not answer the TLS handshake: it may not speak TLS "+
 			"(then use ws:// in PZ_URL, or switch TLS on at the server), or hang (then restart it)")
 		return false
 	case err != nil:
@@ -231,7 +231,7 @@ func (d *checker) password(ctx context.Context) {
 			return
 		}
 		c := session.Connection()
-		version := cmp.Or(printable(telephony.Brief(c.ServerVersion)), "of a version that it does not tell")
+		version := cmp.Or(printable(telephony.Brief(c.ServerVersion)), "of an unknown version")
 		d.pass("server", "it lets the bridge in; it is %s, and speaks %s", version, codecName(c))
 	}
 }
@@ -324,8 +324,8 @@ func (d *checker) endpoint(ctx context.Context, e config.Endpoint) {
 		d.fail(e.Name, "it redirects with HTTP %d, which is not followed: set its URL to the final address",
 			made.Status)
 	case made.Status == 410:
-		d.fail(e.Name, "HTTP 410: it says that it wants no webhooks any more, "+
-			"and every delivery that is answered so is dead: set the address anew in its URL")
+		d.fail(e.Name, "HTTP 410: it accepts no webhooks any more, "+
+			"and every delivery with this answer is dead: set its URL to the new address")
 	case made.Status == 429:
 		d.fail(e.Name, "HTTP 429: it has had too many requests: try again later, and set its RATE")
 	case made.Status < 200 || made.Status > 299:
@@ -386,7 +386,7 @@ func explainTLSError(err error, ownCA bool) string {
 			"certificate of the authority that has signed it in its CA_FILE", err)
 	case errors.As(err, &otherName):
 		return fmt.Sprintf("its certificate is for another name (%v): "+
-			"use that name in its URL, or mend the certificate", err)
+			"use that name in its URL, or replace the certificate", err)
 	case errors.As(err, &invalid):
 		return fmt.Sprintf("its certificate is of no use (%v): "+
 			"it has to be renewed; look at this machine's clock too", err)

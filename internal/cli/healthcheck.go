@@ -13,7 +13,7 @@ import (
 func (p Program) healthcheck(ctx context.Context, args []string) error {
 	fs := p.flags("healthcheck", "Ask the bridge on this machine, at the port of LISTEN_ADDR, whether it is alive. "+
 		"The exit code is 1 if it is not.\n"+
-		"A Prostie Zvonki server that is away is no sickness of the bridge: that is what /readyz tells.")
+		"It is alive also without a connection to the Prostie Zvonki server: /readyz reports that.")
 	if err := parse(fs, args); err != nil {
 		return err
 	}

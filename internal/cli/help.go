@@ -24,7 +24,7 @@ Commands:
 	for _, c := range commands() {
 		fmt.Fprintf(p.Out, "  %-12s %s\n", c.name, c.summary)
 	}
-	fmt.Fprintln(p.Out, "\n\"pzbridge help COMMAND\" tells more.")
+	fmt.Fprintln(p.Out, "\n\"pzbridge help COMMAND\" describes a command.")
 	return nil
 }
 

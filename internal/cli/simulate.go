@@ -28,7 +28,7 @@ A client guid of * means all clients. Quotes keep words together.`
 func (p Program) simulate(ctx context.Context, args []string) error {
 	fs := p.flags("simulate [flags]", simulateHelp)
 	port := fs.Uint("p", 10150, "`port` to listen on")
-	secure := fs.Bool("s", false, "serve wss (TLS) with a certificate that is made now; its fingerprint is printed")
+	secure := fs.Bool("s", false, "serve wss (TLS) with a new certificate; its fingerprint is printed")
 	legacy := fs.Bool("legacy", false, "with -s: only TLS 1.0 with RSA key exchange and an expired certificate, "+
 		"as old connectors do")
 	plain := fs.Bool("r", false, "serve ws, without TLS (the default)")

@@ -349,7 +349,7 @@ func OperatorToken(vars map[string]string) (string, error) {
 	var p problems
 	if list == "" {
 		p.add("API_TOKEN", "is missing: it is the operator's token, and the bridge needs it too; "+
-			"any %d characters or more, in .env, with which the bridge is then started anew", minToken)
+			"any %d characters or more, in .env; then restart the bridge", minToken)
 	}
 	tokens := parseTokens("API_TOKEN", list, &p)
 	if len(p.list) > 0 {

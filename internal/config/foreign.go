@@ -35,10 +35,10 @@ func valueFault(name, value string) string {
 		switch {
 		case isList && unicode.IsSpace(r):
 		case unicode.IsControl(r):
-			return fmt.Sprintf("holds the control character U+%04X: remove it; to type the value is the surest way", r)
+			return fmt.Sprintf("holds the control character U+%04X: remove it, best by typing the value", r)
 		case unicode.In(r, unicode.Cf, unicode.Zl, unicode.Zp):
 			return fmt.Sprintf("holds the invisible character U+%04X: "+
-				"remove it; to type the value is the surest way", r)
+				"remove it, best by typing the value", r)
 		}
 	}
 	for _, pair := range quotes {

@@ -299,7 +299,7 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 		p.add(prefix+"NAME", "may hold letters, digits and . _ - only, at most 64, "+
 			"and begins with a letter or a digit; it is %q", t.Name)
 	case t.Name == "operator":
-		p.add(prefix+"NAME", "must not be operator: that is who holds API_TOKEN")
+		p.add(prefix+"NAME", "must not be operator: that name stands for the holder of API_TOKEN")
 	}
 	switch {
 	case t.URL != "":
@@ -373,7 +373,7 @@ func (c Config) checkEndpoints(numbers []int, p *problems) {
 		}
 		names[e.Name] = name
 		if i := slices.IndexFunc(e.Tokens, func(t string) bool { return tokens[t] != "" }); i >= 0 {
-			p.add(token, "is the same as %s: nobody could tell who calls", tokens[e.Tokens[i]])
+			p.add(token, "is the same as %s: each token must identify one caller", tokens[e.Tokens[i]])
 		}
 		for _, t := range e.Tokens {
 			tokens[t] = token
