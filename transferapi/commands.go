@@ -21,16 +21,17 @@ import (
 )
 
 const (
-	maxBody = 64 << 10 // bytes of a request
+	maxBody = 64 << 10 // bytes of a request's body
 
-	// leastRetryAfter is what a caller is told to wait, in seconds, when the bridge dials again any moment.
-	leastRetryAfter = 1
+	// minRetryAfter is the shortest Retry-After, in seconds, while the bridge is not connected. It
+	// applies when the next dial is due at once.
+	minRetryAfter = 1
 )
 
-// fields are the members of a request's object. All are strings.
+// fields holds the members of a request's object. All are strings.
 type fields map[string]string
 
-// fieldError says which field is wrong and what is right.
+// fieldError names a wrong field; detail says what is wrong and what is expected.
 type fieldError struct{ field, detail string }
 
 func (e *fieldError) Error() string { return fmt.Sprintf("%q %s.", e.field, e.detail) }
@@ -61,7 +62,7 @@ func readSMS(f fields) (telephony.Command, error) {
 	return telephony.Command{Kind: telephony.CommandSMS, From: from, To: to, Text: f["text"]}, errors.Join(errFrom, errTo, errText)
 }
 
-// number gives a phone number as it goes to the exchange.
+// number returns a phone number in the form that goes to the exchange.
 func (f fields) number(name string) (string, error) {
 	v, ok := f[name]
 	if !ok {
@@ -85,14 +86,14 @@ func (f fields) callID(name string) (string, error) {
 	return v, nil
 }
 
-// answer is what a command is answered: a problem, or a status with a body.
+// answer is the answer to a request: a problem, or a status with a body.
 type answer struct {
-	problem *problem
-	status  int
-	body    []byte // JSON
-	written bool   // the exchange may have got the command
-	again   bool   // it was answered so before
-	// retryAfter is in how many seconds to ask again; 0 says nothing.
+	problem  *problem
+	status   int
+	body     []byte // JSON
+	written  bool   // the exchange may have received the command
+	replayed bool   // it repeats the stored answer of an Idempotency-Key
+	// retryAfter is the value of Retry-After in seconds; 0 leaves the header out.
 	retryAfter int
 }
 
@@ -114,7 +115,7 @@ func (d answer) write(w http.ResponseWriter) {
 	if d.code() >= http.StatusBadRequest {
 		w.Header().Set("Content-Type", problemType)
 	}
-	if d.again {
+	if d.replayed {
 		w.Header().Set("Idempotency-Replayed", "true")
 	}
 	if d.retryAfter > 0 {
@@ -123,7 +124,8 @@ func (d answer) write(w http.ResponseWriter) {
 	writeBytes(w, d.code(), d.json())
 }
 
-// command answers a request for a command, which read makes of its fields.
+// command returns the handler of a kind of command. read builds the command from the request's
+// fields; names lists the fields that the request may have.
 func (a *API) command(read func(fields) (telephony.Command, error), names ...string) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		f, refusal := readFields(w, r, names)
@@ -138,7 +140,7 @@ func (a *API) command(read func(fields) (telephony.Command, error), names ...str
 		}
 		carryOut := func(ctx context.Context) answer { return a.carryOut(ctx, w, caller(r), cmd) }
 		if keys, given := r.Header["Idempotency-Key"]; given {
-			a.once(r, keys[0], cmd, carryOut).write(w)
+			a.carryOutOnce(r, keys[0], cmd, carryOut).write(w)
 			return
 		}
 		carryOut(r.Context()).write(w)
@@ -161,7 +163,7 @@ func (a *API) carryOut(ctx context.Context, w http.ResponseWriter, by string, cm
 	}
 	p := commandProblem(err)
 	var notAllowed *telephony.NotAllowedError
-	if errors.As(err, &notAllowed) { // it is logged already
+	if errors.As(err, &notAllowed) { // the policy has logged it
 		if notAllowed.RetryAfter > 0 {
 			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(notAllowed.RetryAfter.Seconds()))))
 		}
@@ -174,12 +176,13 @@ func (a *API) carryOut(ctx context.Context, w http.ResponseWriter, by string, cm
 			p.Detail += " The reason: " + c.LastError + "."
 		}
 		wait := math.Ceil(time.Until(c.DialsAt).Seconds())
-		setRetryAfter(w, max(leastRetryAfter, int(wait)))
+		setRetryAfter(w, max(minRetryAfter, int(wait)))
 	}
 	return answer{problem: &p, written: p.Status == http.StatusBadGateway || p.Status == http.StatusGatewayTimeout}
 }
 
-// do carries out a command. A transfer is an answer to the question where a call should go, and the first answer wins.
+// do carries out a command. A transfer is an answer to a call's routing question, and the first
+// answer wins.
 func (a *API) do(ctx context.Context, by string, cmd telephony.Command) error {
 	if cmd.Kind != telephony.CommandTransfer {
 		if a.opts.Policy != nil {
@@ -190,13 +193,14 @@ func (a *API) do(ctx context.Context, by string, cmd telephony.Command) error {
 		return a.opts.Exchange.Do(ctx, cmd)
 	}
 	if cmd.To != "" && a.opts.Exchange.Connection().State != telephony.Connected {
-		return telephony.ErrNotConnected // it is not decided what could not be done
+		return telephony.ErrNotConnected // a call is not decided for a transfer that could not be sent
 	}
 	return a.opts.Router.Answer(ctx, cmd.CallID, "", by, cmd.To)
 }
 
 func commandProblem(err error) problem {
-	// The exchange says why it refuses, in as many words as it likes; with a key, they would be kept for a day.
+	// The reason of a refusal is the exchange's text, of any length. It is shortened, since an
+	// Idempotency-Key keeps the answer for a day.
 	p := problem{Status: http.StatusGatewayTimeout, Detail: telephony.BriefText(sentence(err))}
 	var refused *telephony.RefusedError
 	var decided *telephony.DecidedError
@@ -223,7 +227,7 @@ func commandProblem(err error) problem {
 	return p
 }
 
-// badFields names the first field that is wrong in Field, and all of them in the text.
+// badFields returns the problem of wrong fields. Field names the first one, Detail describes all.
 func badFields(err error) *problem {
 	var first *fieldError
 	p := &problem{Status: http.StatusBadRequest, Detail: strings.ReplaceAll(err.Error(), "\n", " ")}
@@ -233,8 +237,8 @@ func badFields(err error) *problem {
 	return p
 }
 
-// readFields reads the request's object, or says what is wrong with it. A field that is none of the names is refused: it is a slip of
-// the pen, and what was meant would be missing.
+// readFields reads the request's object, or returns the problem with it. A field that is not in names
+// is refused: it is a misspelling, and the intended field would be missing.
 func readFields(w http.ResponseWriter, r *http.Request, names []string) (fields, *problem) {
 	_, members, refusal := readObject(w, r, `, such as {"from":"101","to":"102"}`)
 	if refusal != nil {
@@ -246,7 +250,7 @@ func readFields(w http.ResponseWriter, r *http.Request, names []string) (fields,
 			return nil, badFields(&fieldError{name, "is not a field of this request; it takes " + strings.Join(names, ", ")})
 		}
 		if bytes.Equal(raw, []byte("null")) {
-			continue // as if it were not there
+			continue // null counts as absent
 		}
 		var v string
 		if err := json.Unmarshal(raw, &v); err != nil {
@@ -257,7 +261,7 @@ func readFields(w http.ResponseWriter, r *http.Request, names []string) (fields,
 	return f, nil
 }
 
-// readBody reads a request's JSON, or says what is wrong with it.
+// readBody reads a request's JSON, at most maxBody bytes, or returns the problem with it.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 		return nil, &problem{Status: http.StatusUnsupportedMediaType, Detail: "Send JSON with the header \"Content-Type: application/json\"."}
@@ -273,10 +277,11 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	if !utf8.Valid(body) {
 		return nil, &problem{Status: http.StatusBadRequest, Detail: "The body is not UTF-8."}
 	}
-	return bytes.TrimPrefix(body, []byte("\uFEFF")), nil // .NET and PowerShell begin a text with a byte order mark
+	return bytes.TrimPrefix(body, []byte("\uFEFF")), nil // .NET and PowerShell put a byte order mark first
 }
 
-// readObject reads the request's one JSON object, or says that it is none; example ends that sentence.
+// readObject reads the request's one JSON object, or returns the problem with it. The problem's text
+// ends with example.
 func readObject(w http.ResponseWriter, r *http.Request, example string) (body []byte, members map[string]json.RawMessage, refusal *problem) {
 	if body, refusal = readBody(w, r); refusal != nil {
 		return nil, nil, refusal
@@ -287,7 +292,7 @@ func readObject(w http.ResponseWriter, r *http.Request, example string) (body []
 	return body, members, nil
 }
 
-// sentence makes an error's text one: capital letter, full stop.
+// sentence turns an error's text into a sentence, with a capital letter and a full stop.
 func sentence(err error) string {
 	text := err.Error()
 	first, size := utf8.DecodeRuneInString(text)

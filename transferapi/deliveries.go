@@ -18,7 +18,7 @@ import (
 	"pzbridge/outbox"
 )
 
-// Deliveries lists how events' ways to the endpoints stand, and sends them again.
+// Deliveries lists deliveries and queues them again.
 type Deliveries interface {
 	Deliveries(q outbox.DeliveryQuery) (list []outbox.Delivery, cursor string, err error)
 	Delivery(id string) (outbox.Delivery, []outbox.Attempt, error)
@@ -27,11 +27,11 @@ type Deliveries interface {
 }
 
 const (
-	defaultLimit = 50
-	mostAtOnce   = 500 // items of a list
+	defaultLimit = 50  // items of a list, unless the query sets limit
+	maxLimit     = 500 // items of a list
 )
 
-// delivery is a delivery as the API shows it. What is absent has no value.
+// delivery is the JSON form of a delivery. A field without a value is left out.
 type delivery struct {
 	ID            string              `json:"id"`
 	EventID       string              `json:"event_id"`
@@ -78,21 +78,21 @@ func showAttempt(a outbox.Attempt) attempt {
 	}
 }
 
-// listDeliveries lists them, those of the newest event first. An endpoint's token sees its own.
+// listDeliveries lists deliveries, those of the newest event first. An endpoint sees only its own.
 func (a *API) listDeliveries(r *http.Request) answer {
 	query, refusal := readDeliveryQuery(r)
 	if refusal != nil {
-		return failed(*refusal)
+		return problemAnswer(*refusal)
 	}
 	if by := caller(r); by != Operator {
 		if query.Endpoint != "" && query.Endpoint != by {
-			return failed(problem{Status: http.StatusForbidden, Detail: fmt.Sprintf("This token may see the deliveries of %q only.", by)})
+			return problemAnswer(problem{Status: http.StatusForbidden, Detail: fmt.Sprintf("This token may see the deliveries of %q only.", by)})
 		}
 		query.Endpoint = by
 	}
 	list, cursor, err := a.opts.Deliveries.Deliveries(query)
 	if err != nil {
-		return failed(deliveryProblem(err))
+		return problemAnswer(deliveryProblem(err))
 	}
 	answer := struct {
 		Deliveries []delivery `json:"deliveries"`
@@ -101,7 +101,7 @@ func (a *API) listDeliveries(r *http.Request) answer {
 	for _, d := range list {
 		answer.Deliveries = append(answer.Deliveries, showDelivery(d, nil))
 	}
-	return found(answer)
+	return okAnswer(answer)
 }
 
 func readDeliveryQuery(r *http.Request) (outbox.DeliveryQuery, *problem) {
@@ -115,16 +115,17 @@ func readDeliveryQuery(r *http.Request) (outbox.DeliveryQuery, *problem) {
 	}, refusal
 }
 
-// getDelivery tells of one and its last attempts.
+// getDelivery returns one delivery with its last attempts. For an endpoint, a delivery of another one
+// does not exist.
 func (a *API) getDelivery(r *http.Request) answer {
 	d, attempts, err := a.opts.Deliveries.Delivery(r.PathValue("id"))
 	if by := caller(r); err == nil && by != Operator && by != d.Endpoint {
 		err = outbox.ErrNotFound
 	}
 	if err != nil {
-		return failed(deliveryProblem(err))
+		return problemAnswer(deliveryProblem(err))
 	}
-	return found(showDelivery(d, attempts))
+	return okAnswer(showDelivery(d, attempts))
 }
 
 func (a *API) redeliver(w http.ResponseWriter, r *http.Request) {
@@ -137,10 +138,11 @@ func (a *API) redeliver(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusAccepted, showDelivery(d, nil))
 }
 
-// undelivered are the states that redeliverAll takes without states: what a CRM has got already, it gets again only by name.
+// undelivered is the default of states in redeliverAll. Delivered events are redelivered only if the
+// request names that state.
 var undelivered = []string{"dead", "expired"}
 
-// redeliverAll makes many deliveries again.
+// redeliverAll queues again all deliveries that a filter selects, or with dry_run counts them.
 func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 	var request struct {
 		Endpoint string   `json:"endpoint"`
@@ -171,13 +173,13 @@ func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 		badFields(err).write(w)
 		return
 	}
-	if !a.redeliveries.take(r.Context(), maxTurn) {
-		refused("Other deliveries are being made again: wait until that is done.").write(w)
+	if !a.redeliveries.acquire(r.Context(), maxSlotWait) {
+		tooManyRequests("Other deliveries are being made again: wait until that is done.").write(w)
 		return
 	}
-	defer a.redeliveries.giveBack()
-	// It is done also if nobody waits for the answer, or half of it would be.
-	ctx, cancel := endsWithServer(r)
+	defer a.redeliveries.release()
+	// It runs to its end even if the caller disconnects, else only a part would be redelivered.
+	ctx, cancel := detach(r)
 	defer cancel()
 	n, err := a.opts.Deliveries.RedeliverAll(ctx, what)
 	if !what.DryRun && (n > 0 || err == nil) {
@@ -226,7 +228,7 @@ func deliveryProblem(err error) problem {
 	return p
 }
 
-// listEndpoints says how each endpoint stands.
+// listEndpoints returns the state of each endpoint and the counts of its deliveries.
 func (a *API) listEndpoints(w http.ResponseWriter, _ *http.Request) {
 	type counts struct {
 		Pending   uint64 `json:"pending"`
@@ -259,50 +261,52 @@ func (a *API) listEndpoints(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, answer)
 }
 
-// stalled is how long a backup waits for whoever takes it; while it waits, the copy takes room on the disk.
-const stalled = 30 * time.Second
+// backupWriteTimeout bounds each write of a backup. A caller that stops reading would keep the copy,
+// and its space on the disk.
+const backupWriteTimeout = 30 * time.Second
 
-// backup sends a copy of the outbox's file.
+// backup sends a copy of the outbox's file. It breaks off the connection if that fails midway.
 func (a *API) backup(w http.ResponseWriter, r *http.Request) {
-	if !a.backups.take(r.Context(), maxTurn) {
-		refused("Another backup is being taken: its copy takes as much room on the disk as the outbox, so there is one at a time.").write(w)
+	if !a.backups.acquire(r.Context(), maxSlotWait) {
+		tooManyRequests("Another backup is being taken: its copy takes as much room on the disk as the outbox, so there is one at a time.").write(w)
 		return
 	}
-	defer a.backups.giveBack()
+	defer a.backups.release()
 	began := time.Now()
-	begun := false
+	started := false
 	err := a.opts.Outbox.Backup(func(size int64) io.Writer {
-		begun = true
+		started = true
 		w.Header().Set("Content-Type", "application/octet-stream")
 		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
 		w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="outbox-%s.db"`, began.UTC().Format("20060102-150405")))
 		w.Header().Set("Cache-Control", "no-store")
-		return patient{w, http.NewResponseController(w)}
+		return deadlineWriter{w, http.NewResponseController(w)}
 	})
 	switch {
-	case err != nil && !begun:
+	case err != nil && !started:
 		a.opts.Logger.Warn("backup cannot be made", "err", err.Error())
 		deliveryProblem(err).write(w)
 	case err != nil:
 		a.opts.Logger.Warn("backup was broken off", "err", err.Error())
-		panic(http.ErrAbortHandler) // or it would look whole
+		panic(http.ErrAbortHandler) // a normal return could look like a complete backup
 	default:
 		a.opts.Logger.Info("backup sent", "took", time.Since(began).Round(time.Millisecond).String())
 	}
 }
 
-// patient gives each write its own time, and not the whole.
-type patient struct {
+// deadlineWriter sets a new deadline before each write, instead of one for the whole answer.
+type deadlineWriter struct {
 	w          http.ResponseWriter
 	controller *http.ResponseController
 }
 
-func (p patient) Write(b []byte) (int, error) {
-	_ = p.controller.SetWriteDeadline(time.Now().Add(stalled)) // a recorder in a test has none
-	return p.w.Write(b)
+func (d deadlineWriter) Write(b []byte) (int, error) {
+	_ = d.controller.SetWriteDeadline(time.Now().Add(backupWriteTimeout)) // the recorder of a test has none
+	return d.w.Write(b)
 }
 
-// readJSON reads the request's object into a struct, or says what is wrong with it.
+// readJSON decodes the request's object into a struct, or returns the problem with it. Field names
+// are matched exactly; unknown fields and null are refused.
 func readJSON(w http.ResponseWriter, r *http.Request, into any) *problem {
 	body, members, refusal := readObject(w, r, "")
 	if refusal != nil {
@@ -310,7 +314,7 @@ func readJSON(w http.ResponseWriter, r *http.Request, into any) *problem {
 	}
 	for _, name := range slices.Sorted(maps.Keys(members)) {
 		switch {
-		case name != strings.ToLower(name): // encoding/json would take it for the field that is written small
+		case name != strings.ToLower(name): // encoding/json ignores case
 			return badFields(&fieldError{name, "is not a field of this request"})
 		case string(members[name]) == "null":
 			return badFields(&fieldError{name, "is null: leave it out, or give it a value"})
@@ -323,7 +327,7 @@ func readJSON(w http.ResponseWriter, r *http.Request, into any) *problem {
 	switch {
 	case errors.As(err, &wrongType):
 		return badFields(&fieldError{wrongType.Field, "is of the wrong type (" + wrongType.Value + ")"})
-	case err != nil: // all else is well by now
+	case err != nil: // readObject has refused every other error
 		name := strings.TrimPrefix(err.Error(), "json: unknown field ")
 		return badFields(&fieldError{strings.Trim(name, `"`), "is not a field of this request"})
 	}

@@ -16,18 +16,19 @@ import (
 	"pzbridge/outbox"
 )
 
-// Events are what has happened, to be read.
+// Events reads the stored events.
 type Events interface {
 	Events(q outbox.EventQuery) (outbox.EventPage, error)
-	Changed() <-chan struct{} // closed when there are new ones
+	Changed() <-chan struct{} // closed when the next event is stored
 	Call(callID string, after uint64) (outbox.CallPage, error)
 	Route(callID string) (*telephony.Route, error)
 }
 
-// mostWait is how long a read of events may wait for one.
-const mostWait = time.Minute
+// maxWait bounds the parameter wait of a read of events.
+const maxWait = time.Minute
 
-// listEvents gives the caller's events after a cursor, and waits for the next one if there is none and the caller says so.
+// listEvents returns the caller's events after a cursor. If there are none, it waits for the next one
+// up to the parameter wait.
 func (a *API) listEvents(w http.ResponseWriter, r *http.Request) {
 	q, wait, refusal := readEventQuery(r)
 	if refusal != nil {
@@ -38,19 +39,19 @@ func (a *API) listEvents(w http.ResponseWriter, r *http.Request) {
 		q.Endpoint = by
 	}
 	if wait > 0 {
-		polls := a.readers[caller(r)].polls
-		if !polls.take(r.Context(), 0) {
-			refused(fmt.Sprintf("%d requests with this token wait for events already: that is as many as may.", maxPolls)).write(w)
+		polls := a.readSlots[caller(r)].polls
+		if !polls.acquire(r.Context(), 0) {
+			tooManyRequests(fmt.Sprintf("%d requests with this token wait for events already: that is as many as may.", maxPolls)).write(w)
 			return
 		}
-		defer polls.giveBack()
+		defer polls.release()
 	}
-	// The server's time for reading a request would end the wait.
+	// The server's read timeout would cut the wait short.
 	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	timeUp := time.NewTimer(wait)
 	defer timeUp.Stop()
 	for waiting := wait > 0; ; {
-		changed := a.opts.Events.Changed() // before the read: nothing falls between the two
+		changed := a.opts.Events.Changed() // taken before the read, so that no event between the two is missed
 		if a.answerEvents(w, r, &q, waiting) {
 			return
 		}
@@ -66,10 +67,11 @@ func (a *API) listEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// answerEvents answers with a page of events. Where there is none and the caller waits for one it does not, and the query goes on behind what was looked at.
+// answerEvents answers with a page of events. If the page is empty and the caller waits, it does not
+// answer, and moves q past the events that were scanned.
 func (a *API) answerEvents(w http.ResponseWriter, r *http.Request, q *outbox.EventQuery, waiting bool) (answered bool) {
 	answered = true
-	a.inTurn(w, r, func(scan func(func()) bool) {
+	a.withReadSlots(w, r, func(scan func(func()) bool) {
 		var page outbox.EventPage
 		var err error
 		switch {
@@ -85,7 +87,8 @@ func (a *API) answerEvents(w http.ResponseWriter, r *http.Request, q *outbox.Eve
 	return answered
 }
 
-// writeEvents answers with events: they are JSON already, and too large to be copied.
+// writeEvents answers with a page of events. It writes each event as it is stored: that is JSON, and
+// another encoding would copy it.
 func writeEvents(w http.ResponseWriter, page outbox.EventPage) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
@@ -137,13 +140,14 @@ func readWait(s string) (time.Duration, error) {
 		return 0, nil
 	}
 	wait, err := time.ParseDuration(s)
-	if err != nil || wait < 0 || wait > mostWait {
-		return 0, &fieldError{"wait", fmt.Sprintf("must be a time such as 30s, at most %s", mostWait)}
+	if err != nil || wait < 0 || wait > maxWait {
+		return 0, &fieldError{"wait", fmt.Sprintf("must be a time such as 30s, at most %s", maxWait)}
 	}
 	return wait, nil
 }
 
-// readTypes gives the types of events that a list names: by name, or as prefixes with a star. Entries that are empty name none.
+// readTypes returns the event types that entries select. An entry is a type, or a prefix such as
+// call.*; empty entries are skipped.
 func readTypes(entries []string) (types []telephony.EventType, err error) {
 	for _, entry := range entries {
 		if entry = strings.TrimSpace(entry); entry == "" {
@@ -162,7 +166,8 @@ func readTypes(entries []string) (types []telephony.EventType, err error) {
 	return types, nil
 }
 
-// readQuery reads the query's parameters. One that is none of the names is refused, as a field is.
+// readQuery reads the query's parameters. It refuses a parameter that is not in names, as readFields
+// refuses a field.
 func readQuery(r *http.Request, names ...string) (url.Values, *problem) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -181,8 +186,8 @@ func readLimit(values url.Values) (int, *problem) {
 		return defaultLimit, nil
 	}
 	n, err := strconv.Atoi(values.Get("limit"))
-	if err != nil || n < 1 || n > mostAtOnce {
-		return 0, badFields(&fieldError{"limit", fmt.Sprintf("must be a number from 1 to %d", mostAtOnce)})
+	if err != nil || n < 1 || n > maxLimit {
+		return 0, badFields(&fieldError{"limit", fmt.Sprintf("must be a number from 1 to %d", maxLimit)})
 	}
 	return n, nil
 }
@@ -199,11 +204,11 @@ func eventProblem(err error) problem {
 	return p
 }
 
-// call is what happened to a call, as the API shows it.
+// call is the JSON form of a call: its events and its routing.
 type call struct {
 	CallID  string      `json:"call_id"`
 	Events  []callEvent `json:"events"`
-	Routing *routing    `json:"routing,omitempty"` // absent if the call has not asked where to go
+	Routing *routing    `json:"routing,omitempty"` // absent if the call had no routing question
 	// NextCursor is absent on the last page.
 	NextCursor string `json:"next_cursor,omitempty"`
 }
@@ -226,7 +231,7 @@ type routing struct {
 	TransferTo string                 `json:"transfer_to,omitempty"`
 	DecidedAt  time.Time              `json:"decided_at,omitzero"`
 	OverAt     time.Time              `json:"over_at,omitzero"`
-	Transfer   *transfer              `json:"transfer,omitempty"` // absent if nothing was to be sent
+	Transfer   *transfer              `json:"transfer,omitempty"` // absent if no transfer was to be sent
 }
 
 type reply struct {
@@ -237,7 +242,7 @@ type reply struct {
 	Reason     string              `json:"reason,omitempty"`
 }
 
-// transfer is what was sent to the exchange, and how that went.
+// transfer is the transfer that was sent to the exchange, and its outcome.
 type transfer struct {
 	To    string                  `json:"to"`
 	State telephony.TransferState `json:"state"`
@@ -245,62 +250,63 @@ type transfer struct {
 	Error string                  `json:"error,omitempty"`
 }
 
-// getCall tells what happened to a call, page by page. An endpoint sees its own part of it, and who has won.
+// getCall returns a page of a call's events, with its routing. An endpoint sees only its own deliveries
+// and replies, and the winner.
 func (a *API) getCall(r *http.Request) answer {
 	values, refusal := readQuery(r, "cursor")
 	if refusal != nil {
-		return failed(*refusal)
+		return problemAnswer(*refusal)
 	}
 	after, err := uint64(0), error(nil)
 	if values.Has("cursor") {
 		if after, err = strconv.ParseUint(values.Get("cursor"), 10, 64); err != nil {
-			return failed(*badFields(&fieldError{"cursor", "is none that this call has given"}))
+			return problemAnswer(*badFields(&fieldError{"cursor", "is none that this call has given"}))
 		}
 	}
 	shown := call{CallID: r.PathValue("call_id"), Events: []callEvent{}}
 	page, err := a.opts.Events.Call(shown.CallID, after)
-	mine := func(name string) bool { return caller(r) == Operator || caller(r) == name }
+	visible := func(name string) bool { return caller(r) == Operator || caller(r) == name }
 	for _, e := range page.Events {
-		if told := showCallEvent(e, mine); len(told.Deliveries) > 0 || caller(r) == Operator {
-			shown.Events = append(shown.Events, told)
+		if event := showCallEvent(e, visible); len(event.Deliveries) > 0 || caller(r) == Operator {
+			shown.Events = append(shown.Events, event)
 		}
 	}
 	if page.Next > 0 {
 		shown.NextCursor = strconv.FormatUint(page.Next, 10)
 	}
 	switch {
-	case errors.Is(err, outbox.ErrNoCall), err == nil && len(shown.Events) == 0 && shown.NextCursor == "" && after == 0: // or it is another's
-		return failed(problem{Status: http.StatusNotFound, Detail: sentence(outbox.ErrNoCall)})
+	case errors.Is(err, outbox.ErrNoCall), err == nil && len(shown.Events) == 0 && shown.NextCursor == "" && after == 0: // or every event is another endpoint's
+		return problemAnswer(problem{Status: http.StatusNotFound, Detail: sentence(outbox.ErrNoCall)})
 	case err != nil:
-		return failed(problem{Status: http.StatusInternalServerError, Detail: sentence(err)})
+		return problemAnswer(problem{Status: http.StatusInternalServerError, Detail: sentence(err)})
 	case page.Route != nil && len(shown.Events) > 0:
-		shown.Routing = showRoute(*page.Route, mine)
+		shown.Routing = showRoute(*page.Route, visible)
 	}
-	return found(shown)
+	return okAnswer(shown)
 }
 
-func showCallEvent(e outbox.CallEvent, mine func(name string) bool) callEvent {
-	told := callEvent{ID: e.ID, Type: e.Type, Sequence: e.Sequence, Timestamp: e.Time, Deliveries: []delivery{}}
+func showCallEvent(e outbox.CallEvent, visible func(name string) bool) callEvent {
+	shown := callEvent{ID: e.ID, Type: e.Type, Sequence: e.Sequence, Timestamp: e.Time, Deliveries: []delivery{}}
 	for _, d := range e.Deliveries {
-		if mine(d.Endpoint) {
-			told.Deliveries = append(told.Deliveries, showDelivery(d, nil))
+		if visible(d.Endpoint) {
+			shown.Deliveries = append(shown.Deliveries, showDelivery(d, nil))
 		}
 	}
-	return told
+	return shown
 }
 
-func showRoute(r telephony.Route, mine func(name string) bool) *routing {
+func showRoute(r telephony.Route, visible func(name string) bool) *routing {
 	out := &routing{
 		AskedAt: r.AskedAt.UTC(), AnswerBy: r.AnswerBy.UTC(), Asked: []string{}, Replies: []reply{}, Outcome: r.Outcome,
 		Winner: r.Winner, TransferTo: r.To, DecidedAt: r.DecidedAt.UTC(), OverAt: r.OverAt.UTC(),
 	}
 	for _, name := range r.Asked {
-		if mine(name) {
+		if visible(name) {
 			out.Asked = append(out.Asked, name)
 		}
 	}
 	for _, p := range r.Replies {
-		if mine(p.By) {
+		if visible(p.By) {
 			out.Replies = append(out.Replies, reply{By: p.By, At: p.At.UTC(), Kind: p.Kind, TransferTo: p.To, Reason: telephony.BriefText(p.Why)})
 		}
 	}

@@ -46,7 +46,7 @@ func add(t *testing.T, b *box, kind telephony.EventType, call string) {
 	}
 }
 
-// read reads a page of events: the calls that they are of, and the cursor.
+// read decodes a page of events: the call IDs of the events, and the cursor.
 func read(t *testing.T, w *httptest.ResponseRecorder) (calls []string, cursor string) {
 	t.Helper()
 	var page struct {
@@ -66,15 +66,15 @@ func read(t *testing.T, w *httptest.ResponseRecorder) (calls []string, cursor st
 	return calls, page.NextCursor
 }
 
-// A CRM reads its events in order, page by page, and each once; the operator reads all.
-func TestReadEvents(t *testing.T) {
+// A CRM reads its own events in order, each once over all pages; the operator reads all events.
+func TestEventsAreReadInOrder(t *testing.T) {
 	b := newBox(t)
 	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
 	if calls, cursor := read(t, get(a, "/v1/events", crmToken)); len(calls) != 0 || cursor != "0" {
 		t.Errorf("of an empty file: %v, %s", calls, cursor)
 	}
 	for i := range 7 {
-		add(t, b, []telephony.EventType{"call.incoming", "call.completed", "sms.sent"}[i%3], fmt.Sprint(i)) // its filter is call.*
+		add(t, b, []telephony.EventType{"call.incoming", "call.completed", "sms.sent"}[i%3], fmt.Sprint(i)) // the filter is call.*
 	}
 	for limit := 1; limit < 9; limit++ {
 		var all []string
@@ -107,8 +107,9 @@ func TestReadEvents(t *testing.T) {
 	}
 }
 
-// Who waits for an event gets it the moment it is stored, and an empty page when the time is up or the API is drained.
-func TestWaitForEvents(t *testing.T) {
+// A request that waits for events is answered as soon as an event is stored, and with an empty page
+// when its time is up or the API is drained.
+func TestPollReturnsWhenAnEventIsStored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBox(t)
 		a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
@@ -124,7 +125,7 @@ func TestWaitForEvents(t *testing.T) {
 		var adding sync.WaitGroup
 		adding.Go(func() {
 			time.Sleep(5 * time.Second)
-			add(t, b, "sms.sent", "0") // not for it
+			add(t, b, "sms.sent", "0") // the filter excludes it
 			time.Sleep(5 * time.Second)
 			add(t, b, "call.incoming", "1")
 		})
@@ -149,7 +150,7 @@ func TestWaitForEvents(t *testing.T) {
 	})
 }
 
-func TestCall(t *testing.T) {
+func TestCallShowsAnEndpointItsOwnPart(t *testing.T) {
 	b := newBox(t)
 	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
 	add(t, b, "call.transfer_requested", "5")
@@ -166,19 +167,19 @@ func TestCall(t *testing.T) {
 	}
 	add(t, b, "call.incoming", "5")
 	add(t, b, "call.completed", "5")
-	var whole, mine call
-	for token, into := range map[string]*call{operatorToken: &whole, crmToken: &mine} {
+	var all, own call
+	for token, into := range map[string]*call{operatorToken: &all, crmToken: &own} {
 		w := get(a, "/v1/calls/5", token)
 		if err := json.Unmarshal(w.Body.Bytes(), into); err != nil || w.Code != 200 {
 			t.Fatalf("%d %s %v", w.Code, w.Body, err)
 		}
 	}
-	if len(whole.Events) != 3 || len(whole.Events[0].Deliveries) != 2 || len(whole.Events[1].Deliveries) != 1 || len(whole.Routing.Replies) != 2 ||
-		len(whole.Routing.Asked) != 2 || whole.Routing.Winner != "crm" || whole.Routing.Transfer.State != "done" || whole.Routing.OverAt.IsZero() {
-		t.Errorf("the operator sees %+v, %+v", whole, whole.Routing)
+	if len(all.Events) != 3 || len(all.Events[0].Deliveries) != 2 || len(all.Events[1].Deliveries) != 1 || len(all.Routing.Replies) != 2 ||
+		len(all.Routing.Asked) != 2 || all.Routing.Winner != "crm" || all.Routing.Transfer.State != "done" || all.Routing.OverAt.IsZero() {
+		t.Errorf("the operator sees %+v, %+v", all, all.Routing)
 	}
-	if len(mine.Events) != 3 || len(mine.Events[0].Deliveries) != 1 || len(mine.Routing.Replies) != 1 || len(mine.Routing.Asked) != 1 || mine.Routing.Replies[0].TransferTo != "101" {
-		t.Errorf("the CRM sees %+v, %+v", mine, mine.Routing)
+	if len(own.Events) != 3 || len(own.Events[0].Deliveries) != 1 || len(own.Routing.Replies) != 1 || len(own.Routing.Asked) != 1 || own.Routing.Replies[0].TransferTo != "101" {
+		t.Errorf("the CRM sees %+v, %+v", own, own.Routing)
 	}
 	add(t, b, "sms.sent", "6")
 	for path, token := range map[string]string{"/v1/calls/6": crmToken, "/v1/calls/7": operatorToken, "/v1/calls/%20": operatorToken} {
@@ -191,8 +192,9 @@ func TestCall(t *testing.T) {
 	}
 }
 
-// A key's command is carried out once, whatever comes of it; only what was not written may be tried again.
-func TestIdempotency(t *testing.T) {
+// The command of an Idempotency-Key is carried out once, whatever its outcome. Only a command that was
+// not written to the exchange may be repeated.
+func TestIdempotencyKeyRepeatsTheAnswer(t *testing.T) {
 	const body = `{"from":"101","to":"102"}`
 	for name, c := range map[string]struct {
 		err    error
@@ -229,7 +231,7 @@ func TestIdempotency(t *testing.T) {
 	for want, c := range map[int][]string{
 		422: {"/v1/calls", `{"from":"101","to":"103"}`, "k", crmToken},
 		400: {"/v1/calls", body, strings.Repeat("k", 256), crmToken},
-		200: {"/v1/calls", body, "k", operatorToken}, // somebody else's key
+		200: {"/v1/calls", body, "k", operatorToken}, // the same key of another bearer
 	} {
 		if w := send(a, "POST", c[0], c[3], c[1], "Idempotency-Key", c[2]); w.Code != want {
 			t.Errorf("%v: %d %s", c, w.Code, w.Body)
@@ -243,8 +245,9 @@ func TestIdempotency(t *testing.T) {
 	}
 }
 
-// Two requests with one key at once are one command, and a key that was taken by a process that is gone is never used again.
-func TestIdempotencyAtOnce(t *testing.T) {
+// Concurrent requests with one key are one command. A key that a crashed process has claimed carries
+// out no command again until it expires.
+func TestConcurrentRequestsWithOneKeyAreOneCommand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &slowExchange{}
 		b := newBox(t)
@@ -283,7 +286,7 @@ func TestIdempotencyAtOnce(t *testing.T) {
 	})
 }
 
-// slowExchange takes a second for a command, or never comes back from it.
+// slowExchange takes a second for a command, or panics in it as a crash would end it.
 type slowExchange struct {
 	exchange
 	n     int
@@ -299,7 +302,7 @@ func (e *slowExchange) Do(context.Context, telephony.Command) error {
 	return nil
 }
 
-func TestRate(t *testing.T) {
+func TestRateIsLimitedPerBearer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBox(t)
 		a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
@@ -324,9 +327,9 @@ func TestRate(t *testing.T) {
 	})
 }
 
-// While a token is being changed, the CRM is the same with either, and has no more requests by
-// having two.
-func TestTokensOfOneCRM(t *testing.T) {
+// While a CRM's token is being replaced, both tokens are the same bearer: they share its keys and its
+// rate.
+func TestTokensOfOneCRMShareKeysAndRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &exchange{}
 		a := newAPI(t, e, newBox(t), &bytes.Buffer{})
@@ -352,8 +355,8 @@ func TestTokensOfOneCRM(t *testing.T) {
 	})
 }
 
-// The answers to a transfer say whose the call is.
-func TestTransferAnswers(t *testing.T) {
+// The status of a transfer follows from the router's error; 409 names the winner.
+func TestTransferOutcomeDecidesStatus(t *testing.T) {
 	for status, err := range map[int]error{
 		200: nil, 404: telephony.ErrNeverAsked, 409: &telephony.DecidedError{Winner: "other", To: "7"}, 410: telephony.ErrRouteClosed, 502: &telephony.RefusedError{},
 		503: telephony.ErrNotKept, 504: telephony.ErrNoAnswer,
@@ -385,7 +388,7 @@ func TestTransferAnswers(t *testing.T) {
 	}
 }
 
-func TestSwitchConnection(t *testing.T) {
+func TestConnectionSwitchIsStored(t *testing.T) {
 	e, b := &exchange{connection: telephony.Connection{State: telephony.Connected}}, newBox(t)
 	a := newAPI(t, e, b, &bytes.Buffer{})
 	for _, enabled := range []bool{false, true} {
@@ -405,7 +408,7 @@ func TestSwitchConnection(t *testing.T) {
 	}
 }
 
-func TestSendTest(t *testing.T) {
+func TestTestEventReportsTheResponse(t *testing.T) {
 	var got *http.Request
 	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		got = r
@@ -416,16 +419,16 @@ func TestSendTest(t *testing.T) {
 	b := newBoxAt(t, crm.URL)
 	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
 	w := send(a, "POST", "/v1/endpoints/crm/test", operatorToken, "")
-	var said struct {
+	var result struct {
 		EventID   string `json:"event_id"`
 		Delivered bool
 		Status    int
 		Response  string
 	}
-	if err := json.Unmarshal(w.Body.Bytes(), &said); err != nil || w.Code != 200 || said.Status != 418 || said.Delivered || said.Response != "short and stout" {
+	if err := json.Unmarshal(w.Body.Bytes(), &result); err != nil || w.Code != 200 || result.Status != 418 || result.Delivered || result.Response != "short and stout" {
 		t.Errorf("%d %s %v", w.Code, w.Body, err)
 	}
-	if got == nil || got.Header.Get("webhook-id") != said.EventID || got.Header.Get("webhook-signature") == "" {
+	if got == nil || got.Header.Get("webhook-id") != result.EventID || got.Header.Get("webhook-signature") == "" {
 		t.Errorf("the CRM got %+v", got)
 	}
 	if w := send(a, "POST", "/v1/endpoints/nobody/test", operatorToken, ""); w.Code != 404 {
@@ -433,8 +436,9 @@ func TestSendTest(t *testing.T) {
 	}
 }
 
-// A key that a CRM makes of the call answers no question but the one with which it came.
-func TestKeyOfACallThatAsksAgain(t *testing.T) {
+// A CRM may use the call ID as its key: the stored answer is repeated for the same question only, a
+// new question of the call is carried out.
+func TestReusedKeyAnswersANewQuestion(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &exchange{connection: telephony.Connection{State: telephony.Connected}}
 		b := newBox(t)
@@ -443,7 +447,7 @@ func TestKeyOfACallThatAsksAgain(t *testing.T) {
 			t.Helper()
 			w := send(a, "POST", "/v1/transfers", crmToken, `{"call_id":"5","to":"`+to+`"}`, "Idempotency-Key", "5")
 			if w.Code != 200 || len(e.got) != times {
-				t.Errorf("%d, the router was told %d times, want %d", w.Code, len(e.got), times)
+				t.Errorf("%d, the router got %d answers, want %d", w.Code, len(e.got), times)
 			}
 		}
 		add(t, b, "call.transfer_requested", "5")
@@ -461,8 +465,8 @@ func TestKeyOfACallThatAsksAgain(t *testing.T) {
 	})
 }
 
-// Whoever asks with a key, or for many deliveries, may go away: what was begun is done.
-func TestWhoAskedGoesAway(t *testing.T) {
+// A command with a key and a redelivery run to their end even if the caller has disconnected.
+func TestRequestOutlivesItsConnection(t *testing.T) {
 	e := &exchange{connection: telephony.Connection{State: telephony.Connected}}
 	b := newBox(t)
 	for i := range 600 {
@@ -493,7 +497,7 @@ func TestWhoAskedGoesAway(t *testing.T) {
 	}
 }
 
-// endingExchange notes whether a command's context had ended.
+// endingExchange records whether a command's context has ended.
 type endingExchange struct {
 	exchange
 	err error
@@ -504,7 +508,7 @@ func (e *endingExchange) Do(ctx context.Context, _ telephony.Command) error {
 	return nil
 }
 
-// waitingExchange waits for an answer that does not come.
+// waitingExchange blocks until the command's context ends.
 type waitingExchange struct{ exchange }
 
 func (e *waitingExchange) Do(ctx context.Context, _ telephony.Command) error {
@@ -512,8 +516,8 @@ func (e *waitingExchange) Do(ctx context.Context, _ telephony.Command) error {
 	return telephony.ErrNoAnswer
 }
 
-// When the server gives its requests up, a command with a key is answered too.
-func TestKeyDuringShutdown(t *testing.T) {
+// When the server cancels its base context, a command with a key is answered too.
+func TestShutdownAnswersCommandsWithKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBox(t)
 		a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
@@ -538,9 +542,9 @@ func TestKeyDuringShutdown(t *testing.T) {
 	})
 }
 
-// Of a CRM that reads its events the operator sees when it last did, and what it has not read as
-// pending, held by nothing. It is no reason to warn.
-func TestEndpointThatReads(t *testing.T) {
+// For a CRM that reads its events, the operator sees the time of its last read, and the unread events
+// as pending and not held. Unread events cause no warning.
+func TestReadingEndpointIsShown(t *testing.T) {
 	b := readingBox(t, outbox.Filter{"call.*"})
 	a := newAPI(t, &exchange{connection: telephony.Connection{State: telephony.Connected}}, b, &bytes.Buffer{})
 	for range 2 {

@@ -12,69 +12,75 @@ import (
 	"pzbridge/outbox"
 )
 
-// Keys remembers which requests have been carried out, through restarts.
+// Keys stores which requests have been carried out, and their answers; they survive restarts.
+//
+// ClaimKey claims a key and returns nil, or returns the earlier claim of that key. AnswerKey stores
+// the answer of a claimed key. ReleaseKey makes a claimed key free again.
 type Keys interface {
 	ClaimKey(bearer string, key, request [32]byte) (taken *outbox.Claim, err error)
 	AnswerKey(bearer string, key, request [32]byte, status int, answer []byte) error
 	ReleaseKey(key [32]byte) error
 }
 
-// longestKey is how many bytes an Idempotency-Key may have.
-const longestKey = 255
+// maxKeyBytes bounds an Idempotency-Key.
+const maxKeyBytes = 255
 
-// once carries out a command if it has not been carried out with this key before, else it answers as then. The key is taken before anything is
-// written, so that not even a crash makes a telephone ring twice, and given back if nothing was written.
-func (a *API) once(r *http.Request, key string, cmd telephony.Command, carryOut func(context.Context) answer) answer {
-	if key == "" || len(key) > longestKey {
+// carryOutOnce carries out a command unless a command with this key was carried out before; then it
+// repeats the answer. It claims the key before anything is written to the exchange, so that not even
+// a crash makes a telephone ring twice, and releases it if nothing was written.
+func (a *API) carryOutOnce(r *http.Request, key string, cmd telephony.Command, carryOut func(context.Context) answer) answer {
+	if key == "" || len(key) > maxKeyBytes {
 		return answer{problem: &problem{Status: http.StatusBadRequest, Detail: "The header Idempotency-Key must have 1 to 255 characters."}}
 	}
 	hash := sha256.Sum256([]byte(caller(r) + "\x00" + key))
-	said, err := json.Marshal(cmd)
+	encoded, err := json.Marshal(cmd)
 	if err != nil {
 		return answer{problem: &problem{Status: http.StatusInternalServerError, Detail: sentence(err)}}
 	}
-	request := sha256.Sum256(said)
-	if !a.busy.take(r.Context(), hash) {
+	request := sha256.Sum256(encoded)
+	if !a.keyLocks.acquire(r.Context(), hash) {
 		return answer{problem: &problem{Status: http.StatusServiceUnavailable, Detail: "The request was given up."}}
 	}
-	defer a.busy.giveBack(hash)
-	taken, err := a.opts.Keys.ClaimKey(caller(r), hash, request)
+	defer a.keyLocks.release(hash)
+	earlier, err := a.opts.Keys.ClaimKey(caller(r), hash, request)
 	switch {
 	case err != nil:
 		return answer{problem: &problem{
 			Status: http.StatusServiceUnavailable, Detail: "The Idempotency-Key could not be stored, so nothing was sent; try again. The reason: " + err.Error() + ".",
 		}}
-	case taken == nil:
-	case taken.Request != request:
+	case earlier == nil:
+	case earlier.Request != request:
 		return answer{problem: &problem{
 			Status: http.StatusUnprocessableEntity, Detail: "This Idempotency-Key has come with another request before: use a new one for each command.",
 		}}
-	case a.askedSince(cmd, taken.At): // that was an answer to another question
-	case taken.Status == 0:
+	case a.hasNewQuestion(cmd, earlier.At): // the earlier command answered another question
+	case earlier.Status == 0:
 		return answer{problem: &problem{
 			Status: http.StatusGatewayTimeout, Detail: "How this command ended is not known, since the bridge was stopped or its disk failed meanwhile: it may have been carried out.",
 		}}
 	default:
-		return answer{status: taken.Status, body: taken.Answer, again: true}
+		return answer{status: earlier.Status, body: earlier.Answer, replayed: true}
 	}
-	// Whoever asks with a key may go away and ask again; the command does not end with the connection.
-	ctx, cancel := endsWithServer(r)
+	// The caller may disconnect and repeat the request with its key, so the command does not end with
+	// the connection.
+	ctx, cancel := detach(r)
 	defer cancel()
-	done := carryOut(ctx)
-	if done.written {
-		err = a.opts.Keys.AnswerKey(caller(r), hash, request, done.code(), done.json())
+	result := carryOut(ctx)
+	if result.written {
+		err = a.opts.Keys.AnswerKey(caller(r), hash, request, result.code(), result.json())
 	} else {
 		err = a.opts.Keys.ReleaseKey(hash)
 	}
 	if err != nil {
-		a.opts.Logger.Error("what became of an Idempotency-Key cannot be stored", "err", err.Error())
+		a.opts.Logger.Error("the outcome of an Idempotency-Key cannot be stored", "err", err.Error())
 	}
-	return done
+	return result
 }
 
-// endsWithServer gives a request's context without its end when whoever has asked goes away. It still ends when the server gives its requests up, so that they
-// are answered.
-func endsWithServer(r *http.Request) (ctx context.Context, cancel func()) {
+// detach returns the request's context without the cancellation that follows when the caller
+// disconnects. The context still ends when the server cancels its base context at shutdown, so that
+// the request is answered.
+func detach(r *http.Request) (ctx context.Context, cancel func()) {
 	ctx, cancelCtx := context.WithCancel(context.WithoutCancel(r.Context()))
 	server, _ := r.Context().Value(http.ServerContextKey).(*http.Server)
 	if server == nil || server.BaseContext == nil {
@@ -84,8 +90,9 @@ func endsWithServer(r *http.Request) (ctx context.Context, cancel func()) {
 	return ctx, func() { stop(); cancelCtx() }
 }
 
-// askedSince says whether the call that a command transfers has asked anew where to go since a time.
-func (a *API) askedSince(cmd telephony.Command, at time.Time) bool {
+// hasNewQuestion reports whether cmd is a transfer of a call that has a routing question newer than
+// at.
+func (a *API) hasNewQuestion(cmd telephony.Command, at time.Time) bool {
 	if cmd.Kind != telephony.CommandTransfer {
 		return false
 	}
@@ -93,34 +100,35 @@ func (a *API) askedSince(cmd telephony.Command, at time.Time) bool {
 	return err == nil && route != nil && route.AskedAt.After(at)
 }
 
-// busy holds the keys whose commands are being carried out.
-type busy struct {
+// keyLocks serializes the commands of each Idempotency-Key. A channel is closed when its key is
+// released.
+type keyLocks struct {
 	mu   sync.Mutex
 	keys map[[32]byte]chan struct{}
 }
 
-// take waits until nobody else has the key. It is false if ctx ended before.
-func (b *busy) take(ctx context.Context, key [32]byte) bool {
+// acquire waits until the key is free and takes it. It returns false if ctx ends first.
+func (l *keyLocks) acquire(ctx context.Context, key [32]byte) bool {
 	for {
-		b.mu.Lock()
-		other, taken := b.keys[key]
-		if !taken {
-			b.keys[key] = make(chan struct{})
-			b.mu.Unlock()
+		l.mu.Lock()
+		released, held := l.keys[key]
+		if !held {
+			l.keys[key] = make(chan struct{})
+			l.mu.Unlock()
 			return true
 		}
-		b.mu.Unlock()
+		l.mu.Unlock()
 		select {
-		case <-other:
+		case <-released:
 		case <-ctx.Done():
 			return false
 		}
 	}
 }
 
-func (b *busy) giveBack(key [32]byte) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	close(b.keys[key])
-	delete(b.keys, key)
+func (l *keyLocks) release(key [32]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.keys[key])
+	delete(l.keys, key)
 }

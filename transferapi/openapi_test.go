@@ -15,7 +15,7 @@ import (
 	validator "github.com/pb33f/libopenapi-validator"
 )
 
-// described is the description, read by a library that knows what OpenAPI is.
+// described is a validator of the embedded OpenAPI description.
 var described = sync.OnceValue(func() validator.Validator {
 	document, err := libopenapi.NewDocument(description)
 	if err != nil {
@@ -28,11 +28,11 @@ var described = sync.OnceValue(func() validator.Validator {
 	return v
 })
 
-// serve has a request answered, and panics if that is no answer of the description.
+// serve serves a request and panics if the response does not match the description.
 func serve(a *API, w *httptest.ResponseRecorder, r *http.Request) {
 	a.ServeHTTP(w, r)
 	if w.Code == http.StatusMethodNotAllowed || w.Code == http.StatusNotFound && strings.Contains(w.Body.String(), "nothing at this path") {
-		return // there is no such request
+		return // the description has no such request
 	}
 	response := w.Result()
 	response.Body = io.NopCloser(bytes.NewReader(w.Body.Bytes()))
@@ -43,7 +43,7 @@ func serve(a *API, w *httptest.ResponseRecorder, r *http.Request) {
 	}
 }
 
-func TestDescription(t *testing.T) {
+func TestDescriptionListsEveryRoute(t *testing.T) {
 	if ok, errs := described().ValidateDocument(); !ok {
 		for _, err := range errs {
 			t.Errorf("%s: %+v", err, err.SchemaValidationErrors)
@@ -53,8 +53,8 @@ func TestDescription(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A comma in a text without quotes, within braces, makes a member of what comes behind it,
-	// without a value. In a schema that breaks no rule.
+	// An unquoted text within braces ends at a comma; the rest becomes a member without a value. A
+	// schema may hold such a member, so the validation accepts it.
 	for values := document.GetSpecInfo().RootNode.Content; len(values) > 0; values = values[1:] {
 		values = append(values, values[0].Content...)
 		if values[0].Tag == "!!null" {
@@ -90,8 +90,8 @@ func TestDescription(t *testing.T) {
 	}
 }
 
-// The check can fail: an answer with a member too many is none.
-func TestDescriptionIsStrict(t *testing.T) {
+// The validation of answers can fail: an answer with an extra member does not match.
+func TestAnswerSchemasAreStrict(t *testing.T) {
 	r := httptest.NewRequest(http.MethodGet, "/healthz", nil)
 	for body, want := range map[string]bool{`{"status":"ok"}`: true, `{"status":"ok","x":1}`: false, `{}`: false, `[]`: false} {
 		response := &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(body))}

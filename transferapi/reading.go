@@ -7,30 +7,31 @@ import (
 	"time"
 )
 
-// What one bearer's reading may take of the bridge at a time. Its rate alone bounds nothing: the bearers share the processor with the deliveries, and an answer
-// stays in memory until it is taken.
+// Limits on the concurrent reads of one bearer. The request rate alone is not enough: reads share the
+// processor with the deliveries, and an answer stays in memory until the caller has read it.
 const (
-	maxScans   = 1  // looks through the outbox's file
-	maxAnswers = 4  // answers under way, from the look on until the caller has taken them
-	maxPolls   = 16 // reads that wait for an event
-	// maxTurn is how long a request waits for its turn before it is refused.
-	maxTurn = time.Second
+	maxScans   = 1  // scans of the outbox
+	maxAnswers = 4  // answers in memory, from the scan until the caller has read them
+	maxPolls   = 16 // requests that wait for an event
+	// maxSlotWait is how long a request waits for a slot before it is refused.
+	maxSlotWait = time.Second
 )
 
-// reader holds the places of one bearer. All tokens of a bearer share them.
-type reader struct{ scans, answers, polls places }
+// readSlots holds the read slots of one bearer. All its tokens share them.
+type readSlots struct{ scans, answers, polls slots }
 
-func newReader() *reader {
-	return &reader{make(places, maxScans), make(places, maxAnswers), make(places, maxPolls)}
+func newReadSlots() *readSlots {
+	return &readSlots{make(slots, maxScans), make(slots, maxAnswers), make(slots, maxPolls)}
 }
 
-// places are what a number of requests at most may hold at a time.
-type places chan struct{}
+// slots is a counting semaphore; its capacity is the number of requests that may hold a slot.
+type slots chan struct{}
 
-// take waits for a place, up to a time. It is false if there was none, or if ctx ended.
-func (p places) take(ctx context.Context, wait time.Duration) bool {
+// acquire takes a slot, waiting up to wait for one. It returns false if none is free by then, or if
+// ctx ends.
+func (s slots) acquire(ctx context.Context, wait time.Duration) bool {
 	select {
-	case p <- struct{}{}:
+	case s <- struct{}{}:
 		return true
 	default:
 	}
@@ -40,7 +41,7 @@ func (p places) take(ctx context.Context, wait time.Duration) bool {
 	timeUp := time.NewTimer(wait)
 	defer timeUp.Stop()
 	select {
-	case p <- struct{}{}:
+	case s <- struct{}{}:
 		return true
 	case <-timeUp.C:
 	case <-ctx.Done():
@@ -48,52 +49,55 @@ func (p places) take(ctx context.Context, wait time.Duration) bool {
 	return false
 }
 
-func (p places) giveBack() { <-p }
+func (s slots) release() { <-s }
 
-// refused is the answer to a request for which there is no place.
-func refused(detail string) answer {
+// tooManyRequests is the answer to a request for which no slot is free.
+func tooManyRequests(detail string) answer {
 	return answer{problem: &problem{Status: http.StatusTooManyRequests, Detail: detail}, retryAfter: 1}
 }
 
-// reading makes a handler of what looks something up in the outbox: it waits for its turn, and the look is over before the caller takes the answer.
-func (a *API) reading(look func(r *http.Request) answer) http.HandlerFunc {
+// readHandler returns a handler that reads from the outbox with find. It holds the bearer's scan slot only
+// during find, not while the caller reads the answer.
+func (a *API) readHandler(find func(r *http.Request) answer) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		a.inTurn(w, r, func(scan func(func()) bool) {
-			var found answer
-			if scan(func() { found = look(r) }) {
-				found.write(w)
+		a.withReadSlots(w, r, func(scan func(func()) bool) {
+			var result answer
+			if scan(func() { result = find(r) }) {
+				result.write(w)
 			}
 		})
 	}
 }
 
-// inTurn has a request answered when there is a place for its answer, which it keeps until it returns. What scan is given looks through the outbox when it is its
-// turn. Where that does not come in time, the request is refused: scan is false then, and nothing is left to be answered.
-func (a *API) inTurn(w http.ResponseWriter, r *http.Request, reply func(scan func(look func()) bool)) {
-	bearer := a.readers[caller(r)]
-	if !bearer.answers.take(r.Context(), maxTurn) {
-		refused("Too many answers to this token are under way: take them before you ask for more.").write(w)
+// withReadSlots calls reply while the request holds an answer slot of its bearer. reply passes its
+// read of the outbox to scan, which runs it while the request holds a scan slot. If a slot is not free
+// within maxSlotWait, withReadSlots answers the request with 429 and, where the scan slot was missing,
+// scan returns false.
+func (a *API) withReadSlots(w http.ResponseWriter, r *http.Request, reply func(scan func(read func()) bool)) {
+	bearer := a.readSlots[caller(r)]
+	if !bearer.answers.acquire(r.Context(), maxSlotWait) {
+		tooManyRequests("Too many answers to this token are under way: take them before you ask for more.").write(w)
 		return
 	}
-	defer bearer.answers.giveBack()
-	reply(func(look func()) bool {
-		if !bearer.scans.take(r.Context(), maxTurn) {
-			refused("Another request with this token is looking through the outbox: one can at a time.").write(w)
+	defer bearer.answers.release()
+	reply(func(read func()) bool {
+		if !bearer.scans.acquire(r.Context(), maxSlotWait) {
+			tooManyRequests("Another request with this token is looking through the outbox: one can at a time.").write(w)
 			return false
 		}
-		defer bearer.scans.giveBack()
-		look()
+		defer bearer.scans.release()
+		read()
 		return true
 	})
 }
 
-// found is an answer with what was looked up.
-func found(body any) answer { return answer{status: http.StatusOK, body: encodeJSON(body)} }
+// okAnswer is a 200 with a body.
+func okAnswer(body any) answer { return answer{status: http.StatusOK, body: encodeJSON(body)} }
 
-// failed is an answer that tells of a problem.
-func failed(p problem) answer { return answer{problem: &p} }
+// problemAnswer is an answer with a problem.
+func problemAnswer(p problem) answer { return answer{problem: &p} }
 
-// setRetryAfter says in how many seconds a request may be made again.
+// setRetryAfter sets Retry-After in seconds.
 func setRetryAfter(w http.ResponseWriter, seconds int) {
 	w.Header().Set("Retry-After", strconv.Itoa(seconds))
 }

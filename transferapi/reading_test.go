@@ -19,12 +19,13 @@ import (
 	"pzbridge/outbox"
 )
 
-// The newest events first, page by page to the oldest, whoever reads; types by prefix.
-func TestReadEventsBackwards(t *testing.T) {
+// With order=desc the pages run from the newest event to the oldest, for a CRM and the operator; types
+// may be prefixes.
+func TestEventsAreReadBackwards(t *testing.T) {
 	b := newBox(t)
 	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
 	for i := range 7 {
-		add(t, b, []telephony.EventType{"call.incoming", "call.completed", "sms.sent"}[i%3], fmt.Sprint(i)) // its filter is call.*
+		add(t, b, []telephony.EventType{"call.incoming", "call.completed", "sms.sent"}[i%3], fmt.Sprint(i)) // the filter is call.*
 	}
 	for query, want := range map[string]string{
 		"order=desc&limit=2":                             "6 4 3 1 0",
@@ -61,7 +62,8 @@ func TestReadEventsBackwards(t *testing.T) {
 	}
 }
 
-// readPage reads a page of events that may have no cursor: the calls that they are of, the cursor, and whether there may be more.
+// readPage decodes a page of events: the call IDs of the events, the cursor, which may be empty, and
+// whether there may be more.
 func readPage(t *testing.T, w *httptest.ResponseRecorder) (calls []string, cursor string, more bool) {
 	t.Helper()
 	var page struct {
@@ -87,9 +89,9 @@ func decode(t *testing.T, w *httptest.ResponseRecorder, into any) {
 	}
 }
 
-// Types by prefix choose what is delivered again too.
-func TestRedeliverByPrefix(t *testing.T) {
-	o := &asks{box: newBox(t)}
+// A redelivery selects types by prefix too.
+func TestRedeliverySelectsTypesByPrefix(t *testing.T) {
+	o := &redeliveries{box: newBox(t)}
 	a := newAPI(t, &exchange{}, o.box, &bytes.Buffer{})
 	a.opts.Deliveries = o
 	status := request(t, a, "POST", "/v1/redeliver", operatorToken, `{"endpoint":"crm","since":"2026-11-23T06:25:53Z","types":["sms.*","call.completed"]}`, &struct{}{})
@@ -98,7 +100,8 @@ func TestRedeliverByPrefix(t *testing.T) {
 	}
 }
 
-// A bearer may have so many requests wait for events, and no more: the next one is refused at once, that of another bearer is not.
+// At most maxPolls requests of a bearer wait for events: the next one is refused at once, one of
+// another bearer is not.
 func TestWaitingPollsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBox(t)
@@ -126,7 +129,7 @@ func TestWaitingPollsAreBounded(t *testing.T) {
 		})
 		synctest.Wait()
 		add(t, b, "call.incoming", "1")
-		waiting.Wait() // each is answered with the event, one after the other
+		waiting.Wait() // each is answered with the event
 		if time.Since(began) != 0 {
 			t.Errorf("after %s", time.Since(began))
 		}
@@ -136,47 +139,48 @@ func TestWaitingPollsAreBounded(t *testing.T) {
 	})
 }
 
-// slowBox counts the looks that go on at a time, each of which takes a while.
+// slowBox is a box whose reads take a while; it counts how many run at the same time.
 type slowBox struct {
 	*box
-	takes     time.Duration
-	mu        sync.Mutex
-	now, most int
+	takes               time.Duration
+	mu                  sync.Mutex
+	running, maxRunning int
 }
 
-func (b *slowBox) look() {
+func (b *slowBox) read() {
 	b.mu.Lock()
-	b.now++
-	b.most = max(b.most, b.now)
+	b.running++
+	b.maxRunning = max(b.maxRunning, b.running)
 	b.mu.Unlock()
 	time.Sleep(b.takes)
 	b.mu.Lock()
-	b.now--
+	b.running--
 	b.mu.Unlock()
 }
 
 func (b *slowBox) Events(q outbox.EventQuery) (outbox.EventPage, error) {
-	b.look()
+	b.read()
 	return b.box.Events(q)
 }
 
 func (b *slowBox) Deliveries(q outbox.DeliveryQuery) ([]outbox.Delivery, string, error) {
-	b.look()
+	b.read()
 	return b.box.Deliveries(q)
 }
 
 func (b *slowBox) Call(id string, after uint64) (outbox.CallPage, error) {
-	b.look()
+	b.read()
 	return b.box.Call(id, after)
 }
 
 func (b *slowBox) RedeliverAll(context.Context, outbox.Redelivery) (int, error) {
-	b.look()
+	b.read()
 	return 0, nil
 }
 
-// One bearer looks through the outbox once at a time: other requests of its own wait for their turn, a second at most, and those of others go on.
-func TestOneScanAtATime(t *testing.T) {
+// A bearer scans the outbox once at a time. Its other requests wait for the slot, a second at most;
+// those of other bearers go on.
+func TestBearerScansOnceAtATime(t *testing.T) {
 	for takes, refused := range map[time.Duration]int{100 * time.Millisecond: 0, 900 * time.Millisecond: 1, 3 * time.Second: 2} {
 		synctest.Test(t, func(t *testing.T) {
 			b := &slowBox{box: newBox(t), takes: takes}
@@ -197,20 +201,20 @@ func TestOneScanAtATime(t *testing.T) {
 				})
 			}
 			requests.Wait()
-			if b.most != 1 || answers[200] != 3-refused || answers[429] != refused {
-				t.Errorf("looks that take %s: %d at a time, answers %v", takes, b.most, answers)
+			if b.maxRunning != 1 || answers[200] != 3-refused || answers[429] != refused {
+				t.Errorf("looks that take %s: %d at a time, answers %v", takes, b.maxRunning, answers)
 			}
 			requests.Go(func() { get(a, "/v1/events", crmToken) })
 			requests.Go(func() { get(a, "/v1/events", operatorToken) })
 			requests.Wait()
-			if b.most != 2 {
-				t.Errorf("of two bearers %d look at a time", b.most)
+			if b.maxRunning != 2 {
+				t.Errorf("of two bearers %d look at a time", b.maxRunning)
 			}
 		})
 	}
 }
 
-// Going through all events to deliver or to count them is done once at a time, and keeps the operator from reading nothing.
+// One redelivery scans the events at a time, be it a dry run, and the operator can read meanwhile.
 func TestOneRedeliveryAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := &slowBox{box: newBox(t), takes: time.Minute}
@@ -234,7 +238,7 @@ func TestOneRedeliveryAtATime(t *testing.T) {
 	})
 }
 
-// slowWriter is a caller that takes its answer slowly.
+// slowWriter is a caller that reads its answer slowly.
 type slowWriter struct {
 	*httptest.ResponseRecorder
 	takes time.Duration
@@ -245,7 +249,7 @@ func (w slowWriter) Write(b []byte) (int, error) {
 	return w.ResponseRecorder.Write(b)
 }
 
-// So many answers to a bearer may be under way: whoever does not take them gets no more of them into memory.
+// At most maxAnswers answers to a bearer are in memory: a caller that does not read them gets no more.
 func TestAnswersUnderWayAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBox(t)
@@ -275,8 +279,8 @@ func TestAnswersUnderWayAreBounded(t *testing.T) {
 	})
 }
 
-// A call is told page by page, each bounded in bytes however large its events and its ID are.
-func TestCallByPages(t *testing.T) {
+// The pages of a call are bounded in bytes, however large its events and its ID are.
+func TestPagesOfACallAreBounded(t *testing.T) {
 	b := newBox(t)
 	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
 	long := strings.Repeat("7", 200<<10)

@@ -11,7 +11,8 @@ import (
 	"pzbridge/outbox"
 )
 
-// switchConnection hangs up, and stays so through restarts, or connects again.
+// switchConnection closes or opens the connection to the exchange. The choice is stored first and
+// survives restarts.
 func (a *API) switchConnection(w http.ResponseWriter, r *http.Request) {
 	var request struct {
 		Enabled *bool `json:"enabled"`
@@ -33,10 +34,10 @@ func (a *API) switchConnection(w http.ResponseWriter, r *http.Request) {
 	a.connection(w, r)
 }
 
-// sendTest sends an endpoint a test and tells what it said.
+// sendTest sends a test event to an endpoint and returns the attempt with its response.
 func (a *API) sendTest(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
-	id, made, err := a.opts.Outbox.SendTest(r.Context(), name)
+	id, result, err := a.opts.Outbox.SendTest(r.Context(), name)
 	switch {
 	case errors.Is(err, outbox.ErrNoEndpoint):
 		problem{Status: http.StatusNotFound, Detail: sentence(err)}.write(w)
@@ -48,13 +49,13 @@ func (a *API) sendTest(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, struct {
 			EventID   string `json:"event_id"`
 			Endpoint  string `json:"endpoint"`
-			Delivered bool   `json:"delivered"` // it was answered 2xx
+			Delivered bool   `json:"delivered"` // the status was 2xx
 			attempt
-		}{id, name, made.Status >= 200 && made.Status <= 299, showAttempt(made)})
+		}{id, name, result.Status >= 200 && result.Status <= 299, showAttempt(result)})
 	}
 }
 
-// connection tells where the connection to the exchange stands.
+// connection returns the state of the connection to the exchange.
 func (a *API) connection(w http.ResponseWriter, _ *http.Request) {
 	type lastClose struct {
 		Code    int    `json:"code"`
@@ -79,29 +80,32 @@ func (a *API) connection(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, answer)
 }
 
-// alive says that the process answers. An exchange that is away is no reason to restart the bridge.
+// alive answers 200 while the process runs. It leaves out the connection to the exchange: a restart of
+// the bridge would not bring it back.
 func (a *API) alive(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 }
 
-// fault is what is wrong: in brief for everybody, and the whole, which names CRMs and quotes what they and the exchange have answered, for the operator.
-type fault struct{ brief, whole string }
+// fault describes a fault in two texts. brief is public; full is for the operator alone, since it
+// names CRMs and quotes their answers and the exchange's.
+type fault struct{ brief, full string }
 
-func texts(faults []fault, operator bool) (list []string) {
+// faultTexts returns each text once, so that the public list does not reveal the number of CRMs.
+func faultTexts(faults []fault, operator bool) (list []string) {
 	for _, f := range faults {
 		text := f.brief
 		if operator {
-			text = f.whole
+			text = f.full
 		}
-		if !slices.Contains(list, text) { // nor does it tell how many CRMs there are
+		if !slices.Contains(list, text) {
 			list = append(list, text)
 		}
 	}
 	return list
 }
 
-// outboxFault says what is wrong with the outbox: whether events cannot be stored, or are stored and
-// in danger.
+// outboxFault describes an error of Outbox.Writable: events cannot be stored, or they are stored and
+// in danger of being lost.
 func outboxFault(err error) fault {
 	switch {
 	case errors.Is(err, outbox.ErrFileGone):
@@ -111,13 +115,14 @@ func outboxFault(err error) fault {
 	case errors.Is(err, outbox.ErrWrongClock):
 		return fault{"The clock of this machine is wrong.", sentence(err)}
 	}
-	const brief, then = "The outbox cannot be written", ". Events wait in memory."
-	return fault{brief + then, brief + ": " + err.Error() + then}
+	const brief, rest = "The outbox cannot be written", ". Events wait in memory."
+	return fault{brief + rest, brief + ": " + err.Error() + rest}
 }
 
-// ready says whether events can come in and be kept, and what stands in the way.
+// ready answers 200 if events can arrive and be stored, else 503, with the faults. A CRM that does not
+// take its events is only a warning.
 func (a *API) ready(w http.ResponseWriter, r *http.Request) {
-	var problems, warnings []fault // warnings are what is wrong and no reason to do without the bridge
+	var problems, warnings []fault // a warning leaves the bridge ready
 	if err := a.opts.Outbox.Writable(); err != nil {
 		problems = append(problems, outboxFault(err))
 	}
@@ -125,7 +130,7 @@ func (a *API) ready(w http.ResponseWriter, r *http.Request) {
 		detail := "There is no connection to the Prostie Zvonki server"
 		f := fault{detail + ".", detail + "."}
 		if c.LastError != "" {
-			f.whole = detail + ": " + c.LastError + "."
+			f.full = detail + ": " + c.LastError + "."
 		}
 		problems = append(problems, f)
 	}
@@ -139,13 +144,13 @@ func (a *API) ready(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 	}
-	by, _ := a.bearer(r)
+	by, _ := a.authenticate(r)
 	answer := struct {
 		Status   string   `json:"status"`
 		Problems []string `json:"problems,omitempty"`
 		Warnings []string `json:"warnings,omitempty"`
-		Form     string   `json:"form,omitempty"` // in which the server packs its messages
-	}{"ready", texts(problems, by.name == Operator), texts(warnings, by.name == Operator), a.opts.Exchange.Connection().Form}
+		Form     string   `json:"form,omitempty"` // encoding of the server's messages
+	}{"ready", faultTexts(problems, by.name == Operator), faultTexts(warnings, by.name == Operator), a.opts.Exchange.Connection().Form}
 	status := http.StatusOK
 	if len(answer.Problems) > 0 {
 		answer.Status, status = "not ready", http.StatusServiceUnavailable

@@ -1,7 +1,9 @@
-// Package transferapi is the HTTP that CRMs and operators call: commands to the exchange, and how the bridge is.
+// Package transferapi is the HTTP API that CRMs and operators call: commands to the exchange, reading
+// of events and deliveries, redelivery, health and metrics.
 //
-// Every route is in one list, routes. A caller shows its bearer token: a CRM its endpoint's own, the operator the one of the bridge. Whatever
-// goes wrong is told as application/problem+json (RFC 9457).
+// Every route stands in one list, API.routes. A caller authenticates with a bearer token: a CRM with
+// the token of its endpoint, the operator with the token of the bridge. Every error is answered as
+// application/problem+json (RFC 9457).
 package transferapi
 
 import (
@@ -25,90 +27,91 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Exchange carries out commands. Do returns nil when the exchange has done it, else a *telephony.RefusedError or one of
-// telephony's errors.
+// Exchange carries out commands. Do returns nil when the exchange has carried out the command, else a
+// *telephony.RefusedError or one of telephony's errors.
 type Exchange interface {
 	Do(ctx context.Context, cmd telephony.Command) error
 	Connection() telephony.Connection
-	// Enable connects, or hangs up until it is called again.
+	// Enable opens the connection, or closes it until the next call with true.
 	Enable(enabled bool)
 }
 
-// Router takes the answers to the question where a call should go: that of an event, or the latest where its ID is empty. An empty number declines. Nil means
-// that the number has won and the exchange has done the transfer, or that the decline is noted; else it is telephony.ErrNeverAsked, ErrRouteClosed,
-// ErrCallOver, ErrNotKept, a *telephony.DecidedError, or what an Exchange fails with.
+// Router receives the answers to routing questions. eventID names the question; if it is empty, the
+// answer belongs to the latest question of the call. An empty number declines. Answer returns nil if
+// the number has won and the exchange has done the transfer, or if the decline is recorded; else it
+// returns telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a
+// *telephony.DecidedError, or an error of Exchange.Do.
 type Router interface {
 	Answer(ctx context.Context, callID, eventID, by, to string) error
 }
 
-// Policy says which calls and SMS are allowed. Allow fails with a *telephony.NotAllowedError.
-// Transfers are the Router's to judge.
+// Policy decides which calls and SMS are allowed. Allow fails with a *telephony.NotAllowedError.
+// Transfers do not pass through it; the Router decides about them.
 type Policy interface {
 	Allow(by string, cmd telephony.Command) error
 }
 
-// Outbox is where events are stored, as a whole.
+// Outbox is the part of the outbox that concerns it as a whole.
 type Outbox interface {
 	Writable() error // nil if events can be stored
 	Endpoints() ([]outbox.EndpointStatus, error)
 	Backup(begin func(size int64) io.Writer) error
-	// Connect keeps whether there is to be a connection to the exchange, through restarts.
+	// Connect stores whether the bridge keeps a connection to the exchange; it survives restarts.
 	Connect(enabled bool) error
-	// SendTest sends an endpoint an event that says nothing, and tells how that went.
+	// SendTest sends a test event without content to an endpoint, once, and returns the attempt.
 	SendTest(ctx context.Context, endpoint string) (eventID string, made outbox.Attempt, err error)
 }
 
-// Options says what the API stands in front of, and who may use it.
+// Options holds what the API serves and who may use it.
 type Options struct {
 	Exchange   Exchange
 	Router     Router
-	Policy     Policy // may be nil: everything is allowed
+	Policy     Policy // nil allows everything
 	Outbox     Outbox
 	Deliveries Deliveries
 	Events     Events
 	Keys       Keys
 	Metrics    http.Handler // for Prometheus
-	// MetricsPublic shows them to whoever asks; otherwise they are the operator's.
+	// MetricsPublic serves the metrics without a token; otherwise they need the operator's.
 	MetricsPublic bool
-	// Tokens holds the bearer tokens by the names of their bearers: endpoints, and Operator. One
-	// may have several, as while its token is being changed.
+	// Tokens maps the name of a bearer, an endpoint or Operator, to its tokens. A bearer has several
+	// while its token is being replaced.
 	Tokens         map[string][]string
-	CommandTimeout time.Duration // how long the exchange may take to answer
-	Rate           float64       // requests a second of each token
+	CommandTimeout time.Duration // limit on one command, including the exchange's answer
+	Rate           float64       // requests per second of each bearer, all its tokens together
 	Logger         *slog.Logger
-	WrongToken     func() // counts a request with a token that is none; may be nil
+	WrongToken     func() // called for each request with an unknown token; may be nil
 }
 
-// Operator is the name under which the operator's token stands in Options.Tokens. No endpoint can have it.
+// Operator is the operator's name in Options.Tokens. No endpoint can have this name.
 const Operator = "operator"
 
-// API answers the requests. It is an http.Handler.
+// API is the http.Handler of all routes.
 type API struct {
-	opts    Options
-	tokens  map[[sha256.Size]byte]bearer // by the token's hash: looking it up tells nothing about the token
-	mux     *http.ServeMux
-	readers map[string]*reader // by the bearer's name
-	// redeliveries is held by the one who goes through all events, to count or to send them again.
-	redeliveries places
-	// backups is held by the one who takes a copy of the file.
-	backups  places
-	busy     busy
-	wrong    *repeat.Tally // requests with a token that is none
-	draining chan struct{} // closed when nobody is to wait for events any more
+	opts         Options
+	tokens       map[[sha256.Size]byte]bearer // by the token's hash, so that a lookup's timing reveals nothing of the token
+	mux          *http.ServeMux
+	readSlots    map[string]*readSlots // by the bearer's name
+	redeliveries slots                 // one: a request that scans all events, to count or to redeliver them
+	backups      slots                 // one: a request that copies the outbox's file
+	keyLocks     keyLocks
+	wrongTokens  *repeat.Tally // requests with an unknown token
+	draining     chan struct{} // closed by Drain; ends every wait for events
 }
 
-// New gives the API. Two bearers of one token are an error, since nobody could tell who calls.
+// New returns the API. It fails if a required option is missing, or if two bearers share a token,
+// since the token alone identifies the caller.
 func New(opts Options) (*API, error) {
 	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Deliveries == nil || opts.Events == nil || opts.Keys == nil || opts.Metrics == nil ||
 		opts.Logger == nil || opts.CommandTimeout <= 0 || opts.Rate <= 0 {
 		return nil, errors.New("transferapi: Options.Exchange, Router, Outbox, Deliveries, Events, Keys, Metrics, Logger, CommandTimeout and Rate must be set")
 	}
 	a := &API{
-		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(), readers: map[string]*reader{}, redeliveries: make(places, 1), backups: make(places, 1),
-		busy: busy{keys: map[[32]byte]chan struct{}{}}, wrong: repeat.NewTally(opts.Logger), draining: make(chan struct{}),
+		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(), readSlots: map[string]*readSlots{}, redeliveries: make(slots, 1), backups: make(slots, 1),
+		keyLocks: keyLocks{keys: map[[32]byte]chan struct{}{}}, wrongTokens: repeat.NewTally(opts.Logger), draining: make(chan struct{}),
 	}
 	for name, tokens := range opts.Tokens {
-		a.readers[name] = newReader()
+		a.readSlots[name] = newReadSlots()
 		b := bearer{name, rate.NewLimiter(rate.Limit(opts.Rate), max(1, int(opts.Rate)))}
 		for _, token := range tokens {
 			hash := sha256.Sum256([]byte(token))
@@ -120,69 +123,70 @@ func New(opts Options) (*API, error) {
 	}
 	for _, r := range a.routes() {
 		handler := r.handle
-		if r.who != anybody {
-			handler = a.authenticated(r.who, handler)
+		if r.access != public {
+			handler = a.authenticated(r.access, handler)
 		}
 		a.mux.HandleFunc(r.method+" "+r.path, handler)
 	}
 	return a, nil
 }
 
-// audience says who may use a route.
-type audience int
+// access is the authentication that a route requires.
+type access int
 
 const (
-	anybody      audience = iota // without a token
-	bearers                      // endpoints and the operator
-	operatorOnly                 // the operator
+	public       access = iota // no token
+	anyBearer                  // the token of an endpoint or of the operator
+	operatorOnly               // the operator's token
 )
 
 type route struct {
 	method, path string
-	who          audience
+	access       access
 	handle       http.HandlerFunc
 }
 
 func (a *API) routes() []route {
 	metrics := operatorOnly
 	if a.opts.MetricsPublic {
-		metrics = anybody
+		metrics = public
 	}
 	return []route{
-		{http.MethodPost, "/v1/calls", bearers, a.command(readCall, "from", "to")},
-		{http.MethodPost, "/v1/transfers", bearers, a.command(readTransfer, "call_id", "to")},
-		{http.MethodPost, "/v1/sms", bearers, a.command(readSMS, "from", "to", "text")},
-		{http.MethodGet, "/v1/calls/{call_id}", bearers, a.reading(a.getCall)},
-		{http.MethodGet, "/v1/events", bearers, a.listEvents},
-		{http.MethodGet, "/v1/connection", bearers, a.connection},
+		{http.MethodPost, "/v1/calls", anyBearer, a.command(readCall, "from", "to")},
+		{http.MethodPost, "/v1/transfers", anyBearer, a.command(readTransfer, "call_id", "to")},
+		{http.MethodPost, "/v1/sms", anyBearer, a.command(readSMS, "from", "to", "text")},
+		{http.MethodGet, "/v1/calls/{call_id}", anyBearer, a.readHandler(a.getCall)},
+		{http.MethodGet, "/v1/events", anyBearer, a.listEvents},
+		{http.MethodGet, "/v1/connection", anyBearer, a.connection},
 		{http.MethodPut, "/v1/connection", operatorOnly, a.switchConnection},
-		{http.MethodGet, "/v1/deliveries", bearers, a.reading(a.listDeliveries)},
-		{http.MethodGet, "/v1/deliveries/{id}", bearers, a.reading(a.getDelivery)},
+		{http.MethodGet, "/v1/deliveries", anyBearer, a.readHandler(a.listDeliveries)},
+		{http.MethodGet, "/v1/deliveries/{id}", anyBearer, a.readHandler(a.getDelivery)},
 		{http.MethodPost, "/v1/deliveries/{id}/redeliver", operatorOnly, a.redeliver},
 		{http.MethodPost, "/v1/redeliver", operatorOnly, a.redeliverAll},
 		{http.MethodGet, "/v1/endpoints", operatorOnly, a.listEndpoints},
 		{http.MethodPost, "/v1/endpoints/{name}/test", operatorOnly, a.sendTest},
 		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},
-		{http.MethodGet, "/healthz", anybody, a.alive},
-		{http.MethodGet, "/readyz", anybody, a.ready},
+		{http.MethodGet, "/healthz", public, a.alive},
+		{http.MethodGet, "/readyz", public, a.ready},
 		{http.MethodGet, "/metrics", metrics, a.opts.Metrics.ServeHTTP},
-		{http.MethodGet, "/openapi.yaml", anybody, describe},
+		{http.MethodGet, "/openapi.yaml", public, serveDescription},
 	}
 }
 
-// description is what the API is, for programs: OpenAPI 3.1.
+// description is the API in OpenAPI 3.1.
 //
 //go:embed openapi.yaml
 var description []byte
 
-func describe(w http.ResponseWriter, _ *http.Request) {
+func serveDescription(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/yaml")
 	_, _ = w.Write(description)
 }
 
-// ServeHTTP answers one request.
+// ServeHTTP answers one request. An unknown path is answered 404, an unknown method of a known path
+// 405, both as a problem.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("X-Content-Type-Options", "nosniff") // a caller chooses some of what is in an answer
+	w.Header().Set("X-Content-Type-Options", "nosniff") // answers quote parts of requests
 	if _, pattern := a.mux.Handler(r); pattern != "" {
 		a.mux.ServeHTTP(w, r)
 		return
@@ -203,31 +207,32 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	problem{Status: http.StatusMethodNotAllowed, Detail: "This path takes " + strings.Join(allowed, " or ") + "."}.write(w)
 }
 
-// Drain answers whoever waits for events, so that a shutdown does not wait for them.
+// Drain answers all requests that wait for events, so that a shutdown does not wait for them. Call it
+// once.
 func (a *API) Drain() { close(a.draining) }
 
-// bearer is who may call.
+// bearer is an authenticated caller.
 type bearer struct {
 	name  string
 	limit *rate.Limiter
 }
 
-// callerKey is the context key of the name of who calls.
+// callerKey is the context key of the caller's name.
 type callerKey struct{}
 
-// caller is the name of who calls: an endpoint's, or Operator.
+// caller returns the caller's name: an endpoint's, or Operator.
 func caller(r *http.Request) string {
 	name, _ := r.Context().Value(callerKey{}).(string)
 	return name
 }
 
-// Knows says whether a request has a token, without counting it.
+// Knows reports whether a request carries a valid token. It neither counts nor logs a wrong one.
 func (a *API) Knows(r *http.Request) bool {
-	_, _, known := a.lookUp(r)
+	_, _, known := a.identify(r)
 	return known
 }
 
-func (a *API) lookUp(r *http.Request) (token string, b bearer, known bool) {
+func (a *API) identify(r *http.Request) (token string, b bearer, known bool) {
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	token = strings.TrimSpace(token)
 	if !strings.EqualFold(scheme, "Bearer") {
@@ -237,21 +242,22 @@ func (a *API) lookUp(r *http.Request) (token string, b bearer, known bool) {
 	return token, b, known
 }
 
-// bearer says who calls, by the token. A token that is none is counted, and told of now and then: somebody may be guessing, or has not been told of a new one.
-func (a *API) bearer(r *http.Request) (b bearer, known bool) {
-	token, b, known := a.lookUp(r)
+// authenticate returns the bearer of the request's token. It counts an unknown token, and logs at
+// intervals: either somebody guesses tokens, or a CRM still uses a replaced one.
+func (a *API) authenticate(r *http.Request) (b bearer, known bool) {
+	token, b, known := a.identify(r)
 	if !known && token != "" {
 		if a.opts.WrongToken != nil {
 			a.opts.WrongToken()
 		}
-		a.wrong.Happened("requests had a wrong token", "remote", r.RemoteAddr)
+		a.wrongTokens.Happened("requests had a wrong token", "remote", r.RemoteAddr)
 	}
 	return b, known
 }
 
-func (a *API) authenticated(who audience, next http.HandlerFunc) http.HandlerFunc {
+func (a *API) authenticated(required access, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		b, known := a.bearer(r)
+		b, known := a.authenticate(r)
 		if !known {
 			w.Header().Set("WWW-Authenticate", `Bearer realm="pzbridge"`)
 			problem{
@@ -265,7 +271,7 @@ func (a *API) authenticated(who audience, next http.HandlerFunc) http.HandlerFun
 			problem{Status: http.StatusTooManyRequests, Detail: "Too many requests with this token: API_RATE is how many a second it may make."}.write(w)
 			return
 		}
-		if who == operatorOnly && b.name != Operator {
+		if required == operatorOnly && b.name != Operator {
 			problem{Status: http.StatusForbidden, Detail: "This is for the operator: send the token of API_TOKEN."}.write(w)
 			return
 		}
@@ -273,7 +279,8 @@ func (a *API) authenticated(who audience, next http.HandlerFunc) http.HandlerFun
 	}
 }
 
-// wait takes the right to one request, or says how long it takes to get it.
+// wait takes one request from the bearer's rate and returns 0. If the rate is used up, it takes
+// nothing and returns how long until a request is free.
 func (b bearer) wait(now time.Time) time.Duration {
 	r := b.limit.ReserveN(now, 1)
 	wait := r.DelayFrom(now)
@@ -283,20 +290,21 @@ func (b bearer) wait(now time.Time) time.Duration {
 	return wait
 }
 
-// problem is an error as RFC 9457 has it. The type is about:blank, so the title is the status in words.
+// problem is an error in the form of RFC 9457. The type is about:blank, so the title is the text of
+// the status.
 type problem struct {
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail"`
-	Field  string `json:"field,omitempty"`  // which field of the request is wrong
-	Winner string `json:"winner,omitempty"` // who has answered before
-	Oldest string `json:"oldest,omitempty"` // the cursor from which on nothing is missing
+	Field  string `json:"field,omitempty"`  // the request's field that is wrong
+	Winner string `json:"winner,omitempty"` // the endpoint whose answer has decided the call
+	Oldest string `json:"oldest,omitempty"` // the cursor after which no event is missing
 }
 
-// problemType is its media type.
+// problemType is the media type of a problem.
 const problemType = "application/problem+json"
 
-// titled gives the problem with its status in words.
+// titled returns the problem with its title set.
 func (p problem) titled() problem {
 	p.Title = http.StatusText(p.Status)
 	return p
@@ -312,12 +320,12 @@ func writeJSON(w http.ResponseWriter, status int, body any) { writeBytes(w, stat
 func encodeJSON(body any) []byte {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false) // it is no HTML, and people read it
-	_ = enc.Encode(body)     // what the API answers with can be encoded
+	enc.SetEscapeHTML(false) // the answer is not HTML, and people read it
+	_ = enc.Encode(body)     // no type of the API's answers can fail to encode
 	return b.Bytes()
 }
 
-// writeBytes answers with JSON. Its error would be that the caller has gone, which nobody can be told.
+// writeBytes answers with JSON. It drops a write error: the caller has disconnected.
 func writeBytes(w http.ResponseWriter, status int, body []byte) {
 	if w.Header().Get("Content-Type") == "" {
 		w.Header().Set("Content-Type", "application/json")

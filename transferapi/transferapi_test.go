@@ -31,7 +31,7 @@ const (
 	operatorToken = "operator-token-0123456789"
 )
 
-// exchange takes commands and answers as it is told.
+// exchange records the commands and returns err for each.
 type exchange struct {
 	got        []telephony.Command
 	err        error
@@ -46,12 +46,12 @@ func (e *exchange) Do(ctx context.Context, cmd telephony.Command) error {
 	return e.err
 }
 
-// Answer takes an answer as if every call had asked and nobody had answered yet.
+// Answer accepts every answer, as if each call had an open question.
 func (e *exchange) Answer(ctx context.Context, callID, _, _, to string) error {
 	return e.Do(ctx, telephony.Command{Kind: telephony.CommandTransfer, CallID: callID, To: to})
 }
 
-// Enable is told by the state.
+// Enable changes the state.
 func (e *exchange) Enable(enabled bool) {
 	e.connection = telephony.Connection{State: telephony.Disabled}
 	if enabled {
@@ -66,12 +66,13 @@ func (e *exchange) Connection() telephony.Connection {
 	return e.connection
 }
 
-// box is a real outbox whose disk fails as it is told, and whose endpoints do.
+// box is a real outbox. err stands for a failure of the disk, endpoints for other states of the
+// endpoints.
 type box struct {
 	*outbox.Outbox
-	folder    string // of its file
+	folder    string // of the outbox's file
 	err       error
-	endpoints []outbox.EndpointStatus // nil: as they are
+	endpoints []outbox.EndpointStatus // nil: the real states
 }
 
 func (b *box) Writable() error { return b.err }
@@ -86,7 +87,7 @@ func (b *box) Endpoints() ([]outbox.EndpointStatus, error) {
 // newBox opens an outbox for the endpoints "crm" and "other".
 func newBox(t *testing.T) *box { return newBoxAt(t, "http://127.0.0.1:1/?token=t0psecret") }
 
-// newBoxAt opens one whose endpoints have that address.
+// newBoxAt opens an outbox for the endpoints "crm" and "other" at url.
 func newBoxAt(t *testing.T, url string) *box {
 	t.Helper()
 	folder := t.TempDir()
@@ -143,12 +144,12 @@ func asProblem(t *testing.T, w *httptest.ResponseRecorder) problem {
 	return p
 }
 
-func TestCommands(t *testing.T) {
+func TestCommandFieldsAreChecked(t *testing.T) {
 	long := strings.Repeat("1", 64)
 	for _, c := range []struct {
 		path, body string
-		want       telephony.Command // of a request that is right
-		field      string            // of one that is wrong; "-" if no field is to blame
+		want       telephony.Command // the command of a valid request
+		field      string            // the wrong field of an invalid one; "-" if it is no field
 	}{
 		{"/v1/calls", `{"from":"101","to":"+7 343 0112233"}`, telephony.Command{Kind: "call", From: "101", To: "+7 343 0112233"}, ""},
 		{"/v1/calls", `{"from":"иван","to":"*8(101)-#"}`, telephony.Command{Kind: "call", From: "иван", To: "*8(101)-#"}, ""},
@@ -203,8 +204,9 @@ func TestCommands(t *testing.T) {
 	}
 }
 
-// What the exchange says when it refuses is told by its beginning, and that is what is kept with a key.
-func TestLongRefusal(t *testing.T) {
+// A long reason of the exchange's refusal is shortened in the answer, also in the stored answer of an
+// Idempotency-Key.
+func TestLongRefusalIsShortened(t *testing.T) {
 	e := &exchange{connection: telephony.Connection{State: telephony.Connected}, err: &telephony.RefusedError{Code: "2", Details: strings.Repeat("no", 300<<10)}}
 	b := &keyBearers{box: newBox(t)}
 	a := newAPI(t, e, b.box, &bytes.Buffer{})
@@ -221,7 +223,7 @@ func TestLongRefusal(t *testing.T) {
 	}
 }
 
-// keyBearers notes for whom keys are taken and answered.
+// keyBearers records the bearers for whom keys are claimed and answered.
 type keyBearers struct {
 	*box
 	got []string
@@ -237,7 +239,7 @@ func (b *keyBearers) AnswerKey(bearer string, key, request [32]byte, status int,
 	return b.box.AnswerKey(bearer, key, request, status, answer)
 }
 
-func TestHowACommandCanEnd(t *testing.T) {
+func TestCommandOutcomeDecidesStatus(t *testing.T) {
 	for status, err := range map[int]error{
 		http.StatusOK:                 nil,
 		http.StatusBadGateway:         &telephony.RefusedError{Code: "2", Details: "no such extension"},
@@ -257,8 +259,9 @@ func TestHowACommandCanEnd(t *testing.T) {
 	}
 }
 
-// A byte order mark before the JSON of a request is passed over, wherever JSON is read; one within is content, and two are one too many.
-func TestByteOrderMark(t *testing.T) {
+// Every route that reads JSON skips one byte order mark before it. A mark within the JSON is content,
+// and a second one before it is an error.
+func TestByteOrderMarkIsSkipped(t *testing.T) {
 	const mark = "\uFEFF"
 	for _, c := range []struct {
 		method, path, body string
@@ -283,7 +286,7 @@ func TestByteOrderMark(t *testing.T) {
 	}
 }
 
-func TestWhoMayCall(t *testing.T) {
+func TestRoutesRequireTheirTokens(t *testing.T) {
 	for _, c := range []struct {
 		name, method, path string
 		header             http.Header
@@ -340,7 +343,7 @@ func TestTokensAreNotLogged(t *testing.T) {
 	}
 }
 
-func TestConnectionAndReadiness(t *testing.T) {
+func TestOperatorSeesConnectionAndFaults(t *testing.T) {
 	e := &exchange{connection: telephony.Connection{
 		State: telephony.Disconnected, Since: time.Unix(1e9, 0), CloseCode: 4008, CloseMeaning: "the password is wrong", LastError: "closed",
 	}}
@@ -374,8 +377,9 @@ func TestConnectionAndReadiness(t *testing.T) {
 	}
 }
 
-// Who is not the operator learns from /readyz whether the bridge is ready and of what kind the trouble is: no names, no numbers, nothing that somebody has answered.
-func TestReadinessForStrangers(t *testing.T) {
+// To a caller without the operator's token /readyz shows whether the bridge is ready and the kinds of
+// faults: no names, no numbers, no quoted answers.
+func TestReadinessHidesDetailsFromStrangers(t *testing.T) {
 	e := &exchange{connection: telephony.Connection{State: telephony.Disconnected, LastError: "closed with code 4008"}}
 	o := newBox(t)
 	o.err = errors.New("no space left on device")
@@ -404,8 +408,8 @@ func TestReadinessForStrangers(t *testing.T) {
 	}
 }
 
-// Each request with a wrong token is counted; the log tells of them now and then, and never the token.
-func TestWrongTokens(t *testing.T) {
+// Each request with a wrong token is counted. The log has one line for many of them, without the token.
+func TestWrongTokensAreCountedAndRarelyLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		wrong := 0
@@ -429,7 +433,7 @@ func TestWrongTokens(t *testing.T) {
 	})
 }
 
-// request sends a request with a token and decodes the answer.
+// request sends a request with a token, decodes the answer and returns the status.
 func request(t *testing.T, a *API, method, path, token, body string, into any) int {
 	t.Helper()
 	r := httptest.NewRequest(method, path, strings.NewReader(body))
@@ -445,8 +449,8 @@ func request(t *testing.T, a *API, method, path, token, body string, into any) i
 	return w.Code
 }
 
-// What is on its way: a CRM sees its own, the operator all.
-func TestDeliveries(t *testing.T) {
+// A CRM sees its own deliveries, the operator all of them, and only the operator redelivers.
+func TestDeliveriesAreListedAndRedelivered(t *testing.T) {
 	o := newBox(t)
 	var ids []string
 	for range 3 {
@@ -554,12 +558,12 @@ func TestDeliveries(t *testing.T) {
 	}
 }
 
-// A backup that cannot be made is told of to whoever asks, and in the log.
-func TestBackupThatCannotBeMade(t *testing.T) {
+// A backup that cannot be made is answered with an error and logged.
+func TestFailedBackupIsReported(t *testing.T) {
 	o := newBox(t)
 	var log bytes.Buffer
 	a := newAPI(t, &exchange{}, o, &log)
-	// A folder that is gone is made again; where a file stands in its place it cannot be.
+	// The outbox would create a missing folder again, so a file takes its place.
 	if err := errors.Join(os.RemoveAll(o.folder), os.WriteFile(o.folder, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
@@ -568,45 +572,46 @@ func TestBackupThatCannotBeMade(t *testing.T) {
 	}
 }
 
-// slowTaker takes nothing of an answer until it is told to.
-type slowTaker struct {
+// slowReader blocks in Write until take is closed. It closes started at the first Write.
+type slowReader struct {
 	*httptest.ResponseRecorder
-	begun, take chan struct{}
-	once        sync.Once
+	started, take chan struct{}
+	once          sync.Once
 }
 
-func (s *slowTaker) Write(b []byte) (int, error) {
-	s.once.Do(func() { close(s.begun) })
+func (s *slowReader) Write(b []byte) (int, error) {
+	s.once.Do(func() { close(s.started) })
 	<-s.take
 	return s.ResponseRecorder.Write(b)
 }
 
-// While somebody takes a backup slowly there is no other: each holds a copy of the whole file on the disk.
+// While a caller reads a backup slowly, another one is refused: each needs a copy of the whole file on
+// the disk.
 func TestOneBackupAtATime(t *testing.T) {
 	a := newAPI(t, &exchange{}, newBox(t), &bytes.Buffer{})
-	ask := func(w http.ResponseWriter) {
+	doRequest := func(w http.ResponseWriter) {
 		r := httptest.NewRequest(http.MethodGet, "/v1/backup", nil)
 		r.Header.Set("Authorization", "Bearer "+operatorToken)
 		a.ServeHTTP(w, r)
 	}
-	slow := &slowTaker{ResponseRecorder: httptest.NewRecorder(), begun: make(chan struct{}), take: make(chan struct{})}
+	slow := &slowReader{ResponseRecorder: httptest.NewRecorder(), started: make(chan struct{}), take: make(chan struct{})}
 	var first sync.WaitGroup
-	first.Go(func() { ask(slow) })
-	<-slow.begun
+	first.Go(func() { doRequest(slow) })
+	<-slow.started
 	second := httptest.NewRecorder()
-	if ask(second); second.Code != http.StatusTooManyRequests || second.Header().Get("Retry-After") == "" {
+	if doRequest(second); second.Code != http.StatusTooManyRequests || second.Header().Get("Retry-After") == "" {
 		t.Errorf("beside a slow one: %d", second.Code)
 	}
 	close(slow.take)
 	first.Wait()
 	third := httptest.NewRecorder()
-	if ask(third); slow.Code != http.StatusOK || third.Code != http.StatusOK {
+	if doRequest(third); slow.Code != http.StatusOK || third.Code != http.StatusOK {
 		t.Errorf("the slow one: %d, one after it: %d", slow.Code, third.Code)
 	}
 }
 
-// A backup, over a real connection, opens as an outbox.
-func TestBackup(t *testing.T) {
+// A backup that is read over a real connection opens as an outbox.
+func TestBackupOpensAsOutbox(t *testing.T) {
 	o := newBox(t)
 	if err := o.Append(t.Context(), []telephony.Event{{ID: uuid.NewString(), Type: telephony.EventCompleted, Time: time.Now(), CallID: "5"}}); err != nil {
 		t.Fatal(err)
@@ -641,7 +646,7 @@ func TestBackup(t *testing.T) {
 	}
 }
 
-func TestTwoBearersOfOneToken(t *testing.T) {
+func TestSharedTokenIsRejected(t *testing.T) {
 	_, err := New(Options{
 		Exchange: &exchange{}, Router: &exchange{}, Outbox: newBox(t), Deliveries: newBox(t), Events: newBox(t), Keys: newBox(t), Metrics: http.NotFoundHandler(), Rate: 1, Tokens: map[string][]string{"a": {crmToken}, "b": {crmNewToken, crmToken}},
 		CommandTimeout: time.Second, Logger: slog.New(slog.DiscardHandler),
@@ -651,20 +656,20 @@ func TestTwoBearersOfOneToken(t *testing.T) {
 	}
 }
 
-// asks notes what it is asked to deliver again.
-type asks struct {
+// redeliveries records the redelivery that is requested.
+type redeliveries struct {
 	*box
 	got outbox.Redelivery
 }
 
-func (a *asks) RedeliverAll(_ context.Context, r outbox.Redelivery) (int, error) {
+func (a *redeliveries) RedeliverAll(_ context.Context, r outbox.Redelivery) (int, error) {
 	a.got = r
 	return 7, nil
 }
 
-// What is asked for is what is done: nothing of the choice is lost on the way.
-func TestRedeliverChooses(t *testing.T) {
-	o := &asks{box: newBox(t)}
+// Every filter of the request reaches the outbox.
+func TestRedeliveryPassesEveryFilter(t *testing.T) {
+	o := &redeliveries{box: newBox(t)}
 	a := newAPI(t, &exchange{}, o.box, &bytes.Buffer{})
 	a.opts.Deliveries = o
 	var counted struct{ Deliveries int }
@@ -679,10 +684,10 @@ func TestRedeliverChooses(t *testing.T) {
 	}
 }
 
-// What has been delivered is delivered again only if the request names it: without states it is what the CRM has not got.
-func TestRedeliverWithoutStates(t *testing.T) {
+// Without states, a redelivery selects dead and expired deliveries. Delivered ones must be named.
+func TestRedeliveryDefaultsToUndelivered(t *testing.T) {
 	for _, states := range []string{"", `,"states":[]`} {
-		o := &asks{box: newBox(t)}
+		o := &redeliveries{box: newBox(t)}
 		a := newAPI(t, &exchange{}, o.box, &bytes.Buffer{})
 		a.opts.Deliveries = o
 		body := `{"endpoint":"crm","since":"2026-11-23T06:25:53Z"` + states + `}`
@@ -692,14 +697,14 @@ func TestRedeliverWithoutStates(t *testing.T) {
 	}
 }
 
-// strict allows nothing.
+// strict is a policy that allows nothing.
 type strict struct{ telephony.NotAllowedError }
 
 func (s *strict) Allow(string, telephony.Command) error { return &s.NotAllowedError }
 
-// A command that is not allowed is 403 and names the field, or 429 while waiting helps; nothing is
-// sent, and the Idempotency-Key may be used again.
-func TestCommandsThatAreNotAllowed(t *testing.T) {
+// A command that is not allowed is answered 403 with the field, or 429 if it may be repeated later.
+// Nothing is sent, and the Idempotency-Key is released.
+func TestPolicyRefusalSendsNothing(t *testing.T) {
 	for _, path := range []string{"/v1/calls", "/v1/sms"} {
 		e := &exchange{connection: telephony.Connection{State: telephony.Connected}}
 		var log bytes.Buffer
@@ -712,7 +717,7 @@ func TestCommandsThatAreNotAllowed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ask := func() *httptest.ResponseRecorder {
+		doRequest := func() *httptest.ResponseRecorder {
 			r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"from":"101","to":"+44 20","text":"x"}`))
 			if path == "/v1/calls" {
 				r = httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"from":"101","to":"+44 20"}`))
@@ -724,23 +729,23 @@ func TestCommandsThatAreNotAllowed(t *testing.T) {
 			serve(a, w, r)
 			return w
 		}
-		w := ask()
+		w := doRequest()
 		if p := asProblem(t, w); w.Code != http.StatusForbidden || p.Field != "to" || p.Detail != "It is not allowed." || w.Header().Get("Retry-After") != "" {
 			t.Errorf("%s: %d %s %v", path, w.Code, w.Body, w.Header())
 		}
 		policy.RetryAfter = 1500 * time.Millisecond
-		w = ask()
+		w = doRequest()
 		if asProblem(t, w); w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "2" || w.Header().Get("Idempotency-Replayed") != "" {
 			t.Errorf("%s, closed: %d %s %v", path, w.Code, w.Body, w.Header())
 		}
-		if len(e.got) != 0 || log.Len() != 0 { // the policy has logged it
+		if len(e.got) != 0 || log.Len() != 0 { // the policy writes the log line
 			t.Errorf("%s: the exchange got %+v, the log has %s", path, e.got, &log)
 		}
 	}
 }
 
-// What readiness says of a bridge that is connected is described too.
-func TestReadinessOfAConnectedBridge(t *testing.T) {
+// The readiness of a connected bridge names the encoding of the server's messages.
+func TestReadinessNamesMessageEncoding(t *testing.T) {
 	e := &exchange{connection: telephony.Connection{State: telephony.Connected, Form: "base64", FormOfAddress: "base64"}}
 	w := httptest.NewRecorder()
 	serve(newAPI(t, e, newBox(t), &bytes.Buffer{}), w, httptest.NewRequest(http.MethodGet, "/readyz", nil))

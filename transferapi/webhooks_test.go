@@ -26,7 +26,7 @@ import (
 	"pzbridge/outbox"
 )
 
-func described3(t *testing.T) *v3.Document {
+func descriptionModel(t *testing.T) *v3.Document {
 	t.Helper()
 	document, err := libopenapi.NewDocument(description)
 	if err != nil {
@@ -39,7 +39,7 @@ func described3(t *testing.T) *v3.Document {
 	return &model.Model
 }
 
-// schemaOf gives the schema of an event's type, by the mapping that a program would go by.
+// schemaOf returns the schema of an event's type, by the discriminator's mapping, as a program would.
 func schemaOf(t *testing.T, d *v3.Document, kind string) *base.Schema {
 	t.Helper()
 	ref, _ := d.Components.Schemas.GetOrZero("Event").Schema().Discriminator.Mapping.Get(kind)
@@ -50,7 +50,7 @@ func schemaOf(t *testing.T, d *v3.Document, kind string) *base.Schema {
 	return proxy.Schema()
 }
 
-// fits says whether a body is one that a schema describes.
+// fits reports whether a body matches a schema, and if not, why.
 func fits(schema *base.Schema, body string) (bool, string) {
 	ok, errs := schema_validation.NewSchemaValidator().ValidateSchemaString(schema, body)
 	var why strings.Builder
@@ -63,7 +63,8 @@ func fits(schema *base.Schema, body string) (bool, string) {
 	return ok, why.String()
 }
 
-// golden gives the lines of a golden file, in which what differs from run to run is put back.
+// golden returns the lines of a golden file. It replaces the ellipses, which stand for IDs and times,
+// with valid values.
 func golden(t *testing.T, path string) (lines []string) {
 	t.Helper()
 	f, err := os.Open(path)
@@ -88,10 +89,10 @@ func kindOf(t *testing.T, body string) string {
 	return e.Type
 }
 
-// The golden webhooks are what the description says of their types, and between them and the
-// operational ones there is every type.
-func TestGoldenWebhooksAreDescribed(t *testing.T) {
-	d := described3(t)
+// The golden webhooks match the description, and together with the operational ones they cover every
+// type.
+func TestGoldenWebhooksMatchDescription(t *testing.T) {
+	d := descriptionModel(t)
 	bodies := slices.Concat(golden(t, "../internal/pztest/testdata/webhooks-ws.jsonl"), golden(t, "../internal/pztest/testdata/webhooks-wss.jsonl"),
 		golden(t, "../outbox/testdata/format-standard.txt"), operational(t), []string{testEvent(t)})
 	question := d.Webhooks.GetOrZero("question").Post.RequestBody.Content.GetOrZero("application/json").Schema.Schema()
@@ -123,7 +124,7 @@ func TestGoldenWebhooksAreDescribed(t *testing.T) {
 	}
 }
 
-// readingBox opens an outbox whose endpoint "crm" reads its events.
+// readingBox opens an outbox whose endpoint "crm" has no URL and reads its events.
 func readingBox(t *testing.T, filter outbox.Filter) *box {
 	t.Helper()
 	o, err := outbox.Open(outbox.Options{
@@ -137,7 +138,7 @@ func readingBox(t *testing.T, filter outbox.Filter) *box {
 	return &box{Outbox: o}
 }
 
-// operational gives the webhooks of what happens to the bridge itself, as its outbox keeps them.
+// operational returns the webhooks of the operational events, as the outbox stores them.
 func operational(t *testing.T) (bodies []string) {
 	t.Helper()
 	b := readingBox(t, outbox.Filter{"bridge.*", "endpoint.*", "delivery.dead"})
@@ -164,7 +165,7 @@ func operational(t *testing.T) (bodies []string) {
 	return bodies
 }
 
-// testEvent gives what a CRM is sent as a test.
+// testEvent returns the body of the test event that a CRM receives.
 func testEvent(t *testing.T) (body string) {
 	t.Helper()
 	crm := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -178,12 +179,13 @@ func testEvent(t *testing.T) (body string) {
 	return body
 }
 
-// The schemas can fail: what is too much, missing or of another kind is no event.
+// The validation of webhooks can fail: a body with an extra, a missing or a wrong member does not
+// match.
 func TestWebhookSchemasAreStrict(t *testing.T) {
-	d := described3(t)
+	d := descriptionModel(t)
 	const right = `{"id":"019376aa-0000-7000-8000-000000000001","type":"call.incoming","timestamp":"2026-11-24T06:25:53.718Z",` +
 		`"data":{"call_id":"5","sequence":1,"from":"1","direction":"incoming","replayed":false,"pz":{"type":"2"}}}`
-	for _, c := range []struct{ old, new string }{
+	for _, c := range []struct{ from, to string }{
 		{`"replayed":false,`, ``},
 		{`"replayed":false`, `"replayed":"no"`},
 		{`"from":"1"`, `"from":1`},
@@ -196,7 +198,7 @@ func TestWebhookSchemasAreStrict(t *testing.T) {
 		{`"data"`, `"date"`},
 		{`"id":`, `"more":1,"id":`},
 	} {
-		wrong := strings.Replace(right, c.old, c.new, 1)
+		wrong := strings.Replace(right, c.from, c.to, 1)
 		if ok, _ := fits(schemaOf(t, d, "call.incoming"), wrong); ok || wrong == right {
 			t.Errorf("it is one: %s", wrong)
 		}
