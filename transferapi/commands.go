@@ -59,7 +59,12 @@ func readSMS(f fields) (telephony.Command, error) {
 	if strings.TrimSpace(f["text"]) == "" {
 		errText = &fieldError{"text", "is missing or empty"}
 	}
-	return telephony.Command{Kind: telephony.CommandSMS, From: from, To: to, Text: f["text"]}, errors.Join(errFrom, errTo, errText)
+	return telephony.Command{
+		Kind: telephony.CommandSMS,
+		From: from,
+		To:   to,
+		Text: f["text"],
+	}, errors.Join(errFrom, errTo, errText)
 }
 
 // number returns a phone number in the form that goes to the exchange.
@@ -81,7 +86,10 @@ func (f fields) callID(name string) (string, error) {
 		return "", &fieldError{name, "is missing"}
 	}
 	if _, err := strconv.ParseUint(v, 10, 64); err != nil {
-		return "", &fieldError{name, "must be the call_id of an event: a decimal number of at most 64 bits, as a string"}
+		return "", &fieldError{
+			name,
+			"must be the call_id of an event: a decimal number of at most 64 bits, as a string",
+		}
 	}
 	return v, nil
 }
@@ -219,7 +227,9 @@ func commandProblem(err error) problem {
 		p.Status = http.StatusGone
 	case errors.As(err, &refused):
 		p.Status = http.StatusBadGateway
-	case errors.Is(err, telephony.ErrNotConnected), errors.Is(err, telephony.ErrOutboxFull), errors.Is(err, telephony.ErrNotSent),
+	case errors.Is(err, telephony.ErrNotConnected),
+		errors.Is(err, telephony.ErrOutboxFull),
+		errors.Is(err, telephony.ErrNotSent),
 		errors.Is(err, telephony.ErrNotKept):
 		p.Status = http.StatusServiceUnavailable
 		p.Detail += " Nothing was sent; try again."
@@ -237,8 +247,8 @@ func badFields(err error) *problem {
 	return p
 }
 
-// readFields reads the request's object, or returns the problem with it. A field that is not in names
-// is refused: it is a misspelling, and the intended field would be missing.
+// readFields reads the request's object, or returns the problem with it. A field that is not in
+// names is refused: it is a misspelling, and the intended field would be missing.
 func readFields(w http.ResponseWriter, r *http.Request, names []string) (fields, *problem) {
 	_, members, refusal := readObject(w, r, `, such as {"from":"101","to":"102"}`)
 	if refusal != nil {
@@ -247,7 +257,9 @@ func readFields(w http.ResponseWriter, r *http.Request, names []string) (fields,
 	f := fields{}
 	for name, raw := range members {
 		if !slices.Contains(names, name) {
-			return nil, badFields(&fieldError{name, "is not a field of this request; it takes " + strings.Join(names, ", ")})
+			return nil, badFields(
+				&fieldError{name, "is not a field of this request; it takes " + strings.Join(names, ", ")},
+			)
 		}
 		if bytes.Equal(raw, []byte("null")) {
 			continue // null counts as absent
@@ -264,7 +276,10 @@ func readFields(w http.ResponseWriter, r *http.Request, names []string) (fields,
 // readBody reads a request's JSON, at most maxBody bytes, or returns the problem with it.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/json" {
-		return nil, &problem{Status: http.StatusUnsupportedMediaType, Detail: "Send JSON with the header \"Content-Type: application/json\"."}
+		return nil, &problem{
+			Status: http.StatusUnsupportedMediaType,
+			Detail: "Send JSON with the header \"Content-Type: application/json\".",
+		}
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	var tooLarge *http.MaxBytesError
@@ -280,14 +295,21 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, *problem) {
 	return bytes.TrimPrefix(body, []byte("\uFEFF")), nil // .NET and PowerShell put a byte order mark first
 }
 
-// readObject reads the request's one JSON object, or returns the problem with it. The problem's text
-// ends with example.
-func readObject(w http.ResponseWriter, r *http.Request, example string) (body []byte, members map[string]json.RawMessage, refusal *problem) {
+// readObject reads the request's one JSON object, or returns the problem with it. The problem's
+// text ends with example.
+func readObject(
+	w http.ResponseWriter,
+	r *http.Request,
+	example string,
+) (body []byte, members map[string]json.RawMessage, refusal *problem) {
 	if body, refusal = readBody(w, r); refusal != nil {
 		return nil, nil, refusal
 	}
 	if json.Unmarshal(body, &members) != nil || members == nil {
-		return nil, nil, &problem{Status: http.StatusBadRequest, Detail: "The body must be one JSON object in UTF-8" + example + "."}
+		return nil, nil, &problem{
+			Status: http.StatusBadRequest,
+			Detail: "The body must be one JSON object in UTF-8" + example + ".",
+		}
 	}
 	return body, members, nil
 }

@@ -61,9 +61,21 @@ type attempt struct {
 
 func showDelivery(d outbox.Delivery, attempts []outbox.Attempt) delivery {
 	out := delivery{
-		ID: d.ID, EventID: d.EventID, Endpoint: d.Endpoint, Type: d.Type, CallID: d.CallID, Sequence: d.Sequence, Timestamp: d.EventTime,
-		State: d.State, Held: d.State == "pending" && d.NextAttempt.IsZero() && !d.ToBeRead, Attempts: d.Attempts, LastStatus: d.LastStatus, LastError: d.LastError,
-		NextAttemptAt: d.NextAttempt, EndedAt: d.Ended, Redelivered: d.Redelivered,
+		ID:            d.ID,
+		EventID:       d.EventID,
+		Endpoint:      d.Endpoint,
+		Type:          d.Type,
+		CallID:        d.CallID,
+		Sequence:      d.Sequence,
+		Timestamp:     d.EventTime,
+		State:         d.State,
+		Held:          d.State == "pending" && d.NextAttempt.IsZero() && !d.ToBeRead,
+		Attempts:      d.Attempts,
+		LastStatus:    d.LastStatus,
+		LastError:     d.LastError,
+		NextAttemptAt: d.NextAttempt,
+		EndedAt:       d.Ended,
+		Redelivered:   d.Redelivered,
 	}
 	for _, a := range attempts {
 		out.LastAttempts = append(out.LastAttempts, showAttempt(a))
@@ -73,8 +85,11 @@ func showDelivery(d outbox.Delivery, attempts []outbox.Attempt) delivery {
 
 func showAttempt(a outbox.Attempt) attempt {
 	return attempt{
-		At: a.At.UTC(), Duration: float64(a.Took.Microseconds()) / 1000, Status: a.Status,
-		Response: strings.ToValidUTF8(a.Response, "\uFFFD"), Error: a.Error,
+		At:       a.At.UTC(),
+		Duration: float64(a.Took.Microseconds()) / 1000,
+		Status:   a.Status,
+		Response: strings.ToValidUTF8(a.Response, "\uFFFD"),
+		Error:    a.Error,
 	}
 }
 
@@ -86,7 +101,10 @@ func (a *API) listDeliveries(r *http.Request) answer {
 	}
 	if by := caller(r); by != Operator {
 		if query.Endpoint != "" && query.Endpoint != by {
-			return problemAnswer(problem{Status: http.StatusForbidden, Detail: fmt.Sprintf("This token may see the deliveries of %q only.", by)})
+			return problemAnswer(problem{
+				Status: http.StatusForbidden,
+				Detail: fmt.Sprintf("This token may see the deliveries of %q only.", by),
+			})
 		}
 		query.Endpoint = by
 	}
@@ -111,12 +129,16 @@ func readDeliveryQuery(r *http.Request) (outbox.DeliveryQuery, *problem) {
 	}
 	limit, refusal := readLimit(values)
 	return outbox.DeliveryQuery{
-		State: values.Get("state"), Endpoint: values.Get("endpoint"), CallID: values.Get("call_id"), Cursor: values.Get("cursor"), Limit: limit,
+		State:    values.Get("state"),
+		Endpoint: values.Get("endpoint"),
+		CallID:   values.Get("call_id"),
+		Cursor:   values.Get("cursor"),
+		Limit:    limit,
 	}, refusal
 }
 
-// getDelivery returns one delivery with its last attempts. For an endpoint, a delivery of another one
-// does not exist.
+// getDelivery returns one delivery with its last attempts. For an endpoint, a delivery of another
+// one does not exist.
 func (a *API) getDelivery(r *http.Request) answer {
 	d, attempts, err := a.opts.Deliveries.Delivery(r.PathValue("id"))
 	if by := caller(r); err == nil && by != Operator && by != d.Endpoint {
@@ -138,8 +160,8 @@ func (a *API) redeliver(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusAccepted, showDelivery(d, nil))
 }
 
-// undelivered is the default of states in redeliverAll. Delivered events are redelivered only if the
-// request names that state.
+// undelivered is the default of states in redeliverAll. Delivered events are redelivered only if
+// the request names that state.
 var undelivered = []string{"dead", "expired"}
 
 // redeliverAll queues again all deliveries that a filter selects, or with dry_run counts them.
@@ -162,7 +184,10 @@ func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 	}
 	var errSince, errUntil, errEndpoint, errTypes error
 	if what.Since, errSince = readTime("since", request.Since); request.Since == "" {
-		errSince = &fieldError{"since", "is missing: say from when on events are to be sent again, with a time such as 2026-11-23T06:25:53Z"}
+		errSince = &fieldError{
+			"since",
+			"is missing: say from when on events are to be sent again, with a time such as 2026-11-23T06:25:53Z",
+		}
 	}
 	what.Until, errUntil = readTime("until", request.Until)
 	if request.Endpoint == "" {
@@ -255,20 +280,34 @@ func (a *API) listEndpoints(w http.ResponseWriter, _ *http.Request) {
 	}{[]endpoint{}}
 	for _, e := range list {
 		answer.Endpoints = append(answer.Endpoints, endpoint{
-			e.Name, e.State, e.Since.UTC(), e.NextAttempt.UTC(), e.LastError, e.LastRead.UTC(), counts{e.Pending, e.Delivered, e.Expired, e.Dead},
+			Name:          e.Name,
+			State:         e.State,
+			Since:         e.Since.UTC(),
+			NextAttemptAt: e.NextAttempt.UTC(),
+			LastError:     e.LastError,
+			LastReadAt:    e.LastRead.UTC(),
+			Deliveries: counts{
+				Pending:   e.Pending,
+				Delivered: e.Delivered,
+				Expired:   e.Expired,
+				Dead:      e.Dead,
+			},
 		})
 	}
 	writeJSON(w, http.StatusOK, answer)
 }
 
-// backupWriteTimeout bounds each write of a backup. A caller that stops reading would keep the copy,
-// and its space on the disk.
+// backupWriteTimeout bounds each write of a backup. A caller that stops reading would keep the
+// copy, and its space on the disk.
 const backupWriteTimeout = 30 * time.Second
 
 // backup sends a copy of the outbox's file. It breaks off the connection if that fails midway.
 func (a *API) backup(w http.ResponseWriter, r *http.Request) {
 	if !a.backups.acquire(r.Context(), maxSlotWait) {
-		tooManyRequests("Another backup is being taken: its copy takes as much room on the disk as the outbox, so there is one at a time.").write(w)
+		tooManyRequests(
+			"Another backup is being taken: its copy takes as much room on the disk as the outbox, " +
+				"so there is one at a time.",
+		).write(w)
 		return
 	}
 	defer a.backups.release()
@@ -278,7 +317,8 @@ func (a *API) backup(w http.ResponseWriter, r *http.Request) {
 		started = true
 		w.Header().Set("Content-Type", "application/octet-stream")
 		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))
-		w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="outbox-%s.db"`, began.UTC().Format("20060102-150405")))
+		name := "outbox-" + began.UTC().Format("20060102-150405") + ".db"
+		w.Header().Set("Content-Disposition", fmt.Sprintf(`attachment; filename="%s"`, name))
 		w.Header().Set("Cache-Control", "no-store")
 		return deadlineWriter{w, http.NewResponseController(w)}
 	})

@@ -27,8 +27,8 @@ type Events interface {
 // maxWait bounds the parameter wait of a read of events.
 const maxWait = time.Minute
 
-// listEvents returns the caller's events after a cursor. If there are none, it waits for the next one
-// up to the parameter wait.
+// listEvents returns the caller's events after a cursor. If there are none, it waits for the next
+// one up to the parameter wait.
 func (a *API) listEvents(w http.ResponseWriter, r *http.Request) {
 	q, wait, refusal := readEventQuery(r)
 	if refusal != nil {
@@ -41,7 +41,9 @@ func (a *API) listEvents(w http.ResponseWriter, r *http.Request) {
 	if wait > 0 {
 		polls := a.readSlots[caller(r)].polls
 		if !polls.acquire(r.Context(), 0) {
-			tooManyRequests(fmt.Sprintf("%d requests with this token wait for events already: that is as many as may.", maxPolls)).write(w)
+			tooManyRequests(
+				fmt.Sprintf("%d requests with this token wait for events already: that is as many as may.", maxPolls),
+			).write(w)
 			return
 		}
 		defer polls.release()
@@ -67,8 +69,8 @@ func (a *API) listEvents(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// answerEvents answers with a page of events. If the page is empty and the caller waits, it does not
-// answer, and moves q past the events that were scanned.
+// answerEvents answers with a page of events. If the page is empty and the caller waits, it does
+// not answer, and moves q past the events that were scanned.
 func (a *API) answerEvents(w http.ResponseWriter, r *http.Request, q *outbox.EventQuery, waiting bool) (answered bool) {
 	answered = true
 	a.withReadSlots(w, r, func(scan func(func()) bool) {
@@ -87,8 +89,8 @@ func (a *API) answerEvents(w http.ResponseWriter, r *http.Request, q *outbox.Eve
 	return answered
 }
 
-// writeEvents answers with a page of events. It writes each event as it is stored: that is JSON, and
-// another encoding would copy it.
+// writeEvents answers with a page of events. It writes each event as it is stored: that is JSON,
+// and another encoding would copy it.
 func writeEvents(w http.ResponseWriter, page outbox.EventPage) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
@@ -155,7 +157,10 @@ func readTypes(entries []string) (types []telephony.EventType, err error) {
 		}
 		filter, err := outbox.ParseFilter(entry)
 		if err != nil {
-			return nil, &fieldError{"types", fmt.Sprintf("holds %q, which is no type of event, nor a prefix of some such as call.*", entry)}
+			return nil, &fieldError{
+				"types",
+				fmt.Sprintf("holds %q, which is no type of event, nor a prefix of some such as call.*", entry),
+			}
 		}
 		for _, kind := range slices.Concat(telephony.EventTypes, telephony.OperationalTypes) {
 			if filter.Match(kind) && !slices.Contains(types, kind) {
@@ -166,8 +171,8 @@ func readTypes(entries []string) (types []telephony.EventType, err error) {
 	return types, nil
 }
 
-// readQuery reads the query's parameters. It refuses a parameter that is not in names, as readFields
-// refuses a field.
+// readQuery reads the query's parameters. It refuses a parameter that is not in names, as
+// readFields refuses a field.
 func readQuery(r *http.Request, names ...string) (url.Values, *problem) {
 	values, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -175,7 +180,9 @@ func readQuery(r *http.Request, names ...string) (url.Values, *problem) {
 	}
 	for name := range values {
 		if !slices.Contains(names, name) {
-			return nil, badFields(&fieldError{name, "is no parameter of this list; it takes " + strings.Join(names, ", ")})
+			return nil, badFields(
+				&fieldError{name, "is no parameter of this list; it takes " + strings.Join(names, ", ")},
+			)
 		}
 	}
 	return values, nil
@@ -250,8 +257,8 @@ type transfer struct {
 	Error string                  `json:"error,omitempty"`
 }
 
-// getCall returns a page of a call's events, with its routing. An endpoint sees only its own deliveries
-// and replies, and the winner.
+// getCall returns a page of a call's events, with its routing. An endpoint sees only its own
+// deliveries and replies, and the winner.
 func (a *API) getCall(r *http.Request) answer {
 	values, refusal := readQuery(r, "cursor")
 	if refusal != nil {
@@ -275,7 +282,9 @@ func (a *API) getCall(r *http.Request) answer {
 		shown.NextCursor = strconv.FormatUint(page.Next, 10)
 	}
 	switch {
-	case errors.Is(err, outbox.ErrNoCall), err == nil && len(shown.Events) == 0 && shown.NextCursor == "" && after == 0: // or every event is another endpoint's
+	case errors.Is(err, outbox.ErrNoCall),
+		// Every event belongs to another endpoint.
+		err == nil && len(shown.Events) == 0 && shown.NextCursor == "" && after == 0:
 		return problemAnswer(problem{Status: http.StatusNotFound, Detail: sentence(outbox.ErrNoCall)})
 	case err != nil:
 		return problemAnswer(problem{Status: http.StatusInternalServerError, Detail: sentence(err)})
@@ -286,7 +295,13 @@ func (a *API) getCall(r *http.Request) answer {
 }
 
 func showCallEvent(e outbox.CallEvent, visible func(name string) bool) callEvent {
-	shown := callEvent{ID: e.ID, Type: e.Type, Sequence: e.Sequence, Timestamp: e.Time, Deliveries: []delivery{}}
+	shown := callEvent{
+		ID:         e.ID,
+		Type:       e.Type,
+		Sequence:   e.Sequence,
+		Timestamp:  e.Time,
+		Deliveries: []delivery{},
+	}
 	for _, d := range e.Deliveries {
 		if visible(d.Endpoint) {
 			shown.Deliveries = append(shown.Deliveries, showDelivery(d, nil))
@@ -297,8 +312,15 @@ func showCallEvent(e outbox.CallEvent, visible func(name string) bool) callEvent
 
 func showRoute(r telephony.Route, visible func(name string) bool) *routing {
 	out := &routing{
-		AskedAt: r.AskedAt.UTC(), AnswerBy: r.AnswerBy.UTC(), Asked: []string{}, Replies: []reply{}, Outcome: r.Outcome,
-		Winner: r.Winner, TransferTo: r.To, DecidedAt: r.DecidedAt.UTC(), OverAt: r.OverAt.UTC(),
+		AskedAt:    r.AskedAt.UTC(),
+		AnswerBy:   r.AnswerBy.UTC(),
+		Asked:      []string{},
+		Replies:    []reply{},
+		Outcome:    r.Outcome,
+		Winner:     r.Winner,
+		TransferTo: r.To,
+		DecidedAt:  r.DecidedAt.UTC(),
+		OverAt:     r.OverAt.UTC(),
 	}
 	for _, name := range r.Asked {
 		if visible(name) {
@@ -307,11 +329,22 @@ func showRoute(r telephony.Route, visible func(name string) bool) *routing {
 	}
 	for _, p := range r.Replies {
 		if visible(p.By) {
-			out.Replies = append(out.Replies, reply{By: p.By, At: p.At.UTC(), Kind: p.Kind, TransferTo: p.To, Reason: telephony.BriefText(p.Why)})
+			out.Replies = append(out.Replies, reply{
+				By:         p.By,
+				At:         p.At.UTC(),
+				Kind:       p.Kind,
+				TransferTo: p.To,
+				Reason:     telephony.BriefText(p.Why),
+			})
 		}
 	}
 	if r.Transfer != "" {
-		out.Transfer = &transfer{To: r.To, State: r.Transfer, At: r.TransferAt.UTC(), Error: telephony.BriefText(r.TransferError)}
+		out.Transfer = &transfer{
+			To:    r.To,
+			State: r.Transfer,
+			At:    r.TransferAt.UTC(),
+			Error: telephony.BriefText(r.TransferError),
+		}
 	}
 	return out
 }

@@ -40,7 +40,13 @@ func send(a *API, method, path, token, body string, headers ...string) *httptest
 
 func add(t *testing.T, b *box, kind telephony.EventType, call string) {
 	t.Helper()
-	e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: kind, Time: time.Now(), CallID: call, From: "1"}
+	e := telephony.Event{
+		ID:     uuid.Must(uuid.NewV7()).String(),
+		Type:   kind,
+		Time:   time.Now(),
+		CallID: call,
+		From:   "1",
+	}
 	if err := b.Append(t.Context(), []telephony.Event{e}); err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +80,8 @@ func TestEventsAreReadInOrder(t *testing.T) {
 		t.Errorf("of an empty file: %v, %s", calls, cursor)
 	}
 	for i := range 7 {
-		add(t, b, []telephony.EventType{"call.incoming", "call.completed", "sms.sent"}[i%3], fmt.Sprint(i)) // the filter is call.*
+		// the filter is call.*
+		add(t, b, []telephony.EventType{"call.incoming", "call.completed", "sms.sent"}[i%3], fmt.Sprint(i))
 	}
 	for limit := 1; limit < 9; limit++ {
 		var all []string
@@ -91,11 +98,15 @@ func TestEventsAreReadInOrder(t *testing.T) {
 	if calls, _ := read(t, get(a, "/v1/events", operatorToken)); len(calls) != 7 {
 		t.Errorf("the operator reads %v", calls)
 	}
-	if calls, cursor := read(t, get(a, "/v1/events?types=call.completed,sms.sent", operatorToken)); !slices.Equal(calls, []string{"1", "2", "4", "5"}) || cursor != "7" {
+	calls, cursor := read(t, get(a, "/v1/events?types=call.completed,sms.sent", operatorToken))
+	if !slices.Equal(calls, []string{"1", "2", "4", "5"}) || cursor != "7" {
 		t.Errorf("by type: %v, %s", calls, cursor)
 	}
-	for _, query := range []string{"after=x", "after=-1", "limit=0", "limit=501", "wait=1h", "wait=-1s", "wait=soon", "types=call.lost", "since=1"} {
-		if w := get(a, "/v1/events?"+query, crmToken); w.Code != 400 || asProblem(t, w).Field != strings.Split(query, "=")[0] {
+	for _, query := range []string{
+		"after=x", "after=-1", "limit=0", "limit=501", "wait=1h", "wait=-1s", "wait=soon", "types=call.lost", "since=1",
+	} {
+		if w := get(a, "/v1/events?"+query, crmToken); w.Code != 400 ||
+			asProblem(t, w).Field != strings.Split(query, "=")[0] {
 			t.Errorf("%s: %d %s", query, w.Code, w.Body)
 		}
 	}
@@ -157,10 +168,21 @@ func TestCallShowsAnEndpointItsOwnPart(t *testing.T) {
 	err := b.ChangeRoute("5", func(r *telephony.Route) {
 		now := r.AskedAt
 		r.Replies = []telephony.Reply{
-			{By: "other", At: now, Kind: telephony.ReplyOut, Why: "HTTP 410"},
-			{By: "crm", At: now, Kind: telephony.ReplyNumber, To: "101"},
+			{
+				By:   "other",
+				At:   now,
+				Kind: telephony.ReplyOut,
+				Why:  "HTTP 410",
+			},
+			{
+				By:   "crm",
+				At:   now,
+				Kind: telephony.ReplyNumber,
+				To:   "101",
+			},
 		}
-		r.Outcome, r.Winner, r.To, r.DecidedAt, r.Transfer, r.TransferAt = telephony.RouteWon, "crm", "101", now, telephony.TransferDone, now
+		r.Outcome, r.Winner, r.To, r.DecidedAt = telephony.RouteWon, "crm", "101", now
+		r.Transfer, r.TransferAt = telephony.TransferDone, now
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -174,15 +196,19 @@ func TestCallShowsAnEndpointItsOwnPart(t *testing.T) {
 			t.Fatalf("%d %s %v", w.Code, w.Body, err)
 		}
 	}
-	if len(all.Events) != 3 || len(all.Events[0].Deliveries) != 2 || len(all.Events[1].Deliveries) != 1 || len(all.Routing.Replies) != 2 ||
-		len(all.Routing.Asked) != 2 || all.Routing.Winner != "crm" || all.Routing.Transfer.State != "done" || all.Routing.OverAt.IsZero() {
+	if len(all.Events) != 3 || len(all.Events[0].Deliveries) != 2 || len(all.Events[1].Deliveries) != 1 ||
+		len(all.Routing.Replies) != 2 || len(all.Routing.Asked) != 2 || all.Routing.Winner != "crm" ||
+		all.Routing.Transfer.State != "done" || all.Routing.OverAt.IsZero() {
 		t.Errorf("the operator sees %+v, %+v", all, all.Routing)
 	}
-	if len(own.Events) != 3 || len(own.Events[0].Deliveries) != 1 || len(own.Routing.Replies) != 1 || len(own.Routing.Asked) != 1 || own.Routing.Replies[0].TransferTo != "101" {
+	if len(own.Events) != 3 || len(own.Events[0].Deliveries) != 1 || len(own.Routing.Replies) != 1 ||
+		len(own.Routing.Asked) != 1 || own.Routing.Replies[0].TransferTo != "101" {
 		t.Errorf("the CRM sees %+v, %+v", own, own.Routing)
 	}
 	add(t, b, "sms.sent", "6")
-	for path, token := range map[string]string{"/v1/calls/6": crmToken, "/v1/calls/7": operatorToken, "/v1/calls/%20": operatorToken} {
+	for path, token := range map[string]string{
+		"/v1/calls/6": crmToken, "/v1/calls/7": operatorToken, "/v1/calls/%20": operatorToken,
+	} {
 		if w := get(a, path, token); w.Code != 404 {
 			t.Errorf("%s: %d %s", path, w.Code, w.Body)
 		}
@@ -192,8 +218,8 @@ func TestCallShowsAnEndpointItsOwnPart(t *testing.T) {
 	}
 }
 
-// The command of an Idempotency-Key is carried out once, whatever its outcome. Only a command that was
-// not written to the exchange may be repeated.
+// The command of an Idempotency-Key is carried out once, whatever its outcome. Only a command that
+// was not written to the exchange may be repeated.
 func TestIdempotencyKeyRepeatsTheAnswer(t *testing.T) {
 	const body = `{"from":"101","to":"102"}`
 	for name, c := range map[string]struct {
@@ -212,11 +238,14 @@ func TestIdempotencyKeyRepeatsTheAnswer(t *testing.T) {
 		a := newAPI(t, e, b, &bytes.Buffer{})
 		first := send(a, "POST", "/v1/calls", crmToken, body, "Idempotency-Key", "k")
 		e.err = nil
-		again := send(newAPI(t, e, b, &bytes.Buffer{}), "POST", "/v1/calls", crmToken, ` {"to":"102", "from":"101"}`, "Idempotency-Key", "k") // after a restart
+		// after a restart
+		again := send(newAPI(t, e, b, &bytes.Buffer{}), "POST", "/v1/calls", crmToken, ` {"to":"102", "from":"101"}`,
+			"Idempotency-Key", "k")
 		if first.Code != c.status {
 			t.Errorf("%s: %d", name, first.Code)
 		}
-		if c.kept && (again.Code != first.Code || again.Body.String() != first.Body.String() || len(e.got) != 1 || again.Header().Get("Idempotency-Replayed") != "true" ||
+		if c.kept && (again.Code != first.Code || again.Body.String() != first.Body.String() || len(e.got) != 1 ||
+			again.Header().Get("Idempotency-Replayed") != "true" ||
 			again.Header().Get("Content-Type") != first.Header().Get("Content-Type")) {
 			t.Errorf("%s: again it is %d %s, %d commands", name, again.Code, again.Body, len(e.got))
 		}
@@ -237,7 +266,8 @@ func TestIdempotencyKeyRepeatsTheAnswer(t *testing.T) {
 			t.Errorf("%v: %d %s", c, w.Code, w.Body)
 		}
 	}
-	if w := send(a, "POST", "/v1/sms", crmToken, `{"from":"101","to":"102","text":"x"}`, "Idempotency-Key", "k"); w.Code != 422 {
+	sms := `{"from":"101","to":"102","text":"x"}`
+	if w := send(a, "POST", "/v1/sms", crmToken, sms, "Idempotency-Key", "k"); w.Code != 422 {
 		t.Errorf("another command: %d", w.Code)
 	}
 	if len(e.got) != 2 {
@@ -245,23 +275,35 @@ func TestIdempotencyKeyRepeatsTheAnswer(t *testing.T) {
 	}
 }
 
-// Concurrent requests with one key are one command. A key that a crashed process has claimed carries
-// out no command again until it expires.
+// Concurrent requests with one key are one command. A key that a crashed process has claimed
+// carries out no command again until it expires.
 func TestConcurrentRequestsWithOneKeyAreOneCommand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &slowExchange{}
 		b := newBox(t)
 		a, err := New(Options{
-			Exchange: e, Router: e, Outbox: b, Deliveries: b, Events: b, Keys: b, Metrics: http.NotFoundHandler(), Rate: 1000, Tokens: map[string][]string{"crm": {crmToken}}, CommandTimeout: time.Minute,
-			Logger: newAPI(t, &exchange{}, b, &bytes.Buffer{}).opts.Logger,
+			Exchange:       e,
+			Router:         e,
+			Outbox:         b,
+			Deliveries:     b,
+			Events:         b,
+			Keys:           b,
+			Metrics:        http.NotFoundHandler(),
+			Rate:           1000,
+			Tokens:         map[string][]string{"crm": {crmToken}},
+			CommandTimeout: time.Minute,
+			Logger:         newAPI(t, &exchange{}, b, &bytes.Buffer{}).opts.Logger,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
+		call := func(key string) *httptest.ResponseRecorder {
+			return send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", key)
+		}
 		var requests sync.WaitGroup
 		for range 5 {
 			requests.Go(func() {
-				if w := send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "k"); w.Code != 200 {
+				if w := call("k"); w.Code != 200 {
 					t.Errorf("%d %s", w.Code, w.Body)
 				}
 			})
@@ -273,14 +315,14 @@ func TestConcurrentRequestsWithOneKeyAreOneCommand(t *testing.T) {
 		e.crash = true
 		func() {
 			defer func() { _ = recover() }()
-			send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "crashes")
+			call("crashes")
 		}()
 		e.crash = false
-		if w := send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "crashes"); w.Code != 504 || e.n != 2 {
+		if w := call("crashes"); w.Code != 504 || e.n != 2 {
 			t.Errorf("%d %s, %d commands", w.Code, w.Body, e.n)
 		}
 		time.Sleep(24 * time.Hour)
-		if w := send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "k"); w.Code != 200 || e.n != 3 {
+		if w := call("k"); w.Code != 200 || e.n != 3 {
 			t.Errorf("a day later: %d, %d commands", w.Code, e.n)
 		}
 	})
@@ -327,8 +369,8 @@ func TestRateIsLimitedPerBearer(t *testing.T) {
 	})
 }
 
-// While a CRM's token is being replaced, both tokens are the same bearer: they share its keys and its
-// rate.
+// While a CRM's token is being replaced, both tokens are the same bearer: they share its keys and
+// its rate.
 func TestTokensOfOneCRMShareKeysAndRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &exchange{}
@@ -358,8 +400,13 @@ func TestTokensOfOneCRMShareKeysAndRate(t *testing.T) {
 // The status of a transfer follows from the router's error; 409 names the winner.
 func TestTransferOutcomeDecidesStatus(t *testing.T) {
 	for status, err := range map[int]error{
-		200: nil, 404: telephony.ErrNeverAsked, 409: &telephony.DecidedError{Winner: "other", To: "7"}, 410: telephony.ErrRouteClosed, 502: &telephony.RefusedError{},
-		503: telephony.ErrNotKept, 504: telephony.ErrNoAnswer,
+		200: nil,
+		404: telephony.ErrNeverAsked,
+		409: &telephony.DecidedError{Winner: "other", To: "7"},
+		410: telephony.ErrRouteClosed,
+		502: &telephony.RefusedError{},
+		503: telephony.ErrNotKept,
+		504: telephony.ErrNoAnswer,
 	} {
 		e := &exchange{err: err, connection: telephony.Connection{State: telephony.Connected}}
 		w := post(newAPI(t, e, newBox(t), &bytes.Buffer{}), "/v1/transfers", crmToken, `{"call_id":"5","to":"1"}`)
@@ -394,11 +441,15 @@ func TestConnectionSwitchIsStored(t *testing.T) {
 	for _, enabled := range []bool{false, true} {
 		w := send(a, "PUT", "/v1/connection", operatorToken, fmt.Sprintf(`{"enabled":%v}`, enabled))
 		kept, err := b.IsToConnect()
-		if w.Code != 200 || err != nil || kept != enabled || !strings.Contains(w.Body.String(), fmt.Sprintf(`"enabled":%v`, enabled)) {
+		if w.Code != 200 || err != nil || kept != enabled ||
+			!strings.Contains(w.Body.String(), fmt.Sprintf(`"enabled":%v`, enabled)) {
 			t.Errorf("%v: %d %s, kept %v, %v", enabled, w.Code, w.Body, kept, err)
 		}
 	}
-	for _, body := range []string{`{}`, `{"enabled":"no"}`, `{"enable":true}`, `{"enabled":false}}`, `{"enabled":false}] more`, `{"enabled":false} {}`} {
+	for _, body := range []string{
+		`{}`, `{"enabled":"no"}`, `{"enable":true}`, `{"enabled":false}}`, `{"enabled":false}] more`,
+		`{"enabled":false} {}`,
+	} {
 		if w := send(a, "PUT", "/v1/connection", operatorToken, body); w.Code != 400 {
 			t.Errorf("%s: %d", body, w.Code)
 		}
@@ -425,7 +476,8 @@ func TestTestEventReportsTheResponse(t *testing.T) {
 		Status    int
 		Response  string
 	}
-	if err := json.Unmarshal(w.Body.Bytes(), &result); err != nil || w.Code != 200 || result.Status != 418 || result.Delivered || result.Response != "short and stout" {
+	if err := json.Unmarshal(w.Body.Bytes(), &result); err != nil || w.Code != 200 || result.Status != 418 ||
+		result.Delivered || result.Response != "short and stout" {
 		t.Errorf("%d %s %v", w.Code, w.Body, err)
 	}
 	if got == nil || got.Header.Get("webhook-id") != result.EventID || got.Header.Get("webhook-signature") == "" {
@@ -476,7 +528,10 @@ func TestRequestOutlivesItsConnection(t *testing.T) {
 	leave()
 	log := &bytes.Buffer{}
 	a := newAPI(t, e, b, log)
-	r := httptest.NewRequest("POST", "/v1/redeliver", strings.NewReader(`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","states":["missing"]}`)).WithContext(gone)
+	r := httptest.NewRequest(
+		"POST", "/v1/redeliver",
+		strings.NewReader(`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","states":["missing"]}`),
+	).WithContext(gone)
 	r.Header.Set("Authorization", "Bearer "+operatorToken)
 	r.Header.Set("Content-Type", "application/json")
 	w := httptest.NewRecorder()
@@ -536,14 +591,15 @@ func TestShutdownAnswersCommandsWithKeys(t *testing.T) {
 		if w.Code != 504 || time.Since(began) != time.Second {
 			t.Errorf("after %s: %d %s", time.Since(began), w.Code, w.Body)
 		}
-		if again := send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "k"); again.Code != 504 || again.Header().Get("Idempotency-Replayed") != "true" {
+		again := send(a, "POST", "/v1/calls", crmToken, `{"from":"1","to":"2"}`, "Idempotency-Key", "k")
+		if again.Code != 504 || again.Header().Get("Idempotency-Replayed") != "true" {
 			t.Errorf("again: %d %s", again.Code, again.Body)
 		}
 	})
 }
 
-// For a CRM that reads its events, the operator sees the time of its last read, and the unread events
-// as pending and not held. Unread events cause no warning.
+// For a CRM that reads its events, the operator sees the time of its last read, and the unread
+// events as pending and not held. Unread events cause no warning.
 func TestReadingEndpointIsShown(t *testing.T) {
 	b := readingBox(t, outbox.Filter{"call.*"})
 	a := newAPI(t, &exchange{connection: telephony.Connection{State: telephony.Connected}}, b, &bytes.Buffer{})
@@ -551,10 +607,13 @@ func TestReadingEndpointIsShown(t *testing.T) {
 		add(t, b, "call.incoming", "5")
 	}
 	before := get(a, "/v1/endpoints", operatorToken).Body.String()
-	if want := `{"endpoints":[{"name":"crm","state":"reads","deliveries":{"pending":2,"delivered":0,"expired":0,"dead":0}}]}`; strings.TrimSpace(before) != want {
+	want := `{"endpoints":[{"name":"crm","state":"reads",` +
+		`"deliveries":{"pending":2,"delivered":0,"expired":0,"dead":0}}]}`
+	if strings.TrimSpace(before) != want {
 		t.Errorf("before it has read: %s", before)
 	}
-	if list := get(a, "/v1/deliveries?state=pending", crmToken).Body.String(); strings.Count(list, `"state":"pending"`) != 2 || strings.Contains(list, "held") {
+	list := get(a, "/v1/deliveries?state=pending", crmToken).Body.String()
+	if strings.Count(list, `"state":"pending"`) != 2 || strings.Contains(list, "held") {
 		t.Errorf("its deliveries: %s", list)
 	}
 	read(t, get(a, "/v1/events?limit=1", crmToken))

@@ -26,11 +26,19 @@ type Keys interface {
 const maxKeyBytes = 255
 
 // carryOutOnce carries out a command unless a command with this key was carried out before; then it
-// repeats the answer. It claims the key before anything is written to the exchange, so that not even
-// a crash makes a telephone ring twice, and releases it if nothing was written.
-func (a *API) carryOutOnce(r *http.Request, key string, cmd telephony.Command, carryOut func(context.Context) answer) answer {
+// repeats the answer. It claims the key before anything is written to the exchange, so that not
+// even a crash makes a telephone ring twice, and releases it if nothing was written.
+func (a *API) carryOutOnce(
+	r *http.Request,
+	key string,
+	cmd telephony.Command,
+	carryOut func(context.Context) answer,
+) answer {
 	if key == "" || len(key) > maxKeyBytes {
-		return answer{problem: &problem{Status: http.StatusBadRequest, Detail: "The header Idempotency-Key must have 1 to 255 characters."}}
+		return answer{problem: &problem{
+			Status: http.StatusBadRequest,
+			Detail: "The header Idempotency-Key must have 1 to 255 characters.",
+		}}
 	}
 	hash := sha256.Sum256([]byte(caller(r) + "\x00" + key))
 	encoded, err := json.Marshal(cmd)
@@ -46,23 +54,28 @@ func (a *API) carryOutOnce(r *http.Request, key string, cmd telephony.Command, c
 	switch {
 	case err != nil:
 		return answer{problem: &problem{
-			Status: http.StatusServiceUnavailable, Detail: "The Idempotency-Key could not be stored, so nothing was sent; try again. The reason: " + err.Error() + ".",
+			Status: http.StatusServiceUnavailable,
+			Detail: "The Idempotency-Key could not be stored, so nothing was sent; try again. The reason: " +
+				err.Error() + ".",
 		}}
 	case earlier == nil:
 	case earlier.Request != request:
 		return answer{problem: &problem{
-			Status: http.StatusUnprocessableEntity, Detail: "This Idempotency-Key has come with another request before: use a new one for each command.",
+			Status: http.StatusUnprocessableEntity,
+			Detail: "This Idempotency-Key has come with another request before: use a new one for each command.",
 		}}
 	case a.hasNewQuestion(cmd, earlier.At): // the earlier command answered another question
 	case earlier.Status == 0:
 		return answer{problem: &problem{
-			Status: http.StatusGatewayTimeout, Detail: "How this command ended is not known, since the bridge was stopped or its disk failed meanwhile: it may have been carried out.",
+			Status: http.StatusGatewayTimeout,
+			Detail: "How this command ended is not known, since the bridge was stopped or its disk failed meanwhile: " +
+				"it may have been carried out.",
 		}}
 	default:
 		return answer{status: earlier.Status, body: earlier.Answer, replayed: true}
 	}
-	// The caller may disconnect and repeat the request with its key, so the command does not end with
-	// the connection.
+	// The caller may disconnect and repeat the request with its key, so the command does not end
+	// with the connection.
 	ctx, cancel := detach(r)
 	defer cancel()
 	result := carryOut(ctx)

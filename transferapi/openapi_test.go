@@ -31,14 +31,16 @@ var described = sync.OnceValue(func() validator.Validator {
 // serve serves a request and panics if the response does not match the description.
 func serve(a *API, w *httptest.ResponseRecorder, r *http.Request) {
 	a.ServeHTTP(w, r)
-	if w.Code == http.StatusMethodNotAllowed || w.Code == http.StatusNotFound && strings.Contains(w.Body.String(), "nothing at this path") {
+	if w.Code == http.StatusMethodNotAllowed ||
+		w.Code == http.StatusNotFound && strings.Contains(w.Body.String(), "nothing at this path") {
 		return // the description has no such request
 	}
 	response := w.Result()
 	response.Body = io.NopCloser(bytes.NewReader(w.Body.Bytes()))
 	if ok, errs := described().GetResponseBodyValidator().ValidateResponseBody(r, response); !ok {
 		for _, err := range errs {
-			panic(fmt.Sprintf("%s %s: %d %s is no answer of the description: %s %+v", r.Method, r.URL, w.Code, w.Body, err, err.SchemaValidationErrors))
+			panic(fmt.Sprintf("%s %s: %d %s is no answer of the description: %s %+v", r.Method, r.URL, w.Code, w.Body,
+				err, err.SchemaValidationErrors))
 		}
 	}
 }
@@ -84,7 +86,8 @@ func TestDescriptionListsEveryRoute(t *testing.T) {
 		t.Errorf("the routes are\n%v\nthe description has\n%v", inCode, inDescription)
 	}
 	w := httptest.NewRecorder()
-	serve(newAPI(t, &exchange{}, newBox(t), &bytes.Buffer{}), w, httptest.NewRequest(http.MethodGet, "/openapi.yaml", nil))
+	serve(newAPI(t, &exchange{}, newBox(t), &bytes.Buffer{}), w,
+		httptest.NewRequest(http.MethodGet, "/openapi.yaml", nil))
 	if w.Code != http.StatusOK || !bytes.Equal(w.Body.Bytes(), description) {
 		t.Errorf("it is served as %d %s", w.Code, w.Body)
 	}
@@ -93,8 +96,14 @@ func TestDescriptionListsEveryRoute(t *testing.T) {
 // The validation of answers can fail: an answer with an extra member does not match.
 func TestAnswerSchemasAreStrict(t *testing.T) {
 	r := httptest.NewRequest(http.MethodGet, "/healthz", nil)
-	for body, want := range map[string]bool{`{"status":"ok"}`: true, `{"status":"ok","x":1}`: false, `{}`: false, `[]`: false} {
-		response := &http.Response{StatusCode: 200, Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(body))}
+	for body, want := range map[string]bool{
+		`{"status":"ok"}`: true, `{"status":"ok","x":1}`: false, `{}`: false, `[]`: false,
+	} {
+		response := &http.Response{
+			StatusCode: 200,
+			Header:     http.Header{"Content-Type": {"application/json"}},
+			Body:       io.NopCloser(strings.NewReader(body)),
+		}
 		if ok, _ := described().GetResponseBodyValidator().ValidateResponseBody(r, response); ok != want {
 			t.Errorf("%s: %v", body, ok)
 		}

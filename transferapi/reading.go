@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Limits on the concurrent reads of one bearer. The request rate alone is not enough: reads share the
-// processor with the deliveries, and an answer stays in memory until the caller has read it.
+// Limits on the concurrent reads of one bearer. The request rate alone is not enough: reads share
+// the processor with the deliveries, and an answer stays in memory until the caller has read it.
 const (
 	maxScans   = 1  // scans of the outbox
 	maxAnswers = 4  // answers in memory, from the scan until the caller has read them
@@ -56,8 +56,8 @@ func tooManyRequests(detail string) answer {
 	return answer{problem: &problem{Status: http.StatusTooManyRequests, Detail: detail}, retryAfter: 1}
 }
 
-// readHandler returns a handler that reads from the outbox with find. It holds the bearer's scan slot only
-// during find, not while the caller reads the answer.
+// readHandler returns a handler that reads from the outbox with find. It holds the bearer's scan
+// slot only during find, not while the caller reads the answer.
 func (a *API) readHandler(find func(r *http.Request) answer) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		a.withReadSlots(w, r, func(scan func(func()) bool) {
@@ -70,9 +70,9 @@ func (a *API) readHandler(find func(r *http.Request) answer) http.HandlerFunc {
 }
 
 // withReadSlots calls reply while the request holds an answer slot of its bearer. reply passes its
-// read of the outbox to scan, which runs it while the request holds a scan slot. If a slot is not free
-// within maxSlotWait, withReadSlots answers the request with 429 and, where the scan slot was missing,
-// scan returns false.
+// read of the outbox to scan, which runs it while the request holds a scan slot. If a slot is not
+// free within maxSlotWait, withReadSlots answers the request with 429 and, where the scan slot was
+// missing, scan returns false.
 func (a *API) withReadSlots(w http.ResponseWriter, r *http.Request, reply func(scan func(read func()) bool)) {
 	bearer := a.readSlots[caller(r)]
 	if !bearer.answers.acquire(r.Context(), maxSlotWait) {
@@ -82,7 +82,9 @@ func (a *API) withReadSlots(w http.ResponseWriter, r *http.Request, reply func(s
 	defer bearer.answers.release()
 	reply(func(read func()) bool {
 		if !bearer.scans.acquire(r.Context(), maxSlotWait) {
-			tooManyRequests("Another request with this token is looking through the outbox: one can at a time.").write(w)
+			tooManyRequests(
+				"Another request with this token is looking through the outbox: one can at a time.",
+			).write(w)
 			return false
 		}
 		defer bearer.scans.release()

@@ -19,13 +19,14 @@ import (
 	"pzbridge/outbox"
 )
 
-// With order=desc the pages run from the newest event to the oldest, for a CRM and the operator; types
-// may be prefixes.
+// With order=desc the pages run from the newest event to the oldest, for a CRM and the operator;
+// types may be prefixes.
 func TestEventsAreReadBackwards(t *testing.T) {
 	b := newBox(t)
 	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
 	for i := range 7 {
-		add(t, b, []telephony.EventType{"call.incoming", "call.completed", "sms.sent"}[i%3], fmt.Sprint(i)) // the filter is call.*
+		// the filter is call.*
+		add(t, b, []telephony.EventType{"call.incoming", "call.completed", "sms.sent"}[i%3], fmt.Sprint(i))
 	}
 	for query, want := range map[string]string{
 		"order=desc&limit=2":                             "6 4 3 1 0",
@@ -52,18 +53,22 @@ func TestEventsAreReadBackwards(t *testing.T) {
 			t.Errorf("%s: %s", query, got)
 		}
 	}
-	if calls, _, _ := readPage(t, get(a, "/v1/events?order=desc&limit=3", operatorToken)); !slices.Equal(calls, []string{"6", "5", "4"}) {
+	calls, _, _ := readPage(t, get(a, "/v1/events?order=desc&limit=3", operatorToken))
+	if !slices.Equal(calls, []string{"6", "5", "4"}) {
 		t.Errorf("the operator's newest page: %v", calls)
 	}
-	for _, query := range []string{"order=down", "wait=5s&order=desc", "types=call.", "types=*", "types=call*", "types=fax.*"} {
-		if w := get(a, "/v1/events?"+query, crmToken); w.Code != 400 || asProblem(t, w).Field != strings.Split(query, "=")[0] {
+	for _, query := range []string{
+		"order=down", "wait=5s&order=desc", "types=call.", "types=*", "types=call*", "types=fax.*",
+	} {
+		if w := get(a, "/v1/events?"+query, crmToken); w.Code != 400 ||
+			asProblem(t, w).Field != strings.Split(query, "=")[0] {
 			t.Errorf("%s: %d %s", query, w.Code, w.Body)
 		}
 	}
 }
 
-// readPage decodes a page of events: the call IDs of the events, the cursor, which may be empty, and
-// whether there may be more.
+// readPage decodes a page of events: the call IDs of the events, the cursor, which may be empty,
+// and whether there may be more.
 func readPage(t *testing.T, w *httptest.ResponseRecorder) (calls []string, cursor string, more bool) {
 	t.Helper()
 	var page struct {
@@ -94,8 +99,10 @@ func TestRedeliverySelectsTypesByPrefix(t *testing.T) {
 	o := &redeliveries{box: newBox(t)}
 	a := newAPI(t, &exchange{}, o.box, &bytes.Buffer{})
 	a.opts.Deliveries = o
-	status := request(t, a, "POST", "/v1/redeliver", operatorToken, `{"endpoint":"crm","since":"2026-11-23T06:25:53Z","types":["sms.*","call.completed"]}`, &struct{}{})
-	if want := []telephony.EventType{"sms.sent", "sms.status", "call.completed"}; status != 200 || !slices.Equal(o.got.Types, want) {
+	status := request(t, a, "POST", "/v1/redeliver", operatorToken,
+		`{"endpoint":"crm","since":"2026-11-23T06:25:53Z","types":["sms.*","call.completed"]}`, &struct{}{})
+	if want := []telephony.EventType{"sms.sent", "sms.status", "call.completed"}; status != 200 ||
+		!slices.Equal(o.got.Types, want) {
 		t.Errorf("%d, asked for %v", status, o.got.Types)
 	}
 }
@@ -116,7 +123,8 @@ func TestWaitingPollsAreBounded(t *testing.T) {
 		}
 		synctest.Wait()
 		began := time.Now()
-		if w := get(a, "/v1/events?wait=30s", crmToken); w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") == "" || time.Since(began) != 0 {
+		if w := get(a, "/v1/events?wait=30s", crmToken); w.Code != http.StatusTooManyRequests ||
+			w.Header().Get("Retry-After") == "" || time.Since(began) != 0 {
 			t.Errorf("one too many, after %s: %d %v %s", time.Since(began), w.Code, w.Header(), w.Body)
 		}
 		if w := get(a, "/v1/events", crmToken); w.Code != 200 {
@@ -181,7 +189,9 @@ func (b *slowBox) RedeliverAll(context.Context, outbox.Redelivery) (int, error) 
 // A bearer scans the outbox once at a time. Its other requests wait for the slot, a second at most;
 // those of other bearers go on.
 func TestBearerScansOnceAtATime(t *testing.T) {
-	for takes, refused := range map[time.Duration]int{100 * time.Millisecond: 0, 900 * time.Millisecond: 1, 3 * time.Second: 2} {
+	for takes, refused := range map[time.Duration]int{
+		100 * time.Millisecond: 0, 900 * time.Millisecond: 1, 3 * time.Second: 2,
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			b := &slowBox{box: newBox(t), takes: takes}
 			add(t, b.box, "call.incoming", "1")
@@ -228,7 +238,8 @@ func TestOneRedeliveryAtATime(t *testing.T) {
 			}
 		})
 		synctest.Wait()
-		if w := send(a, "POST", "/v1/redeliver", operatorToken, body); w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") == "" {
+		if w := send(a, "POST", "/v1/redeliver", operatorToken, body); w.Code != http.StatusTooManyRequests ||
+			w.Header().Get("Retry-After") == "" {
 			t.Errorf("the second: %d %s", w.Code, w.Body)
 		}
 		if w := get(a, "/v1/events", operatorToken); w.Code != 200 {
@@ -249,7 +260,8 @@ func (w slowWriter) Write(b []byte) (int, error) {
 	return w.ResponseRecorder.Write(b)
 }
 
-// At most maxAnswers answers to a bearer are in memory: a caller that does not read them gets no more.
+// At most maxAnswers answers to a bearer are in memory: a caller that does not read them gets no
+// more.
 func TestAnswersUnderWayAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := newBox(t)
@@ -265,7 +277,8 @@ func TestAnswersUnderWayAreBounded(t *testing.T) {
 		}
 		synctest.Wait()
 		for _, path := range []string{"/v1/deliveries", "/v1/events", "/v1/calls/1", "/v1/deliveries/x.crm"} {
-			if w := get(a, path, crmToken); w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") == "" {
+			if w := get(a, path, crmToken); w.Code != http.StatusTooManyRequests ||
+				w.Header().Get("Retry-After") == "" {
 				t.Errorf("%s: %d %s", path, w.Code, w.Body)
 			}
 		}

@@ -26,7 +26,10 @@ func (a *API) switchConnection(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if err := a.opts.Outbox.Connect(*request.Enabled); err != nil {
-		problem{Status: http.StatusServiceUnavailable, Detail: "It could not be stored, so nothing has changed: " + err.Error() + "."}.write(w)
+		problem{
+			Status: http.StatusServiceUnavailable,
+			Detail: "It could not be stored, so nothing has changed: " + err.Error() + ".",
+		}.write(w)
 		return
 	}
 	a.opts.Exchange.Enable(*request.Enabled)
@@ -71,8 +74,12 @@ func (a *API) connection(w http.ResponseWriter, _ *http.Request) {
 		ServerVersion string                    `json:"server_version,omitempty"`
 		Form          string                    `json:"form,omitempty"`
 	}{
-		State: c.State, Enabled: c.State != telephony.Disabled, Since: c.Since.UTC(), LastError: c.LastError,
-		ServerVersion: telephony.Brief(c.ServerVersion), Form: c.Form,
+		State:         c.State,
+		Enabled:       c.State != telephony.Disabled,
+		Since:         c.Since.UTC(),
+		LastError:     c.LastError,
+		ServerVersion: telephony.Brief(c.ServerVersion),
+		Form:          c.Form,
 	}
 	if c.CloseCode != 0 {
 		answer.LastClose = &lastClose{c.CloseCode, c.CloseMeaning}
@@ -80,8 +87,8 @@ func (a *API) connection(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, answer)
 }
 
-// alive answers 200 while the process runs. It leaves out the connection to the exchange: a restart of
-// the bridge would not bring it back.
+// alive answers 200 while the process runs. It leaves out the connection to the exchange: a restart
+// of the bridge would not bring it back.
 func (a *API) alive(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 }
@@ -104,8 +111,8 @@ func faultTexts(faults []fault, operator bool) (list []string) {
 	return list
 }
 
-// outboxFault describes an error of Outbox.Writable: events cannot be stored, or they are stored and
-// in danger of being lost.
+// outboxFault describes an error of Outbox.Writable: events cannot be stored, or they are stored
+// and in danger of being lost.
 func outboxFault(err error) fault {
 	switch {
 	case errors.Is(err, outbox.ErrFileGone):
@@ -119,8 +126,8 @@ func outboxFault(err error) fault {
 	return fault{brief + rest, brief + ": " + err.Error() + rest}
 }
 
-// ready answers 200 if events can arrive and be stored, else 503, with the faults. A CRM that does not
-// take its events is only a warning.
+// ready answers 200 if events can arrive and be stored, else 503, with the faults. A CRM that does
+// not take its events is only a warning.
 func (a *API) ready(w http.ResponseWriter, r *http.Request) {
 	var problems, warnings []fault // a warning leaves the bridge ready
 	if err := a.opts.Outbox.Writable(); err != nil {
@@ -139,7 +146,8 @@ func (a *API) ready(w http.ResponseWriter, r *http.Request) {
 			if e.State != "ok" && e.State != "reads" {
 				warnings = append(warnings, fault{
 					"A CRM does not take its events.",
-					fmt.Sprintf("The endpoint %s is %s: %s. What is for it waits (%d events).", e.Name, e.State, e.LastError, e.Pending),
+					fmt.Sprintf("The endpoint %s is %s: %s. What is for it waits (%d events).",
+						e.Name, e.State, e.LastError, e.Pending),
 				})
 			}
 		}
@@ -150,7 +158,12 @@ func (a *API) ready(w http.ResponseWriter, r *http.Request) {
 		Problems []string `json:"problems,omitempty"`
 		Warnings []string `json:"warnings,omitempty"`
 		Form     string   `json:"form,omitempty"` // encoding of the server's messages
-	}{"ready", faultTexts(problems, by.name == Operator), faultTexts(warnings, by.name == Operator), a.opts.Exchange.Connection().Form}
+	}{
+		Status:   "ready",
+		Problems: faultTexts(problems, by.name == Operator),
+		Warnings: faultTexts(warnings, by.name == Operator),
+		Form:     a.opts.Exchange.Connection().Form,
+	}
 	status := http.StatusOK
 	if len(answer.Problems) > 0 {
 		answer.Status, status = "not ready", http.StatusServiceUnavailable

@@ -1,9 +1,9 @@
-// Package transferapi is the HTTP API that CRMs and operators call: commands to the exchange, reading
-// of events and deliveries, redelivery, health and metrics.
+// Package transferapi is the HTTP API that CRMs and operators call: commands to the exchange,
+// reading of events and deliveries, redelivery, health and metrics.
 //
-// Every route stands in one list, API.routes. A caller authenticates with a bearer token: a CRM with
-// the token of its endpoint, the operator with the token of the bridge. Every error is answered as
-// application/problem+json (RFC 9457).
+// Every route stands in one list, API.routes. A caller authenticates with a bearer token: a CRM
+// with the token of its endpoint, the operator with the token of the bridge. Every error is
+// answered as application/problem+json (RFC 9457).
 package transferapi
 
 import (
@@ -27,8 +27,8 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Exchange carries out commands. Do returns nil when the exchange has carried out the command, else a
-// *telephony.RefusedError or one of telephony's errors.
+// Exchange carries out commands. Do returns nil when the exchange has carried out the command, else
+// a *telephony.RefusedError or one of telephony's errors.
 type Exchange interface {
 	Do(ctx context.Context, cmd telephony.Command) error
 	Connection() telephony.Connection
@@ -37,9 +37,9 @@ type Exchange interface {
 }
 
 // Router receives the answers to routing questions. eventID names the question; if it is empty, the
-// answer belongs to the latest question of the call. An empty number declines. Answer returns nil if
-// the number has won and the exchange has done the transfer, or if the decline is recorded; else it
-// returns telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a
+// answer belongs to the latest question of the call. An empty number declines. Answer returns nil
+// if the number has won and the exchange has done the transfer, or if the decline is recorded; else
+// it returns telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a
 // *telephony.DecidedError, or an error of Exchange.Do.
 type Router interface {
 	Answer(ctx context.Context, callID, eventID, by, to string) error
@@ -74,8 +74,8 @@ type Options struct {
 	Metrics    http.Handler // for Prometheus
 	// MetricsPublic serves the metrics without a token; otherwise they need the operator's.
 	MetricsPublic bool
-	// Tokens maps the name of a bearer, an endpoint or Operator, to its tokens. A bearer has several
-	// while its token is being replaced.
+	// Tokens maps the name of a bearer, an endpoint or Operator, to its tokens. A bearer has
+	// several while its token is being replaced.
 	Tokens         map[string][]string
 	CommandTimeout time.Duration // limit on one command, including the exchange's answer
 	Rate           float64       // requests per second of each bearer, all its tokens together
@@ -89,7 +89,7 @@ const Operator = "operator"
 // API is the http.Handler of all routes.
 type API struct {
 	opts         Options
-	tokens       map[[sha256.Size]byte]bearer // by the token's hash, so that a lookup's timing reveals nothing of the token
+	tokens       map[[sha256.Size]byte]bearer // by SHA-256, so that a lookup's time reveals nothing
 	mux          *http.ServeMux
 	readSlots    map[string]*readSlots // by the bearer's name
 	redeliveries slots                 // one: a request that scans all events, to count or to redeliver them
@@ -102,13 +102,24 @@ type API struct {
 // New returns the API. It fails if a required option is missing, or if two bearers share a token,
 // since the token alone identifies the caller.
 func New(opts Options) (*API, error) {
-	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Deliveries == nil || opts.Events == nil || opts.Keys == nil || opts.Metrics == nil ||
+	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Deliveries == nil ||
+		opts.Events == nil || opts.Keys == nil || opts.Metrics == nil ||
 		opts.Logger == nil || opts.CommandTimeout <= 0 || opts.Rate <= 0 {
-		return nil, errors.New("transferapi: Options.Exchange, Router, Outbox, Deliveries, Events, Keys, Metrics, Logger, CommandTimeout and Rate must be set")
+		return nil, errors.New(
+			"transferapi: Options.Exchange, Router, Outbox, Deliveries, Events, Keys, Metrics, Logger, " +
+				"CommandTimeout and Rate must be set",
+		)
 	}
 	a := &API{
-		opts: opts, tokens: map[[sha256.Size]byte]bearer{}, mux: http.NewServeMux(), readSlots: map[string]*readSlots{}, redeliveries: make(slots, 1), backups: make(slots, 1),
-		keyLocks: keyLocks{keys: map[[32]byte]chan struct{}{}}, wrongTokens: repeat.NewTally(opts.Logger), draining: make(chan struct{}),
+		opts:         opts,
+		tokens:       map[[sha256.Size]byte]bearer{},
+		mux:          http.NewServeMux(),
+		readSlots:    map[string]*readSlots{},
+		redeliveries: make(slots, 1),
+		backups:      make(slots, 1),
+		keyLocks:     keyLocks{keys: map[[32]byte]chan struct{}{}},
+		wrongTokens:  repeat.NewTally(opts.Logger),
+		draining:     make(chan struct{}),
 	}
 	for name, tokens := range opts.Tokens {
 		a.readSlots[name] = newReadSlots()
@@ -204,11 +215,14 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Allow", strings.Join(allowed, ", "))
-	problem{Status: http.StatusMethodNotAllowed, Detail: "This path takes " + strings.Join(allowed, " or ") + "."}.write(w)
+	problem{
+		Status: http.StatusMethodNotAllowed,
+		Detail: "This path takes " + strings.Join(allowed, " or ") + ".",
+	}.write(w)
 }
 
-// Drain answers all requests that wait for events, so that a shutdown does not wait for them. Call it
-// once.
+// Drain answers all requests that wait for events, so that a shutdown does not wait for them. Call
+// it once.
 func (a *API) Drain() { close(a.draining) }
 
 // bearer is an authenticated caller.
@@ -262,17 +276,24 @@ func (a *API) authenticated(required access, next http.HandlerFunc) http.Handler
 			w.Header().Set("WWW-Authenticate", `Bearer realm="pzbridge"`)
 			problem{
 				Status: http.StatusUnauthorized,
-				Detail: "Send the header \"Authorization: Bearer TOKEN\" with a token that the bridge is configured with (ENDPOINT_<n>_TOKEN or API_TOKEN).",
+				Detail: "Send the header \"Authorization: Bearer TOKEN\" with a token that the bridge is " +
+					"configured with (ENDPOINT_<n>_TOKEN or API_TOKEN).",
 			}.write(w)
 			return
 		}
 		if wait := b.wait(time.Now()); wait > 0 {
 			setRetryAfter(w, int(math.Ceil(wait.Seconds())))
-			problem{Status: http.StatusTooManyRequests, Detail: "Too many requests with this token: API_RATE is how many a second it may make."}.write(w)
+			problem{
+				Status: http.StatusTooManyRequests,
+				Detail: "Too many requests with this token: API_RATE is how many a second it may make.",
+			}.write(w)
 			return
 		}
 		if required == operatorOnly && b.name != Operator {
-			problem{Status: http.StatusForbidden, Detail: "This is for the operator: send the token of API_TOKEN."}.write(w)
+			problem{
+				Status: http.StatusForbidden,
+				Detail: "This is for the operator: send the token of API_TOKEN.",
+			}.write(w)
 			return
 		}
 		next(w, r.WithContext(context.WithValue(r.Context(), callerKey{}, b.name)))

@@ -116,8 +116,17 @@ func newBoxAt(t *testing.T, url string) *box {
 func newAPI(t *testing.T, e *exchange, o *box, log *bytes.Buffer) *API {
 	t.Helper()
 	a, err := New(Options{
-		Exchange: e, Router: e, Outbox: o, Deliveries: o, Events: o, Keys: o, Metrics: http.NotFoundHandler(), Rate: 1000, Tokens: map[string][]string{"crm": {crmToken, crmNewToken}, Operator: {operatorToken}},
-		CommandTimeout: time.Second, Logger: slog.New(slog.NewTextHandler(log, nil)),
+		Exchange:       e,
+		Router:         e,
+		Outbox:         o,
+		Deliveries:     o,
+		Events:         o,
+		Keys:           o,
+		Metrics:        http.NotFoundHandler(),
+		Rate:           1000,
+		Tokens:         map[string][]string{"crm": {crmToken, crmNewToken}, Operator: {operatorToken}},
+		CommandTimeout: time.Second,
+		Logger:         slog.New(slog.NewTextHandler(log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -151,18 +160,47 @@ func TestCommandFieldsAreChecked(t *testing.T) {
 		want       telephony.Command // the command of a valid request
 		field      string            // the wrong field of an invalid one; "-" if it is no field
 	}{
-		{"/v1/calls", `{"from":"101","to":"+7 343 0112233"}`, telephony.Command{Kind: "call", From: "101", To: "+7 343 0112233"}, ""},
-		{"/v1/calls", `{"from":"иван","to":"*8(101)-#"}`, telephony.Command{Kind: "call", From: "иван", To: "*8(101)-#"}, ""},
+		{
+			"/v1/calls", `{"from":"101","to":"+7 343 0112233"}`,
+			telephony.Command{Kind: "call", From: "101", To: "+7 343 0112233"},
+			"",
+		},
+		{
+			"/v1/calls", `{"from":"иван","to":"*8(101)-#"}`,
+			telephony.Command{Kind: "call", From: "иван", To: "*8(101)-#"},
+			"",
+		},
 		{"/v1/calls", `{"from":"101","to":"` + long + `"}`, telephony.Command{Kind: "call", From: "101", To: long}, ""},
 		{"/v1/calls", `{"from":"101","to":"` + long + `1"}`, telephony.Command{}, "to"},
-		{"/v1/calls", `{"from":"SIP/101","to":"PJSIP/ivan_i.ivanov-00000a1b"}`, telephony.Command{Kind: "call", From: "SIP/101", To: "PJSIP/ivan_i.ivanov-00000a1b"}, ""},
-		{"/v1/calls", `{"from":"sip:101@pbx.local","to":"+7\u00a0343\u202f011\u20112233"}`, telephony.Command{Kind: "call", From: "sip:101@pbx.local", To: "+7 343 011-2233"}, ""},
+		{
+			"/v1/calls", `{"from":"SIP/101","to":"PJSIP/ivan_i.ivanov-00000a1b"}`,
+			telephony.Command{Kind: "call", From: "SIP/101", To: "PJSIP/ivan_i.ivanov-00000a1b"},
+			"",
+		},
+		{
+			"/v1/calls", `{"from":"sip:101@pbx.local","to":"+7\u00a0343\u202f011\u20112233"}`,
+			telephony.Command{Kind: "call", From: "sip:101@pbx.local", To: "+7 343 011-2233"},
+			"",
+		},
 		{"/v1/calls", `{"from":"SIP/101&SIP/102","to":"5"}`, telephony.Command{}, "from"},
 		{"/v1/calls", `{"from":"101","to":"5,30,gM(x)"}`, telephony.Command{}, "to"},
-		{"/v1/transfers", `{"call_id":"5","to":"Local/101@from-internal/n"}`, telephony.Command{Kind: "transfer", CallID: "5", To: "Local/101@from-internal/n"}, ""},
-		{"/v1/transfers", `{"call_id":"5","to":"\u2068101\u2069"}`, telephony.Command{Kind: "transfer", CallID: "5", To: "101"}, ""},
+		{
+			"/v1/transfers", `{"call_id":"5","to":"Local/101@from-internal/n"}`,
+			telephony.Command{Kind: "transfer", CallID: "5", To: "Local/101@from-internal/n"},
+			"",
+		},
+		{
+			"/v1/transfers", `{"call_id":"5","to":"\u2068101\u2069"}`,
+			telephony.Command{Kind: "transfer", CallID: "5", To: "101"},
+			"",
+		},
 		{"/v1/transfers", `{"call_id":"5","to":"\u00a0"}`, telephony.Command{}, "to"},
-		{"/v1/sms", `{"from":"SIP/101","to":"\u2009102\u2009","text":"x"}`, telephony.Command{Kind: "sms", From: "SIP/101", To: "102", Text: "x"}, ""},
+		{"/v1/sms", `{"from":"SIP/101","to":"\u2009102\u2009","text":"x"}`, telephony.Command{
+			Kind: "sms",
+			From: "SIP/101",
+			To:   "102",
+			Text: "x",
+		}, ""},
 		{"/v1/calls", `{"from":"101"}`, telephony.Command{}, "to"},
 		{"/v1/calls", `{"from":"","to":"5"}`, telephony.Command{}, "from"},
 		{"/v1/calls", `{"from":" ","to":"5"}`, telephony.Command{}, "from"},
@@ -176,7 +214,11 @@ func TestCommandFieldsAreChecked(t *testing.T) {
 		{"/v1/calls", `["1","5"]`, telephony.Command{}, "-"},
 		{"/v1/calls", `null`, telephony.Command{}, "-"},
 		{"/v1/calls", ``, telephony.Command{}, "-"},
-		{"/v1/transfers", `{"call_id":"18446744073709551615","to":"101"}`, telephony.Command{Kind: "transfer", CallID: "18446744073709551615", To: "101"}, ""},
+		{
+			"/v1/transfers", `{"call_id":"18446744073709551615","to":"101"}`,
+			telephony.Command{Kind: "transfer", CallID: "18446744073709551615", To: "101"},
+			"",
+		},
 		{"/v1/transfers", `{"call_id":"5","to":""}`, telephony.Command{Kind: "transfer", CallID: "5"}, ""},
 		{"/v1/transfers", `{"call_id":"5"}`, telephony.Command{}, "to"},
 		{"/v1/transfers", `{"call_id":"5","to":" "}`, telephony.Command{}, "to"},
@@ -184,7 +226,12 @@ func TestCommandFieldsAreChecked(t *testing.T) {
 		{"/v1/transfers", `{"call_id":"18446744073709551616","to":"101"}`, telephony.Command{}, "call_id"},
 		{"/v1/transfers", `{"call_id":"-1","to":"101"}`, telephony.Command{}, "call_id"},
 		{"/v1/transfers", `{"call_id":5,"to":"101"}`, telephony.Command{}, "call_id"},
-		{"/v1/sms", `{"from":"101","to":"102","text":"Привет <&>\n"}`, telephony.Command{Kind: "sms", From: "101", To: "102", Text: "Привет <&>\n"}, ""},
+		{"/v1/sms", `{"from":"101","to":"102","text":"Привет <&>\n"}`, telephony.Command{
+			Kind: "sms",
+			From: "101",
+			To:   "102",
+			Text: "Привет <&>\n",
+		}, ""},
 		{"/v1/sms", `{"from":"101","to":"102","text":" "}`, telephony.Command{}, "text"},
 		{"/v1/sms", `{"from":"101","to":"102"}`, telephony.Command{}, "text"},
 		{"/v1/sms", "{\"from\":\"101\",\"to\":\"102\",\"text\":\"\xff\"}", telephony.Command{}, "-"},
@@ -198,16 +245,20 @@ func TestCommandFieldsAreChecked(t *testing.T) {
 			continue
 		}
 		p := asProblem(t, w)
-		if w.Code != http.StatusBadRequest || len(e.got) != 0 || p.Field != strings.Trim(c.field, "-") || !strings.Contains(p.Detail, p.Field) {
+		if w.Code != http.StatusBadRequest || len(e.got) != 0 || p.Field != strings.Trim(c.field, "-") ||
+			!strings.Contains(p.Detail, p.Field) {
 			t.Errorf("%s %s: %d %s", c.path, c.body, w.Code, w.Body)
 		}
 	}
 }
 
-// A long reason of the exchange's refusal is shortened in the answer, also in the stored answer of an
-// Idempotency-Key.
+// A long reason of the exchange's refusal is shortened in the answer, also in the stored answer of
+// an Idempotency-Key.
 func TestLongRefusalIsShortened(t *testing.T) {
-	e := &exchange{connection: telephony.Connection{State: telephony.Connected}, err: &telephony.RefusedError{Code: "2", Details: strings.Repeat("no", 300<<10)}}
+	e := &exchange{
+		connection: telephony.Connection{State: telephony.Connected},
+		err:        &telephony.RefusedError{Code: "2", Details: strings.Repeat("no", 300<<10)},
+	}
 	b := &keyBearers{box: newBox(t)}
 	a := newAPI(t, e, b.box, &bytes.Buffer{})
 	a.opts.Keys = b
@@ -246,7 +297,8 @@ func TestCommandOutcomeDecidesStatus(t *testing.T) {
 		http.StatusServiceUnavailable: telephony.ErrNotConnected,
 		http.StatusGatewayTimeout:     telephony.ErrNoAnswer,
 	} {
-		w := post(newAPI(t, &exchange{err: err}, newBox(t), &bytes.Buffer{}), "/v1/calls", crmToken, `{"from":"1","to":"2"}`)
+		w := post(newAPI(t, &exchange{err: err}, newBox(t), &bytes.Buffer{}), "/v1/calls", crmToken,
+			`{"from":"1","to":"2"}`)
 		if w.Code != status {
 			t.Errorf("%v: %d", err, w.Code)
 		}
@@ -259,8 +311,8 @@ func TestCommandOutcomeDecidesStatus(t *testing.T) {
 	}
 }
 
-// Every route that reads JSON skips one byte order mark before it. A mark within the JSON is content,
-// and a second one before it is an error.
+// Every route that reads JSON skips one byte order mark before it. A mark within the JSON is
+// content, and a second one before it is an error.
 func TestByteOrderMarkIsSkipped(t *testing.T) {
 	const mark = "\uFEFF"
 	for _, c := range []struct {
@@ -301,16 +353,36 @@ func TestRoutesRequireTheirTokens(t *testing.T) {
 		{"the operator's", "GET", "/v1/connection", http.Header{"Authorization": {"bearer " + operatorToken}}, "", 200},
 		{"health needs none", "GET", "/healthz", nil, "", 200},
 		{"readiness needs none", "GET", "/readyz", nil, "", 503},
-		{"what is the operator's", "GET", "/v1/endpoints", http.Header{"Authorization": {"Bearer " + crmToken}}, "", 403},
-		{"the same by the operator", "GET", "/v1/endpoints", http.Header{"Authorization": {"Bearer " + operatorToken}}, "", 200},
-		{"redelivering", "POST", "/v1/deliveries/x.crm/redeliver", http.Header{"Authorization": {"Bearer " + crmToken}}, "", 403},
+		{
+			"what is the operator's", "GET", "/v1/endpoints",
+			http.Header{"Authorization": {"Bearer " + crmToken}},
+			"", 403,
+		},
+		{
+			"the same by the operator", "GET", "/v1/endpoints",
+			http.Header{"Authorization": {"Bearer " + operatorToken}},
+			"", 200,
+		},
+		{
+			"redelivering", "POST", "/v1/deliveries/x.crm/redeliver",
+			http.Header{"Authorization": {"Bearer " + crmToken}},
+			"", 403,
+		},
 		{"redelivering much", "POST", "/v1/redeliver", http.Header{"Authorization": {"Bearer " + crmToken}}, "", 403},
 		{"a backup", "GET", "/v1/backup", http.Header{"Authorization": {"Bearer " + crmToken}}, "", 403},
 		{"another method", "GET", "/v1/calls", nil, "", 405},
 		{"another method of a path with a name in it", "GET", "/v1/deliveries/x.crm/redeliver", nil, "", 405},
 		{"another path", "GET", "/v1/nothing", nil, "", 404},
-		{"no JSON", "POST", "/v1/calls", http.Header{"Authorization": {"Bearer " + crmToken}, "Content-Type": {"application/x-www-form-urlencoded"}}, "from=1", 415},
-		{"too large", "POST", "/v1/calls", http.Header{"Authorization": {"Bearer " + crmToken}, "Content-Type": {"application/json"}}, strings.Repeat(" ", 64<<10+1), 413},
+		{
+			"no JSON", "POST", "/v1/calls",
+			http.Header{"Authorization": {"Bearer " + crmToken}, "Content-Type": {"application/x-www-form-urlencoded"}},
+			"from=1", 415,
+		},
+		{
+			"too large", "POST", "/v1/calls",
+			http.Header{"Authorization": {"Bearer " + crmToken}, "Content-Type": {"application/json"}},
+			strings.Repeat(" ", 64<<10+1), 413,
+		},
 	} {
 		r := httptest.NewRequest(c.method, c.path, strings.NewReader(c.body))
 		if c.header != nil {
@@ -327,7 +399,8 @@ func TestRoutesRequireTheirTokens(t *testing.T) {
 		if w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Content-Type-Options") != "nosniff" {
 			t.Errorf("%s may be cached, or taken for something else: %v", c.name, w.Header())
 		}
-		if c.want == 405 && w.Header().Get("Allow") != "POST" || c.want == 401 && w.Header().Get("WWW-Authenticate") == "" {
+		if c.want == 405 && w.Header().Get("Allow") != "POST" ||
+			c.want == 401 && w.Header().Get("WWW-Authenticate") == "" {
 			t.Errorf("%s: headers %v", c.name, w.Header())
 		}
 	}
@@ -345,7 +418,11 @@ func TestTokensAreNotLogged(t *testing.T) {
 
 func TestOperatorSeesConnectionAndFaults(t *testing.T) {
 	e := &exchange{connection: telephony.Connection{
-		State: telephony.Disconnected, Since: time.Unix(1e9, 0), CloseCode: 4008, CloseMeaning: "the password is wrong", LastError: "closed",
+		State:        telephony.Disconnected,
+		Since:        time.Unix(1e9, 0),
+		CloseCode:    4008,
+		CloseMeaning: "the password is wrong",
+		LastError:    "closed",
 	}}
 	o := newBox(t)
 	o.err = errors.New("no space left on device")
@@ -357,11 +434,13 @@ func TestOperatorSeesConnectionAndFaults(t *testing.T) {
 		serve(a, w, r)
 		return w.Code, strings.TrimSpace(w.Body.String())
 	}
-	want := `{"state":"disconnected","enabled":true,"since":"2001-09-09T01:46:40Z","last_close":{"code":4008,"meaning":"the password is wrong"},"last_error":"closed"}`
+	want := `{"state":"disconnected","enabled":true,"since":"2001-09-09T01:46:40Z",` +
+		`"last_close":{"code":4008,"meaning":"the password is wrong"},"last_error":"closed"}`
 	if status, body := get("/v1/connection"); status != 200 || body != want {
 		t.Errorf("connection: %d %s", status, body)
 	}
-	if status, body := get("/readyz"); status != 503 || !strings.Contains(body, "no space left") || !strings.Contains(body, "no connection") {
+	if status, body := get("/readyz"); status != 503 || !strings.Contains(body, "no space left") ||
+		!strings.Contains(body, "no connection") {
 		t.Errorf("not ready: %d %s", status, body)
 	}
 	e.connection, o.err = telephony.Connection{State: telephony.Connected, ServerVersion: "v1"}, nil
@@ -369,22 +448,41 @@ func TestOperatorSeesConnectionAndFaults(t *testing.T) {
 		t.Errorf("ready: %d %s", status, body)
 	}
 	o.endpoints = []outbox.EndpointStatus{
-		{Name: "crm", State: "failing", LastError: "HTTP 500", Pending: 7}, {Name: "other", State: "ok"}, {Name: "third", State: "paused", LastError: "HTTP 429"},
+		{
+			Name:      "crm",
+			State:     "failing",
+			LastError: "HTTP 500",
+			Pending:   7,
+		},
+		{Name: "other", State: "ok"},
+		{Name: "third", State: "paused", LastError: "HTTP 429"},
 	}
-	want = `{"status":"ready","warnings":["The endpoint crm is failing: HTTP 500. What is for it waits (7 events).","The endpoint third is paused: HTTP 429. What is for it waits (0 events)."]}`
+	want = `{"status":"ready","warnings":["The endpoint crm is failing: HTTP 500. What is for it waits (7 events).",` +
+		`"The endpoint third is paused: HTTP 429. What is for it waits (0 events)."]}`
 	if status, body := get("/readyz"); status != 200 || body != want {
 		t.Errorf("with endpoints that are not well: %d %s", status, body)
 	}
 }
 
-// To a caller without the operator's token /readyz shows whether the bridge is ready and the kinds of
-// faults: no names, no numbers, no quoted answers.
+// To a caller without the operator's token /readyz shows whether the bridge is ready and the kinds
+// of faults: no names, no numbers, no quoted answers.
 func TestReadinessHidesDetailsFromStrangers(t *testing.T) {
 	e := &exchange{connection: telephony.Connection{State: telephony.Disconnected, LastError: "closed with code 4008"}}
 	o := newBox(t)
 	o.err = errors.New("no space left on device")
 	o.endpoints = []outbox.EndpointStatus{
-		{Name: "crm", State: "failing", LastError: "HTTP 500", Pending: 7}, {Name: "third", State: "paused", LastError: "HTTP 429", Pending: 1},
+		{
+			Name:      "crm",
+			State:     "failing",
+			LastError: "HTTP 500",
+			Pending:   7,
+		},
+		{
+			Name:      "third",
+			State:     "paused",
+			LastError: "HTTP 429",
+			Pending:   1,
+		},
 	}
 	a := newAPI(t, e, o, &bytes.Buffer{})
 	const notReady = `{"status":"not ready","problems":["The outbox cannot be written. Events wait in memory.",` +
@@ -398,17 +496,21 @@ func TestReadinessHidesDetailsFromStrangers(t *testing.T) {
 			t.Errorf("%q: %d %s", authorization, w.Code, got)
 		}
 	}
-	if w := get(a, "/readyz", operatorToken); w.Code != 503 || !strings.Contains(w.Body.String(), "no space left on device") ||
-		!strings.Contains(w.Body.String(), "closed with code 4008") || !strings.Contains(w.Body.String(), "third is paused: HTTP 429") {
+	if w := get(a, "/readyz", operatorToken); w.Code != 503 ||
+		!strings.Contains(w.Body.String(), "no space left on device") ||
+		!strings.Contains(w.Body.String(), "closed with code 4008") ||
+		!strings.Contains(w.Body.String(), "third is paused: HTTP 429") {
 		t.Errorf("the operator: %d %s", w.Code, w.Body)
 	}
 	e.connection, o.err = telephony.Connection{State: telephony.Connected}, nil
-	if w := get(a, "/readyz", "x"); w.Code != 200 || strings.TrimSpace(w.Body.String()) != `{"status":"ready","warnings":["A CRM does not take its events."]}` {
+	if w := get(a, "/readyz", "x"); w.Code != 200 ||
+		strings.TrimSpace(w.Body.String()) != `{"status":"ready","warnings":["A CRM does not take its events."]}` {
 		t.Errorf("ready: %d %s", w.Code, w.Body)
 	}
 }
 
-// Each request with a wrong token is counted. The log has one line for many of them, without the token.
+// Each request with a wrong token is counted. The log has one line for many of them, without the
+// token.
 func TestWrongTokensAreCountedAndRarelyLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
@@ -421,7 +523,8 @@ func TestWrongTokensAreCountedAndRarelyLogged(t *testing.T) {
 		get(a, "/readyz", "a-wrong-token-0123456789")
 		get(a, "/v1/connection", crmToken)
 		send(a, "GET", "/v1/connection", "", "")
-		if lines := strings.Count(log.String(), "\n"); wrong != 6 || lines != 1 || !strings.Contains(log.String(), "remote=192.0.2.1:1234 times=1\n") {
+		if lines := strings.Count(log.String(), "\n"); wrong != 6 || lines != 1 ||
+			!strings.Contains(log.String(), "remote=192.0.2.1:1234 times=1\n") {
 			t.Errorf("%d counted, the log: %s", wrong, log.String())
 		}
 		time.Sleep(30 * time.Second)
@@ -454,7 +557,12 @@ func TestDeliveriesAreListedAndRedelivered(t *testing.T) {
 	o := newBox(t)
 	var ids []string
 	for range 3 {
-		e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: telephony.EventCompleted, Time: time.Now(), CallID: "5"}
+		e := telephony.Event{
+			ID:     uuid.Must(uuid.NewV7()).String(),
+			Type:   telephony.EventCompleted,
+			Time:   time.Now(),
+			CallID: "5",
+		}
 		ids = append(ids, e.ID)
 		if err := o.Append(t.Context(), []telephony.Event{e}); err != nil {
 			t.Fatal(err)
@@ -484,7 +592,8 @@ func TestDeliveriesAreListedAndRedelivered(t *testing.T) {
 		{operatorToken, "?state=%", 400, 0},
 	} {
 		page.Deliveries = nil
-		if status := request(t, a, "GET", "/v1/deliveries"+c.query, c.token, "", &page); status != c.status || len(page.Deliveries) != c.n {
+		if status := request(t, a, "GET", "/v1/deliveries"+c.query, c.token, "", &page); status != c.status ||
+			len(page.Deliveries) != c.n {
 			t.Errorf("%s: %d, %d deliveries", c.query, status, len(page.Deliveries))
 		}
 	}
@@ -492,23 +601,30 @@ func TestDeliveriesAreListedAndRedelivered(t *testing.T) {
 	request(t, a, "GET", "/v1/deliveries?limit=4", operatorToken, "", &page)
 	first := page.Deliveries
 	page.Deliveries = nil
-	if request(t, a, "GET", "/v1/deliveries?limit=4&cursor="+page.NextCursor, operatorToken, "", &page); len(first) != 4 || len(page.Deliveries) != 2 {
+	request(t, a, "GET", "/v1/deliveries?limit=4&cursor="+page.NextCursor, operatorToken, "", &page)
+	if len(first) != 4 || len(page.Deliveries) != 2 {
 		t.Errorf("the second page: %+v", page)
 	}
-	if first[0].ID != ids[2]+".crm" || !first[0].Held || first[0].Sequence != 3 || first[0].NextAttemptAt != (time.Time{}) {
+	if first[0].ID != ids[2]+".crm" || !first[0].Held || first[0].Sequence != 3 ||
+		first[0].NextAttemptAt != (time.Time{}) {
 		t.Errorf("the newest: %+v", first[0])
 	}
 	var one delivery
-	if status := request(t, a, "GET", "/v1/deliveries/"+ids[0]+".crm", crmToken, "", &one); status != 200 || one.Held || one.NextAttemptAt.IsZero() {
+	if status := request(t, a, "GET", "/v1/deliveries/"+ids[0]+".crm", crmToken, "", &one); status != 200 ||
+		one.Held || one.NextAttemptAt.IsZero() {
 		t.Errorf("one: %d %+v", status, one)
 	}
 	if status := request(t, a, "GET", "/v1/deliveries/"+ids[0]+".other", crmToken, "", &one); status != 404 {
 		t.Errorf("somebody else's: %d", status)
 	}
-	if status := request(t, a, "POST", "/v1/deliveries/"+ids[0]+".other/redeliver", operatorToken, "", &one); status != 202 || !one.Redelivered {
+	if status := request(
+		t, a, "POST", "/v1/deliveries/"+ids[0]+".other/redeliver", operatorToken, "", &one,
+	); status != 202 || !one.Redelivered {
 		t.Errorf("redelivered: %d %+v", status, one)
 	}
-	if status := request(t, a, "POST", "/v1/deliveries/"+ids[0]+".nobody/redeliver", operatorToken, "", &one); status != 400 {
+	if status := request(
+		t, a, "POST", "/v1/deliveries/"+ids[0]+".nobody/redeliver", operatorToken, "", &one,
+	); status != 400 {
 		t.Errorf("redelivered to nobody: %d", status)
 	}
 	var all struct {
@@ -516,7 +632,8 @@ func TestDeliveriesAreListedAndRedelivered(t *testing.T) {
 		DryRun     bool `json:"dry_run"`
 	}
 	for body, want := range map[string]int{
-		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","until":"2020-01-02T00:00:00+05:00","states":["dead","expired","delivered"],"types":["call.completed"],"dry_run":true}`: 200,
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","until":"2020-01-02T00:00:00+05:00",` +
+			`"states":["dead","expired","delivered"],"types":["call.completed"],"dry_run":true}`: 200,
 		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z"}`: 200,
 		`{"endpoint":"crm"}`: 400,
 		`{}`:                 400,
@@ -534,13 +651,18 @@ func TestDeliveriesAreListedAndRedelivered(t *testing.T) {
 		`null`: 400,
 	} {
 		all.Deliveries = nil
-		if status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &all); status != want || status == 200 && (all.Deliveries == nil || *all.Deliveries != 0) {
+		if status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &all); status != want ||
+			status == 200 && (all.Deliveries == nil || *all.Deliveries != 0) {
 			t.Errorf("%s: %d %+v", body, status, all)
 		}
 	}
 	for body, want := range map[string]string{
-		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","states":["foo"]}`: "states", `{"endpoint":"crm","dry_run":true}`: "since", `{"endpoint":"crm","dry_run":null}`: "dry_run", `{"endpoint":"crm","Dry_run":true}`: "Dry_run",
-		`{"endpoint":"crm","dryrun":true}`: "dryrun", `{"endpoint":"crm","types":"call.completed"}`: "types",
+		`{"endpoint":"crm","since":"2020-01-01T00:00:00Z","states":["foo"]}`: "states",
+		`{"endpoint":"crm","dry_run":true}`:                                  "since",
+		`{"endpoint":"crm","dry_run":null}`:                                  "dry_run",
+		`{"endpoint":"crm","Dry_run":true}`:                                  "Dry_run",
+		`{"endpoint":"crm","dryrun":true}`:                                   "dryrun",
+		`{"endpoint":"crm","types":"call.completed"}`:                        "types",
 	} {
 		if p := asProblem(t, send(a, "POST", "/v1/redeliver", operatorToken, body)); p.Field != want {
 			t.Errorf("%s: the field is %q", body, p.Field)
@@ -553,7 +675,8 @@ func TestDeliveriesAreListedAndRedelivered(t *testing.T) {
 		}
 	}
 	request(t, a, "GET", "/v1/endpoints", operatorToken, "", &endpoints)
-	if len(endpoints.Endpoints) != 2 || endpoints.Endpoints[0].Name != "crm" || endpoints.Endpoints[0].State != "ok" || endpoints.Endpoints[0].Deliveries.Pending != 3 {
+	if len(endpoints.Endpoints) != 2 || endpoints.Endpoints[0].Name != "crm" || endpoints.Endpoints[0].State != "ok" ||
+		endpoints.Endpoints[0].Deliveries.Pending != 3 {
 		t.Errorf("endpoints: %+v", endpoints)
 	}
 }
@@ -567,7 +690,8 @@ func TestFailedBackupIsReported(t *testing.T) {
 	if err := errors.Join(os.RemoveAll(o.folder), os.WriteFile(o.folder, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if status := request(t, a, "GET", "/v1/backup", operatorToken, "", nil); status != 500 || !strings.Contains(log.String(), "backup cannot be made") {
+	if status := request(t, a, "GET", "/v1/backup", operatorToken, "", nil); status != 500 ||
+		!strings.Contains(log.String(), "backup cannot be made") {
 		t.Errorf("%d, %s", status, log.String())
 	}
 }
@@ -585,8 +709,8 @@ func (s *slowReader) Write(b []byte) (int, error) {
 	return s.ResponseRecorder.Write(b)
 }
 
-// While a caller reads a backup slowly, another one is refused: each needs a copy of the whole file on
-// the disk.
+// While a caller reads a backup slowly, another one is refused: each needs a copy of the whole file
+// on the disk.
 func TestOneBackupAtATime(t *testing.T) {
 	a := newAPI(t, &exchange{}, newBox(t), &bytes.Buffer{})
 	doRequest := func(w http.ResponseWriter) {
@@ -594,7 +718,9 @@ func TestOneBackupAtATime(t *testing.T) {
 		r.Header.Set("Authorization", "Bearer "+operatorToken)
 		a.ServeHTTP(w, r)
 	}
-	slow := &slowReader{ResponseRecorder: httptest.NewRecorder(), started: make(chan struct{}), take: make(chan struct{})}
+	slow := &slowReader{
+		ResponseRecorder: httptest.NewRecorder(), started: make(chan struct{}), take: make(chan struct{}),
+	}
 	var first sync.WaitGroup
 	first.Go(func() { doRequest(slow) })
 	<-slow.started
@@ -613,7 +739,12 @@ func TestOneBackupAtATime(t *testing.T) {
 // A backup that is read over a real connection opens as an outbox.
 func TestBackupOpensAsOutbox(t *testing.T) {
 	o := newBox(t)
-	if err := o.Append(t.Context(), []telephony.Event{{ID: uuid.NewString(), Type: telephony.EventCompleted, Time: time.Now(), CallID: "5"}}); err != nil {
+	if err := o.Append(t.Context(), []telephony.Event{{
+		ID:     uuid.NewString(),
+		Type:   telephony.EventCompleted,
+		Time:   time.Now(),
+		CallID: "5",
+	}}); err != nil {
 		t.Fatal(err)
 	}
 	server := httptest.NewServer(newAPI(t, &exchange{}, o, &bytes.Buffer{}))
@@ -629,14 +760,21 @@ func TestBackupOpensAsOutbox(t *testing.T) {
 	}
 	defer resp.Body.Close()
 	copied, err := io.ReadAll(resp.Body)
-	if err != nil || int64(len(copied)) != resp.ContentLength || !strings.Contains(resp.Header.Get("Content-Disposition"), "outbox-") {
+	if err != nil || int64(len(copied)) != resp.ContentLength ||
+		!strings.Contains(resp.Header.Get("Content-Disposition"), "outbox-") {
 		t.Fatalf("%d bytes, %v, %v", len(copied), resp.Header, err)
 	}
 	path := filepath.Join(t.TempDir(), "copy.db")
 	if err := os.WriteFile(path, copied, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	restored, err := outbox.Open(outbox.Options{Path: path, Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler)})
+	restored, err := outbox.Open(outbox.Options{
+		Path:           path,
+		Retention:      time.Hour,
+		RoutingTimeout: time.Second,
+		MaxBytes:       1 << 30,
+		Logger:         slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -648,8 +786,17 @@ func TestBackupOpensAsOutbox(t *testing.T) {
 
 func TestSharedTokenIsRejected(t *testing.T) {
 	_, err := New(Options{
-		Exchange: &exchange{}, Router: &exchange{}, Outbox: newBox(t), Deliveries: newBox(t), Events: newBox(t), Keys: newBox(t), Metrics: http.NotFoundHandler(), Rate: 1, Tokens: map[string][]string{"a": {crmToken}, "b": {crmNewToken, crmToken}},
-		CommandTimeout: time.Second, Logger: slog.New(slog.DiscardHandler),
+		Exchange:       &exchange{},
+		Router:         &exchange{},
+		Outbox:         newBox(t),
+		Deliveries:     newBox(t),
+		Events:         newBox(t),
+		Keys:           newBox(t),
+		Metrics:        http.NotFoundHandler(),
+		Rate:           1,
+		Tokens:         map[string][]string{"a": {crmToken}, "b": {crmNewToken, crmToken}},
+		CommandTimeout: time.Second,
+		Logger:         slog.New(slog.DiscardHandler),
 	})
 	if err == nil || !strings.Contains(err.Error(), "same token") || strings.Contains(err.Error(), crmToken) {
 		t.Errorf("got %v", err)
@@ -673,11 +820,16 @@ func TestRedeliveryPassesEveryFilter(t *testing.T) {
 	a := newAPI(t, &exchange{}, o.box, &bytes.Buffer{})
 	a.opts.Deliveries = o
 	var counted struct{ Deliveries int }
-	status := request(t, a, "POST", "/v1/redeliver", operatorToken, `{"endpoint":"crm","since":"2026-11-23T06:25:53Z","until":"2026-11-24T06:25:53Z",
-		"states":["dead","missing"],"types":["call.completed"],"dry_run":true}`, &counted)
+	body := `{"endpoint":"crm","since":"2026-11-23T06:25:53Z","until":"2026-11-24T06:25:53Z",` +
+		`"states":["dead","missing"],"types":["call.completed"],"dry_run":true}`
+	status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &counted)
 	want := outbox.Redelivery{
-		Endpoint: "crm", Since: time.Date(2026, 11, 23, 6, 25, 53, 0, time.UTC), Until: time.Date(2026, 11, 24, 6, 25, 53, 0, time.UTC),
-		States: []string{"dead", "missing"}, Types: []telephony.EventType{telephony.EventCompleted}, DryRun: true,
+		Endpoint: "crm",
+		Since:    time.Date(2026, 11, 23, 6, 25, 53, 0, time.UTC),
+		Until:    time.Date(2026, 11, 24, 6, 25, 53, 0, time.UTC),
+		States:   []string{"dead", "missing"},
+		Types:    []telephony.EventType{telephony.EventCompleted},
+		DryRun:   true,
 	}
 	if status != 200 || counted.Deliveries != 7 || !reflect.DeepEqual(o.got, want) {
 		t.Errorf("%d, %d deliveries, asked for %+v", status, counted.Deliveries, o.got)
@@ -691,7 +843,8 @@ func TestRedeliveryDefaultsToUndelivered(t *testing.T) {
 		a := newAPI(t, &exchange{}, o.box, &bytes.Buffer{})
 		a.opts.Deliveries = o
 		body := `{"endpoint":"crm","since":"2026-11-23T06:25:53Z"` + states + `}`
-		if status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &struct{}{}); status != 200 || !slices.Equal(o.got.States, []string{"dead", "expired"}) {
+		if status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &struct{}{}); status != 200 ||
+			!slices.Equal(o.got.States, []string{"dead", "expired"}) {
 			t.Errorf("%s: %d, asked for %+v", body, status, o.got)
 		}
 	}
@@ -711,14 +864,26 @@ func TestPolicyRefusalSendsNothing(t *testing.T) {
 		o := newBox(t)
 		policy := &strict{telephony.NotAllowedError{Text: "it is not allowed", Field: "to", Number: "+44 20"}}
 		a, err := New(Options{
-			Exchange: e, Router: e, Policy: policy, Outbox: o, Deliveries: o, Events: o, Keys: o, Metrics: http.NotFoundHandler(), Rate: 1000,
-			Tokens: map[string][]string{"crm": {crmToken}}, CommandTimeout: time.Second, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+			Exchange:       e,
+			Router:         e,
+			Policy:         policy,
+			Outbox:         o,
+			Deliveries:     o,
+			Events:         o,
+			Keys:           o,
+			Metrics:        http.NotFoundHandler(),
+			Rate:           1000,
+			Tokens:         map[string][]string{"crm": {crmToken}},
+			CommandTimeout: time.Second,
+			Logger:         slog.New(slog.NewTextHandler(&log, nil)),
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		doRequest := func() *httptest.ResponseRecorder {
-			r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"from":"101","to":"+44 20","text":"x"}`))
+			r := httptest.NewRequest(
+				http.MethodPost, path, strings.NewReader(`{"from":"101","to":"+44 20","text":"x"}`),
+			)
 			if path == "/v1/calls" {
 				r = httptest.NewRequest(http.MethodPost, path, strings.NewReader(`{"from":"101","to":"+44 20"}`))
 			}
@@ -730,12 +895,14 @@ func TestPolicyRefusalSendsNothing(t *testing.T) {
 			return w
 		}
 		w := doRequest()
-		if p := asProblem(t, w); w.Code != http.StatusForbidden || p.Field != "to" || p.Detail != "It is not allowed." || w.Header().Get("Retry-After") != "" {
+		if p := asProblem(t, w); w.Code != http.StatusForbidden || p.Field != "to" ||
+			p.Detail != "It is not allowed." || w.Header().Get("Retry-After") != "" {
 			t.Errorf("%s: %d %s %v", path, w.Code, w.Body, w.Header())
 		}
 		policy.RetryAfter = 1500 * time.Millisecond
 		w = doRequest()
-		if asProblem(t, w); w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "2" || w.Header().Get("Idempotency-Replayed") != "" {
+		if asProblem(t, w); w.Code != http.StatusTooManyRequests || w.Header().Get("Retry-After") != "2" ||
+			w.Header().Get("Idempotency-Replayed") != "" {
 			t.Errorf("%s, closed: %d %s %v", path, w.Code, w.Body, w.Header())
 		}
 		if len(e.got) != 0 || log.Len() != 0 { // the policy writes the log line
@@ -746,7 +913,9 @@ func TestPolicyRefusalSendsNothing(t *testing.T) {
 
 // The readiness of a connected bridge names the encoding of the server's messages.
 func TestReadinessNamesMessageEncoding(t *testing.T) {
-	e := &exchange{connection: telephony.Connection{State: telephony.Connected, Form: "base64", FormOfAddress: "base64"}}
+	e := &exchange{connection: telephony.Connection{
+		State: telephony.Connected, Form: "base64", FormOfAddress: "base64",
+	}}
 	w := httptest.NewRecorder()
 	serve(newAPI(t, e, newBox(t), &bytes.Buffer{}), w, httptest.NewRequest(http.MethodGet, "/readyz", nil))
 	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `"form":"base64"`) {

@@ -39,7 +39,8 @@ func descriptionModel(t *testing.T) *v3.Document {
 	return &model.Model
 }
 
-// schemaOf returns the schema of an event's type, by the discriminator's mapping, as a program would.
+// schemaOf returns the schema of an event's type, by the discriminator's mapping, as a program
+// would.
 func schemaOf(t *testing.T, d *v3.Document, kind string) *base.Schema {
 	t.Helper()
 	ref, _ := d.Components.Schemas.GetOrZero("Event").Schema().Discriminator.Mapping.Get(kind)
@@ -63,8 +64,8 @@ func fits(schema *base.Schema, body string) (bool, string) {
 	return ok, why.String()
 }
 
-// golden returns the lines of a golden file. It replaces the ellipses, which stand for IDs and times,
-// with valid values.
+// golden returns the lines of a golden file. It replaces the ellipses, which stand for IDs and
+// times, with valid values.
 func golden(t *testing.T, path string) (lines []string) {
 	t.Helper()
 	f, err := os.Open(path)
@@ -89,11 +90,13 @@ func kindOf(t *testing.T, body string) string {
 	return e.Type
 }
 
-// The golden webhooks match the description, and together with the operational ones they cover every
-// type.
+// The golden webhooks match the description, and together with the operational ones they cover
+// every type.
 func TestGoldenWebhooksMatchDescription(t *testing.T) {
 	d := descriptionModel(t)
-	bodies := slices.Concat(golden(t, "../internal/pztest/testdata/webhooks-ws.jsonl"), golden(t, "../internal/pztest/testdata/webhooks-wss.jsonl"),
+	bodies := slices.Concat(
+		golden(t, "../internal/pztest/testdata/webhooks-ws.jsonl"),
+		golden(t, "../internal/pztest/testdata/webhooks-wss.jsonl"),
 		golden(t, "../outbox/testdata/format-standard.txt"), operational(t), []string{testEvent(t)})
 	question := d.Webhooks.GetOrZero("question").Post.RequestBody.Content.GetOrZero("application/json").Schema.Schema()
 	event := d.Webhooks.GetOrZero("event").Post.RequestBody.Content.GetOrZero("application/json").Schema.Schema()
@@ -110,7 +113,9 @@ func TestGoldenWebhooksMatchDescription(t *testing.T) {
 			t.Errorf("%s: that it is a question is %v", body, ok)
 		}
 	}
-	for _, kind := range slices.Concat(telephony.EventTypes, telephony.OperationalTypes, []telephony.EventType{"pzbridge.test"}) {
+	for _, kind := range slices.Concat(
+		telephony.EventTypes, telephony.OperationalTypes, []telephony.EventType{"pzbridge.test"},
+	) {
 		if !seen[string(kind)] {
 			t.Errorf("there is no golden webhook of %s", kind)
 		}
@@ -128,8 +133,18 @@ func TestGoldenWebhooksMatchDescription(t *testing.T) {
 func readingBox(t *testing.T, filter outbox.Filter) *box {
 	t.Helper()
 	o, err := outbox.Open(outbox.Options{
-		Path: filepath.Join(t.TempDir(), "outbox.db"), Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler),
-		Endpoints: []outbox.Endpoint{{Name: "crm", Events: filter, Timeout: time.Second, Concurrency: 1, RingingTTL: time.Second}},
+		Path:           filepath.Join(t.TempDir(), "outbox.db"),
+		Retention:      time.Hour,
+		RoutingTimeout: time.Second,
+		MaxBytes:       1 << 30,
+		Logger:         slog.New(slog.DiscardHandler),
+		Endpoints: []outbox.Endpoint{{
+			Name:        "crm",
+			Events:      filter,
+			Timeout:     time.Second,
+			Concurrency: 1,
+			RingingTTL:  time.Second,
+		}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -147,7 +162,12 @@ func operational(t *testing.T) (bodies []string) {
 		{Type: telephony.EventDisconnected, Reason: "connection refused"},
 		{Type: telephony.EventEndpointFailing, Endpoint: "crm", Reason: "HTTP 500"},
 		{Type: telephony.EventEndpointRecovered, Endpoint: "crm"},
-		{Type: telephony.EventDeliveryDead, Endpoint: "crm", DeliveryID: "019376aa-0000-7000-8000-000000000001.crm", Reason: "HTTP 410"},
+		{
+			Type:       telephony.EventDeliveryDead,
+			Endpoint:   "crm",
+			DeliveryID: "019376aa-0000-7000-8000-000000000001.crm",
+			Reason:     "HTTP 410",
+		},
 	} {
 		e.ID, e.Time = uuid.Must(uuid.NewV7()).String(), time.Now()
 		if err := b.Append(t.Context(), []telephony.Event{e}); err != nil {
@@ -183,7 +203,8 @@ func testEvent(t *testing.T) (body string) {
 // match.
 func TestWebhookSchemasAreStrict(t *testing.T) {
 	d := descriptionModel(t)
-	const right = `{"id":"019376aa-0000-7000-8000-000000000001","type":"call.incoming","timestamp":"2026-11-24T06:25:53.718Z",` +
+	const right = `{"id":"019376aa-0000-7000-8000-000000000001","type":"call.incoming",` +
+		`"timestamp":"2026-11-24T06:25:53.718Z",` +
 		`"data":{"call_id":"5","sequence":1,"from":"1","direction":"incoming","replayed":false,"pz":{"type":"2"}}}`
 	for _, c := range []struct{ from, to string }{
 		{`"replayed":false,`, ``},
