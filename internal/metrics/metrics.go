@@ -1,6 +1,7 @@
-// Package metrics counts what happens in the bridge and shows it in the format of Prometheus.
+// Package metrics counts what happens in the bridge and serves it in the format of Prometheus.
 //
-// The rooms that it watches know nothing of it: each declares a small interface of what it tells, and Metrics has the methods.
+// Each observed package declares a small observer interface of its own, and Metrics implements all
+// of them, so that no package depends on this one. Durations are exported in seconds.
 package metrics
 
 import (
@@ -16,17 +17,17 @@ import (
 	"pzbridge/outbox"
 )
 
-// Exchange is the session.
+// Exchange is the session with the exchange, read at each scrape.
 type Exchange interface{ Connection() telephony.Connection }
 
-// Outbox is the outbox, as far as it is asked at each scrape.
+// Outbox is the part of the outbox that is read at each scrape.
 type Outbox interface {
 	Endpoints() ([]outbox.EndpointStatus, error)
 	OldestPending(endpoint string) (time.Time, error)
 	InUse() int64
 }
 
-// Metrics counts. All of its methods may be called at once.
+// Metrics holds the metrics of one bridge. Its methods may be called concurrently.
 type Metrics struct {
 	registry *prometheus.Registry
 
@@ -42,7 +43,7 @@ type Metrics struct {
 	wrongTokens *prometheus.CounterVec
 }
 
-// The buckets, in seconds: what is quick by thousandths, and up to where it matters.
+// The histogram buckets, in seconds.
 var (
 	requestBuckets = []float64{.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30}
 	waitBuckets    = []float64{.005, .01, .025, .05, .1, .25, .5, 1, 5, 30, 60, 300, 1800, 3600, 21600, 86400}
@@ -51,27 +52,36 @@ var (
 
 var commandKinds = []telephony.CommandKind{telephony.CommandCall, telephony.CommandTransfer, telephony.CommandSMS}
 
-// New gives the metrics of one bridge of a version.
+// New returns the metrics of a bridge of the given version.
 func New(version string) *Metrics {
 	m := &Metrics{
 		registry: prometheus.NewRegistry(),
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pzbridge_events_received_total", Help: "Events that the server has sent, by type.",
+			Name: "pzbridge_events_received_total",
+			Help: "Events that the server has sent, by type.",
 		}, []string{"type"}),
 		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pzbridge_deliveries_total", Help: "How attempts and deliveries have ended: delivered, failed (it will be tried again), dead, expired.",
+			Name: "pzbridge_deliveries_total",
+			Help: "How attempts and deliveries have ended: delivered, failed (it will be tried again), dead, expired.",
 		}, []string{"endpoint", "outcome"}),
 		attempts: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "pzbridge_delivery_attempt_seconds", Help: "How long attempts have taken.", Buckets: requestBuckets,
+			Name:    "pzbridge_delivery_attempt_seconds",
+			Help:    "How long attempts have taken.",
+			Buckets: requestBuckets,
 		}, []string{"endpoint"}),
 		toDelivery: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "pzbridge_event_to_delivery_seconds", Help: "From when the bridge read an event to when the endpoint had taken it.", Buckets: waitBuckets,
+			Name:    "pzbridge_event_to_delivery_seconds",
+			Help:    "From when the bridge read an event to when the endpoint had taken it.",
+			Buckets: waitBuckets,
 		}, []string{"endpoint"}),
 		commits: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "pzbridge_commit_seconds", Help: "How long a commit to the outbox's file has taken.", Buckets: commitBuckets,
+			Name:    "pzbridge_commit_seconds",
+			Help:    "How long a commit to the outbox's file has taken.",
+			Buckets: commitBuckets,
 		}),
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pzbridge_commands_total", Help: "Calls, transfers and SMS for the server, by how they ended: done, refused, not_sent, no_answer.",
+			Name: "pzbridge_commands_total",
+			Help: "Calls, transfers and SMS for the server, by how they ended: done, refused, not_sent, no_answer.",
 		}, []string{"kind", "outcome"}),
 		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pzbridge_commands_refused_total",
@@ -79,27 +89,36 @@ func New(version string) *Metrics {
 				"closed (too many of that token were refused).",
 		}, []string{"by", "kind", "reason"}),
 		decisions: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pzbridge_routing_decisions_total", Help: "Calls that asked where to go, by how that ended: won, closed (nobody wanted them in time).",
+			Name: "pzbridge_routing_decisions_total",
+			Help: "Calls that asked where to go, by how that ended: won, closed (nobody wanted them in time).",
 		}, []string{"outcome"}),
 		routingTime: prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "pzbridge_routing_seconds", Help: "From when a call asked where to go to when that was decided.", Buckets: requestBuckets,
+			Name:    "pzbridge_routing_seconds",
+			Help:    "From when a call asked where to go to when that was decided.",
+			Buckets: requestBuckets,
 		}),
 	}
 	m.wrongTokens = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "pzbridge_wrong_tokens_total", Help: "Requests with an unknown token: to the api, or to the dashboard to sign in.",
+		Name: "pzbridge_wrong_tokens_total",
+		Help: "Requests with an unknown token: to the api, or to the dashboard to sign in.",
 	}, []string{"to"})
-	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "pzbridge_build_info", Help: "1, with the version of the bridge."}, []string{"version"})
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "pzbridge_build_info",
+		Help: "1, with the version of the bridge.",
+	}, []string{"version"})
 	build.WithLabelValues(version).Set(1)
 	m.registry.MustRegister(
-		m.events, m.deliveries, m.attempts, m.toDelivery, m.commits, m.commands, m.refusals, m.decisions, m.routingTime, m.wrongTokens, build,
+		m.events, m.deliveries, m.attempts, m.toDelivery, m.commits,
+		m.commands, m.refusals, m.decisions, m.routingTime, m.wrongTokens, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
-	m.beginAtZero()
+	m.startAtZero()
 	return m
 }
 
-// beginAtZero shows every series from the start: a rule that looks for an increase does not see the first of one that begins with it.
-func (m *Metrics) beginAtZero() {
+// startAtZero creates every series with 0. A series that first appears with its first count shows
+// no increase, so an alert rule would miss that count.
+func (m *Metrics) startAtZero() {
 	for _, kind := range telephony.EventTypes {
 		m.events.WithLabelValues(string(kind))
 	}
@@ -116,22 +135,25 @@ func (m *Metrics) beginAtZero() {
 	}
 }
 
-// Watch lets each scrape ask the session and the outbox how they stand.
+// Watch adds the state of the session and of the outbox to each scrape. Call it once, before the
+// first scrape.
 func (m *Metrics) Watch(exchange Exchange, box Outbox) {
 	m.registry.MustRegister(watcher{exchange, box})
-	list, _ := box.Endpoints() // each scrape says what is wrong with it
-	m.noRefusals("operator")
+	list, _ := box.Endpoints() // each scrape reports this error
+	m.startRefusalsAtZero("operator")
 	for _, e := range list {
-		for _, outcome := range []string{outbox.OutcomeDelivered, outbox.OutcomeFailed, outbox.OutcomeDead, outbox.OutcomeExpired} {
+		for _, outcome := range []string{
+			outbox.OutcomeDelivered, outbox.OutcomeFailed, outbox.OutcomeDead, outbox.OutcomeExpired,
+		} {
 			m.deliveries.WithLabelValues(e.Name, outcome)
 		}
 		m.attempts.WithLabelValues(e.Name)
 		m.toDelivery.WithLabelValues(e.Name)
-		m.noRefusals(e.Name)
+		m.startRefusalsAtZero(e.Name)
 	}
 }
 
-func (m *Metrics) noRefusals(by string) {
+func (m *Metrics) startRefusalsAtZero(by string) {
 	for _, kind := range commandKinds {
 		for _, reason := range callpolicy.Reasons {
 			m.refusals.WithLabelValues(by, string(kind), reason)
@@ -139,33 +161,36 @@ func (m *Metrics) noRefusals(by string) {
 	}
 }
 
-// Handler shows the metrics.
+// Handler serves the metrics. A metric that cannot be read is left out.
 func (m *Metrics) Handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError})
 }
 
-// EventReceived counts an event that the server has sent.
+// EventReceived counts an event from the server.
 func (m *Metrics) EventReceived(kind telephony.EventType) {
 	m.events.WithLabelValues(string(kind)).Inc()
 }
 
-// CommandEnded counts a command.
+// CommandEnded counts a command that was sent, or could not be sent, to the server: outcome is
+// done, refused, not_sent or no_answer.
 func (m *Metrics) CommandEnded(kind telephony.CommandKind, outcome string) {
 	m.commands.WithLabelValues(string(kind), outcome).Inc()
 }
 
-// CommandRefused counts a command that is not allowed.
+// CommandRefused counts a command that the bridge does not allow. by is the endpoint or "operator",
+// reason one of callpolicy.Reasons.
 func (m *Metrics) CommandRefused(by string, kind telephony.CommandKind, reason string) {
 	m.refusals.WithLabelValues(by, string(kind), reason).Inc()
 }
 
-// Decided counts a decision about a call, and how long that took.
+// Decided counts a routing question that was decided, and observes how long after the question.
 func (m *Metrics) Decided(outcome telephony.RouteOutcome, took time.Duration) {
 	m.decisions.WithLabelValues(string(outcome)).Inc()
 	m.routingTime.Observe(took.Seconds())
 }
 
-// AttemptEnded counts an attempt; age is how long ago the event was read.
+// AttemptEnded counts an attempt by its outcome and observes its duration. age is the time since
+// the bridge read the event; it is observed for delivered events only.
 func (m *Metrics) AttemptEnded(endpoint, outcome string, took, age time.Duration) {
 	m.deliveries.WithLabelValues(endpoint, outcome).Inc()
 	m.attempts.WithLabelValues(endpoint).Observe(took.Seconds())
@@ -174,56 +199,67 @@ func (m *Metrics) AttemptEnded(endpoint, outcome string, took, age time.Duration
 	}
 }
 
-// GivenUp counts deliveries that are dead without another attempt.
+// GivenUp counts n deliveries that became dead without another attempt: damaged ones, or ones that
+// were too old.
 func (m *Metrics) GivenUp(endpoint string, n int) {
 	m.deliveries.WithLabelValues(endpoint, outbox.OutcomeDead).Add(float64(n))
 }
 
-// Expired counts a delivery that is made no more, since it is too late.
+// Expired counts a delivery that was dropped because its event is out of date.
 func (m *Metrics) Expired(endpoint string) {
 	m.deliveries.WithLabelValues(endpoint, outbox.OutcomeExpired).Inc()
 }
 
-// To what a request with a wrong token was.
+// The values of the label to of WrongToken.
 const (
 	ToAPI       = "api"
 	ToDashboard = "dashboard"
 )
 
-// WrongToken counts a request with an unknown token.
+// WrongToken counts a request with an unknown token; to is ToAPI or ToDashboard.
 func (m *Metrics) WrongToken(to string) { m.wrongTokens.WithLabelValues(to).Inc() }
 
-// Committed counts a commit.
+// Committed observes the duration of a commit to the outbox.
 func (m *Metrics) Committed(took time.Duration) { m.commits.Observe(took.Seconds()) }
 
-// watcher asks at each scrape.
+// watcher is a collector that reads the session and the outbox at each scrape.
 type watcher struct {
 	exchange Exchange
 	box      Outbox
 }
 
 var (
-	descConnected = prometheus.NewDesc("pzbridge_connected", "1 while there is a connection to the server.", nil, nil)
-	descPending   = prometheus.NewDesc("pzbridge_outbox_pending", "Deliveries that wait.", []string{"endpoint"}, nil)
-	descOldest    = prometheus.NewDesc("pzbridge_outbox_oldest_pending_seconds", "How long the oldest delivery that waits has waited, but for those that are made again; 0 if none does.", []string{"endpoint"}, nil)
-	descBytes     = prometheus.NewDesc("pzbridge_outbox_bytes", "How much of the outbox's file is in use.", nil, nil)
-	descFailing   = prometheus.NewDesc("pzbridge_endpoint_failing", "1 while an endpoint is only probed, since many attempts in a row have failed.", []string{"endpoint"}, nil)
+	descConnected = prometheus.NewDesc("pzbridge_connected",
+		"1 while there is a connection to the server.",
+		nil, nil)
+	descPending = prometheus.NewDesc("pzbridge_outbox_pending",
+		"Deliveries that wait.",
+		[]string{"endpoint"}, nil)
+	descOldest = prometheus.NewDesc("pzbridge_outbox_oldest_pending_seconds",
+		"How long the oldest delivery that waits has waited, but for those that are made again; 0 if none does.",
+		[]string{"endpoint"}, nil)
+	descBytes = prometheus.NewDesc("pzbridge_outbox_bytes",
+		"How much of the outbox's file is in use.",
+		nil, nil)
+	descFailing = prometheus.NewDesc("pzbridge_endpoint_failing",
+		"1 while an endpoint is only probed, since many attempts in a row have failed.",
+		[]string{"endpoint"}, nil)
 )
 
-// Describe is for the registry.
+// Describe implements prometheus.Collector.
 func (w watcher) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descConnected, descPending, descOldest, descBytes, descFailing} {
 		ch <- d
 	}
 }
 
-// Collect is for the registry.
+// Collect implements prometheus.Collector.
 func (w watcher) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
 	}
-	truth := map[bool]float64{true: 1}
-	gauge(descConnected, truth[w.exchange.Connection().State == telephony.Connected])
+	asFloat := map[bool]float64{true: 1}
+	gauge(descConnected, asFloat[w.exchange.Connection().State == telephony.Connected])
 	gauge(descBytes, float64(w.box.InUse()))
 	list, err := w.box.Endpoints()
 	if err != nil {
@@ -232,16 +268,16 @@ func (w watcher) Collect(ch chan<- prometheus.Metric) {
 	}
 	for _, e := range list {
 		gauge(descPending, float64(e.Pending), e.Name)
-		gauge(descFailing, truth[e.State == "failing"], e.Name)
+		gauge(descFailing, asFloat[e.State == "failing"], e.Name)
 		oldest, err := w.box.OldestPending(e.Name)
 		if err != nil {
 			ch <- prometheus.NewInvalidMetric(descOldest, err)
 			continue
 		}
-		waited := 0.0
+		age := 0.0
 		if !oldest.IsZero() {
-			waited = max(0, time.Since(oldest).Seconds())
+			age = max(0, time.Since(oldest).Seconds())
 		}
-		gauge(descOldest, waited, e.Name)
+		gauge(descOldest, age, e.Name)
 	}
 }

@@ -32,7 +32,7 @@ func (stub) OldestPending(endpoint string) (time.Time, error) {
 	return time.Time{}, nil
 }
 
-// scrape gives what a scrape gets of a bridge in which one of everything has happened.
+// scrape returns the text of a scrape after one event of most kinds.
 func scrape(t *testing.T) string {
 	t.Helper()
 	m := New("1.2.3")
@@ -50,7 +50,7 @@ func scrape(t *testing.T) string {
 	return w.Body.String()
 }
 
-func TestMetrics(t *testing.T) {
+func TestScrapeHasEverySeries(t *testing.T) {
 	text := scrape(t)
 	problems, err := promlint.New(strings.NewReader(text)).Lint()
 	if err != nil || len(problems) > 0 {
@@ -65,7 +65,7 @@ func TestMetrics(t *testing.T) {
 		`pzbridge_deliveries_total{endpoint="crm",outcome="failed"} 1`,
 		`pzbridge_deliveries_total{endpoint="crm",outcome="expired"} 1`,
 		`pzbridge_delivery_attempt_seconds_count{endpoint="crm"} 2`,
-		// What has not happened yet is 0, not absent.
+		// Series without a count are 0, not absent.
 		`pzbridge_deliveries_total{endpoint="other",outcome="dead"} 0`,
 		`pzbridge_events_received_total{type="pz.event"} 0`,
 		`pzbridge_commands_total{kind="sms",outcome="no_answer"} 0`,
@@ -85,13 +85,14 @@ func TestMetrics(t *testing.T) {
 			t.Errorf("there is no line %s", line)
 		}
 	}
-	if !regexp.MustCompile(`(?m)^pzbridge_outbox_oldest_pending_seconds\{endpoint="crm"\} 3600(\.|$)`).MatchString(text) {
+	anHour := regexp.MustCompile(`(?m)^pzbridge_outbox_oldest_pending_seconds\{endpoint="crm"\} 3600(\.|$)`)
+	if !anHour.MatchString(text) {
 		t.Error("the oldest is not an hour old")
 	}
 }
 
-// The alert rules ask for nothing that is not there.
-func TestAlertsNameMetrics(t *testing.T) {
+// Every metric in the alert rules exists.
+func TestAlertRulesNameExistingMetrics(t *testing.T) {
 	rules, err := os.ReadFile("../../docs/alerts.yml")
 	if err != nil {
 		t.Fatal(err)
