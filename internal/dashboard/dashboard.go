@@ -1,7 +1,10 @@
-// Package dashboard is the operator's page: in ten seconds it shows whether it is the exchange, the bridge or a CRM.
+// Package dashboard is the operator's web page. It shows at a glance whether a problem lies with the
+// exchange, the bridge or a CRM.
 //
-// Everything is rendered on the server and embedded in the program. The page works without JavaScript; with it, it is live. Every route is in one
-// list, Handler. Whoever looks shows the operator's token once; a cookie that follows from it is kept.
+// The server renders all pages; templates and assets are embedded in the program. The pages work
+// without JavaScript; with it, the overview updates itself. Every route stands in one list,
+// Dashboard.Handler. The operator signs in with the API token; the browser then keeps a cookie that is
+// derived from the token.
 package dashboard
 
 import (
@@ -32,13 +35,13 @@ import (
 	"pzbridge/outbox"
 )
 
-// Exchange is the session.
+// Exchange is the session with the exchange.
 type Exchange interface {
 	Connection() telephony.Connection
 	Enable(enabled bool)
 }
 
-// Outbox is the outbox, as far as it is looked at.
+// Outbox is the part of the outbox that the pages show and change.
 type Outbox interface {
 	Writable() error
 	Endpoints() ([]outbox.EndpointStatus, error)
@@ -46,40 +49,41 @@ type Outbox interface {
 	InUse() int64
 	LatestCalls(limit int) ([]string, error)
 	Call(callID string, after uint64) (outbox.CallPage, error)
-	// Sent gives what an endpoint is sent of an event: the content type, and the body as its format has it.
+	// Sent returns the webhook of an event in the endpoint's format: content type and body.
 	Sent(endpoint, eventID string) (contentType string, body []byte, err error)
 	Delivery(id string) (outbox.Delivery, []outbox.Attempt, error)
 	Redeliver(id string) (outbox.Delivery, error)
 	SendTest(ctx context.Context, endpoint string) (eventID string, made outbox.Attempt, err error)
 	Connect(enabled bool) error
-	// Sessions is the generation of the sessions that are good; EndSessions begins another one, which is kept through restarts.
+	// Sessions returns the generation of the valid sessions. EndSessions stores the next generation
+	// and returns it; it survives restarts.
 	Sessions() (uint64, error)
 	EndSessions() (uint64, error)
 }
 
-// Options says what is shown, and to whom.
+// Options holds what the dashboard shows and who may see it.
 type Options struct {
 	Exchange Exchange
 	Outbox   Outbox
 	Stats    *Stats
-	Tokens   []string // the operator's; none shows nothing to anybody
-	MaxBytes int64    // of the outbox's file
-	// BehindProxy trusts the header X-Forwarded-Proto: a proxy in front of the bridge sets it.
+	Tokens   []string // the operator's; without one, sign-in is impossible
+	MaxBytes int64    // the limit of the outbox's file
+	// BehindProxy trusts the header X-Forwarded-Proto, which a proxy in front of the bridge sets.
 	BehindProxy bool
 	Version     string
 	Logger      *slog.Logger
-	WrongToken  func() // counts an attempt to sign in with a wrong token; may be nil
+	WrongToken  func() // called for each sign-in with a wrong token; may be nil
 }
 
-// Dashboard shows the pages.
+// Dashboard serves the pages.
 type Dashboard struct {
-	opts     Options
-	pages    *template.Template
-	logins   *rate.Limiter // with a wrong token
-	wrong    *repeat.Tally // likewise
-	sessions atomic.Uint64 // the generation of those that are good
-	watchers chan struct{} // holds one for each page that is watched
-	draining chan struct{} // closed when nobody is to wait for news any more
+	opts              Options
+	pages             *template.Template
+	wrongLogins       *rate.Limiter // limits sign-ins with a wrong token
+	wrongTokens       *repeat.Tally // logs them
+	sessionGeneration atomic.Uint64 // of the valid sessions
+	watchers          chan struct{} // a semaphore of the live pages
+	draining          chan struct{} // closed by Drain; ends every live page
 }
 
 //go:embed templates
@@ -88,28 +92,34 @@ var templates embed.FS
 //go:embed assets
 var assets embed.FS
 
-// New checks the options.
+// New returns the dashboard. It fails if a required option is missing, or if the generation of the
+// sessions cannot be read.
 func New(opts Options) (*Dashboard, error) {
 	if opts.Exchange == nil || opts.Outbox == nil || opts.Stats == nil || opts.Logger == nil || opts.MaxBytes <= 0 {
 		return nil, errors.New("dashboard: Options.Exchange, Outbox, Stats, Logger and MaxBytes must be set")
 	}
-	pages, err := template.New("").Funcs(functions).ParseFS(templates, "templates/*.html")
+	pages, err := template.New("").Funcs(templateFuncs).ParseFS(templates, "templates/*.html")
 	if err != nil {
 		return nil, err
 	}
 	d := &Dashboard{
-		opts: opts, pages: pages, logins: rate.NewLimiter(1, 5), wrong: repeat.NewTally(opts.Logger), watchers: make(chan struct{}, maxWatchers),
-		draining: make(chan struct{}),
+		opts:        opts,
+		pages:       pages,
+		wrongLogins: rate.NewLimiter(1, 5),
+		wrongTokens: repeat.NewTally(opts.Logger),
+		watchers:    make(chan struct{}, maxWatchers),
+		draining:    make(chan struct{}),
 	}
 	generation, err := opts.Outbox.Sessions()
-	d.sessions.Store(generation)
+	d.sessionGeneration.Store(generation)
 	return d, err
 }
 
-// Drain lets go of whoever watches, so that a shutdown does not wait for them.
+// Drain ends the responses of all live pages, so that a shutdown does not wait for them. Call it once.
 func (d *Dashboard) Drain() { close(d.draining) }
 
-// Handler serves the pages, and leaves to next what is none of them.
+// Handler serves the pages and passes every other request to next. It sets the security headers and
+// refuses cross-origin changes.
 func (d *Dashboard) Handler(next http.Handler) http.Handler {
 	mux := http.NewServeMux()
 	files, _ := fs.Sub(assets, "assets") // the folder is embedded
@@ -117,12 +127,12 @@ func (d *Dashboard) Handler(next http.Handler) http.Handler {
 	mux.HandleFunc("GET /login", d.loginPage)
 	mux.HandleFunc("POST /login", d.login)
 	mux.HandleFunc("POST /logout", d.logout)
-	mux.Handle("GET /{$}", d.behindToken(d.home))
-	mux.Handle("GET /live", d.behindToken(d.live))
-	mux.Handle("GET /calls/{id}", d.behindToken(d.call))
-	mux.Handle("POST /actions/redeliver", d.behindToken(d.redeliver))
-	mux.Handle("POST /actions/test", d.behindToken(d.sendTest))
-	mux.Handle("POST /actions/connection", d.behindToken(d.switchConnection))
+	mux.Handle("GET /{$}", d.requireSession(d.home))
+	mux.Handle("GET /live", d.requireSession(d.live))
+	mux.Handle("GET /calls/{id}", d.requireSession(d.call))
+	mux.Handle("POST /actions/redeliver", d.requireSession(d.redeliver))
+	mux.Handle("POST /actions/test", d.requireSession(d.sendTest))
+	mux.Handle("POST /actions/connection", d.requireSession(d.switchConnection))
 	guarded := http.NewCrossOriginProtection().Handler(mux)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if _, pattern := mux.Handler(r); pattern == "" {
@@ -133,7 +143,8 @@ func (d *Dashboard) Handler(next http.Handler) http.Handler {
 		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "+
 			"form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
 		h.Set("X-Content-Type-Options", "nosniff")
-		// Not no-referrer: a browser then says of a form on this very page that it comes from nowhere, and over plain HTTP it cannot say it in another way.
+		// With no-referrer, a browser sends "Origin: null" for a form of this very page. Over plain
+		// HTTP it sends no Sec-Fetch-Site either, so the form would be refused as cross-origin.
 		h.Set("Referrer-Policy", "same-origin")
 		h.Set("Cache-Control", "no-store")
 		guarded.ServeHTTP(w, r)
@@ -142,26 +153,26 @@ func (d *Dashboard) Handler(next http.Handler) http.Handler {
 
 const cookieName = "pzbridge"
 
-// pass is what the cookie holds: it follows from the token and does not tell it, and it is good
-// until that token is none any more or somebody signs out.
-func (d *Dashboard) pass(token string) string {
+// cookieValue returns the value of the session cookie: an HMAC with the token as its key, which does
+// not reveal the token. It is valid until the token is removed or the operator signs out.
+func (d *Dashboard) cookieValue(token string) string {
 	mac := hmac.New(sha256.New, []byte(token))
 	mac.Write([]byte("pzbridge dashboard"))
-	mac.Write(binary.BigEndian.AppendUint64(nil, d.sessions.Load()))
+	mac.Write(binary.BigEndian.AppendUint64(nil, d.sessionGeneration.Load()))
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
-// Knows says whether a request comes from a browser that is signed in.
+// Knows reports whether a request comes from a signed-in browser.
 func (d *Dashboard) Knows(r *http.Request) bool {
 	cookie, err := r.Cookie(cookieName)
 	return err == nil && slices.ContainsFunc(d.opts.Tokens, func(token string) bool {
-		return same(cookie.Value, d.pass(token))
+		return equalSecrets(cookie.Value, d.cookieValue(token))
 	})
 }
 
-func same(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
+func equalSecrets(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a), []byte(b)) == 1 }
 
-func (d *Dashboard) behindToken(next http.HandlerFunc) http.Handler {
+func (d *Dashboard) requireSession(next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case d.Knows(r):
@@ -174,9 +185,10 @@ func (d *Dashboard) behindToken(next http.HandlerFunc) http.Handler {
 	})
 }
 
-// overHTTPS says whether the browser reached the bridge by HTTPS.
+// overHTTPS reports whether the browser's connection is HTTPS, also through a trusted proxy.
 func (d *Dashboard) overHTTPS(r *http.Request) bool {
-	first, _, _ := strings.Cut(r.Header.Get("X-Forwarded-Proto"), ",") // what the browser spoke; proxies behind the first add theirs
+	// The first value is the browser's protocol; further proxies append theirs.
+	first, _, _ := strings.Cut(r.Header.Get("X-Forwarded-Proto"), ",")
 	return r.TLS != nil || d.opts.BehindProxy && strings.EqualFold(strings.TrimSpace(first), "https")
 }
 
@@ -187,33 +199,34 @@ func (d *Dashboard) loginPage(w http.ResponseWriter, r *http.Request) {
 func (d *Dashboard) login(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, 4096)
 	token := strings.TrimSpace(r.PostFormValue("token"))
-	right := slices.ContainsFunc(d.opts.Tokens, func(known string) bool { return same(token, known) })
-	if !right && d.opts.WrongToken != nil {
+	valid := slices.ContainsFunc(d.opts.Tokens, func(known string) bool { return equalSecrets(token, known) })
+	if !valid && d.opts.WrongToken != nil {
 		d.opts.WrongToken()
 	}
 	switch {
-	case right:
-		d.setCookie(w, r, d.pass(token), 30*24*time.Hour)
+	case valid:
+		d.setCookie(w, r, d.cookieValue(token), 30*24*time.Hour)
 		http.Redirect(w, r, "/", http.StatusSeeOther)
-	case !d.logins.Allow(): // only wrong ones are counted, or anybody could keep the operator out
+	case !d.wrongLogins.Allow(): // limits wrong tokens only, so that a stranger cannot lock the operator out
 		d.render(w, r, http.StatusTooManyRequests, "login", map[string]any{"Problem": "Too many attempts. Wait a few seconds."})
 	default:
-		d.wrong.Happened("somebody tried to open the dashboard with a wrong token", "remote", r.RemoteAddr)
+		d.wrongTokens.Happened("somebody tried to open the dashboard with a wrong token", "remote", r.RemoteAddr)
 		d.render(w, r, http.StatusUnauthorized, "login", map[string]any{"Problem": "That is not the token of API_TOKEN.", "NoToken": len(d.opts.Tokens) == 0})
 	}
 }
 
-// logout ends all sessions, those of other browsers too: there is one operator, and a cookie that was stolen is good no longer then. Who is not signed in ends none.
+// logout ends the sessions of all browsers: there is one operator, and a stolen cookie becomes invalid
+// too. A request without a valid session ends none.
 func (d *Dashboard) logout(w http.ResponseWriter, r *http.Request) {
 	known := d.Knows(r)
 	d.setCookie(w, r, "", -time.Second)
 	if known {
 		generation, err := d.opts.Outbox.EndSessions()
 		if err != nil {
-			d.failed(w, r, fmt.Errorf("only this browser is signed out, since that cannot be stored: %w", err))
+			d.renderError(w, r, fmt.Errorf("only this browser is signed out, since that cannot be stored: %w", err))
 			return
 		}
-		d.sessions.Store(generation)
+		d.sessionGeneration.Store(generation)
 	}
 	http.Redirect(w, r, "/login", http.StatusSeeOther)
 }
@@ -224,11 +237,11 @@ func (d *Dashboard) setCookie(w http.ResponseWriter, r *http.Request, value stri
 	})
 }
 
-// redeliver sends a delivery again and shows its call.
+// redeliver queues a delivery again and redirects to the page of its call.
 func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
 	delivery, err := d.opts.Outbox.Redeliver(r.PostFormValue("id"))
 	if err != nil {
-		d.failed(w, r, err)
+		d.renderError(w, r, err)
 		return
 	}
 	d.opts.Logger.Info("delivery is made again", "event_id", delivery.EventID, "endpoint", delivery.Endpoint, "call_id", delivery.CallID)
@@ -243,13 +256,14 @@ func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, back, http.StatusSeeOther)
 }
 
-// awaitAttempt gives the attempt at what is sent again a moment to end, so that the page can say
-// how it did, and says whether it has. An endpoint may be slow, or only be probed.
+// awaitAttempt waits up to 2 s until the attempt at a redelivery has ended, so that the page can show
+// its outcome. It returns false if it has not ended by then: the endpoint may be slow, or failing and
+// only probed.
 func (d *Dashboard) awaitAttempt(ctx context.Context, again outbox.Delivery) (made bool) {
-	const patience, look = 2 * time.Second, 25 * time.Millisecond
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	const maxWait, interval = 2 * time.Second, 25 * time.Millisecond
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
-	tick := time.NewTicker(look)
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
 		now, _, err := d.opts.Outbox.Delivery(again.ID)
@@ -266,26 +280,27 @@ func (d *Dashboard) awaitAttempt(ctx context.Context, again outbox.Delivery) (ma
 	}
 }
 
-// sendTest sends an endpoint a test and shows what it said.
+// sendTest sends a test event to an endpoint and shows the attempt with its response.
 func (d *Dashboard) sendTest(w http.ResponseWriter, r *http.Request) {
 	name := r.PostFormValue("endpoint")
 	_, made, err := d.opts.Outbox.SendTest(r.Context(), name)
 	if err != nil {
-		d.failed(w, r, err)
+		d.renderError(w, r, err)
 		return
 	}
 	d.render(w, r, http.StatusOK, "test", map[string]any{"Endpoint": name, "Attempt": made, "Taken": made.Status >= 200 && made.Status <= 299})
 }
 
-// switchConnection hangs up, or connects again.
+// switchConnection closes or opens the connection to the exchange. The choice is stored first and
+// survives restarts.
 func (d *Dashboard) switchConnection(w http.ResponseWriter, r *http.Request) {
 	enabled, err := strconv.ParseBool(r.PostFormValue("enabled"))
 	if err != nil {
-		d.failed(w, r, errors.New("the form does not say whether to switch the connection on or off"))
+		d.renderError(w, r, errors.New("the form does not say whether to switch the connection on or off"))
 		return
 	}
 	if err := d.opts.Outbox.Connect(enabled); err != nil {
-		d.failed(w, r, err)
+		d.renderError(w, r, err)
 		return
 	}
 	d.opts.Exchange.Enable(enabled)
@@ -293,6 +308,6 @@ func (d *Dashboard) switchConnection(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 
-func (d *Dashboard) failed(w http.ResponseWriter, r *http.Request, err error) {
-	d.render(w, r, http.StatusBadRequest, "failed", map[string]any{"Problem": wordsFor(r).say(err.Error())})
+func (d *Dashboard) renderError(w http.ResponseWriter, r *http.Request, err error) {
+	d.render(w, r, http.StatusBadRequest, "failed", map[string]any{"Problem": wordsFor(r).translate(err.Error())})
 }

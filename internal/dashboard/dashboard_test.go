@@ -35,7 +35,7 @@ const (
 	newToken = "operator-new-token-0123456789"
 )
 
-// exchange is a session that is as it is told.
+// exchange is a session whose state Enable and the tests set.
 type exchange struct {
 	mu sync.Mutex
 	c  telephony.Connection
@@ -56,17 +56,18 @@ func (e *exchange) Enable(enabled bool) {
 	}
 }
 
-// nobody is a router to which no question matters.
+// nobody is a router that ignores all questions.
 type nobody struct{}
 
 func (nobody) Settle(context.Context, string, string, bool, []telephony.Reply) {}
 func (nobody) Answer(context.Context, string, string, string, string) error    { return nil }
 func (nobody) Out(context.Context, string, string, string, string)             {}
 
-// hostile is what a caller may send as a number.
+// hostile is a caller's number that contains HTML.
 const hostile = `<script>document.title="owned"</script><img src=x onerror='document.title="owned"'>`
 
-// stage is a dashboard before a real outbox in which a hostile call has happened, and a CRM that refuses what has no other call in it.
+// stage is a dashboard on a real outbox that holds two calls, 5 and 6, with a hostile caller's number.
+// Its CRM answers the events of call 5 with HTTP 500 and all others with 200.
 type stage struct {
 	*httptest.Server
 	dashboard *Dashboard
@@ -78,7 +79,7 @@ type stage struct {
 
 func newStage(t *testing.T, change func(*Options)) *stage { return newStageOf(t, hostile, change) }
 
-// newStageOf is one with another caller.
+// newStageOf is newStage with another caller's number.
 func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 	t.Helper()
 	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -93,7 +94,7 @@ func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 	stats := NewStats()
 	box, err := outbox.Open(outbox.Options{
 		Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Hour}, Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30,
-		OrderHold: time.Millisecond, Grace: time.Second, Logger: logger, Observer: observed{stats},
+		OrderHold: time.Millisecond, Grace: time.Second, Logger: logger, Observer: observer{stats},
 		Endpoints: []outbox.Endpoint{{
 			Name: "crm", URL: crm.URL + "/?token=t0psecret", Format: outbox.FormatForm, Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: time.Minute, Concurrency: 4, RingingTTL: time.Hour,
 		}},
@@ -126,19 +127,20 @@ func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 		}
 	})
 	s.stats, s.caller = stats, caller
-	s.happens(t, "5", "call.transfer_requested", "call.incoming", "call.completed")
-	s.happens(t, "6", "call.outgoing", "call.outgoing_answered", "call.completed")
+	s.add(t, "5", "call.transfer_requested", "call.incoming", "call.completed")
+	s.add(t, "6", "call.outgoing", "call.outgoing_answered", "call.completed")
 	return s
 }
 
-// observed leaves out what stats do not count.
-type observed struct{ *Stats }
+// observer adds the methods that Stats lacks to be an observer of the outbox.
+type observer struct{ *Stats }
 
-func (observed) Expired(string)          {}
-func (observed) GivenUp(string, int)     {}
-func (observed) Committed(time.Duration) {}
+func (observer) Expired(string)          {}
+func (observer) GivenUp(string, int)     {}
+func (observer) Committed(time.Duration) {}
 
-func (s *stage) happens(t *testing.T, call string, kinds ...telephony.EventType) {
+// add appends events of the given types to a call.
+func (s *stage) add(t *testing.T, call string, kinds ...telephony.EventType) {
 	t.Helper()
 	for _, kind := range kinds {
 		s.stats.EventReceived(kind)
@@ -149,7 +151,7 @@ func (s *stage) happens(t *testing.T, call string, kinds ...telephony.EventType)
 	}
 }
 
-// client gives an HTTP client that is signed in.
+// client returns a signed-in HTTP client.
 func (s *stage) client(t *testing.T) *http.Client {
 	t.Helper()
 	c := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -185,11 +187,11 @@ func text(t *testing.T, resp *http.Response, err error) string {
 	return string(body)
 }
 
-// Nobody sees or does anything without the token, nor from another site.
-func TestWhoMayLook(t *testing.T) {
+// Without the token, or from another site, no page can be read and no action is carried out.
+func TestPagesRequireTheToken(t *testing.T) {
 	s := newStage(t, nil)
 	signedIn := s.client(t)
-	s.dashboard.logins = rate.NewLimiter(0, 5) // five, and no more however long the test takes
+	s.dashboard.wrongLogins = rate.NewLimiter(0, 5) // five attempts, however long the test takes
 	stranger := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	for _, c := range []struct {
 		method, path string
@@ -222,7 +224,7 @@ func TestWhoMayLook(t *testing.T) {
 		token string
 		want  int
 	}{
-		{"", 401}, {"x", 401}, {token + "x", 401}, {token, 303}, {"y", 401}, {"z", 401}, {"x", 429}, {token, 303}, // the operator is never kept out
+		{"", 401}, {"x", 401}, {token + "x", 401}, {token, 303}, {"y", 401}, {"z", 401}, {"x", 429}, {token, 303}, // the limit does not apply to the right token
 	} {
 		resp, err := stranger.PostForm(s.URL+"/login", url.Values{"token": {try.token}})
 		if text(t, resp, err); resp.StatusCode != try.want {
@@ -238,9 +240,9 @@ func TestWhoMayLook(t *testing.T) {
 	}
 }
 
-// While the operator's token is being changed, either opens the dashboard. Who has used the old one
-// is signed out when that goes.
-func TestOldAndNewToken(t *testing.T) {
+// While the operator's token is being replaced, both tokens are valid. A session of the old token ends
+// when that token is removed.
+func TestSessionEndsWithItsToken(t *testing.T) {
 	s := newStage(t, nil)
 	old, fresh := &Dashboard{opts: Options{Tokens: []string{token}}}, &Dashboard{opts: Options{Tokens: []string{newToken}}}
 	for _, shown := range []string{token, newToken} {
@@ -263,7 +265,7 @@ func TestOldAndNewToken(t *testing.T) {
 	}
 }
 
-func TestSecureCookie(t *testing.T) {
+func TestCookieIsSecureBehindHTTPSProxy(t *testing.T) {
 	for _, c := range []struct {
 		behind bool
 		proto  string
@@ -285,8 +287,8 @@ func TestSecureCookie(t *testing.T) {
 	}
 }
 
-// What the pages tell, in both languages, and that their buttons work without JavaScript.
-func TestPages(t *testing.T) {
+// The pages show the state in both languages, and their forms work without JavaScript.
+func TestPagesShowStateAndFormsWork(t *testing.T) {
 	s := newStage(t, nil)
 	c := s.client(t)
 	get := func(path, lang string) string {
@@ -318,7 +320,7 @@ func TestPages(t *testing.T) {
 	body := get("/calls/5", "en")
 	for _, want := range []string{
 		"<title>Call 5 – pzbridge</title>", "not live: reload the page", "call.transfer_requested", "HTTP 500", "&lt;script&gt;", "Redeliver", "Attempts: 1",
-		"Content-Type: application/x-www-form-urlencoded", "webhook-id: ", "&amp;call_id=5&amp;sequence=1&amp;", // the request as the CRM gets it
+		"Content-Type: application/x-www-form-urlencoded", "webhook-id: ", "&amp;call_id=5&amp;sequence=1&amp;", // the request as the CRM receives it
 	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the call's page does not say %q:\n%s", want, body)
@@ -353,7 +355,7 @@ func TestPages(t *testing.T) {
 	for path, says := range map[string]string{
 		resp.Header.Get("Location"):    "Sent again: call.completed → crm: delivered · HTTP 200",
 		"/calls/6":                     "",
-		"/calls/5?again=" + list[0].ID: "", // it is of another call
+		"/calls/5?again=" + list[0].ID: "", // a delivery of another call
 		"/calls/6?again=nothing":       "",
 	} {
 		body := get(path, "en")
@@ -370,7 +372,7 @@ func TestPages(t *testing.T) {
 	if body := get("/calls/5?again="+list[0].ID+"&waits=true", "en"); !strings.Contains(body, "Waits to be sent again: call.completed → crm<") || strings.Contains(body, "Sent again") {
 		t.Errorf("while it waits the page says:\n%s", body)
 	}
-	s.stats.began = time.Now().Add(-time.Hour) // nothing looks at it meanwhile
+	s.stats.began = time.Now().Add(-time.Hour) // no page is rendered meanwhile
 	if body := get("/", "en"); !strings.Contains(body, "The last hour") || strings.Contains(body, "Since the start") {
 		t.Errorf("after an hour the page does not say that it shows the last one:\n%s", body)
 	}
@@ -384,7 +386,7 @@ func TestPages(t *testing.T) {
 		t.Errorf("the Russian page says of a wrong password:\n%s", body)
 	}
 	s.caller = strings.Repeat("я", 10_000)
-	s.happens(t, "7", "call.incoming")
+	s.add(t, "7", "call.incoming")
 	if body := get("/", "en"); !strings.Contains(body, "яяя…") || strings.Count(body, "я") > 100 {
 		t.Errorf("a caller's novel is %d characters on the first page", strings.Count(body, "я"))
 	}
@@ -393,8 +395,9 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// Signing out ends the sessions of all browsers, also what they watch, and after a restart too; a stranger ends none.
-func TestSigningOut(t *testing.T) {
+// Signing out ends the sessions of all browsers and their live pages, and they stay ended after a
+// restart. A stranger ends none.
+func TestSigningOutEndsAllSessions(t *testing.T) {
 	s := newStage(t, nil)
 	mine, stolen := s.client(t), s.client(t)
 	code := func(c *http.Client, method, url string) int {
@@ -417,7 +420,7 @@ func TestSigningOut(t *testing.T) {
 	if page, live, action := code(stolen, "GET", s.URL+"/"), code(stolen, "GET", s.URL+"/live"), code(stolen, "POST", s.URL+"/actions/connection"); page != 303 || live != 401 || action != 303 {
 		t.Errorf("with a cookie of before: %d, %d, %d", page, live, action)
 	}
-	text(t, watched, nil) // it ends
+	text(t, watched, nil) // returns when the live page ends
 	restarted, err := New(s.dashboard.opts)
 	if err != nil {
 		t.Fatal(err)
@@ -433,7 +436,7 @@ func TestSigningOut(t *testing.T) {
 	}
 }
 
-// A generation that cannot be stored ends the sessions in no other browser, and says so.
+// If the generation cannot be stored, only this browser is signed out, and the page shows that.
 func TestSigningOutOnAFullDisk(t *testing.T) {
 	s := newStage(t, func(o *Options) { o.Outbox = fullDisk{o.Outbox} })
 	c := s.client(t)
@@ -447,8 +450,8 @@ type fullDisk struct{ Outbox }
 
 func (fullDisk) EndSessions() (uint64, error) { return 0, errors.New("no space left on device") }
 
-// A wrong token is counted each time, and told of now and then.
-func TestWrongTokensAreCounted(t *testing.T) {
+// Each sign-in with a wrong token is counted. The log has one line for many of them, without the token.
+func TestWrongTokensAreCountedAndRarelyLogged(t *testing.T) {
 	var log bytes.Buffer
 	wrong := 0
 	s := newStage(t, func(o *Options) {
@@ -465,7 +468,8 @@ func TestWrongTokensAreCounted(t *testing.T) {
 	}
 }
 
-// The pages are bounded in bytes, whatever the exchange has sent: a call's events come page by page, long requests and long values are shown by their beginning.
+// The pages are bounded in bytes, whatever the exchange has sent: a call's events are paged, and of
+// long requests and values only the beginning is shown.
 func TestPagesAreBounded(t *testing.T) {
 	s := newStageOf(t, "1", nil)
 	c := s.client(t)
@@ -478,21 +482,21 @@ func TestPagesAreBounded(t *testing.T) {
 		return body
 	}
 	const events = 120
-	novel := strings.Repeat("9", 260<<10)
+	long := strings.Repeat("9", 260<<10)
 	var batch []telephony.Event
 	for i := range events {
 		e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "call.outgoing", Time: time.Now(), CallID: "77", From: fmt.Sprintf("from-%d-", i), To: "101"}
 		e.Text = strings.Repeat("<", 100<<10)
 		batch = append(batch, e)
 	}
-	batch = append(batch, telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "call.outgoing", Time: time.Now(), CallID: novel, From: "1"})
+	batch = append(batch, telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "call.outgoing", Time: time.Now(), CallID: long, From: "1"})
 	if err := s.box.Append(t.Context(), batch); err != nil {
 		t.Fatal(err)
 	}
 	s.exchange.mu.Lock()
-	s.exchange.c.ServerVersion = novel
+	s.exchange.c.ServerVersion = long
 	s.exchange.mu.Unlock()
-	if body := page("/"); strings.Count(body, "9") > 2000 || !strings.Contains(body, "Call "+novel[:64]+"…") {
+	if body := page("/"); strings.Count(body, "9") > 2000 || !strings.Contains(body, "Call "+long[:64]+"…") {
 		t.Errorf("the first page has %d characters of long values:\n%.3000s", strings.Count(body, "9"), body)
 	}
 	body := page("/calls/77")
@@ -511,8 +515,8 @@ func TestPagesAreBounded(t *testing.T) {
 	}
 }
 
-// So many pages may be watched at a time: each is made anew every second.
-func TestWatchersAreBounded(t *testing.T) {
+// At most maxWatchers pages are live, since each is rendered every second.
+func TestLivePagesAreBounded(t *testing.T) {
 	s := newStage(t, nil)
 	c := s.client(t)
 	watch := func() *http.Response {
@@ -534,9 +538,10 @@ func TestWatchersAreBounded(t *testing.T) {
 	eventually(t, "there is a place again", func() bool { return watch().StatusCode == 200 })
 }
 
-func eventually(t *testing.T, what string, so func() bool) {
+// eventually waits up to 20 s until a condition holds.
+func eventually(t *testing.T, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !so(); {
+	for deadline := time.Now().Add(20 * time.Second); !condition(); {
 		if time.Now().After(deadline) {
 			t.Fatalf("after 20 s it is not so: %s", what)
 		}
@@ -544,7 +549,7 @@ func eventually(t *testing.T, what string, so func() bool) {
 	}
 }
 
-// browser starts a browser and gives a tab of it. Where there is none, the test is left out.
+// browser starts Chromium and returns a tab of it. Without Chromium, it skips the test.
 func browser(t *testing.T) context.Context {
 	t.Helper()
 	path, err := exec.LookPath("chromium")
@@ -552,7 +557,8 @@ func browser(t *testing.T) context.Context {
 		t.Skip("there is no chromium on this machine")
 	}
 	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.Flag("no-sandbox", true), chromedp.Flag("disable-quic", true),
-		// To a browser 127.0.0.1 is as good as HTTPS, but the operator's machine is not.
+		// A browser treats 127.0.0.1 like HTTPS. The operator's browser reaches the bridge under
+		// another name.
 		chromedp.Flag("host-resolver-rules", "MAP bridge.test 127.0.0.1"))
 	allocated, cancel := chromedp.NewExecAllocator(t.Context(), opts...)
 	t.Cleanup(cancel)
@@ -561,8 +567,9 @@ func browser(t *testing.T) context.Context {
 	return tab
 }
 
-// In a real browser: signing in by keyboard, news without reloading, and a hostile caller's name that does nothing.
-func TestInABrowser(t *testing.T) {
+// In a real browser, the operator signs in by keyboard, the overview updates without reloading, and a
+// hostile caller's number has no effect.
+func TestPagesInABrowser(t *testing.T) {
 	tab := browser(t)
 	s := newStage(t, nil)
 	office := strings.Replace(s.URL, "127.0.0.1", "bridge.test", 1)
@@ -590,17 +597,18 @@ func TestInABrowser(t *testing.T) {
 		chromedp.WaitVisible("#c-6"),
 	)
 	await(t, tab, `document.getElementById("live").textContent === "live"`)
-	evaluate[bool](t, tab, `!document.getElementById("b-connection").focus()`) // not by its node, which news may replace meanwhile
-	s.exchange.Enable(false)                                                   // by somebody else
+	evaluate[bool](t, tab, `!document.getElementById("b-connection").focus()`) // by its ID, since an update may replace the node meanwhile
+	s.exchange.Enable(false)                                                   // as from another browser
 	await(t, tab, `document.getElementById("b-connection")?.textContent === "Resume the connection"`)
 	if focused := evaluate[string](t, tab, `document.activeElement.id`); focused != "b-connection" {
 		t.Errorf("the focus went to %q", focused)
 	}
 	evaluate[bool](t, tab, `window.before = true`)
-	do(chromedp.KeyEvent("\r")) // which loads the page anew, and that may be later than the news of what it does
+	do(chromedp.KeyEvent("\r")) // reloads the page, maybe later than the update of its effect
 	await(t, tab, `window.before !== true && document.getElementById("live")?.textContent === "live"`)
 	await(t, tab, `document.getElementById("b-connection")?.textContent === "Pause the connection"`)
-	// While a button is down, or text is marked, nothing is taken away from under it; what was new meanwhile is there right after.
+	// While a button is pressed or text is selected, the overview is not replaced. The update follows
+	// at once after that.
 	pointer := func(kind string) string {
 		return `document.getElementById("b-connection").dispatchEvent(new PointerEvent("` + kind + `", {bubbles: true}))`
 	}
@@ -610,7 +618,7 @@ func TestInABrowser(t *testing.T) {
 	} {
 		evaluate[bool](t, tab, use.begin)
 		evaluate[bool](t, tab, `document.getElementById("h-hour").kept = true`)
-		s.happens(t, "8", "call.incoming")
+		s.add(t, "8", "call.incoming")
 		await(t, tab, `news !== null`)
 		if !evaluate[bool](t, tab, `document.getElementById("h-hour").kept === true`) {
 			t.Errorf("in the middle of %s the page was replaced", use.begin)
@@ -634,14 +642,14 @@ func TestInABrowser(t *testing.T) {
 	if n := evaluate[int](t, tab, nameless); n != 0 {
 		t.Errorf("%d buttons, links or fields have no name for a screen reader", n)
 	}
-	said := evaluate[string](t, tab, `(async () => { try { await fetch("http://127.0.0.1:1/"); return "sent" } catch (e) { return await new Promise(done => {
+	result := evaluate[string](t, tab, `(async () => { try { await fetch("http://127.0.0.1:1/"); return "sent" } catch (e) { return await new Promise(done => {
 		document.addEventListener("securitypolicyviolation", v => done("forbidden by " + v.effectiveDirective)); fetch("http://127.0.0.1:1/").catch(() => {}) }) } })()`)
-	if said != "forbidden by connect-src" {
-		t.Errorf("a request to another host is %s", said)
+	if result != "forbidden by connect-src" {
+		t.Errorf("a request to another host is %s", result)
 	}
 }
 
-// evaluate gives what an expression, or its promise, is in the page.
+// evaluate returns the value of an expression in the page. It awaits a promise.
 func evaluate[T any](t *testing.T, tab context.Context, expression string) T {
 	t.Helper()
 	v, err := chromedp.Run(tab, chromedp.Evaluate[T](expression, func(p *runtime.EvaluateParams) {
@@ -658,12 +666,12 @@ func evaluate[T any](t *testing.T, tab context.Context, expression string) T {
 func await(t *testing.T, tab context.Context, expression string) {
 	t.Helper()
 	eventually(t, expression, func() bool {
-		so, err := chromedp.Run(tab, chromedp.Evaluate[bool](expression))
-		return err == nil && so // while a page gives way to the next there is none to ask
+		isTrue, err := chromedp.Run(tab, chromedp.Evaluate[bool](expression))
+		return err == nil && isTrue // between two pages, the evaluation fails
 	})
 }
 
-// The pictures of the guides, if PICTURES names the folder for them: see docs/pictures.sh.
+// TestPictures makes the pictures of the guides in the folder PICTURES; see docs/pictures.sh.
 func TestPictures(t *testing.T) {
 	folder := os.Getenv("PICTURES")
 	if folder == "" {
@@ -672,7 +680,7 @@ func TestPictures(t *testing.T) {
 	tab := browser(t)
 	s := newStageOf(t, "73430112233", nil)
 	time.Sleep(time.Second)
-	s.happens(t, "470657307770881", "call.transfer_requested")
+	s.add(t, "470657307770881", "call.transfer_requested")
 	time.Sleep(800 * time.Millisecond)
 	err := s.box.ChangeRoute("470657307770881", func(r *telephony.Route) {
 		answered := time.Now()
@@ -684,7 +692,7 @@ func TestPictures(t *testing.T) {
 	}
 	for _, kind := range []telephony.EventType{"call.incoming", "call.incoming_answered", "call.completed"} {
 		time.Sleep(700 * time.Millisecond)
-		s.happens(t, "470657307770881", kind)
+		s.add(t, "470657307770881", kind)
 	}
 	shot := func(name string) {
 		png, err := chromedp.Run(tab, chromedp.FullScreenshot(100))
@@ -703,9 +711,9 @@ func TestPictures(t *testing.T) {
 	shot("call")
 }
 
-// A CRM that reads its events is not said to be well, nor to have got what it has not read, and
-// there is no button that cannot do anything.
-func TestReaderOnThePages(t *testing.T) {
+// For a CRM that reads its events, the pages show the last read and the unread events instead of
+// health and deliveries, and no button for a test event or a redelivery.
+func TestPagesOfAReadingEndpoint(t *testing.T) {
 	box, err := outbox.Open(outbox.Options{
 		Path: filepath.Join(t.TempDir(), "outbox.db"), Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler),
 		Endpoints: []outbox.Endpoint{{Name: "poller", Events: outbox.Filter{"call.*"}, Timeout: time.Minute, Concurrency: 1, RingingTTL: time.Hour}},
@@ -716,7 +724,7 @@ func TestReaderOnThePages(t *testing.T) {
 	defer box.Close()
 	s := newStage(t, func(o *Options) { o.Outbox = box })
 	s.box = box
-	s.happens(t, "8", "call.incoming", "call.completed")
+	s.add(t, "8", "call.incoming", "call.completed")
 	c := s.client(t)
 	page := func(path string) string {
 		resp, err := c.Get(s.URL + path)

@@ -5,8 +5,9 @@ import (
 	"time"
 )
 
-// A minute's count is seen for an hour, at its place, whatever the pauses; a clock that is set back loses nothing.
-func TestSeries(t *testing.T) {
+// A minute's count stays in the list for an hour, whatever the pauses. Setting the clock back loses no
+// count.
+func TestCountsAreKeptForAnHour(t *testing.T) {
 	var s series
 	at := time.Unix(1_800_000_000, 0)
 	sum := func(now time.Time) (n int) {
@@ -36,14 +37,14 @@ func TestSeries(t *testing.T) {
 	}
 }
 
-func TestPlace(t *testing.T) {
+func TestTimelinePointsDoNotOverlap(t *testing.T) {
 	at := time.Unix(1_800_000_000, 0)
 	for name, offsets := range map[string][]int{"alone": {0}, "together": {0, 0, 0, 0}, "spread": {0, 1, 50, 100}, "at the end": {0, 99, 100, 100, 100}} {
 		var steps []step
 		for _, o := range offsets {
 			steps = append(steps, step{At: at.Add(time.Duration(o) * time.Second)})
 		}
-		place(steps)
+		placeSteps(steps)
 		for i := range steps {
 			if steps[i].X < 0 || steps[i].X > 600 || i > 0 && steps[i].X < steps[i-1].X+10 {
 				t.Errorf("%s: %+v", name, steps)

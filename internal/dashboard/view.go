@@ -18,34 +18,35 @@ import (
 	"pzbridge/outbox"
 )
 
-// callsShown is how many of the latest calls the page lists.
-const callsShown = 10
+// maxCalls is the number of latest calls on the first page.
+const maxCalls = 10
 
-// functions are what the templates call. Words are looked up in the page's language.
-var functions = template.FuncMap{
+// templateFuncs are the functions of the templates.
+var templateFuncs = template.FuncMap{
 	"clock":    func(t time.Time) string { return t.Local().Format("15:04:05") },
 	"datetime": func(t time.Time) string { return t.Local().Format("2006-01-02 15:04:05") },
 	"iso":      func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"zone":     func() string { return time.Now().Format("UTC-07:00") },
 	"short":    func(t words, d time.Duration) string { return t.short(d) },
-	"say":      func(t words, text string) string { return t.say(text) },
+	"say":      func(t words, text string) string { return t.translate(text) },
 	"callPath": callPath,
 	"brief":    telephony.Brief,
 }
 
-// callPath is the address of a call's page, empty if there is none: that of an ID which is a novel would be longer than a request may be.
+// callPath returns the path of a call's page. It is empty without an ID, and for an ID of over 1 KiB,
+// whose path could exceed a server's limit.
 func callPath(id string) string {
-	const longest = 1 << 10
-	if id == "" || len(id) > longest {
+	const maxID = 1 << 10
+	if id == "" || len(id) > maxID {
 		return ""
 	}
 	return "/calls/" + url.PathEscape(id)
 }
 
-// page is what every template gets.
+// page is the data of every template.
 type page struct {
 	T       words
-	Title   string // beside the program's name; empty on the first page
+	Title   string // before the program's name; empty on all pages but a call's
 	Version string
 	In      bool // signed in
 	Data    any
@@ -70,19 +71,19 @@ func (d *Dashboard) render(w http.ResponseWriter, r *http.Request, status int, n
 	_, _ = w.Write(b.Bytes())
 }
 
-// overview is the state of everything at one moment.
+// overview is the data of the first page: the state of the exchange, the outbox and the endpoints.
 type overview struct {
 	T          words
 	Connection telephony.Connection
 	Connected  bool
 	Enabled    bool
-	ShowClose  bool   // the last close code, where the last error does not say it
-	Trouble    string // with storing events
-	InDanger   bool   // events are stored all the same, and Trouble says what to do
+	ShowClose  bool   // show the last close code, which the last error does not contain
+	Trouble    string // the outbox's error; empty if it is writable
+	InDanger   bool   // events are stored nevertheless; Trouble contains the remedy
 	InUse      string
 	Endpoints  []endpointView
 	Plot       plot
-	Start      time.Time // of the plot, if it holds less than an hour
+	Start      time.Time // of the plot, if it covers less than an hour
 	Calls      []callView
 }
 
@@ -92,7 +93,7 @@ type endpointView struct {
 	HasOldest  bool
 	P50, P99   time.Duration
 	HasSamples bool
-	Unread     string // how many events, if it reads them
+	Unread     string // number of unread events of an endpoint that reads its events
 }
 
 func (d *Dashboard) overview(t words) (overview, error) {
@@ -130,7 +131,7 @@ func (d *Dashboard) overview(t words) (overview, error) {
 		v.P50, v.P99, v.HasSamples = d.opts.Stats.quantiles(e.Name)
 		o.Endpoints = append(o.Endpoints, v)
 	}
-	calls, err := d.opts.Outbox.LatestCalls(callsShown)
+	calls, err := d.opts.Outbox.LatestCalls(maxCalls)
 	if err != nil {
 		return o, err
 	}
@@ -142,24 +143,25 @@ func (d *Dashboard) overview(t words) (overview, error) {
 	return o, nil
 }
 
-// home is the first page.
+// home serves the first page.
 func (d *Dashboard) home(w http.ResponseWriter, r *http.Request) {
 	o, err := d.overview(wordsFor(r))
 	if err != nil {
-		d.failed(w, r, err)
+		d.renderError(w, r, err)
 		return
 	}
 	d.render(w, r, http.StatusOK, "home", o)
 }
 
 const (
-	// liveEvery is how often a page that is watched is looked at anew.
-	liveEvery = time.Second
-	// maxWatchers is how many may be watched at a time.
+	// liveInterval is the interval at which a live page is rendered.
+	liveInterval = time.Second
+	// maxWatchers bounds the live pages, since each is rendered every second.
 	maxWatchers = 16
 )
 
-// live sends the overview's HTML whenever it has changed, as Server-Sent Events.
+// live sends the overview's HTML as Server-Sent Events: when it has changed, and every 20 s to keep
+// the connection alive.
 func (d *Dashboard) live(w http.ResponseWriter, r *http.Request) {
 	select {
 	case d.watchers <- struct{}{}:
@@ -170,13 +172,13 @@ func (d *Dashboard) live(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Time{}) // it lasts as long as somebody looks
+	_ = control.SetReadDeadline(time.Time{}) // the response lasts as long as the page is open
 	w.Header().Set("Content-Type", "text/event-stream")
-	w.Header().Set("X-Accel-Buffering", "no") // or a proxy would keep it back
-	tick := time.NewTicker(liveEvery)
+	w.Header().Set("X-Accel-Buffering", "no") // keeps a proxy from buffering
+	tick := time.NewTicker(liveInterval)
 	defer tick.Stop()
 	var last []byte
-	for quiet := 0; d.Knows(r); quiet++ { // until whoever looks has signed out, in whichever browser
+	for quiet := 0; d.Knows(r); quiet++ { // ends with the session
 		o, err := d.overview(wordsFor(r))
 		if err != nil {
 			return
@@ -205,16 +207,16 @@ func (d *Dashboard) live(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// plot is the last hour, drawn.
+// plot is the chart of the last hour.
 type plot struct {
 	Bars   []bar
-	Most   int
-	Events int // in the hour
+	Most   int // the highest count of a minute
+	Events int // totals of the hour, likewise Taken and Failed
 	Taken  int
 	Failed int
 }
 
-// bar is one minute: the heights, of 60, of what was received, delivered and failed.
+// bar is one minute of a plot that is 60 high: the heights of the counts and their upper edges.
 type bar struct{ X, Events, EventsY, Delivered, DeliveredY, Failed, FailedY int }
 
 func newPlot(events, delivered, failed []int) plot {
@@ -241,7 +243,7 @@ func newPlot(events, delivered, failed []int) plot {
 	return p
 }
 
-// callView is a call with its timeline.
+// callView is a page of a call's events, with the timeline.
 type callView struct {
 	T      words
 	ID     string
@@ -251,16 +253,15 @@ type callView struct {
 	Steps  []step
 	Route  *telephony.Route
 	Events []eventView
-	After  uint64 // the sequence after which the page begins
-	Next   uint64 // and that after which the next one does; 0 if there is none
-	// AsOf is when it was read: the page of one call is not live, so that what somebody has opened
-	// in it stays open.
+	After  uint64 // the page begins after this sequence
+	Next   uint64 // the next page begins after this sequence; 0 if there is none
+	// AsOf is the time of the read. The page of a call is not live, so that opened details stay open.
 	AsOf  time.Time
-	Again *outbox.Delivery // what somebody has asked for again just now, and how it stands; nil if nobody has
-	Waits bool             // no attempt at it has ended yet
+	Again *outbox.Delivery // the delivery that the operator has just queued again, or nil
+	Waits bool             // no attempt at Again has ended yet
 }
 
-// step is a point of the timeline. X is its place, of 600.
+// step is a point of the timeline. X is its position, from 0 to 600.
 type step struct {
 	X    int
 	At   time.Time
@@ -278,12 +279,13 @@ type deliveryView struct {
 	outbox.Delivery
 	Past        []outbox.Attempt
 	ContentType string
-	Request     string // the body that is sent, or the beginning of it
-	Whole       bool   // all of it is shown
-	HasURL      bool   // it can be sent again: its endpoint is configured and has an address
+	Request     string // the webhook's body, or the beginning of it
+	Whole       bool   // Request is the whole body
+	HasURL      bool   // the endpoint is configured and has a URL, so a redelivery is possible
 }
 
-// callView reads a call after an event's sequence. The attempts are left out: see call.
+// callView reads a page of a call, from the event after the sequence after. It leaves out the attempts;
+// call adds them.
 func (d *Dashboard) callView(t words, id string, after uint64) (callView, error) {
 	page, err := d.opts.Outbox.Call(id, after)
 	if err != nil {
@@ -295,24 +297,25 @@ func (d *Dashboard) callView(t words, id string, after uint64) (callView, error)
 			v.Began = e.Time
 		}
 		v.From, v.To = cmp.Or(v.From, e.From), cmp.Or(e.To, v.To)
-		kind := kinds[e.Type]
+		kind := stepKinds[e.Type]
 		v.Steps = append(v.Steps, step{At: e.Time, Kind: cmp.Or(kind, "other"), Text: t[string(e.Type)]})
 		v.Events = append(v.Events, eventView{CallEvent: e, Name: t[string(e.Type)]})
 	}
 	v.Steps = append(v.Steps, routeSteps(t, page.Route)...)
 	slices.SortStableFunc(v.Steps, func(a, b step) int { return a.At.Compare(b.At) })
-	place(v.Steps)
+	placeSteps(v.Steps)
 	return v, nil
 }
 
-var kinds = map[telephony.EventType]string{
+// stepKinds maps an event type to the kind of its step. Other types have the kind other.
+var stepKinds = map[telephony.EventType]string{
 	telephony.EventTransferRequested: "asked",
 	telephony.EventIncoming:          "rang", telephony.EventOutgoing: "rang",
 	telephony.EventIncomingAnswered: "picked", telephony.EventOutgoingAnswered: "picked",
 	telephony.EventCompleted: "over",
 }
 
-// routeSteps are the points of a call's question.
+// routeSteps returns the points of a call's routing: the replies and the transfer.
 func routeSteps(t words, r *telephony.Route) (steps []step) {
 	if r == nil {
 		return nil
@@ -323,7 +326,7 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 		case telephony.ReplyNumber:
 			text = p.By + " → " + p.To
 		case telephony.ReplyOut:
-			text = p.By + ": " + t["no answer"] + " (" + t.say(telephony.BriefText(p.Why)) + ")"
+			text = p.By + ": " + t["no answer"] + " (" + t.translate(telephony.BriefText(p.Why)) + ")"
 		}
 		steps = append(steps, step{At: p.At, Kind: "answered", Text: text})
 	}
@@ -333,31 +336,32 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 			text = t["not redirected"]
 		}
 		if r.TransferError != "" {
-			text += ": " + t.say(telephony.BriefText(r.TransferError))
+			text += ": " + t.translate(telephony.BriefText(r.TransferError))
 		}
 		steps = append(steps, step{At: r.TransferAt, Kind: "transferred", Text: text})
 	}
 	return steps
 }
 
-// place puts the points on the line by their time, but so that none covers another.
-func place(steps []step) {
+// placeSteps sets the positions of the points in proportion to their times. It keeps them 16 apart, as
+// long as all fit, so that none covers another.
+func placeSteps(steps []step) {
 	const width, gap, margin = 580, 16, 10
 	if len(steps) == 0 {
 		return
 	}
-	first, whole := steps[0].At, steps[len(steps)-1].At.Sub(steps[0].At)
+	first, span := steps[0].At, steps[len(steps)-1].At.Sub(steps[0].At)
 	for i := range steps {
 		x := margin
-		if whole > 0 {
-			x += int(float64(width) * float64(steps[i].At.Sub(first)) / float64(whole))
+		if span > 0 {
+			x += int(float64(width) * float64(steps[i].At.Sub(first)) / float64(span))
 		}
 		if i > 0 {
 			x = max(x, steps[i-1].X+gap)
 		}
 		steps[i].X = x
 	}
-	// What was pushed over the end is pushed back.
+	// From the end, move the points back that lie beyond it.
 	for i, end := len(steps)-1, width+margin; i >= 0; i-- {
 		steps[i].X = max(margin/2, min(steps[i].X, end))
 		end = steps[i].X - gap
@@ -365,12 +369,13 @@ func place(steps []step) {
 }
 
 const (
-	maxRequest  = 16 << 10 // bytes of a webhook's body that are shown
-	maxRequests = 1 << 20  // bytes of bodies that are read for one page
+	maxRequest  = 16 << 10 // shown bytes of a webhook's body
+	maxRequests = 1 << 20  // bytes of bodies on one page; the following bodies are left out
 )
 
-// shown is a body as the page shows it, and whether that is all of it. Nothing of the rest is kept.
-func shown(body []byte) (text string, whole bool) {
+// formatRequest returns a body for the page, indented if it is JSON, and whether it is whole. A body of
+// over maxRequest bytes is copied up to there, so that the rest can be freed.
+func formatRequest(body []byte) (text string, whole bool) {
 	var b bytes.Buffer
 	if len(body) > maxRequest || json.Indent(&b, body, "", "  ") != nil {
 		return strings.ToValidUTF8(string(body[:min(len(body), maxRequest)]), ""), len(body) <= maxRequest
@@ -378,24 +383,24 @@ func shown(body []byte) (text string, whole bool) {
 	return b.String(), true
 }
 
-// call is the page of one call, with every webhook's request, attempts and answers.
+// call serves the page of one call, with the request, the attempts and the responses of each webhook.
 func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
-	after, _ := strconv.ParseUint(r.FormValue("after"), 10, 64) // what is no number is the beginning
+	after, _ := strconv.ParseUint(r.FormValue("after"), 10, 64) // an invalid number counts as 0, the beginning
 	v, err := d.callView(wordsFor(r), r.PathValue("id"), after)
 	if err != nil {
-		d.render(w, r, http.StatusNotFound, "failed", map[string]any{"Problem": wordsFor(r).say(err.Error())})
+		d.render(w, r, http.StatusNotFound, "failed", map[string]any{"Problem": wordsFor(r).translate(err.Error())})
 		return
 	}
 	endpoints, err := d.opts.Outbox.Endpoints()
 	if err != nil {
-		d.failed(w, r, err)
+		d.renderError(w, r, err)
 		return
 	}
 	hasURL := map[string]bool{}
 	for _, e := range endpoints {
 		hasURL[e.Name] = e.State != "reads"
 	}
-	room := maxRequests
+	budget := maxRequests
 	for i := range v.Events {
 		for _, delivery := range v.Events[i].CallEvent.Deliveries {
 			_, attempts, err := d.opts.Outbox.Delivery(delivery.ID)
@@ -406,11 +411,12 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 				attempts[n].Response = strings.ToValidUTF8(attempts[n].Response, "\uFFFD")
 			}
 			view := deliveryView{Delivery: delivery, Past: attempts, HasURL: hasURL[delivery.Endpoint]}
-			if room > 0 {
+			if budget > 0 {
 				var body []byte
-				view.ContentType, body, _ = d.opts.Outbox.Sent(delivery.Endpoint, delivery.EventID) // it may have been pruned just now
-				room -= len(body)
-				view.Request, view.Whole = shown(body)
+				// The event may have been pruned just now.
+				view.ContentType, body, _ = d.opts.Outbox.Sent(delivery.Endpoint, delivery.EventID)
+				budget -= len(body)
+				view.Request, view.Whole = formatRequest(body)
 			}
 			if delivery.Redelivered && delivery.ID == r.FormValue("again") {
 				v.Again, v.Waits = &delivery, delivery.State == "pending" && r.FormValue("waits") != ""

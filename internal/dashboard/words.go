@@ -11,15 +11,15 @@ import (
 	"pzbridge/outbox"
 )
 
-// words are the texts of one language, by their English.
+// words maps each English text to its text in one language.
 type words map[string]string
 
 var (
 	languages = language.NewMatcher([]language.Tag{language.English, language.Russian})
-	byTag     = []words{english(), russian}
+	wordsOf   = []words{english(), russian} // in the order of languages
 )
 
-// short is a duration in one unit, as people say it.
+// short formats a duration in one unit.
 func (t words) short(d time.Duration) string {
 	switch {
 	case d < 10*time.Millisecond:
@@ -36,21 +36,21 @@ func (t words) short(d time.Duration) string {
 	return fmt.Sprintf("%d %s", int(d.Hours()/24), t["d"])
 }
 
-// say gives an error's text in the page's language, as far as its phrases are known.
-func (t words) say(text string) string {
+// translate returns an error's text in the page's language. Unknown phrases stay in English.
+func (t words) translate(text string) string {
 	if t["lang"] == "ru" {
-		return inRussian.Replace(text)
+		return russianPhrases.Replace(text)
 	}
 	return text
 }
 
-// wordsFor picks the language by Accept-Language; English unless Russian is wanted.
+// wordsFor chooses the language by Accept-Language: Russian if it is preferred, else English.
 func wordsFor(r *http.Request) words {
 	_, i := language.MatchStrings(languages, r.Header.Get("Accept-Language"))
-	return byTag[i]
+	return wordsOf[i]
 }
 
-// english says each text as it is, but for the names of things.
+// english maps each text to itself, except the keys that are identifiers.
 func english() words {
 	w := words{}
 	for text := range russian {
@@ -103,8 +103,8 @@ var russian = words{
 	"call.outgoing_answered": "клиент ответил", "call.completed": "завершён", "sms.sent": "SMS", "sms.status": "статус SMS", "pz.event": "другое событие",
 }
 
-// inRussian translates the phrases of which errors are made. What the network or a CRM says stays as it is.
-var inRussian = strings.NewReplacer(
+// russianPhrases translates the phrases of errors. Texts of the network and of CRMs stay unchanged.
+var russianPhrases = strings.NewReplacer(
 	outbox.ErrFileGone.Error(), "файл хранилища удалён, перемещён или заменён при работающем мосте: до перезапуска скачайте копию (GET /v1/backup) и поставьте её на место командой pzbridge restore, иначе всё, что ждёт доставки, пропадёт",
 	outbox.ErrDamaged.Error(), "страница файла хранилища повреждена: остановите мост и восстановите резервную копию или уберите файл, чтобы начать с пустого",
 	outbox.ErrWrongClock.Error(), "часы этой машины неверны",
