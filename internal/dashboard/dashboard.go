@@ -1,10 +1,10 @@
-// Package dashboard is the operator's web page. It shows at a glance whether a problem lies with the
-// exchange, the bridge or a CRM.
+// Package dashboard is the operator's web page. It shows at a glance whether a problem lies with
+// the exchange, the bridge or a CRM.
 //
 // The server renders all pages; templates and assets are embedded in the program. The pages work
 // without JavaScript; with it, the overview updates itself. Every route stands in one list,
-// Dashboard.Handler. The operator signs in with the API token; the browser then keeps a cookie that is
-// derived from the token.
+// Dashboard.Handler. The operator signs in with the API token; the browser then keeps a cookie that
+// is derived from the token.
 package dashboard
 
 import (
@@ -115,7 +115,8 @@ func New(opts Options) (*Dashboard, error) {
 	return d, err
 }
 
-// Drain ends the responses of all live pages, so that a shutdown does not wait for them. Call it once.
+// Drain ends the responses of all live pages, so that a shutdown does not wait for them. Call it
+// once.
 func (d *Dashboard) Drain() { close(d.draining) }
 
 // Handler serves the pages and passes every other request to next. It sets the security headers and
@@ -140,8 +141,9 @@ func (d *Dashboard) Handler(next http.Handler) http.Handler {
 			return
 		}
 		h := w.Header()
-		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "+
-			"form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
+		h.Set("Content-Security-Policy",
+			"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "+
+				"form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
 		h.Set("X-Content-Type-Options", "nosniff")
 		// With no-referrer, a browser sends "Origin: null" for a form of this very page. Over plain
 		// HTTP it sends no Sec-Fetch-Site either, so the form would be refused as cross-origin.
@@ -153,8 +155,8 @@ func (d *Dashboard) Handler(next http.Handler) http.Handler {
 
 const cookieName = "pzbridge"
 
-// cookieValue returns the value of the session cookie: an HMAC with the token as its key, which does
-// not reveal the token. It is valid until the token is removed or the operator signs out.
+// cookieValue returns the value of the session cookie: an HMAC with the token as its key, which
+// does not reveal the token. It is valid until the token is removed or the operator signs out.
 func (d *Dashboard) cookieValue(token string) string {
 	mac := hmac.New(sha256.New, []byte(token))
 	mac.Write([]byte("pzbridge dashboard"))
@@ -208,15 +210,17 @@ func (d *Dashboard) login(w http.ResponseWriter, r *http.Request) {
 		d.setCookie(w, r, d.cookieValue(token), 30*24*time.Hour)
 		http.Redirect(w, r, "/", http.StatusSeeOther)
 	case !d.wrongLogins.Allow(): // limits wrong tokens only, so that a stranger cannot lock the operator out
-		d.render(w, r, http.StatusTooManyRequests, "login", map[string]any{"Problem": "Too many attempts. Wait a few seconds."})
+		d.render(w, r, http.StatusTooManyRequests, "login",
+			map[string]any{"Problem": "Too many attempts. Wait a few seconds."})
 	default:
 		d.wrongTokens.Happened("somebody tried to open the dashboard with a wrong token", "remote", r.RemoteAddr)
-		d.render(w, r, http.StatusUnauthorized, "login", map[string]any{"Problem": "That is not the token of API_TOKEN.", "NoToken": len(d.opts.Tokens) == 0})
+		d.render(w, r, http.StatusUnauthorized, "login",
+			map[string]any{"Problem": "That is not the token of API_TOKEN.", "NoToken": len(d.opts.Tokens) == 0})
 	}
 }
 
-// logout ends the sessions of all browsers: there is one operator, and a stolen cookie becomes invalid
-// too. A request without a valid session ends none.
+// logout ends the sessions of all browsers: there is one operator, and a stolen cookie becomes
+// invalid too. A request without a valid session ends none.
 func (d *Dashboard) logout(w http.ResponseWriter, r *http.Request) {
 	known := d.Knows(r)
 	d.setCookie(w, r, "", -time.Second)
@@ -233,7 +237,13 @@ func (d *Dashboard) logout(w http.ResponseWriter, r *http.Request) {
 
 func (d *Dashboard) setCookie(w http.ResponseWriter, r *http.Request, value string, life time.Duration) {
 	http.SetCookie(w, &http.Cookie{
-		Name: cookieName, Value: value, Path: "/", MaxAge: int(life.Seconds()), HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: d.overHTTPS(r),
+		Name:     cookieName,
+		Value:    value,
+		Path:     "/",
+		MaxAge:   int(life.Seconds()),
+		HttpOnly: true,
+		SameSite: http.SameSiteStrictMode,
+		Secure:   d.overHTTPS(r),
 	})
 }
 
@@ -244,7 +254,8 @@ func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
 		d.renderError(w, r, err)
 		return
 	}
-	d.opts.Logger.Info("delivery is made again", "event_id", delivery.EventID, "endpoint", delivery.Endpoint, "call_id", delivery.CallID)
+	d.opts.Logger.Info("delivery is made again",
+		"event_id", delivery.EventID, "endpoint", delivery.Endpoint, "call_id", delivery.CallID)
 	if delivery.CallID == "" {
 		http.Redirect(w, r, "/", http.StatusSeeOther)
 		return
@@ -256,9 +267,9 @@ func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
 	http.Redirect(w, r, back, http.StatusSeeOther)
 }
 
-// awaitAttempt waits up to 2 s until the attempt at a redelivery has ended, so that the page can show
-// its outcome. It returns false if it has not ended by then: the endpoint may be slow, or failing and
-// only probed.
+// awaitAttempt waits up to 2 s until the attempt at a redelivery has ended, so that the page can
+// show its outcome. It returns false if it has not ended by then: the endpoint may be slow, or
+// failing and only probed.
 func (d *Dashboard) awaitAttempt(ctx context.Context, again outbox.Delivery) (made bool) {
 	const maxWait, interval = 2 * time.Second, 25 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, maxWait)
@@ -288,7 +299,8 @@ func (d *Dashboard) sendTest(w http.ResponseWriter, r *http.Request) {
 		d.renderError(w, r, err)
 		return
 	}
-	d.render(w, r, http.StatusOK, "test", map[string]any{"Endpoint": name, "Attempt": made, "Taken": made.Status >= 200 && made.Status <= 299})
+	d.render(w, r, http.StatusOK, "test",
+		map[string]any{"Endpoint": name, "Attempt": made, "Taken": made.Status >= 200 && made.Status <= 299})
 }
 
 // switchConnection closes or opens the connection to the exchange. The choice is stored first and

@@ -66,8 +66,8 @@ func (nobody) Out(context.Context, string, string, string, string)             {
 // hostile is a caller's number that contains HTML.
 const hostile = `<script>document.title="owned"</script><img src=x onerror='document.title="owned"'>`
 
-// stage is a dashboard on a real outbox that holds two calls, 5 and 6, with a hostile caller's number.
-// Its CRM answers the events of call 5 with HTTP 500 and all others with 200.
+// stage is a dashboard on a real outbox that holds two calls, 5 and 6, with a hostile caller's
+// number. Its CRM answers the events of call 5 with HTTP 500 and all others with 200.
 type stage struct {
 	*httptest.Server
 	dashboard *Dashboard
@@ -93,10 +93,24 @@ func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 	logger := slog.New(slog.DiscardHandler)
 	stats := NewStats()
 	box, err := outbox.Open(outbox.Options{
-		Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Hour}, Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30,
-		OrderHold: time.Millisecond, Grace: time.Second, Logger: logger, Observer: observer{stats},
+		Path:           filepath.Join(t.TempDir(), "outbox.db"),
+		RetrySchedule:  []time.Duration{time.Hour},
+		Retention:      time.Hour,
+		RoutingTimeout: time.Second,
+		MaxBytes:       1 << 30,
+		OrderHold:      time.Millisecond,
+		Grace:          time.Second,
+		Logger:         logger,
+		Observer:       observer{stats},
 		Endpoints: []outbox.Endpoint{{
-			Name: "crm", URL: crm.URL + "/?token=t0psecret", Format: outbox.FormatForm, Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: time.Minute, Concurrency: 4, RingingTTL: time.Hour,
+			Name:        "crm",
+			URL:         crm.URL + "/?token=t0psecret",
+			Format:      outbox.FormatForm,
+			Secrets:     [][]byte{make([]byte, 24)},
+			Events:      outbox.Filter{"call.*"},
+			Timeout:     time.Minute,
+			Concurrency: 4,
+			RingingTTL:  time.Hour,
 		}},
 	})
 	if err != nil {
@@ -104,7 +118,15 @@ func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 	}
 	s := &stage{exchange: &exchange{}, box: box}
 	s.exchange.Enable(true)
-	opts := Options{Exchange: s.exchange, Outbox: box, Stats: stats, Tokens: []string{token, newToken}, MaxBytes: 1 << 30, Version: "0.0.0", Logger: logger}
+	opts := Options{
+		Exchange: s.exchange,
+		Outbox:   box,
+		Stats:    stats,
+		Tokens:   []string{token, newToken},
+		MaxBytes: 1 << 30,
+		Version:  "0.0.0",
+		Logger:   logger,
+	}
 	if change != nil {
 		change(&opts)
 	}
@@ -144,7 +166,14 @@ func (s *stage) add(t *testing.T, call string, kinds ...telephony.EventType) {
 	t.Helper()
 	for _, kind := range kinds {
 		s.stats.EventReceived(kind)
-		e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: kind, Time: time.Now(), CallID: call, From: s.caller, To: "101"}
+		e := telephony.Event{
+			ID:     uuid.Must(uuid.NewV7()).String(),
+			Type:   kind,
+			Time:   time.Now(),
+			CallID: call,
+			From:   s.caller,
+			To:     "101",
+		}
 		if err := s.box.Append(t.Context(), []telephony.Event{e}); err != nil {
 			t.Fatal(err)
 		}
@@ -160,7 +189,8 @@ func (s *stage) client(t *testing.T) *http.Client {
 		t.Fatalf("signing in: %v, %v", resp, err)
 	}
 	cookie := resp.Cookies()[0]
-	if !cookie.HttpOnly || cookie.SameSite != http.SameSiteStrictMode || cookie.Secure || strings.Contains(cookie.Value, token) {
+	if !cookie.HttpOnly || cookie.SameSite != http.SameSiteStrictMode || cookie.Secure ||
+		strings.Contains(cookie.Value, token) {
 		t.Errorf("the cookie is %+v", cookie)
 	}
 	c.Transport = withCookie{cookie}
@@ -192,7 +222,9 @@ func TestPagesRequireTheToken(t *testing.T) {
 	s := newStage(t, nil)
 	signedIn := s.client(t)
 	s.dashboard.wrongLogins = rate.NewLimiter(0, 5) // five attempts, however long the test takes
-	stranger := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	stranger := &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 	for _, c := range []struct {
 		method, path string
 		want         int
@@ -224,7 +256,14 @@ func TestPagesRequireTheToken(t *testing.T) {
 		token string
 		want  int
 	}{
-		{"", 401}, {"x", 401}, {token + "x", 401}, {token, 303}, {"y", 401}, {"z", 401}, {"x", 429}, {token, 303}, // the limit does not apply to the right token
+		{"", 401},
+		{"x", 401},
+		{token + "x", 401},
+		{token, 303},
+		{"y", 401},
+		{"z", 401},
+		{"x", 429},
+		{token, 303}, // the limit does not apply to the right token
 	} {
 		resp, err := stranger.PostForm(s.URL+"/login", url.Values{"token": {try.token}})
 		if text(t, resp, err); resp.StatusCode != try.want {
@@ -235,16 +274,18 @@ func TestPagesRequireTheToken(t *testing.T) {
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	r.Header.Set("Sec-Fetch-Site", "cross-site")
 	resp, err := signedIn.Do(r)
-	if text(t, resp, err); resp.StatusCode != http.StatusForbidden || s.exchange.Connection().State != telephony.Connected {
+	if text(t, resp, err); resp.StatusCode != http.StatusForbidden ||
+		s.exchange.Connection().State != telephony.Connected {
 		t.Errorf("from another site: %d", resp.StatusCode)
 	}
 }
 
-// While the operator's token is being replaced, both tokens are valid. A session of the old token ends
-// when that token is removed.
+// While the operator's token is being replaced, both tokens are valid. A session of the old token
+// ends when that token is removed.
 func TestSessionEndsWithItsToken(t *testing.T) {
 	s := newStage(t, nil)
-	old, fresh := &Dashboard{opts: Options{Tokens: []string{token}}}, &Dashboard{opts: Options{Tokens: []string{newToken}}}
+	old := &Dashboard{opts: Options{Tokens: []string{token}}}
+	fresh := &Dashboard{opts: Options{Tokens: []string{newToken}}}
 	for _, shown := range []string{token, newToken} {
 		form := strings.NewReader(url.Values{"token": {shown}}.Encode())
 		r, _ := http.NewRequest("POST", s.URL+"/login", form)
@@ -270,7 +311,13 @@ func TestCookieIsSecureBehindHTTPSProxy(t *testing.T) {
 		behind bool
 		proto  string
 		want   bool
-	}{{true, "https", true}, {true, "https, http", true}, {true, "http,https", false}, {true, "", false}, {false, "https", false}} {
+	}{
+		{true, "https", true},
+		{true, "https, http", true},
+		{true, "http,https", false},
+		{true, "", false},
+		{false, "https", false},
+	} {
 		s := newStage(t, func(o *Options) { o.BehindProxy = c.behind })
 		r, _ := http.NewRequest("POST", s.URL+"/login", strings.NewReader("token="+token))
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
@@ -296,19 +343,27 @@ func TestPagesShowStateAndFormsWork(t *testing.T) {
 		r.Header.Set("Accept-Language", lang)
 		resp, err := c.Do(r)
 		body := text(t, resp, err)
-		if !strings.Contains(resp.Header.Get("Content-Security-Policy"), "default-src 'none'") || resp.StatusCode != 200 {
+		if !strings.Contains(resp.Header.Get("Content-Security-Policy"), "default-src 'none'") ||
+			resp.StatusCode != 200 {
 			t.Errorf("%s: %d, headers %v", path, resp.StatusCode, resp.Header)
 		}
-		if strings.Contains(body, "t0psecret") || strings.Contains(body, token) || strings.Contains(body, "<script>document") || strings.Contains(body, "<img src=x") {
+		if strings.Contains(body, "t0psecret") || strings.Contains(body, token) ||
+			strings.Contains(body, "<script>document") || strings.Contains(body, "<img src=x") {
 			t.Errorf("%s shows what it must not:\n%s", path, body)
 		}
 		return body
 	}
 	eventually(t, "the CRM has refused", func() bool { return strings.Contains(get("/calls/5", "en"), "HTTP 500") })
 	for lang, list := range map[string][]string{
-		"en":             {"Phone system", "connected", "Test Server v1.1.2", "Pause the connection", "crm", "Since the start at", "Events received: 6", "/calls/5", "asks where to go", "picked up"},
-		"ru-RU,en;q=0.5": {"АТС", "соединение есть", "Приостановить соединение", "С запуска в", "Последние звонки", `lang="ru"`},
-		"fr":             {"Phone system", "UTC"},
+		"en": {
+			"Phone system", "connected", "Test Server v1.1.2", "Pause the connection", "crm",
+			"Since the start at", "Events received: 6", "/calls/5", "asks where to go", "picked up",
+		},
+		"ru-RU,en;q=0.5": {
+			"АТС", "соединение есть", "Приостановить соединение", "С запуска в", "Последние звонки",
+			`lang="ru"`,
+		},
+		"fr": {"Phone system", "UTC"},
 	} {
 		body := get("/", lang)
 		for _, want := range list {
@@ -319,8 +374,10 @@ func TestPagesShowStateAndFormsWork(t *testing.T) {
 	}
 	body := get("/calls/5", "en")
 	for _, want := range []string{
-		"<title>Call 5 – pzbridge</title>", "not live: reload the page", "call.transfer_requested", "HTTP 500", "&lt;script&gt;", "Redeliver", "Attempts: 1",
-		"Content-Type: application/x-www-form-urlencoded", "webhook-id: ", "&amp;call_id=5&amp;sequence=1&amp;", // the request as the CRM receives it
+		"<title>Call 5 – pzbridge</title>", "not live: reload the page", "call.transfer_requested", "HTTP 500",
+		"&lt;script&gt;", "Redeliver", "Attempts: 1",
+		// the request as the CRM receives it
+		"Content-Type: application/x-www-form-urlencoded", "webhook-id: ", "&amp;call_id=5&amp;sequence=1&amp;",
 	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the call's page does not say %q:\n%s", want, body)
@@ -331,7 +388,9 @@ func TestPagesShowStateAndFormsWork(t *testing.T) {
 		t.Errorf("the test: %s", body)
 	}
 	resp, err = c.PostForm(s.URL+"/actions/test", url.Values{"endpoint": {"nobody"}})
-	if body := text(t, resp, err); resp.StatusCode != 400 || !strings.Contains(body, "There is no endpoint of that name") && !strings.Contains(body, "there is no endpoint of that name") {
+	if body := text(t, resp, err); resp.StatusCode != 400 ||
+		!strings.Contains(body, "There is no endpoint of that name") &&
+			!strings.Contains(body, "there is no endpoint of that name") {
 		t.Errorf("the test of nobody: %d %s", resp.StatusCode, body)
 	}
 	resp, err = c.PostForm(s.URL+"/actions/connection", url.Values{})
@@ -340,7 +399,8 @@ func TestPagesShowStateAndFormsWork(t *testing.T) {
 	}
 	resp, err = c.PostForm(s.URL+"/actions/connection", url.Values{"enabled": {"false"}})
 	text(t, resp, err)
-	if kept, err := s.box.IsToConnect(); kept || err != nil || s.exchange.Connection().State != telephony.Disabled || !strings.Contains(get("/", "en"), "Resume the connection") {
+	if kept, err := s.box.IsToConnect(); kept || err != nil || s.exchange.Connection().State != telephony.Disabled ||
+		!strings.Contains(get("/", "en"), "Resume the connection") {
 		t.Errorf("pausing: %v, %v", kept, err)
 	}
 	list, _, err := s.box.Deliveries(outbox.DeliveryQuery{CallID: "6", Limit: 1})
@@ -349,7 +409,8 @@ func TestPagesShowStateAndFormsWork(t *testing.T) {
 	}
 	resp, err = c.PostForm(s.URL+"/actions/redeliver", url.Values{"id": {list[0].ID}})
 	text(t, resp, err)
-	if d, _, err := s.box.Delivery(list[0].ID); resp.Header.Get("Location") != "/calls/6?again="+list[0].ID || !d.Redelivered || err != nil {
+	if d, _, err := s.box.Delivery(list[0].ID); resp.Header.Get("Location") != "/calls/6?again="+list[0].ID ||
+		!d.Redelivered || err != nil {
 		t.Errorf("redelivering: %v, %+v, %v", resp.Header, d, err)
 	}
 	for path, says := range map[string]string{
@@ -359,17 +420,21 @@ func TestPagesShowStateAndFormsWork(t *testing.T) {
 		"/calls/6?again=nothing":       "",
 	} {
 		body := get(path, "en")
-		if strings.Contains(body, "Sent again") != (says != "") || !strings.Contains(body, says) || strings.Contains(body, "<details open>") != (says != "") {
+		if strings.Contains(body, "Sent again") != (says != "") || !strings.Contains(body, says) ||
+			strings.Contains(body, "<details open>") != (says != "") {
 			t.Errorf("%s: the page does not say %q:\n%s", path, says, body)
 		}
 	}
-	if list, _, err = s.box.Deliveries(outbox.DeliveryQuery{CallID: "5", Limit: 1}); err != nil || list[0].State != "pending" {
+	if list, _, err = s.box.Deliveries(outbox.DeliveryQuery{CallID: "5", Limit: 1}); err != nil ||
+		list[0].State != "pending" {
 		t.Fatal(list, err)
 	}
 	if _, err = s.box.Redeliver(list[0].ID); err != nil {
 		t.Fatal(err)
 	}
-	if body := get("/calls/5?again="+list[0].ID+"&waits=true", "en"); !strings.Contains(body, "Waits to be sent again: call.completed → crm<") || strings.Contains(body, "Sent again") {
+	body = get("/calls/5?again="+list[0].ID+"&waits=true", "en")
+	if !strings.Contains(body, "Waits to be sent again: call.completed → crm<") ||
+		strings.Contains(body, "Sent again") {
 		t.Errorf("while it waits the page says:\n%s", body)
 	}
 	s.stats.began = time.Now().Add(-time.Hour) // no page is rendered meanwhile
@@ -378,17 +443,21 @@ func TestPagesShowStateAndFormsWork(t *testing.T) {
 	}
 	s.exchange.mu.Lock()
 	s.exchange.c = telephony.Connection{
-		State: telephony.Disconnected, Since: time.Now(), CloseCode: 4008, CloseMeaning: "the password is wrong: set PZ_PASSWORD to the server's",
-		LastError: "connection closed with code 4008: the password is wrong: set PZ_PASSWORD to the server's",
+		State:        telephony.Disconnected,
+		Since:        time.Now(),
+		CloseCode:    4008,
+		CloseMeaning: "the password is wrong: set PZ_PASSWORD to the server's",
+		LastError:    "connection closed with code 4008: the password is wrong: set PZ_PASSWORD to the server's",
 	}
 	s.exchange.mu.Unlock()
-	if body := get("/", "ru"); strings.Count(body, "соединение закрыто с кодом 4008: пароль неверен: укажите в PZ_PASSWORD пароль сервера") != 1 || strings.Contains(body, "password is wrong") {
+	wrongPassword := "соединение закрыто с кодом 4008: пароль неверен: укажите в PZ_PASSWORD пароль сервера"
+	if body := get("/", "ru"); strings.Count(body, wrongPassword) != 1 || strings.Contains(body, "password is wrong") {
 		t.Errorf("the Russian page says of a wrong password:\n%s", body)
 	}
 	s.caller = strings.Repeat("я", 10_000)
 	s.add(t, "7", "call.incoming")
 	if body := get("/", "en"); !strings.Contains(body, "яяя…") || strings.Count(body, "я") > 100 {
-		t.Errorf("a caller's novel is %d characters on the first page", strings.Count(body, "я"))
+		t.Errorf("a long caller's number is %d characters on the first page", strings.Count(body, "я"))
 	}
 	if resp, err := c.Get(s.URL + "/calls/none"); err != nil || resp.StatusCode != 404 {
 		t.Errorf("no such call: %v, %v", resp.StatusCode, err)
@@ -417,7 +486,8 @@ func TestSigningOutEndsAllSessions(t *testing.T) {
 	if got := code(mine, "POST", s.URL+"/logout"); got != 303 {
 		t.Errorf("signing out: %d", got)
 	}
-	if page, live, action := code(stolen, "GET", s.URL+"/"), code(stolen, "GET", s.URL+"/live"), code(stolen, "POST", s.URL+"/actions/connection"); page != 303 || live != 401 || action != 303 {
+	page, live := code(stolen, "GET", s.URL+"/"), code(stolen, "GET", s.URL+"/live")
+	if action := code(stolen, "POST", s.URL+"/actions/connection"); page != 303 || live != 401 || action != 303 {
 		t.Errorf("with a cookie of before: %d, %d, %d", page, live, action)
 	}
 	text(t, watched, nil) // returns when the live page ends
@@ -431,7 +501,8 @@ func TestSigningOutEndsAllSessions(t *testing.T) {
 		t.Errorf("after a restart: %d", got)
 	}
 	signedIn := s.client(t)
-	if before, after := code(signedIn, "GET", s.URL+"/"), code(signedIn, "GET", again.URL+"/"); before != 200 || after != 200 {
+	if before, after := code(signedIn, "GET", s.URL+"/"), code(signedIn, "GET", again.URL+"/"); before != 200 ||
+		after != 200 {
 		t.Errorf("who has signed in since: %d, after a restart %d", before, after)
 	}
 }
@@ -441,7 +512,9 @@ func TestSigningOutOnAFullDisk(t *testing.T) {
 	s := newStage(t, func(o *Options) { o.Outbox = fullDisk{o.Outbox} })
 	c := s.client(t)
 	resp, err := c.PostForm(s.URL+"/logout", nil)
-	if body := text(t, resp, err); resp.StatusCode != 400 || !strings.Contains(body, "only this browser is signed out") || len(resp.Cookies()) != 1 || resp.Cookies()[0].MaxAge >= 0 {
+	if body := text(t, resp, err); resp.StatusCode != 400 ||
+		!strings.Contains(body, "only this browser is signed out") || len(resp.Cookies()) != 1 ||
+		resp.Cookies()[0].MaxAge >= 0 {
 		t.Errorf("%d %v %s", resp.StatusCode, resp.Cookies(), body)
 	}
 }
@@ -450,7 +523,8 @@ type fullDisk struct{ Outbox }
 
 func (fullDisk) EndSessions() (uint64, error) { return 0, errors.New("no space left on device") }
 
-// Each sign-in with a wrong token is counted. The log has one line for many of them, without the token.
+// Each sign-in with a wrong token is counted. The log has one line for many of them, without the
+// token.
 func TestWrongTokensAreCountedAndRarelyLogged(t *testing.T) {
 	var log bytes.Buffer
 	wrong := 0
@@ -485,11 +559,24 @@ func TestPagesAreBounded(t *testing.T) {
 	long := strings.Repeat("9", 260<<10)
 	var batch []telephony.Event
 	for i := range events {
-		e := telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "call.outgoing", Time: time.Now(), CallID: "77", From: fmt.Sprintf("from-%d-", i), To: "101"}
+		e := telephony.Event{
+			ID:     uuid.Must(uuid.NewV7()).String(),
+			Type:   "call.outgoing",
+			Time:   time.Now(),
+			CallID: "77",
+			From:   fmt.Sprintf("from-%d-", i),
+			To:     "101",
+		}
 		e.Text = strings.Repeat("<", 100<<10)
 		batch = append(batch, e)
 	}
-	batch = append(batch, telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: "call.outgoing", Time: time.Now(), CallID: long, From: "1"})
+	batch = append(batch, telephony.Event{
+		ID:     uuid.Must(uuid.NewV7()).String(),
+		Type:   "call.outgoing",
+		Time:   time.Now(),
+		CallID: long,
+		From:   "1",
+	})
 	if err := s.box.Append(t.Context(), batch); err != nil {
 		t.Fatal(err)
 	}
@@ -531,8 +618,10 @@ func TestLivePagesAreBounded(t *testing.T) {
 	for range maxWatchers {
 		watching = append(watching, watch())
 	}
-	if resp := watch(); watching[maxWatchers-1].StatusCode != 200 || resp.StatusCode != http.StatusTooManyRequests || resp.Header.Get("Retry-After") == "" {
-		t.Errorf("the last is %d, one too many is %d %v", watching[maxWatchers-1].StatusCode, resp.StatusCode, resp.Header)
+	if resp := watch(); watching[maxWatchers-1].StatusCode != 200 || resp.StatusCode != http.StatusTooManyRequests ||
+		resp.Header.Get("Retry-After") == "" {
+		t.Errorf("the last is %d, one too many is %d %v",
+			watching[maxWatchers-1].StatusCode, resp.StatusCode, resp.Header)
 	}
 	watching[0].Body.Close()
 	eventually(t, "there is a place again", func() bool { return watch().StatusCode == 200 })
@@ -556,7 +645,8 @@ func browser(t *testing.T) context.Context {
 	if err != nil {
 		t.Skip("there is no chromium on this machine")
 	}
-	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.Flag("no-sandbox", true), chromedp.Flag("disable-quic", true),
+	opts := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.Flag("no-sandbox", true),
+		chromedp.Flag("disable-quic", true),
 		// A browser treats 127.0.0.1 like HTTPS. The operator's browser reaches the bridge under
 		// another name.
 		chromedp.Flag("host-resolver-rules", "MAP bridge.test 127.0.0.1"))
@@ -567,8 +657,8 @@ func browser(t *testing.T) context.Context {
 	return tab
 }
 
-// In a real browser, the operator signs in by keyboard, the overview updates without reloading, and a
-// hostile caller's number has no effect.
+// In a real browser, the operator signs in by keyboard, the overview updates without reloading, and
+// a hostile caller's number has no effect.
 func TestPagesInABrowser(t *testing.T) {
 	tab := browser(t)
 	s := newStage(t, nil)
@@ -597,8 +687,9 @@ func TestPagesInABrowser(t *testing.T) {
 		chromedp.WaitVisible("#c-6"),
 	)
 	await(t, tab, `document.getElementById("live").textContent === "live"`)
-	evaluate[bool](t, tab, `!document.getElementById("b-connection").focus()`) // by its ID, since an update may replace the node meanwhile
-	s.exchange.Enable(false)                                                   // as from another browser
+	// by its ID, since an update may replace the node meanwhile
+	evaluate[bool](t, tab, `!document.getElementById("b-connection").focus()`)
+	s.exchange.Enable(false) // as from another browser
 	await(t, tab, `document.getElementById("b-connection")?.textContent === "Resume the connection"`)
 	if focused := evaluate[string](t, tab, `document.activeElement.id`); focused != "b-connection" {
 		t.Errorf("the focus went to %q", focused)
@@ -607,10 +698,11 @@ func TestPagesInABrowser(t *testing.T) {
 	do(chromedp.KeyEvent("\r")) // reloads the page, maybe later than the update of its effect
 	await(t, tab, `window.before !== true && document.getElementById("live")?.textContent === "live"`)
 	await(t, tab, `document.getElementById("b-connection")?.textContent === "Pause the connection"`)
-	// While a button is pressed or text is selected, the overview is not replaced. The update follows
-	// at once after that.
+	// While a button is pressed or text is selected, the overview is not replaced. The update
+	// follows at once after that.
 	pointer := func(kind string) string {
-		return `document.getElementById("b-connection").dispatchEvent(new PointerEvent("` + kind + `", {bubbles: true}))`
+		event := `new PointerEvent("` + kind + `", {bubbles: true})`
+		return `document.getElementById("b-connection").dispatchEvent(` + event + `)`
 	}
 	for _, use := range []struct{ begin, end string }{
 		{pointer("pointerdown"), pointer("pointerup")},
@@ -632,18 +724,26 @@ func TestPagesInABrowser(t *testing.T) {
 	}
 	do(chromedp.EmulateViewport(1200, 900), chromedp.Navigate(office+"/calls/5"), chromedp.WaitVisible("details"))
 	evaluate[int](t, tab, `document.querySelectorAll("details").forEach(d => d.open = true) ?? 0`)
-	if n := evaluate[int](t, tab, `document.querySelectorAll("main img, main script").length`); n != 0 || dialogs.Load() != 0 {
+	if n := evaluate[int](t, tab, `document.querySelectorAll("main img, main script").length`); n != 0 ||
+		dialogs.Load() != 0 {
 		t.Errorf("a caller's name became %d elements and %d dialogs", n, dialogs.Load())
 	}
 	if title := evaluate[string](t, tab, `document.title`); title != "Call 5 – pzbridge" {
 		t.Errorf("a caller's name has set the title to %q", title)
 	}
-	nameless := `[...document.querySelectorAll("button, a, input:not([type=hidden])")].filter(e => !e.textContent.trim() && !(e.labels && e.labels.length)).length`
+	nameless := `[...document.querySelectorAll("button, a, input:not([type=hidden])")]` +
+		`.filter(e => !e.textContent.trim() && !(e.labels && e.labels.length)).length`
 	if n := evaluate[int](t, tab, nameless); n != 0 {
 		t.Errorf("%d buttons, links or fields have no name for a screen reader", n)
 	}
-	result := evaluate[string](t, tab, `(async () => { try { await fetch("http://127.0.0.1:1/"); return "sent" } catch (e) { return await new Promise(done => {
-		document.addEventListener("securitypolicyviolation", v => done("forbidden by " + v.effectiveDirective)); fetch("http://127.0.0.1:1/").catch(() => {}) }) } })()`)
+	result := evaluate[string](t, tab, `(async () => {
+		try { await fetch("http://127.0.0.1:1/"); return "sent" } catch (e) {
+			return await new Promise(done => {
+				document.addEventListener("securitypolicyviolation", v => done("forbidden by " + v.effectiveDirective));
+				fetch("http://127.0.0.1:1/").catch(() => {});
+			});
+		}
+	})()`)
 	if result != "forbidden by connect-src" {
 		t.Errorf("a request to another host is %s", result)
 	}
@@ -684,8 +784,14 @@ func TestPictures(t *testing.T) {
 	time.Sleep(800 * time.Millisecond)
 	err := s.box.ChangeRoute("470657307770881", func(r *telephony.Route) {
 		answered := time.Now()
-		r.Replies = []telephony.Reply{{By: "crm", At: answered, Kind: telephony.ReplyNumber, To: "101"}}
-		r.Outcome, r.Winner, r.To, r.Transfer, r.TransferAt = telephony.RouteWon, "crm", "101", telephony.TransferDone, answered.Add(2*time.Millisecond)
+		r.Replies = []telephony.Reply{{
+			By:   "crm",
+			At:   answered,
+			Kind: telephony.ReplyNumber,
+			To:   "101",
+		}}
+		r.Outcome, r.Winner, r.To = telephony.RouteWon, "crm", "101"
+		r.Transfer, r.TransferAt = telephony.TransferDone, answered.Add(2*time.Millisecond)
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -700,12 +806,15 @@ func TestPictures(t *testing.T) {
 			t.Error(fmt.Errorf("picture %s: %w", name, err))
 		}
 	}
-	err = chromedp.Do(tab, chromedp.EmulateViewport(1100, 700), chromedp.Navigate(s.URL), chromedp.SendKeys("#token", token+"\n"), chromedp.WaitVisible("#c-6"))
+	err = chromedp.Do(tab, chromedp.EmulateViewport(1100, 700), chromedp.Navigate(s.URL),
+		chromedp.SendKeys("#token", token+"\n"), chromedp.WaitVisible("#c-6"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	shot("dashboard")
-	if err := chromedp.Do(tab, chromedp.EmulateViewport(1100, 500), chromedp.Navigate(s.URL+"/calls/470657307770881"), chromedp.WaitVisible("details")); err != nil {
+	err = chromedp.Do(tab, chromedp.EmulateViewport(1100, 500), chromedp.Navigate(s.URL+"/calls/470657307770881"),
+		chromedp.WaitVisible("details"))
+	if err != nil {
 		t.Fatal(err)
 	}
 	shot("call")
@@ -715,8 +824,18 @@ func TestPictures(t *testing.T) {
 // health and deliveries, and no button for a test event or a redelivery.
 func TestPagesOfAReadingEndpoint(t *testing.T) {
 	box, err := outbox.Open(outbox.Options{
-		Path: filepath.Join(t.TempDir(), "outbox.db"), Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler),
-		Endpoints: []outbox.Endpoint{{Name: "poller", Events: outbox.Filter{"call.*"}, Timeout: time.Minute, Concurrency: 1, RingingTTL: time.Hour}},
+		Path:           filepath.Join(t.TempDir(), "outbox.db"),
+		Retention:      time.Hour,
+		RoutingTimeout: time.Second,
+		MaxBytes:       1 << 30,
+		Logger:         slog.New(slog.DiscardHandler),
+		Endpoints: []outbox.Endpoint{{
+			Name:        "poller",
+			Events:      outbox.Filter{"call.*"},
+			Timeout:     time.Minute,
+			Concurrency: 1,
+			RingingTTL:  time.Hour,
+		}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -731,7 +850,9 @@ func TestPagesOfAReadingEndpoint(t *testing.T) {
 		return text(t, resp, err)
 	}
 	body := page("/")
-	for _, want := range []string{"reads its events itself", "<dt>Last read</dt><dd>never</dd>", "<dt>Not read yet</dt><dd>2</dd>"} {
+	for _, want := range []string{
+		"reads its events itself", "<dt>Last read</dt><dd>never</dd>", "<dt>Not read yet</dt><dd>2</dd>",
+	} {
 		if !strings.Contains(body, want) {
 			t.Errorf("the page does not say %q:\n%s", want, body)
 		}
@@ -741,13 +862,15 @@ func TestPagesOfAReadingEndpoint(t *testing.T) {
 			t.Errorf("the page says %q:\n%s", wrong, body)
 		}
 	}
-	if body := page("/calls/8"); strings.Contains(body, "Redeliver") || strings.Count(body, `<span class="tag pending">`) != 2 {
+	if body := page("/calls/8"); strings.Contains(body, "Redeliver") ||
+		strings.Count(body, `<span class="tag pending">`) != 2 {
 		t.Errorf("the call's page:\n%s", body)
 	}
 	if _, err := box.Events(outbox.EventQuery{Endpoint: "poller", Limit: 1}); err != nil {
 		t.Fatal(err)
 	}
-	if body := page("/"); strings.Contains(body, "<dd>never</dd>") || !strings.Contains(body, "<dt>Not read yet</dt><dd>1</dd>") {
+	if body := page("/"); strings.Contains(body, "<dd>never</dd>") ||
+		!strings.Contains(body, "<dt>Not read yet</dt><dd>1</dd>") {
 		t.Errorf("after it has read one:\n%s", body)
 	}
 }

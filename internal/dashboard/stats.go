@@ -14,9 +14,9 @@ const (
 	maxSamples  = 500 // durations of the latest attempts, for each endpoint
 )
 
-// Stats holds the counts of each minute of the last hour, and the durations of the latest attempts. It
-// is an observer of the session and of the outbox; a restart clears it. Its methods may be called
-// concurrently.
+// Stats holds the counts of each minute of the last hour, and the durations of the latest attempts.
+// It is an observer of the session and of the outbox; a restart clears it. Its methods may be
+// called concurrently.
 type Stats struct {
 	began     time.Time
 	mu        sync.Mutex
@@ -40,8 +40,8 @@ func (s *series) add(now time.Time) {
 	s.counts[s.minute%plotMinutes]++
 }
 
-// advance moves the ring to now and clears the minutes without counts. If the clock was set back, the
-// counts continue in the newest minute.
+// advance moves the ring to now and clears the minutes without counts. If the clock was set back,
+// the counts continue in the newest minute.
 func (s *series) advance(now time.Time) {
 	minute := now.Unix() / 60
 	for n := 0; s.minute < minute && n < plotMinutes; n++ {

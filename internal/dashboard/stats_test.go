@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// A minute's count stays in the list for an hour, whatever the pauses. Setting the clock back loses no
-// count.
+// A minute's count stays in the list for an hour, whatever the pauses. Setting the clock back loses
+// no count.
 func TestCountsAreKeptForAnHour(t *testing.T) {
 	var s series
 	at := time.Unix(1_800_000_000, 0)
@@ -39,7 +39,9 @@ func TestCountsAreKeptForAnHour(t *testing.T) {
 
 func TestTimelinePointsDoNotOverlap(t *testing.T) {
 	at := time.Unix(1_800_000_000, 0)
-	for name, offsets := range map[string][]int{"alone": {0}, "together": {0, 0, 0, 0}, "spread": {0, 1, 50, 100}, "at the end": {0, 99, 100, 100, 100}} {
+	for name, offsets := range map[string][]int{
+		"alone": {0}, "together": {0, 0, 0, 0}, "spread": {0, 1, 50, 100}, "at the end": {0, 99, 100, 100, 100},
+	} {
 		var steps []step
 		for _, o := range offsets {
 			steps = append(steps, step{At: at.Add(time.Duration(o) * time.Second)})

@@ -33,7 +33,7 @@ var templateFuncs = template.FuncMap{
 	"brief":    telephony.Brief,
 }
 
-// callPath returns the path of a call's page. It is empty without an ID, and for an ID of over 1 KiB,
+// callPath returns the path of a call's page. It is empty without an ID, and for an ID over 1 KiB,
 // whose path could exceed a server's limit.
 func callPath(id string) string {
 	const maxID = 1 << 10
@@ -59,7 +59,13 @@ func (d *Dashboard) render(w http.ResponseWriter, r *http.Request, status int, n
 	if v, ok := data.(callView); ok {
 		title = t["Call"] + " " + telephony.Brief(v.ID)
 	}
-	if err := d.pages.ExecuteTemplate(&b, name, page{T: t, Title: title, Version: d.opts.Version, In: d.Knows(r), Data: data}); err != nil {
+	if err := d.pages.ExecuteTemplate(&b, name, page{
+		T:       t,
+		Title:   title,
+		Version: d.opts.Version,
+		In:      d.Knows(r),
+		Data:    data,
+	}); err != nil {
 		d.opts.Logger.Error("a page cannot be shown", "page", name, "err", err.Error())
 		http.Error(w, "The page cannot be shown; the log says why.", http.StatusInternalServerError)
 		return
@@ -110,7 +116,8 @@ func (d *Dashboard) overview(t words) (overview, error) {
 	o.InUse = fmt.Sprintf("%d / %d %s", d.opts.Outbox.InUse()>>20, d.opts.MaxBytes>>20, t["MiB"])
 	if err := d.opts.Outbox.Writable(); err != nil {
 		o.Trouble = err.Error()
-		o.InDanger = errors.Is(err, outbox.ErrFileGone) || errors.Is(err, outbox.ErrDamaged) || errors.Is(err, outbox.ErrWrongClock)
+		o.InDanger = errors.Is(err, outbox.ErrFileGone) || errors.Is(err, outbox.ErrDamaged) ||
+			errors.Is(err, outbox.ErrWrongClock)
 	}
 	list, err := d.opts.Outbox.Endpoints()
 	if err != nil {
@@ -235,7 +242,12 @@ func newPlot(events, delivered, failed []int) plot {
 		return max(1, n*height/p.Most)
 	}
 	for i := range events {
-		b := bar{X: i * step, Events: scale(events[i]), Delivered: scale(delivered[i]), Failed: scale(failed[i])}
+		b := bar{
+			X:         i * step,
+			Events:    scale(events[i]),
+			Delivered: scale(delivered[i]),
+			Failed:    scale(failed[i]),
+		}
 		b.EventsY, b.DeliveredY = height-b.Events, height-b.Delivered
 		b.FailedY = b.DeliveredY - b.Failed
 		p.Bars = append(p.Bars, b)
@@ -255,7 +267,8 @@ type callView struct {
 	Events []eventView
 	After  uint64 // the page begins after this sequence
 	Next   uint64 // the next page begins after this sequence; 0 if there is none
-	// AsOf is the time of the read. The page of a call is not live, so that opened details stay open.
+	// AsOf is the time of the read. The page of a call is not live, so that opened details stay
+	// open.
 	AsOf  time.Time
 	Again *outbox.Delivery // the delivery that the operator has just queued again, or nil
 	Waits bool             // no attempt at Again has ended yet
@@ -284,14 +297,21 @@ type deliveryView struct {
 	HasURL      bool   // the endpoint is configured and has a URL, so a redelivery is possible
 }
 
-// callView reads a page of a call, from the event after the sequence after. It leaves out the attempts;
-// call adds them.
+// callView reads a page of a call, from the event after the sequence after. It leaves out the
+// attempts; call adds them.
 func (d *Dashboard) callView(t words, id string, after uint64) (callView, error) {
 	page, err := d.opts.Outbox.Call(id, after)
 	if err != nil {
 		return callView{}, err
 	}
-	v := callView{T: t, ID: id, Route: page.Route, After: after, Next: page.Next, AsOf: time.Now()}
+	v := callView{
+		T:     t,
+		ID:    id,
+		Route: page.Route,
+		After: after,
+		Next:  page.Next,
+		AsOf:  time.Now(),
+	}
 	for _, e := range page.Events {
 		if v.Began.IsZero() {
 			v.Began = e.Time
@@ -343,8 +363,8 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 	return steps
 }
 
-// placeSteps sets the positions of the points in proportion to their times. It keeps them 16 apart, as
-// long as all fit, so that none covers another.
+// placeSteps sets the positions of the points in proportion to their times. It keeps them 16 apart,
+// as long as all fit, so that none covers another.
 func placeSteps(steps []step) {
 	const width, gap, margin = 580, 16, 10
 	if len(steps) == 0 {
@@ -373,8 +393,8 @@ const (
 	maxRequests = 1 << 20  // bytes of bodies on one page; the following bodies are left out
 )
 
-// formatRequest returns a body for the page, indented if it is JSON, and whether it is whole. A body of
-// over maxRequest bytes is copied up to there, so that the rest can be freed.
+// formatRequest returns a body for the page, indented if it is JSON, and whether it is whole. A
+// body of over maxRequest bytes is copied up to there, so that the rest can be freed.
 func formatRequest(body []byte) (text string, whole bool) {
 	var b bytes.Buffer
 	if len(body) > maxRequest || json.Indent(&b, body, "", "  ") != nil {
@@ -383,7 +403,8 @@ func formatRequest(body []byte) (text string, whole bool) {
 	return b.String(), true
 }
 
-// call serves the page of one call, with the request, the attempts and the responses of each webhook.
+// call serves the page of one call, with the request, the attempts and the responses of each
+// webhook.
 func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 	after, _ := strconv.ParseUint(r.FormValue("after"), 10, 64) // an invalid number counts as 0, the beginning
 	v, err := d.callView(wordsFor(r), r.PathValue("id"), after)

@@ -1,12 +1,12 @@
 "use strict";
-// The page is whole without this. With it the overview follows what happens, by Server-Sent Events.
+// The page works without this script. The script updates the overview by Server-Sent Events.
 const overview = document.getElementById("overview");
 const state = document.getElementById("live");
 const reopenAfter = 5000; // ms
-let news = null; // HTML that is not shown yet
+let news = null; // the newest HTML of the overview, until it is shown
 let pressed = false;
 
-// Whoever is pressing a button or marking text keeps what is there until that is done.
+// The overview is not replaced while a button is pressed or text is selected.
 function isInUse() {
   const marked = document.getSelection();
   return pressed || marked && !marked.isCollapsed && overview.contains(marked.anchorNode);
@@ -14,7 +14,7 @@ function isInUse() {
 
 function show() {
   if (news === null || isInUse()) return;
-  // Whoever is about to press a button or to follow a link keeps it.
+  // The focused button or link keeps the focus.
   const focused = document.activeElement && overview.contains(document.activeElement) ? document.activeElement.id : "";
   overview.innerHTML = news; // HTML that the server has escaped
   news = null;
@@ -29,7 +29,8 @@ function open() {
   source.onopen = () => { state.textContent = state.dataset.yes; };
   source.onerror = () => {
     state.textContent = state.dataset.no;
-    // A browser tries again by itself, but not after an answer that is none, such as a proxy's while the bridge restarts.
+    // A browser reconnects by itself, except after an error response, such as a proxy's during a
+    // restart of the bridge.
     if (source.readyState === EventSource.CLOSED) setTimeout(open, reopenAfter);
   };
   source.onmessage = (message) => {
@@ -40,7 +41,7 @@ function open() {
 
 addEventListener("pointerdown", () => { pressed = true; });
 for (const end of ["pointerup", "pointercancel"]) {
-  addEventListener(end, () => setTimeout(() => { pressed = false; show(); })); // after the click that it makes
+  addEventListener(end, () => setTimeout(() => { pressed = false; show(); })); // after the click event
 }
 document.addEventListener("selectionchange", show);
 open();
