@@ -459,7 +459,7 @@ func TestConnectionSwitchIsStored(t *testing.T) {
 	}
 }
 
-func TestTestEventReportsTheResponse(t *testing.T) {
+func TestResponseOfATestEventIsReturned(t *testing.T) {
 	var got *http.Request
 	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		got = r
