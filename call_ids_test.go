@@ -5,23 +5,23 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"pzbridge/internal/pz"
 )
 
 // asksFrom is asks with a caller.
 func (o *office) asksFrom(call, from string) {
 	o.t.Helper()
-	if err := o.server.Generate(pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: call}, {Name: "From", Value: from}}); err != nil {
+	if err := o.server.Generate(asking(call, from)); err != nil {
 		o.t.Fatal(err)
 	}
 	synctest.Wait()
 }
 
-// A call ID that comes again with another caller, as after a restart of the server, is a new call:
-// it is asked about, and who wins it is told that it rings, whatever the old one has come to.
-func TestCallIDOfAnotherCaller(t *testing.T) {
-	for name, old := range map[string]string{"won": `{"transfer_to":"101"}`, "declined": `{"transfer_to":""}`, "open": ""} {
+// A call ID that returns with another caller, as after a restart of the server, is a new call: its
+// question is asked, and its winner gets the ringing, whatever became of the old call.
+func TestCallIDOfAnotherCallerIsANewCall(t *testing.T) {
+	for name, old := range map[string]string{
+		"won": `{"transfer_to":"101"}`, "declined": `{"transfer_to":""}`, "open": "",
+	} {
 		t.Run(name, func(t *testing.T) {
 			inOffice(t, nil, func(o *office) {
 				if old != "" {
@@ -49,9 +49,9 @@ func TestCallIDOfAnotherCaller(t *testing.T) {
 	}
 }
 
-// The same caller, or one of whom the server does not say who it is, is still the call that was
-// asked about: nothing is transferred twice.
-func TestCallIDOfTheSameCaller(t *testing.T) {
+// A question with the same caller, or without one, belongs to the call that is known: nothing is
+// transferred twice.
+func TestCallIDOfTheSameCallerIsTheSameCall(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.says("a", 0, 200, `{"transfer_to":"101"}`)
 		o.asksFrom("5", "73430000001")

@@ -18,8 +18,9 @@ import (
 	"pzbridge/internal/pztest"
 )
 
-// Commands from a pipe, in any case, against the simulated server; the exit code says whether one has failed.
-func TestConsole(t *testing.T) {
+// The console reads commands from a pipe, in upper and lower case. The exit code is 1 if one of
+// them has failed.
+func TestConsoleRunsCommandsFromAPipe(t *testing.T) {
 	plain := pztest.NewServer(pztest.Options{Password: "geheim"})
 	defer plain.Close()
 	old := pztest.NewServer(pztest.Options{TLS: pztest.LegacyTLS()})
@@ -30,20 +31,36 @@ func TestConsole(t *testing.T) {
 		code  int
 		says  []string
 	}{
-		"clients":          {connect + "Clients\n", 0, []string{"0 Diagnostic 127.0.0.1 asd Connected\n"}},
-		"version":          {connect + "VERSION\nexit\nnonsense\n", 0, []string{"Test Server v1.1.2\n"}},
-		"events":           {connect + "events\ngenerate incoming 777\nsms 1 2 asd 7 0J8=\n", 0, []string{`type="1"`, `from="777"`, `type="128"`}},
-		"no events":        {connect + "generate incoming 777\n", 0, []string{"Connected\nOK\n"}},
-		"commands":         {connect + "call 101 102\ntransfer 5 101\ntransfer 6\nsimulation off\n", 0, []string{"OK\nOK\nOK\nOK\n"}},
-		"help":             {"help\nHELP generate\n", 0, []string{"transfer <call id>", "generate history"}},
-		"over TLS":         {"connect " + old.URL + " asd\n\nversion\n", 0, []string{"Test Server"}},
-		"a wrong password": {"connect " + plain.URL + " asd\nfalsch\nversion\n", 1, []string{"Error: connection closed with code 4008", "Error: not connected"}},
-		"no such command":  {"nonsense\n", 1, []string{"there is no command"}},
-		"no such event":    {connect + "generate nothing\n", 1, []string{"Error: "}},
-		"not connected":    {"version\n", 1, []string{"not connected"}},
-		"a bad address":    {"connect http://x y\n\n", 1, []string{"must be such as ws://"}},
-		"a Cyrillic name":  {"connect нигде.invalid y\n\n", 1, []string{"Error: connect to xn--c1acdjy.invalid:10150: "}},
-		"no name at all":   {"connect ws://нигде_.invalid y\n\n", 1, []string{"must be such as ws://"}},
+		"clients": {connect + "Clients\n", 0, []string{"0 Diagnostic 127.0.0.1 asd Connected\n"}},
+		"version": {connect + "VERSION\nexit\nnonsense\n", 0, []string{"Test Server v1.1.2\n"}},
+		"events": {
+			connect + "events\ngenerate incoming 777\nsms 1 2 asd 7 0J8=\n",
+			0,
+			[]string{`type="1"`, `from="777"`, `type="128"`},
+		},
+		"no events": {connect + "generate incoming 777\n", 0, []string{"Connected\nOK\n"}},
+		"commands": {
+			connect + "call 101 102\ntransfer 5 101\ntransfer 6\nsimulation off\n",
+			0,
+			[]string{"OK\nOK\nOK\nOK\n"},
+		},
+		"help":     {"help\nHELP generate\n", 0, []string{"transfer <call id>", "generate history"}},
+		"over TLS": {"connect " + old.URL + " asd\n\nversion\n", 0, []string{"Test Server"}},
+		"a wrong password": {
+			"connect " + plain.URL + " asd\nfalsch\nversion\n",
+			1,
+			[]string{"Error: connection closed with code 4008", "Error: not connected"},
+		},
+		"no such command": {"nonsense\n", 1, []string{"there is no command"}},
+		"no such event":   {connect + "generate nothing\n", 1, []string{"Error: "}},
+		"not connected":   {"version\n", 1, []string{"not connected"}},
+		"a bad address":   {"connect http://x y\n\n", 1, []string{"must be such as ws://"}},
+		"a Cyrillic name": {
+			"connect нигде.invalid y\n\n",
+			1,
+			[]string{"Error: connect to xn--c1acdjy.invalid:10150: "},
+		},
+		"no name at all": {"connect ws://нигде_.invalid y\n\n", 1, []string{"must be such as ws://"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cmd := exec.Command(os.Args[0], "console")
@@ -55,15 +72,16 @@ func TestConsole(t *testing.T) {
 					t.Errorf("it does not say %q", want)
 				}
 			}
-			if code := cmd.ProcessState.ExitCode(); code != c.code || strings.Contains(string(out), "geheim") || strings.Contains(string(out), "Disconnected") {
+			if code := cmd.ProcessState.ExitCode(); code != c.code || strings.Contains(string(out), "geheim") ||
+				strings.Contains(string(out), "Disconnected") {
 				t.Errorf("exit code %d:\n%s", code, out)
 			}
 		})
 	}
 }
 
-// With an address it takes the password from where every other command has it.
-// What is no Prostie Zvonki server may send the handshake back, and with it the password: the console does not show it.
+// A program that is no Prostie Zvonki server may send the handshake back, and with it the password.
+// The console does not print it.
 func TestConsoleHidesThePassword(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -89,13 +107,16 @@ func TestConsoleHidesThePassword(t *testing.T) {
 	}()
 	for _, want := range []string{"does not speak HTTP", "(hidden)"} {
 		p := prepare(t, map[string]string{"PZ_PASSWORD": "t0psecret?"}, "console", "ws://"+l.Addr().String())
-		if err := p.Run(); err == nil || !strings.Contains(p.log.String(), want) || strings.Contains(p.log.String(), "dDBwc2VjcmV0P") || strings.Contains(p.log.String(), "t0psecret") {
+		err, out := p.Run(), p.log.String()
+		if err == nil || !strings.Contains(out, want) || strings.Contains(out, "dDBwc2VjcmV0P") ||
+			strings.Contains(out, "t0psecret") {
 			t.Errorf("%v: %s", err, p.log)
 		}
 	}
 }
 
-func TestConsolePassword(t *testing.T) {
+// With an address on the command line, the password comes from PZ_PASSWORD or PZ_PASSWORD_FILE.
+func TestConsoleTakesThePasswordFromTheEnvironment(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{Password: "geheim"})
 	defer server.Close()
 	file := filepath.Join(t.TempDir(), "password")
@@ -112,8 +133,9 @@ func TestConsolePassword(t *testing.T) {
 	}
 }
 
-// A server that takes its time over the first answer, and is silent to the other form, as the real one.
-func TestConsoleAtASlowServer(t *testing.T) {
+// The first response takes some seconds, and a request in the other encoding gets none, as with the
+// real server.
+func TestConsoleWaitsForASlowServer(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it waits for some seconds")
 	}
@@ -136,7 +158,8 @@ func TestConsoleAtASlowServer(t *testing.T) {
 				time.Sleep(2500 * time.Millisecond)
 			}
 			req, _ := pz.ParseRequest(doc)
-			_ = c.WriteMessage(websocket.TextMessage, pz.Base64.Pack(pz.Response{Code: "0", RequestID: req.ID, Version: "Slow 1"}.XML()))
+			response := pz.Response{Code: "0", RequestID: req.ID, Version: "Slow 1"}
+			_ = c.WriteMessage(websocket.TextMessage, pz.Base64.Pack(response.XML()))
 		}
 	}))
 	defer server.Close()

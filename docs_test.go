@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -17,7 +18,7 @@ import (
 
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
-	"pzbridge/outbox"
+	"pzbridge/outbox/bolt"
 )
 
 // snippet gives the first block of a language in a guide.
@@ -34,8 +35,9 @@ func snippet(t *testing.T, guide, language string) string {
 	return string(block[1])
 }
 
-// The guide's functions take what is signed and refuse what is not: each is run as it stands there. A language that is not on this machine is left out.
-func TestGuideVerifies(t *testing.T) {
+// The functions of the developers' guide accept a valid signature and refuse others. Each is run as
+// the guide prints it; a language that is not installed is skipped.
+func TestGuideVerifiesSignatures(t *testing.T) {
 	const guide = "docs/developers.md"
 	verifier, err := standardwebhooks.NewWebhook(secret)
 	if err != nil {
@@ -47,7 +49,11 @@ func TestGuideVerifies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return map[string]string{"webhook-id": "msg_1", "webhook-timestamp": strconv.FormatInt(at.Unix(), 10), "webhook-signature": "v1,AAAA " + signature}
+		return map[string]string{
+			"webhook-id":        "msg_1",
+			"webhook-timestamp": strconv.FormatInt(at.Unix(), 10),
+			"webhook-signature": "v1,AAAA " + signature,
+		}
 	}
 	type request struct {
 		Secret  string            `json:"secret"`
@@ -71,7 +77,8 @@ func TestGuideVerifies(t *testing.T) {
 		args                         []string
 	}{
 		"go": {"go", "main.go", `package main
-import ("crypto/hmac"; "crypto/sha256"; "encoding/base64"; "encoding/json"; "fmt"; "net/http"; "os"; "strconv"; "strings"; "time")
+import ("crypto/hmac"; "crypto/sha256"; "encoding/base64"; "encoding/json"; "fmt"; "net/http"; "os")
+import ("strconv"; "strings"; "time")
 `, `
 func main() {
 	var list []struct { Secret string; Headers map[string]string; Body string }
@@ -115,8 +122,8 @@ echo implode(' ', array_map(function ($r) {
 	}
 }
 
-// The n8n recipe's code does too, as n8n runs it.
-func TestRecipeVerifies(t *testing.T) {
+// The code of the n8n recipe accepts a valid signature and refuses others, run as n8n runs it.
+func TestN8nRecipeVerifiesSignatures(t *testing.T) {
 	node, err := exec.LookPath("node")
 	if err != nil {
 		t.Skip("there is no node on this machine")
@@ -135,42 +142,56 @@ func TestRecipeVerifies(t *testing.T) {
 const recipe = async function ($input, $env) {` + snippet(t, "docs/recipes.md", "js") + `};
 const run = (body, sent) => recipe.call(
   { helpers: { getBinaryDataBuffer: async (item, name) => item === 0 && name === "data" ? Buffer.from(body) : null } },
-  { first: () => ({ json: { headers: { "webhook-id": "msg_1", "webhook-timestamp": String(sent), "webhook-signature": process.env.SIGNATURE } } }) },
+  { first: () => ({ json: { headers: {
+    "webhook-id": "msg_1", "webhook-timestamp": String(sent), "webhook-signature": process.env.SIGNATURE,
+  } } }) },
   { PZBRIDGE_SECRET: process.env.SECRET },
 ).then((items) => items[0].json.type, (e) => e.message);
-(async () => console.log(await run(process.env.BODY, process.env.SENT), "|", await run(process.env.BODY + " ", process.env.SENT), "|", await run(process.env.BODY, process.env.SENT - 3600)))();`
+const { BODY, SENT } = process.env;
+(async () => console.log(
+  await run(BODY, SENT), "|", await run(BODY + " ", SENT), "|", await run(BODY, SENT - 3600),
+))();`
 	cmd := exec.Command(node, "-e", program)
-	cmd.Env = append(os.Environ(), "SECRET="+secret, "BODY="+body, "SIGNATURE="+signature, "SENT="+strconv.FormatInt(now.Unix(), 10))
+	sent := strconv.FormatInt(now.Unix(), 10)
+	cmd.Env = append(os.Environ(), "SECRET="+secret, "BODY="+body, "SIGNATURE="+signature, "SENT="+sent)
 	out, err := cmd.CombinedOutput()
-	if got := strings.TrimSpace(string(out)); err != nil || got != "call.completed | the signature is wrong | the signature is wrong" {
+	const want = "call.completed | the signature is wrong | the signature is wrong"
+	if got := strings.TrimSpace(string(out)); err != nil || got != want {
 		t.Errorf("it says %q (%v)", got, err)
 	}
 }
 
-// The operators' guide has every warning and error that the log can hold, every code with which a server closes, and the sentences with which a start ends.
-func TestOperatorsGuideIsWhole(t *testing.T) {
+// The operators' guide has every warning and error that the log can hold, every code with which a
+// server closes a connection, and the error messages of a failed start.
+func TestOperatorsGuideHasEveryLogMessage(t *testing.T) {
 	text, err := os.ReadFile("docs/operators.md")
 	if err != nil {
 		t.Fatal(err)
 	}
 	guide := string(text)
-	wanted := []string{outbox.ErrInUse.Error(), outbox.ErrNotOutbox.Error(), "the file is of a newer version of pzbridge", "the API cannot listen on LISTEN_ADDR"}
+	wanted := []string{
+		bolt.ErrInUse.Error(), bolt.ErrNotOutbox.Error(), "the file is of a newer version of pzbridge",
+		"the API cannot listen on LISTEN_ADDR",
+	}
 	for code := pz.CloseLicenceUnchecked; code <= pz.CloseSameGUID; code++ {
 		wanted = append(wanted, strconv.Itoa(code))
 	}
+	// These do not run in the bridge, nor does what ends in test.
+	outside := []string{"internal/demo", "internal/cli"}
+	split := regexp.MustCompile(`"\s*\+\s*"`) // in a text that is written on two lines
 	line := regexp.MustCompile(`(?:\.(?:Warn|Error|Failed)\(|slog\.Level(?:Warn|Error), )"([^"]+)"`)
 	found := 0
 	err = filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && (path == "internal/demo" || path == "internal/cli" || path == "internal/pztest"): // they do not run in the bridge
+		case d.IsDir() && (slices.Contains(outside, path) || strings.HasSuffix(path, "test")):
 			return filepath.SkipDir
 		case filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go"):
 			return nil
 		}
 		source, err := os.ReadFile(path)
-		for _, m := range line.FindAllStringSubmatch(string(source), -1) {
+		for _, m := range line.FindAllStringSubmatch(split.ReplaceAllString(string(source), ""), -1) {
 			found++
 			wanted = append(wanted, m[1])
 		}
@@ -186,8 +207,8 @@ func TestOperatorsGuideIsWhole(t *testing.T) {
 	}
 }
 
-// The README's Go takes a webhook that is signed and refuses another.
-func TestReadmeTakesAWebhook(t *testing.T) {
+// The Go program of the README accepts a signed webhook and refuses others.
+func TestReadmeVerifiesSignatures(t *testing.T) {
 	// Within this module, whose test dependency the library is.
 	folder, err := os.MkdirTemp(".", "readme-snippet-")
 	if err != nil {
@@ -221,28 +242,31 @@ func main() {
 	}
 }
 
-// Every curl of the guides is answered by a running bridge as its text says.
-func TestGuidesCurl(t *testing.T) {
+// A running bridge answers every curl command of the guides with 200.
+func TestCurlCommandsOfTheGuidesWork(t *testing.T) {
 	if _, err := exec.LookPath("curl"); err != nil {
 		t.Skip("there is no curl on this machine")
 	}
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
-	vars := variables(t, server, newReceiver(t, nil), "API_TOKEN=operator-token-0123456789", "ENDPOINT_0_TOKEN=crm-token-0123456789")
+	vars := variables(t, server, newReceiver(t, nil),
+		"API_TOKEN=operator-token-0123456789", "ENDPOINT_0_TOKEN=crm-token-0123456789")
 	start(t, vars)
 	eventually(t, "the bridge is connected", func() bool {
 		out, err := exec.Command("curl", "-fsS", "http://"+vars["LISTEN_ADDR"]+"/readyz").Output()
 		return err == nil && strings.Contains(string(out), "ready")
 	})
+	curl := regexp.MustCompile(`(?m)^    (curl (?:.*\\\n)*.*)$`)
 	run := 0
 	for _, guide := range []string{"README.md", "docs/operators.md", "docs/developers.md", "docs/recipes.md"} {
 		text, err := os.ReadFile(guide)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, line := range regexp.MustCompile(`(?m)^    (curl (?:.*\\\n)*.*)$`).FindAllStringSubmatch(string(text), -1) {
+		for _, line := range curl.FindAllStringSubmatch(string(text), -1) {
 			run++
-			cmd := exec.Command("sh", "-c", strings.ReplaceAll(line[1], "localhost:8080", vars["LISTEN_ADDR"])+" -sS -w ' %{http_code}'")
+			command := strings.ReplaceAll(line[1], "localhost:8080", vars["LISTEN_ADDR"])
+			cmd := exec.Command("sh", "-c", command+" -sS -w ' %{http_code}'")
 			cmd.Dir = t.TempDir()
 			cmd.Env = append(os.Environ(), "API_TOKEN=operator-token-0123456789", "TOKEN=crm-token-0123456789")
 			if out, err := cmd.CombinedOutput(); err != nil || !strings.HasSuffix(string(out), " 200") {
@@ -255,8 +279,8 @@ func TestGuidesCurl(t *testing.T) {
 	}
 }
 
-// What the guides name is there: files, variables of the configuration, and commands.
-func TestGuidesNameWhatIsThere(t *testing.T) {
+// The files, variables and commands that the guides name exist.
+func TestGuidesNameExistingThings(t *testing.T) {
 	example, err := os.ReadFile(".env.example")
 	if err != nil {
 		t.Fatal(err)
@@ -264,12 +288,17 @@ func TestGuidesNameWhatIsThere(t *testing.T) {
 	help := start(t, nil, "help")
 	_ = help.exitCode()
 	known := string(example) + " PZBRIDGE_DOMAIN PZBRIDGE_SECRET PZBRIDGE_URL"
-	for _, guide := range []string{"README.md", "README.ru.md", "docs/developers.md", "docs/operators.md", "docs/recipes.md"} {
+	variable := regexp.MustCompile(`\b(?:PZ|API|OUTBOX|ENDPOINT_(?:<n>|0)|ROUTING|RINGING|METRICS|REPLAY|RETRY|ORDER|` +
+		`LISTEN|COMMAND|SHUTDOWN|LOG)_[A-Z_]+[A-Z]`)
+	called := regexp.MustCompile("(?:`|bridge /)pzbridge ([a-z-]+)|--rm bridge ([a-z-]+)")
+	for _, guide := range []string{
+		"README.md", "README.ru.md", "docs/developers.md", "docs/operators.md", "docs/recipes.md",
+	} {
 		text, err := os.ReadFile(guide)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, name := range regexp.MustCompile(`\b(?:PZ|API|OUTBOX|ENDPOINT_(?:<n>|0)|ROUTING|RINGING|METRICS|REPLAY|RETRY|ORDER|LISTEN|COMMAND|SHUTDOWN|LOG)_[A-Z_]+[A-Z]`).FindAllString(string(text), -1) {
+		for _, name := range variable.FindAllString(string(text), -1) {
 			if !strings.Contains(known, strings.Replace(name, "<n>", "0", 1)) {
 				t.Errorf("%s names the variable %s, which there is not", guide, name)
 			}
@@ -279,7 +308,7 @@ func TestGuidesNameWhatIsThere(t *testing.T) {
 				t.Errorf("%s links to %s: %v", guide, link[1], err)
 			}
 		}
-		for _, command := range regexp.MustCompile("(?:`|bridge /)pzbridge ([a-z-]+)|--rm bridge ([a-z-]+)").FindAllStringSubmatch(string(text), -1) {
+		for _, command := range called.FindAllStringSubmatch(string(text), -1) {
 			if !strings.Contains(help.log.String(), "\n  "+command[1]+command[2]+" ") {
 				t.Errorf("%s names the command %q", guide, command[0])
 			}

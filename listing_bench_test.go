@@ -15,15 +15,21 @@ import (
 
 	"github.com/google/uuid"
 
+	"pzbridge/internal/clock"
 	"pzbridge/internal/metrics"
+	"pzbridge/internal/routing"
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox"
+	"pzbridge/outbox/bolt/bolttest"
+	"pzbridge/outbox/store"
+	"pzbridge/outbox/store/storetest"
 	"pzbridge/relay"
 	"pzbridge/transferapi"
 )
 
-// BenchmarkFreshEventBesideListings measures how long a fresh event takes to its CRM, in turns with nothing else going on and beside 50 requests a second with
-// the token of another CRM that look through an outbox of 150,000 events for what is not there. It reports both medians and how many times the quiet one the other is.
+// BenchmarkFreshEventBesideListings measures how long a fresh event takes to its CRM, in turns with
+// nothing else going on and beside 50 requests a second with the token of another CRM that look
+// through an outbox of 150,000 events for what is not there. It reports both medians and how many
+// times the quiet one the other is.
 func BenchmarkFreshEventBesideListings(b *testing.B) {
 	const kept, rate, turn = 150_000, 50, 50
 	arrived := make(chan struct{}, 1)
@@ -48,7 +54,10 @@ func BenchmarkFreshEventBesideListings(b *testing.B) {
 		return time.Since(began)
 	}
 	for _, path := range []string{
-		"/v1/deliveries?state=dead", "/v1/deliveries?state=dead&limit=500", "/v1/events?types=sms.status&limit=500", "/v1/events?types=sms.status&order=desc",
+		"/v1/deliveries?state=dead",
+		"/v1/deliveries?state=dead&limit=500",
+		"/v1/events?types=sms.status&limit=500",
+		"/v1/events?types=sms.status&order=desc",
 		"/v1/events?limit=500", "/v1/events?after=now&wait=30s",
 	} {
 		b.Run(path[1:], func(b *testing.B) {
@@ -76,36 +85,68 @@ func BenchmarkFreshEventBesideListings(b *testing.B) {
 }
 
 func benchEvent(kind telephony.EventType, call string) telephony.Event {
-	return telephony.Event{ID: uuid.Must(uuid.NewV7()).String(), Type: kind, Time: time.Now(), CallID: call, From: "73430112233", To: "101"}
+	return telephony.Event{
+		ID:     uuid.Must(uuid.NewV7()).String(),
+		Type:   kind,
+		Time:   time.Now(),
+		CallID: call,
+		From:   "73430112233",
+		To:     "101",
+	}
 }
 
 const benchToken = "reader-token-0123456789"
 
-// benchAPI gives an outbox that delivers SMS to a CRM and keeps calls for another one to read, and the address of its API.
-func benchAPI(b *testing.B, crm string) (*outbox.Outbox, string) {
+// benchAPI gives an outbox that delivers SMS to a CRM and keeps calls for another one to read, and
+// the address of its API.
+func benchAPI(b *testing.B, crm string) (*storetest.Box, string) {
 	b.Helper()
 	logger := slog.New(slog.DiscardHandler)
-	endpoint := outbox.Endpoint{Name: "reader", Events: outbox.Filter{"call.*"}, Timeout: time.Minute, Concurrency: 1, RingingTTL: time.Hour, Tokens: []string{benchToken}}
+	endpoint := store.Endpoint{
+		Name:        "reader",
+		Events:      store.Filter{"call.*"},
+		Timeout:     time.Minute,
+		Concurrency: 1,
+		RingingTTL:  time.Hour,
+		Tokens:      []string{benchToken},
+	}
 	sms := endpoint
-	sms.Name, sms.URL, sms.Secrets, sms.Events = "crm", crm, [][]byte{make([]byte, 24)}, outbox.Filter{"sms.*"}
-	box, err := outbox.Open(outbox.Options{
-		Path: filepath.Join(b.TempDir(), "outbox.db"), Endpoints: []outbox.Endpoint{endpoint, sms}, RetrySchedule: []time.Duration{time.Second}, Retention: time.Hour,
-		RoutingTimeout: time.Second, MaxBytes: 1 << 40, Grace: time.Second, Logger: logger,
+	sms.Name, sms.URL, sms.Secrets, sms.Events = "crm", crm, [][]byte{make([]byte, 24)}, store.Filter{"sms.*"}
+	box, err := storetest.Open(bolttest.Harness{}, storetest.Options{
+		Place:          filepath.Join(b.TempDir(), "outbox.db"),
+		Endpoints:      []store.Endpoint{endpoint, sms},
+		RetrySchedule:  []time.Duration{time.Second},
+		Retention:      time.Hour,
+		RoutingTimeout: time.Second,
+		MaxBytes:       1 << 40,
+		Grace:          time.Second,
+		Logger:         logger,
+		Clock:          clock.New(time.Time{}, time.Time{}),
 	})
 	if err != nil {
 		b.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { _ = box.Run(ctx, &relay.Router{}) })
+	running.Go(func() { _ = box.Run(ctx, &routing.Router{}) })
 	b.Cleanup(func() {
 		stop()
 		running.Wait()
 		_ = box.Close()
 	})
 	api, err := transferapi.New(transferapi.Options{
-		Exchange: &relay.Session{}, Router: &relay.Router{}, Outbox: box, Deliveries: box, Events: box, Keys: box, Metrics: metrics.New("").Handler(),
-		Tokens: map[string][]string{"reader": {benchToken}}, CommandTimeout: time.Second, Rate: 1000, Logger: logger,
+		Exchange:       &relay.Session{},
+		Router:         &routing.Router{},
+		Outbox:         box.Outbox,
+		Backup:         box.Engine.(transferapi.Backup),
+		Deliveries:     box.Outbox,
+		Events:         box.Outbox,
+		Keys:           box.Engine,
+		Metrics:        metrics.New("").Handler(),
+		Tokens:         map[string][]string{"reader": {benchToken}},
+		CommandTimeout: time.Second,
+		Rate:           1000,
+		Logger:         logger,
 	})
 	if err != nil {
 		b.Fatal(err)
@@ -115,7 +156,8 @@ func benchAPI(b *testing.B, crm string) (*outbox.Outbox, string) {
 	return box, server.URL
 }
 
-// ask makes requests, one in each so long, whether the one before is answered or not, until it is stopped.
+// ask makes requests, one in each so long, whether the one before is answered or not, until it is
+// stopped.
 func ask(b *testing.B, url string, every time.Duration) (stop func()) {
 	b.Helper()
 	ctx, cancel := context.WithCancel(b.Context())

@@ -1,5 +1,6 @@
-// Command pzbridge stands between a Prostie Zvonki server and CRMs: it keeps every event of the server in an outbox and POSTs it as a signed
-// webhook to each CRM, and takes calls, transfers and SMS from them back to the server.
+// Command pzbridge stands between a Prostie Zvonki server and CRMs: it keeps every event of the
+// server in an outbox and POSTs it as a signed webhook to each CRM, and takes calls, transfers and
+// SMS from them back to the server.
 package main
 
 import (
@@ -18,6 +19,7 @@ import (
 	_ "time/tzdata" // the container has none, and TZ says in which times the dashboard and the commands speak
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
+	"github.com/google/uuid"
 
 	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/cli"
@@ -26,28 +28,32 @@ import (
 	"pzbridge/internal/connlimit"
 	"pzbridge/internal/dashboard"
 	"pzbridge/internal/metrics"
+	"pzbridge/internal/routing"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
+	"pzbridge/outbox/bolt"
+	"pzbridge/outbox/store"
+	"pzbridge/outbox/webhook"
 	"pzbridge/relay"
 	"pzbridge/transferapi"
 )
 
 const version = "0.1.0"
 
-// released is the day of this version: a clock that stands before it is wrong. What stands in an outbox
-// with a time before first came while one was.
+// released is the day of this version: a clock that stands before it is wrong. What stands in an
+// outbox with a time before first came while one was.
 var (
 	released = time.Date(2026, time.November, 30, 0, 0, 0, 0, time.UTC)
 	first    = time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
 )
 
-// gcPercent lets the heap grow to five times what lives in it, which is a few MiB: at Go's 100 the collector runs so often that it costs a seventh of
-// BenchmarkBridge's events a second.
+// gcPercent lets the heap grow to five times what lives in it, which is a few MiB: at Go's 100 the
+// collector runs so often that it costs a seventh of BenchmarkBridge's events a second.
 const gcPercent = 400
 
-// memoryShare is the share of a cgroup's memory that the heap may take before the collector runs more
-// often than gcPercent asks for. The rest is for stacks, buffers of the kernel, and pages of the outbox
-// that are being written.
+// memoryShare is the share of a cgroup's memory that the heap may take before the collector runs
+// more often than gcPercent asks for. The rest is for stacks, buffers of the kernel, and pages of
+// the outbox that are being written.
 const memoryShare = 0.7
 
 func main() {
@@ -74,7 +80,8 @@ func untilSignal() context.Context {
 
 // bridge runs until ctx ends, or until a part of it fails.
 func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error) {
-	// net/http has things to tell that it gives to nobody but the standard logger, such as a CRM that sends more than it announced.
+	// net/http has things to tell that it gives to nobody but the standard logger, such as a CRM
+	// that sends more than it announced.
 	log.SetFlags(0)
 	log.SetOutput(slog.NewLogLogger(logger.Handler(), slog.LevelDebug).Writer())
 	if os.Getenv("GOGC") == "" {
@@ -84,28 +91,61 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		logger.Debug("no limit of memory was found", "err", err.Error())
 	}
 	counted := metrics.New(version)
-	boxOptions := outboxOptions(cfg, logger)
-	seen := dashboard.NewStats()
+	stats := dashboard.NewStats()
 	ages := clock.New(released, first)
-	boxOptions.Observer, boxOptions.Stopping, boxOptions.Clock = observers{counted, seen}, ctx, ages
-	box, err := outbox.Open(boxOptions)
+	engine, err := bolt.Open(bolt.Options{
+		Path:      cfg.OutboxPath,
+		MaxBytes:  cfg.OutboxMaxBytes,
+		Rules:     rules(cfg),
+		Logger:    logger,
+		Clock:     ages,
+		Committed: counted.Committed,
+	})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, box.Close()) }()
+	defer func() { err = errors.Join(err, engine.Close()) }()
+	senders := newSenders(cfg)
+	defer closeSenders(senders)
+	box, err := outbox.New(ctx, outbox.Options{
+		Engine:         engine,
+		Endpoints:      cfg.Endpoints,
+		Senders:        senders,
+		Formatter:      webhook.Formatter{},
+		RetrySchedule:  cfg.RetrySchedule,
+		RoutingTimeout: cfg.RoutingTimeout,
+		Retention:      cfg.OutboxRetention,
+		Grace:          cfg.ShutdownGrace * 9 / 10, // the rest is for recording how attempts ended
+		Stopping:       ctx,
+		Logger:         logger,
+		Observer:       observers{counted, stats},
+		Clock:          ages,
+	})
+	if err != nil {
+		return err
+	}
 
 	if cfg.Identity.GUID == "" {
-		if cfg.Identity.GUID, err = box.ClientGUID(); err != nil {
-			return err
+		if cfg.Identity.GUID, err = box.ClientGUID(ctx, uuid.NewString()); err != nil {
+			return fmt.Errorf("keep the client GUID in the outbox: %w", err)
 		}
 	}
-	enabled, err := box.IsToConnect()
+	enabled, err := box.IsToConnect(ctx)
 	if err != nil {
 		return err
 	}
+	events := &sink{box: box}
 	session, err := relay.New(relay.Options{
-		URL: cfg.URL, TLS: relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy), Identity: cfg.Identity, Disabled: !enabled,
-		ReplayMaxAge: cfg.ReplayMaxAge, Clock: ages, Grace: cfg.ShutdownGrace / 4, Sink: box, Logger: logger, Observer: observers{counted, seen},
+		URL:          cfg.URL,
+		TLS:          relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy),
+		Identity:     cfg.Identity,
+		Disabled:     !enabled,
+		ReplayMaxAge: cfg.ReplayMaxAge,
+		Clock:        ages,
+		Grace:        cfg.ShutdownGrace / 4,
+		Sink:         events,
+		Logger:       logger,
+		Observer:     observers{counted, stats},
 	})
 	if err != nil {
 		return err
@@ -120,24 +160,63 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	router, err := relay.NewRouter(relay.RouterOptions{
-		Exchange: session, Ledger: box, DeclineOnSilence: cfg.DeclineOnSilence, Timeout: cfg.CommandTimeout, Policy: policy, Logger: logger, Observer: counted,
+	router, err := routing.NewRouter(routing.RouterOptions{
+		Exchange:         session,
+		Routes:           engine,
+		DeclineOnSilence: cfg.DeclineOnSilence,
+		Timeout:          cfg.CommandTimeout,
+		Policy:           policy,
+		Logger:           logger,
+		Observer:         counted,
+	})
+	if err != nil {
+		return err
+	}
+	events.questions, err = routing.NewDispatcher(routing.Options{
+		Questions: engine,
+		Routes:    engine,
+		Outbox:    box,
+		Router:    router,
+		Endpoints: cfg.Endpoints,
+		Senders:   senders,
+		Timeout:   cfg.RoutingTimeout,
+		Freshness: ages.Freshness,
+		Logger:    logger,
 	})
 	if err != nil {
 		return err
 	}
 	counted.Watch(session, box)
 	api, err := transferapi.New(transferapi.Options{
-		Exchange: session, Router: router, Policy: policy, Outbox: box, Deliveries: box, Events: box, Keys: box, Metrics: counted.Handler(), MetricsPublic: cfg.MetricsPublic,
-		Tokens: tokens(cfg), CommandTimeout: cfg.CommandTimeout, Rate: cfg.APIRate, Logger: logger,
-		WrongToken: func() { counted.WrongToken(metrics.ToAPI) },
+		Exchange:       session,
+		Router:         router,
+		Policy:         policy,
+		Outbox:         box,
+		Backup:         engine,
+		Deliveries:     box,
+		Events:         box,
+		Keys:           engine,
+		Metrics:        counted.Handler(),
+		MetricsPublic:  cfg.MetricsPublic,
+		Tokens:         tokens(cfg),
+		CommandTimeout: cfg.CommandTimeout,
+		Rate:           cfg.APIRate,
+		Logger:         logger,
+		WrongToken:     func() { counted.WrongToken(metrics.ToAPI) },
 	})
 	if err != nil {
 		return err
 	}
 	pages, err := dashboard.New(dashboard.Options{
-		Exchange: session, Outbox: box, Stats: seen, Tokens: cfg.APITokens, MaxBytes: cfg.OutboxMaxBytes, BehindProxy: cfg.BehindProxy, Version: version, Logger: logger,
-		WrongToken: func() { counted.WrongToken(metrics.ToDashboard) },
+		Exchange:    session,
+		Outbox:      box,
+		Stats:       stats,
+		Tokens:      cfg.APITokens,
+		MaxBytes:    cfg.OutboxMaxBytes,
+		BehindProxy: cfg.BehindProxy,
+		Version:     version,
+		Logger:      logger,
+		WrongToken:  func() { counted.WrongToken(metrics.ToDashboard) },
 	})
 	if err != nil {
 		return err
@@ -153,42 +232,59 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	logger.Info("pzbridge started", "version", version, "server", cfg.URL.Host, "endpoints", len(cfg.Endpoints),
 		"outbox", cfg.OutboxPath, "listen", listener.Addr().String(), "client_guid", cfg.Identity.GUID)
 	if !enabled {
-		logger.Warn("the connection to the server is switched off, and stays so until PUT /v1/connection or the dashboard switches it on")
+		logger.Warn("the connection to the server is switched off, " +
+			"and stays so until PUT /v1/connection or the dashboard switches it on")
 	}
 	for _, warning := range cfg.Warnings() {
 		logger.Warn(warning)
 	}
 	if !enough {
-		logger.Warn("the process may have too few files open for so many CRMs: raise ulimit -n, or lower ENDPOINT_<n>_CONCURRENCY")
+		logger.Warn("the process may have too few files open for so many CRMs: " +
+			"raise ulimit -n, or lower ENDPOINT_<n>_CONCURRENCY")
 	}
 	// The order is that in which they are stopped: the way the data flows.
 	err = runAll(
 		ctx,
 		serve(limit.Listener(listener), handler, cfg.ShutdownGrace/4, logger, api.Drain, pages.Drain),
 		session.Run,
-		func(ctx context.Context) error { return box.Run(ctx, router) },
+		together(events.questions.Run, box.Run),
+		engine.Run,
 	)
 	logger.Info("pzbridge stopped")
 	return err
 }
 
-// observers tells the metrics and the dashboard what happens.
+// sink stores what the session reads, and has the questions among it asked.
+type sink struct {
+	box       *outbox.Outbox
+	questions *routing.Dispatcher
+}
+
+// Append stores events: see relay.Sink.
+func (s *sink) Append(ctx context.Context, events []telephony.Event) error {
+	questions, err := s.box.Append(ctx, events)
+	s.questions.Ask(questions)
+	return err
+}
+
+// observers counts for the metrics and for the dashboard.
 type observers struct {
 	*metrics.Metrics
-	seen *dashboard.Stats
+	stats *dashboard.Stats
 }
 
 func (o observers) EventReceived(kind telephony.EventType) {
 	o.Metrics.EventReceived(kind)
-	o.seen.EventReceived(kind)
+	o.stats.EventReceived(kind)
 }
 
 func (o observers) AttemptEnded(endpoint, outcome string, took, age time.Duration) {
 	o.Metrics.AttemptEnded(endpoint, outcome, took, age)
-	o.seen.AttemptEnded(endpoint, outcome, took, age)
+	o.stats.AttemptEnded(endpoint, outcome, took, age)
 }
 
-// connectionsNeeded is how many the bridge makes itself at a time: to the server, also while the one before ends, and to the CRMs.
+// connectionsNeeded is how many the bridge makes itself at a time: to the server, also while the
+// one before ends, and to the CRMs.
 func connectionsNeeded(cfg config.Config) int {
 	const questions = 32 // at one CRM
 	n := 2
@@ -198,20 +294,37 @@ func connectionsNeeded(cfg config.Config) int {
 	return n
 }
 
-func outboxOptions(cfg config.Config, logger *slog.Logger) outbox.Options {
-	opts := outbox.Options{
-		Path: cfg.OutboxPath, RetrySchedule: cfg.RetrySchedule, OrderHold: cfg.OrderHold, RoutingTimeout: cfg.RoutingTimeout,
+// rules says which endpoint gets an event, until when, and what becomes of the route of a call.
+func rules(cfg config.Config) store.Rules {
+	r := outbox.Rules(outbox.RulesOptions{
+		Endpoints:          cfg.Endpoints,
+		RetrySchedule:      cfg.RetrySchedule,
+		OrderHold:          cfg.OrderHold,
+		RoutingTimeout:     cfg.RoutingTimeout,
 		QuietWithoutWinner: cfg.QuietWithoutWinner,
-		Retention:          cfg.OutboxRetention, MaxBytes: cfg.OutboxMaxBytes, Grace: cfg.ShutdownGrace * 9 / 10, // the rest is for recording how they ended
-		UserAgent: "pzbridge/" + version, Logger: logger,
+	})
+	r.Receive, r.ChangeRoute = routing.Receive(cfg.Endpoints, cfg.RoutingTimeout), routing.Change
+	return r
+}
+
+// newSenders gives a sender for each endpoint that events are sent to.
+func newSenders(cfg config.Config) map[string]store.Sender {
+	senders := map[string]store.Sender{}
+	for i := range cfg.Endpoints {
+		if e := &cfg.Endpoints[i]; !e.Reads() {
+			senders[e.Name] = webhook.New(*e, webhook.Options{
+				UserAgent: "pzbridge/" + version,
+				Questions: routing.MaxQuestions,
+			})
+		}
 	}
-	for _, e := range cfg.Endpoints {
-		opts.Endpoints = append(opts.Endpoints, outbox.Endpoint{
-			Name: e.Name, URL: e.URL, Secrets: e.Secrets, Events: e.Events, Headers: e.Headers, Timeout: e.Timeout,
-			Concurrency: e.Concurrency, Rate: e.Rate, RingingTTL: e.RingingTTL, Tokens: e.Tokens, Format: e.Format, TLS: e.TLS,
-		})
+	return senders
+}
+
+func closeSenders(senders map[string]store.Sender) {
+	for _, s := range senders {
+		s.Close()
 	}
-	return opts
 }
 
 func tokens(cfg config.Config) map[string][]string {
@@ -222,7 +335,23 @@ func tokens(cfg config.Config) map[string][]string {
 	return list
 }
 
-// runAll starts every part and, when ctx ends or one of them does, stops them one after the other in the order given.
+// together makes one part of several, which end at the same time.
+func together(parts ...func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		results := make(chan error, len(parts))
+		for _, run := range parts {
+			go func() { results <- run(ctx) }()
+		}
+		var err error
+		for range parts {
+			err = errors.Join(err, <-results)
+		}
+		return err
+	}
+}
+
+// runAll starts every part and, when ctx ends or one of them does, stops them one after the other
+// in the order given.
 func runAll(ctx context.Context, parts ...func(context.Context) error) error {
 	ended := make(chan struct{}, len(parts))
 	results := make([]chan error, len(parts))
@@ -247,23 +376,32 @@ func runAll(ctx context.Context, parts ...func(context.Context) error) error {
 	return err
 }
 
-// writeTimeout is until when a request must be answered and its answer taken, but by what sets its own time (a backup, a page that is watched). A read of
-// events may wait for a minute.
+// writeTimeout is until when a request must be answered and its answer taken, but by what sets its
+// own time (a backup, a page that is watched). A read of events may wait for a minute.
 const writeTimeout = 2 * time.Minute
 
-// lastWord is how much of its grace a server keeps for the answers of requests whose time is up.
-const lastWord = 100 * time.Millisecond
+// responseReserve is how much of its grace a server keeps for the answers of requests whose time is
+// up.
+const responseReserve = 100 * time.Millisecond
 
-// serve makes a part of an HTTP server: when its context ends, requests under way have grace to end; what would take longer is told so by its own context.
-func serve(l net.Listener, h http.Handler, grace time.Duration, logger *slog.Logger, drain ...func()) func(context.Context) error {
+// serve makes a part of an HTTP server: when its context ends, requests under way have grace to
+// end; what would take longer is told so by its own context.
+func serve(
+	l net.Listener, h http.Handler, grace time.Duration, logger *slog.Logger, drain ...func(),
+) func(context.Context) error {
 	return func(ctx context.Context) error {
 		requests, timeUp := context.WithCancel(context.WithoutCancel(ctx))
 		defer timeUp()
 		server := &http.Server{
-			BaseContext: func(net.Listener) context.Context { return requests },
-			ConnContext: connlimit.Context,
-			Handler:     h, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, WriteTimeout: writeTimeout, IdleTimeout: 30 * time.Second,
-			MaxHeaderBytes: 64 << 10, ErrorLog: slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+			BaseContext:       func(net.Listener) context.Context { return requests },
+			ConnContext:       connlimit.Context,
+			Handler:           h,
+			ReadHeaderTimeout: 5 * time.Second,
+			ReadTimeout:       30 * time.Second,
+			WriteTimeout:      writeTimeout,
+			IdleTimeout:       30 * time.Second,
+			MaxHeaderBytes:    64 << 10,
+			ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 		}
 		for _, f := range drain { // what would wait for long ends with the server
 			server.RegisterOnShutdown(f)
@@ -271,7 +409,7 @@ func serve(l net.Listener, h http.Handler, grace time.Duration, logger *slog.Log
 		stopped := make(chan struct{})
 		defer context.AfterFunc(ctx, func() {
 			defer close(stopped)
-			defer time.AfterFunc(max(grace/2, grace-lastWord), timeUp).Stop()
+			defer time.AfterFunc(max(grace/2, grace-responseReserve), timeUp).Stop()
 			// Not ctx: it has ended already.
 			graceCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 			defer cancel()

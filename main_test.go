@@ -31,7 +31,10 @@ import (
 	"pzbridge/internal/pipenet"
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
-	"pzbridge/outbox"
+	"pzbridge/internal/routing"
+	"pzbridge/outbox/bolt/bolttest"
+	"pzbridge/outbox/store"
+	"pzbridge/outbox/store/storetest"
 	"pzbridge/relay"
 )
 
@@ -39,7 +42,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
-// TestMain makes of the test's binary the program itself, for tests that need a process to kill.
+// TestMain runs the program itself if RUN_MAIN is set, so that tests can start it as a process.
 func TestMain(m *testing.M) {
 	if os.Getenv("RUN_MAIN") != "" {
 		main()
@@ -64,7 +67,7 @@ func start(t *testing.T, vars map[string]string, args ...string) *process {
 	return p
 }
 
-// prepare is start but for the start.
+// prepare gives what start starts.
 func prepare(t *testing.T, vars map[string]string, args ...string) *process {
 	t.Helper()
 	p := &process{exec.Command(os.Args[0], args...), &logLines{}}
@@ -82,7 +85,7 @@ func (p *process) exitCode() int {
 	return p.ProcessState.ExitCode()
 }
 
-// endsWell waits for the end of a process whose output nobody reads.
+// endsWell waits for the end of a process whose output is not read.
 func (p *process) endsWell(t *testing.T) {
 	t.Helper()
 	ended := make(chan int, 1)
@@ -115,7 +118,7 @@ func (l *logLines) String() string {
 	return l.b.String()
 }
 
-// receiver is a CRM that keeps what it took and verified.
+// receiver is a CRM that verifies webhooks and keeps them.
 type receiver struct {
 	*httptest.Server
 	mu     sync.Mutex
@@ -123,7 +126,7 @@ type receiver struct {
 	seen   int
 }
 
-// newReceiver starts a CRM; refuse says, of the n-th request, whether it is answered 503.
+// newReceiver starts a CRM. It answers the n-th request with 503 if refuse(n) is true.
 func newReceiver(t *testing.T, refuse func(n int) bool) *receiver {
 	t.Helper()
 	verifier, err := standardwebhooks.NewWebhook(secret)
@@ -168,7 +171,7 @@ func (r *receiver) webhooks(t *testing.T) []demo.Webhook {
 	return hooks
 }
 
-// eventually waits until something is so. It is for what other processes do.
+// eventually waits for a condition that other processes bring about.
 func eventually(t *testing.T, what string, so func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
@@ -194,14 +197,34 @@ func freePort(t *testing.T) string {
 func variables(t *testing.T, server *pztest.Server, crm *receiver, more ...string) map[string]string {
 	t.Helper()
 	vars := map[string]string{
-		"PZ_URL": server.URL, "ENDPOINT_0_NAME": "crm", "ENDPOINT_0_URL": crm.URL + "/?token=t0psecret", "ENDPOINT_0_SECRET": secret,
-		"OUTBOX_PATH": filepath.Join(t.TempDir(), "outbox.db"), "LISTEN_ADDR": freePort(t), "LOG_LEVEL": "debug",
+		"PZ_URL":            server.URL,
+		"ENDPOINT_0_NAME":   "crm",
+		"ENDPOINT_0_URL":    crm.URL + "/?token=t0psecret",
+		"ENDPOINT_0_SECRET": secret,
+		"OUTBOX_PATH":       filepath.Join(t.TempDir(), "outbox.db"),
+		"LISTEN_ADDR":       freePort(t),
+		"LOG_LEVEL":         "debug",
 	}
 	for _, m := range more {
 		name, value, _ := strings.Cut(m, "=")
 		vars[name] = value
 	}
 	return vars
+}
+
+// asking is an event with which a call asks where to go, as the server sends it.
+func asking(call, from string) pz.Attrs {
+	return pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: call}, {Name: "From", Value: from}}
+}
+
+// ringing is an event of a call that rings at 101.
+func ringing(call, from string) pz.Attrs {
+	return pz.Attrs{
+		{Name: "Event", Value: "2"},
+		{Name: "CallID", Value: call},
+		{Name: "From", Value: from},
+		{Name: "To", Value: "101"},
+	}
 }
 
 // The frames that the vendor's server sent to a client that sees everything become these webhooks.
@@ -231,7 +254,8 @@ func TestRecordedFramesBecomeWebhooks(t *testing.T) {
 	}
 }
 
-// recordedEvents gives the payloads of the events that the wallboard, which sees everything, was sent.
+// recordedEvents gives the payloads of the events that the wallboard, which sees everything, was
+// sent.
 func recordedEvents(t *testing.T, mode string) []string {
 	t.Helper()
 	f, err := os.Open("internal/pztest/testdata/frames-" + mode + ".jsonl")
@@ -261,7 +285,8 @@ func compareGolden(t *testing.T, path string, crm *receiver) {
 	t.Helper()
 	crm.mu.Lock()
 	defer crm.mu.Unlock()
-	// Webhooks of different calls may overtake each other; a body begins with the event's ID, which is in the order of reading.
+	// Webhooks of different calls may overtake each other; a body begins with the event's ID, which
+	// is in the order of reading.
 	slices.SortFunc(crm.bodies, bytes.Compare)
 	var got strings.Builder
 	for _, body := range crm.bodies {
@@ -282,12 +307,14 @@ func compareGolden(t *testing.T, path string, crm *receiver) {
 	}
 }
 
-// stored matches the line that the bridge writes, at the level debug, once an event is in the outbox.
+// stored matches the line that the bridge writes, at the level debug, once an event is in the
+// outbox.
 var stored = regexp.MustCompile(`"msg":"event stored","event_id":"([^"]+)","type":"[^"]+","call_id":"([^"]+)"`)
 
-// 1,000 events a second come in, the CRM answers 503 to every third request, and the bridge is killed in the middle of it, again and again.
-// Every event whose Append returned arrives, with the ID that it had then.
-func TestKilled(t *testing.T) {
+// 1,000 events a second come in, the CRM answers 503 to every third request, and the bridge is
+// killed again and again. Every event whose Append has returned arrives, with the ID that it had
+// then.
+func TestNoStoredEventIsLostWhenKilled(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	crm := newReceiver(t, func(n int) bool { return n%3 == 0 })
@@ -301,7 +328,7 @@ func TestKilled(t *testing.T) {
 		for n := 0; ; {
 			for range 10 {
 				n++
-				err := server.Generate(pz.Attrs{{Name: "Event", Value: "2"}, {Name: "CallID", Value: fmt.Sprint(n)}, {Name: "From", Value: "7343"}, {Name: "To", Value: "101"}})
+				err := server.Generate(ringing(fmt.Sprint(n), "7343"))
 				if err != nil {
 					t.Error(err)
 				}
@@ -371,8 +398,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// Whoever reads the log has stopped to, or has gone: the bridge goes on, and ends in time.
-func TestLogThatIsNotRead(t *testing.T) {
+// The reader of the log has stopped reading, or is gone. The bridge goes on, and ends in time.
+func TestBridgeRunsOnWithoutALogReader(t *testing.T) {
 	for name, leave := range map[string]func(log *os.File){
 		"the reader stops": func(*os.File) {},
 		"the reader goes":  func(log *os.File) { _ = log.Close() },
@@ -402,20 +429,22 @@ func withUnreadLog(t *testing.T, leave func(log *os.File)) {
 	leave(unread)
 	const events = 1000 // with two lines each, which is several times what a pipe takes
 	for n := range events {
-		err := server.Generate(pz.Attrs{{Name: "Event", Value: "2"}, {Name: "CallID", Value: fmt.Sprint(n)}, {Name: "From", Value: "7343"}, {Name: "To", Value: "101"}})
+		err := server.Generate(ringing(fmt.Sprint(n), "7343"))
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "all events have arrived, though nobody reads the log", func() bool { return len(crm.webhooks(t)) == events })
+	eventually(t, "all events have arrived, though nobody reads the log", func() bool {
+		return len(crm.webhooks(t)) == events
+	})
 	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
 	p.endsWell(t)
 }
 
-// `pzbridge demo | head -1`: who reads along has seen enough. The demo ends, and leaves nothing behind.
-func TestDemoThatIsNotRead(t *testing.T) {
+// `pzbridge demo | head -1`: the demo ends with its reader, and leaves nothing behind.
+func TestDemoEndsWithItsReader(t *testing.T) {
 	read, written, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -439,8 +468,8 @@ func TestDemoThatIsNotRead(t *testing.T) {
 	}
 }
 
-// A window that is closed ends what runs in it as Ctrl-C does, and nothing is left behind.
-func TestClosedWindow(t *testing.T) {
+// Closing the terminal's window ends the process as Ctrl-C does, and leaves nothing behind.
+func TestClosedWindowEndsTheProcess(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	crm := newReceiver(t, nil)
@@ -488,7 +517,7 @@ func TestClosedWindow(t *testing.T) {
 
 // SIGHUP comes twice, from the shell and from the kernel. The second one does not cut off what the
 // first one waits for.
-func TestClosedWindowWhileAWebhookIsUnderWay(t *testing.T) {
+func TestSecondSIGHUPCutsOffNothing(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	arrived, answer := make(chan struct{}, 1), make(chan struct{})
@@ -500,9 +529,7 @@ func TestClosedWindowWhileAWebhookIsUnderWay(t *testing.T) {
 	vars := variables(t, server, crm)
 	p := start(t, vars)
 	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
-	err := server.Generate(pz.Attrs{
-		{Name: "Event", Value: "2"}, {Name: "CallID", Value: "5"}, {Name: "From", Value: "7343"}, {Name: "To", Value: "101"},
-	})
+	err := server.Generate(ringing("5", "7343"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -527,8 +554,8 @@ func TestClosedWindowWhileAWebhookIsUnderWay(t *testing.T) {
 	}
 }
 
-// Under nohup, which has SIGHUP ignored, the bridge goes on when the window is closed.
-func TestNohup(t *testing.T) {
+// nohup ignores SIGHUP, so the bridge goes on when the window is closed.
+func TestBridgeRunsOnUnderNohup(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	p := prepare(t, variables(t, server, newReceiver(t, nil)))
@@ -552,9 +579,8 @@ func TestNohup(t *testing.T) {
 	p.endsWell(t)
 }
 
-// Whoever cannot wait for the end of the demo, and presses Ctrl-C again, leaves nothing behind
-// either.
-func TestDemoThatIsEndedTwice(t *testing.T) {
+// A second Ctrl-C ends the demo at once, and leaves nothing behind either.
+func TestSecondCtrlCLeavesNothingBehind(t *testing.T) {
 	read, written, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
@@ -595,8 +621,9 @@ func TestDemoThatIsEndedTwice(t *testing.T) {
 	}
 }
 
-// The server is away for a minute: the bridge comes back by itself, and finished calls that it missed arrive, once.
-func TestServerAwayForAMinute(t *testing.T) {
+// The server is away for a minute. The bridge reconnects by itself, and the finished calls that it
+// has missed arrive, once.
+func TestMissedCallsArriveOnceAfterAnOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		logger := slog.New(slog.NewTextHandler(t.Output(), nil))
 		var mu sync.Mutex
@@ -614,17 +641,21 @@ func TestServerAwayForAMinute(t *testing.T) {
 		var serving sync.WaitGroup
 		serving.Go(func() { _ = crm.Serve(crmNet) })
 
-		box, err := outbox.Open(outbox.Options{
-			Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Second}, Grace: time.Second, MaxBytes: 1 << 30, Retention: 168 * time.Hour, RoutingTimeout: 10 * time.Second, Logger: logger,
-			Endpoints: []outbox.Endpoint{{
-				Name: "crm", URL: "http://crm", Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: time.Minute,
-				Concurrency: 16, RingingTTL: 5 * time.Minute,
+		box := bolttest.Open(t, storetest.Options{
+			Endpoints: []store.Endpoint{{
+				Name:        "crm",
+				URL:         "http://crm",
+				Secrets:     [][]byte{make([]byte, 24)},
+				Events:      store.Filter{"call.*"},
+				Timeout:     time.Minute,
+				Concurrency: 16,
+				RingingTTL:  5 * time.Minute,
 			}},
-			DialContext: crmNet.Dial,
+			RetrySchedule: []time.Duration{time.Second},
+			Grace:         time.Second,
+			Logger:        logger,
+			DialContext:   crmNet.Dial,
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
 		server, pbxNet := pztest.New(pztest.Options{}), make(chan *pipenet.Listener, 1)
 		serve := func() {
 			l := pipenet.Listen()
@@ -632,8 +663,11 @@ func TestServerAwayForAMinute(t *testing.T) {
 			server.Start(l)
 		}
 		session, err := relay.New(relay.Options{
-			URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2},
-			Grace: time.Second, Sink: box, Logger: logger,
+			URL:      &url.URL{Scheme: "ws", Host: "pbx:10150"},
+			Identity: pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2},
+			Grace:    time.Second,
+			Sink:     box,
+			Logger:   logger,
 			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 				l := <-pbxNet
 				defer func() { pbxNet <- l }()
@@ -643,12 +677,18 @@ func TestServerAwayForAMinute(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		router, err := relay.NewRouter(relay.RouterOptions{Exchange: session, Ledger: box, Timeout: time.Second, Logger: logger})
+		router, err := routing.NewRouter(routing.RouterOptions{
+			Exchange: session,
+			Routes:   box.Engine,
+			Timeout:  time.Second,
+			Logger:   logger,
+		})
 		if err != nil {
 			t.Fatal(err)
 		}
 		finish := func(call string) {
-			fields, err := pz.ParseGenerate(strings.Fields("generate history 1 2 1385035625 1385035685 60 in http://x/1.mp3 2 " + call))
+			line := "generate history 1 2 1385035625 1385035685 60 in http://x/1.mp3 2 " + call
+			fields, err := pz.ParseGenerate(strings.Fields(line))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -660,7 +700,8 @@ func TestServerAwayForAMinute(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var parts sync.WaitGroup
 		parts.Go(func() {
-			if err := runAll(ctx, session.Run, func(ctx context.Context) error { return box.Run(ctx, router) }); err != nil {
+			deliver := func(ctx context.Context) error { return box.Run(ctx, router) }
+			if err := runAll(ctx, session.Run, deliver); err != nil {
 				t.Error(err)
 			}
 		})
@@ -682,17 +723,15 @@ func TestServerAwayForAMinute(t *testing.T) {
 		mu.Unlock()
 		cancel()
 		parts.Wait()
-		if err := box.Close(); err != nil {
-			t.Error(err)
-		}
 		server.Close()
 		_ = crm.Close()
 		serving.Wait()
 	})
 }
 
-// What an administrator gets wrong ends in one clear sentence and the exit code that fits.
-func TestWhatGoesWrongAtTheStart(t *testing.T) {
+// A mistake of the administrator ends the program with one clear sentence and the exit code that
+// fits.
+func TestStartErrorsAreOneSentence(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	crm := newReceiver(t, nil)
@@ -710,25 +749,91 @@ func TestWhatGoesWrongAtTheStart(t *testing.T) {
 		code int
 		says string
 	}{
-		{"a wrong secret", variables(t, server, crm, "ENDPOINT_0_SECRET=v1,"+secret), nil, 2, `ENDPOINT_0_SECRET: remove "v1,"`},
-		{"the same by check", variables(t, server, crm, "ENDPOINT_0_SECRET=v1,"+secret), []string{"check"}, 2, `ENDPOINT_0_SECRET: remove "v1,"`},
-		{"a second process on the file", variables(t, server, crm, "OUTBOX_PATH="+running["OUTBOX_PATH"]), nil, 1, "only one bridge may run on one outbox file"},
-		{"a folder that cannot be written", variables(t, server, crm, "OUTBOX_PATH="+notAFolder+"/outbox.db"), nil, 1, "not a directory"},
+		{
+			"a wrong secret",
+			variables(t, server, crm, "ENDPOINT_0_SECRET=v1,"+secret),
+			nil,
+			2,
+			`ENDPOINT_0_SECRET: remove "v1,"`,
+		},
+		{
+			"the same by check",
+			variables(t, server, crm, "ENDPOINT_0_SECRET=v1,"+secret),
+			[]string{"check"},
+			2,
+			`ENDPOINT_0_SECRET: remove "v1,"`,
+		},
+		{
+			"a second process on the file",
+			variables(t, server, crm, "OUTBOX_PATH="+running["OUTBOX_PATH"]),
+			nil,
+			1,
+			"only one bridge may run on one outbox file",
+		},
+		{
+			"a folder that cannot be written",
+			variables(t, server, crm, "OUTBOX_PATH="+notAFolder+"/outbox.db"),
+			nil,
+			1,
+			"not a directory",
+		},
 		{"a port in use", variables(t, server, crm, "LISTEN_ADDR="+running["LISTEN_ADDR"]), nil, 1, "LISTEN_ADDR"},
-		{"compacting what a bridge uses", variables(t, server, crm, "OUTBOX_PATH="+running["OUTBOX_PATH"]), []string{"compact"}, 1, "only one bridge may run on one outbox file; stop the bridge first"},
-		{"restoring over what a bridge uses", variables(t, server, crm, "OUTBOX_PATH="+running["OUTBOX_PATH"]), []string{"restore", notAFolder}, 1, "only one bridge may run on one outbox file"},
-		{"restoring what is no backup", variables(t, server, crm), []string{"restore", notAFolder}, 1, "the file is no outbox, or is damaged: take another backup"},
-		{"restoring a folder", variables(t, server, crm), []string{"restore", t.TempDir()}, 1, "it is a folder, not a file"},
-		{"restoring two", variables(t, server, crm), []string{"restore", notAFolder, "-x"}, 2, "-x comes too late: flags stand before everything else"},
+		{
+			"compacting what a bridge uses",
+			variables(t, server, crm, "OUTBOX_PATH="+running["OUTBOX_PATH"]),
+			[]string{"compact"},
+			1,
+			"only one bridge may run on one outbox file; stop the bridge first",
+		},
+		{
+			"restoring over what a bridge uses",
+			variables(t, server, crm, "OUTBOX_PATH="+running["OUTBOX_PATH"]),
+			[]string{"restore", notAFolder},
+			1,
+			"only one bridge may run on one outbox file",
+		},
+		{
+			"restoring what is no backup",
+			variables(t, server, crm),
+			[]string{"restore", notAFolder},
+			1,
+			"the file is no outbox, or is damaged: take another backup",
+		},
+		{
+			"restoring a folder",
+			variables(t, server, crm),
+			[]string{"restore", t.TempDir()},
+			1,
+			"it is a folder, not a file",
+		},
+		{
+			"restoring two",
+			variables(t, server, crm),
+			[]string{"restore", notAFolder, "-x"},
+			2,
+			"-x comes too late: flags stand before everything else",
+		},
 		{"restoring nothing", variables(t, server, crm), []string{"restore"}, 2, "name the backup's file"},
-		{"a time zone that there is not", variables(t, server, crm, "TZ=Asia/Yekaterinbourg"), nil, 2, `TZ: there is no time zone "Asia/Yekaterinbourg"`},
+		{
+			"a time zone that there is not",
+			variables(t, server, crm, "TZ=Asia/Yekaterinbourg"),
+			nil,
+			2,
+			`TZ: there is no time zone "Asia/Yekaterinbourg"`,
+		},
 		{"compacting nothing", variables(t, server, crm), []string{"compact"}, 1, "no such file"},
 		{"no such command", nil, []string{"strat"}, 2, `there is no command "strat"`},
 		{"no such flag", nil, []string{"simulate", "-x"}, 2, "-x"},
 		{"a demo CRM that could verify nothing", map[string]string{
 			"PZ_URL": "pbx", "ENDPOINT_0_NAME": "reader", "ENDPOINT_0_TOKEN": "reader-token-0123456789",
 		}, []string{"demo", "-crm", "127.0.0.1:0"}, 1, "set ENDPOINT_0_SECRET"},
-		{"nothing to check health of", map[string]string{"LISTEN_ADDR": freePort(t)}, []string{"healthcheck"}, 1, "does not answer"},
+		{
+			"nothing to check health of",
+			map[string]string{"LISTEN_ADDR": freePort(t)},
+			[]string{"healthcheck"},
+			1,
+			"does not answer",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := start(t, c.vars, c.args...)
@@ -744,7 +849,7 @@ func TestWhatGoesWrongAtTheStart(t *testing.T) {
 	}
 }
 
-func TestCommandsThatPrint(t *testing.T) {
+func TestCommandsPrintAtMostAScreen(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	vars := variables(t, server, newReceiver(t, nil))
@@ -779,13 +884,14 @@ func TestCommandsThatPrint(t *testing.T) {
 		if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), c.says) {
 			t.Errorf("%v: exit code %d:\n%s", c.args, code, p.log.String())
 		}
-		if lines := strings.Count(p.log.String(), "\n"); lines > 40 && c.args[0] != "check" { // which prints every setting
+		// check prints every setting.
+		if lines := strings.Count(p.log.String(), "\n"); lines > 40 && c.args[0] != "check" {
 			t.Errorf("%v prints %d lines, more than a screen", c.args, lines)
 		}
 	}
 }
 
-// What a running bridge shows to Prometheus after a call.
+// The metrics that a running bridge has after a call.
 func TestMetricsOfARunningBridge(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
@@ -793,15 +899,18 @@ func TestMetricsOfARunningBridge(t *testing.T) {
 	vars := variables(t, server, crm, "METRICS_PUBLIC=true")
 	start(t, vars)
 	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
-	if err := server.Generate(pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: "5"}, {Name: "From", Value: "7343"}}); err != nil {
+	if err := server.Generate(asking("5", "7343")); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the call is declined", func() bool { return len(server.Requests()) == 1 })
 	var text string
 	want := []string{
 		`pzbridge_connected 1`, `pzbridge_events_received_total{type="call.transfer_requested"} 1`,
-		`pzbridge_deliveries_total{endpoint="crm",outcome="delivered"} 1`, `pzbridge_routing_decisions_total{outcome="closed"} 1`,
-		`pzbridge_commands_total{kind="transfer",outcome="done"} 1`, `pzbridge_outbox_pending{endpoint="crm"} 0`, `pzbridge_endpoint_failing{endpoint="crm"} 0`,
+		`pzbridge_deliveries_total{endpoint="crm",outcome="delivered"} 1`,
+		`pzbridge_routing_decisions_total{outcome="closed"} 1`,
+		`pzbridge_commands_total{kind="transfer",outcome="done"} 1`,
+		`pzbridge_outbox_pending{endpoint="crm"} 0`,
+		`pzbridge_endpoint_failing{endpoint="crm"} 0`,
 		`pzbridge_build_info{version="` + version + `"} 1`,
 	}
 	eventually(t, "the metrics say so", func() bool {
@@ -812,14 +921,17 @@ func TestMetricsOfARunningBridge(t *testing.T) {
 		defer resp.Body.Close()
 		body, err := io.ReadAll(resp.Body)
 		text = "\n" + string(body)
-		return err == nil && !slices.ContainsFunc(want, func(line string) bool { return !strings.Contains(text, "\n"+line+"\n") })
+		return err == nil && !slices.ContainsFunc(want, func(line string) bool {
+			return !strings.Contains(text, "\n"+line+"\n")
+		})
 	})
 	if strings.Contains(text, "t0psecret") {
 		t.Error("the metrics tell what stands in the endpoint's address")
 	}
 }
 
-// asks serves a handler, with a second for what is under way when cancel is called, and sends it a request.
+// asks serves a handler, with a second for what is under way when cancel is called, and sends it a
+// request.
 func asks(t *testing.T, h http.Handler) (c net.Conn, cancel context.CancelFunc, ended <-chan error) {
 	t.Helper()
 	l := pipenet.Listen()
@@ -835,8 +947,9 @@ func asks(t *testing.T, h http.Handler) (c net.Conn, cancel context.CancelFunc, 
 	return c, cancel, end
 }
 
-// A request that would take longer than the shutdown may is answered all the same: it hears from its context that its time is up.
-func TestLastWord(t *testing.T) {
+// A request that would take longer than the shutdown may is answered too, since its context ends in
+// time.
+func TestSlowRequestIsAnsweredAtShutdown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c, cancel, ended := asks(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
@@ -858,8 +971,8 @@ func TestLastWord(t *testing.T) {
 	})
 }
 
-// Whoever does not read an answer keeps neither a goroutine nor a connection for long.
-func TestStalledReader(t *testing.T) {
+// A client that does not read its response keeps neither a goroutine nor a connection for long.
+func TestStalledReaderIsDisconnected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		returned := make(chan struct{})
 		_, cancel, ended := asks(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -879,7 +992,7 @@ func TestStalledReader(t *testing.T) {
 
 // CALL_FROM and CALL_TO hold for every way by which a telephone can be made to ring: a call, a
 // transfer, an SMS, and the answer to a webhook.
-func TestTollFraud(t *testing.T) {
+func TestCallRulesHoldOnEveryWay(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	const abroad, token = "+44 20 79460000", "crm-token-0123456789"
@@ -887,14 +1000,17 @@ func TestTollFraud(t *testing.T) {
 		_, _ = io.WriteString(w, `{"transfer_to":"`+abroad+`"}`)
 	}))
 	defer crm.Close()
-	vars := variables(t, server, newReceiver(t, nil), "ENDPOINT_0_URL="+crm.URL, "ENDPOINT_1_NAME=poller", "ENDPOINT_1_TOKEN="+token,
+	vars := variables(t, server, newReceiver(t, nil),
+		"ENDPOINT_0_URL="+crm.URL, "ENDPOINT_1_NAME=poller", "ENDPOINT_1_TOKEN="+token,
 		"ENDPOINT_1_EVENTS=call.completed", "CALL_TO=+7*,internal", "METRICS_PUBLIC=true", "CALL_RATE=2")
 	bridge := start(t, vars)
 	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
-	if err := server.Generate(pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: "5"}, {Name: "From", Value: "7343"}}); err != nil {
+	if err := server.Generate(asking("5", "7343")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the call is declined, since the only answer does not count", func() bool { return len(server.Requests()) == 1 })
+	eventually(t, "the call is declined, since the only answer does not count", func() bool {
+		return len(server.Requests()) == 1
+	})
 	post := func(path, body string) int {
 		r, err := http.NewRequest(http.MethodPost, "http://"+vars["LISTEN_ADDR"]+path, strings.NewReader(body))
 		if err != nil {
@@ -930,7 +1046,9 @@ func TestTollFraud(t *testing.T) {
 			t.Errorf("the server was asked: %v", r)
 		}
 	}
-	eventually(t, "each has its line", func() bool { return strings.Count(bridge.log.String(), `"msg":"command refused"`) == 6 })
+	eventually(t, "each has its line", func() bool {
+		return strings.Count(bridge.log.String(), `"msg":"command refused"`) == 6
+	})
 	resp, err := http.Get("http://" + vars["LISTEN_ADDR"] + "/metrics")
 	if err != nil {
 		t.Fatal(err)

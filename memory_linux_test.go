@@ -15,12 +15,11 @@ import (
 	"strings"
 	"testing"
 
-	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
 )
 
-// In a cgroup of 64 MB the bridge takes 150,000 events at once for three CRMs that hang, and lives. The
-// race detector needs many times as much.
+// In a cgroup of 64 MB the bridge takes 150,000 events at once for three CRMs that hang, and
+// survives. The race detector needs many times as much.
 func TestStormIn64MB(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes 150,000 events")
@@ -35,7 +34,8 @@ func TestStormIn64MB(t *testing.T) {
 	vars := variables(t, server, &receiver{Server: crm}, "METRICS_PUBLIC=true", "LOG_LEVEL=info")
 	for n := 1; n < 3; n++ {
 		prefix := fmt.Sprintf("ENDPOINT_%d_", n)
-		vars[prefix+"NAME"], vars[prefix+"URL"], vars[prefix+"SECRET"] = fmt.Sprint("crm", n), vars["ENDPOINT_0_URL"], secret
+		vars[prefix+"NAME"] = fmt.Sprint("crm", n)
+		vars[prefix+"URL"], vars[prefix+"SECRET"] = vars["ENDPOINT_0_URL"], secret
 	}
 	p := prepare(t, vars)
 	p.Path, p.Args = shell(t), []string{"sh", "-c", `echo $$ >"$0/cgroup.procs" && exec "$1"`, group, p.Path}
@@ -46,7 +46,7 @@ func TestStormIn64MB(t *testing.T) {
 	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
 	const events = 150_000
 	for n := range events {
-		err := server.Generate(pz.Attrs{{Name: "Event", Value: "2"}, {Name: "CallID", Value: fmt.Sprint(n)}, {Name: "From", Value: "73430112233"}, {Name: "To", Value: "101"}})
+		err := server.Generate(ringing(fmt.Sprint(n), "73430112233"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,7 +82,9 @@ func metricsOf(address string) string {
 func memoryGroup(t *testing.T, limit int) string {
 	t.Helper()
 	const name = "pzbridge-test"
-	for root, file := range map[string]string{"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max"} {
+	for root, file := range map[string]string{
+		"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max",
+	} {
 		group := filepath.Join(root, name)
 		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			continue

@@ -10,8 +10,9 @@ import (
 	"pzbridge/internal/demo"
 )
 
-// That the file cannot be read for a moment ends no question: it is asked again, and answered.
-func TestReadErrorIsNoAnswer(t *testing.T) {
+// A question goes on after the file could not be read for a moment: it is asked again, and
+// answered.
+func TestReadErrorEndsNoQuestion(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		asked := 0
 		o.answers["b"] = func(w http.ResponseWriter, _ demo.Webhook) {
@@ -24,7 +25,7 @@ func TestReadErrorIsNoAnswer(t *testing.T) {
 		o.asks("5")
 		time.Sleep(100 * time.Millisecond)
 		synctest.Wait()
-		restore := cutOff(t, o.outbox.Path)
+		restore := cutOff(t, o.outbox.Place)
 		time.Sleep(700 * time.Millisecond) // b was to be asked again
 		restore()
 		time.Sleep(5 * time.Second)
@@ -32,8 +33,8 @@ func TestReadErrorIsNoAnswer(t *testing.T) {
 	})
 }
 
-// cutOff takes all but the first pages from a file, whose mapping can then not be read. Nothing may be
-// written to it until what it gives is called.
+// cutOff takes all but the first pages from a file, whose mapping can then not be read. Nothing may
+// be written to it until what it gives is called.
 func cutOff(t *testing.T, path string) (restore func()) {
 	t.Helper()
 	whole, err := os.ReadFile(path)

@@ -6,12 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -25,61 +23,76 @@ import (
 	"pzbridge/internal/pipenet"
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
+	"pzbridge/internal/routing"
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox"
+	"pzbridge/outbox/bolt/bolttest"
+	"pzbridge/outbox/store"
+	"pzbridge/outbox/store/storetest"
 	"pzbridge/relay"
 )
 
-// office is a bridge between a simulated server and three CRMs, in fake time: the real session, outbox and router.
+// office is a bridge between a simulated server and three CRMs, in fake time: the real session,
+// outbox and router.
 type office struct {
 	t      *testing.T
 	server *pztest.Server
-	box    *outbox.Outbox
-	router *relay.Router
+	box    *storetest.Box
+	router *routing.Router
 	stop   func()
 
-	outbox  outbox.Options
+	outbox  storetest.Options
 	decline bool
 	pbx     atomic.Pointer[pipenet.Listener]
 
 	mu    sync.Mutex
 	hooks map[string][]demo.Webhook // by CRM
-	// answers says what a CRM answers to the question where a call goes; without one it says 204, without a body.
+	// answers are what the CRMs answer to questions. Without an entry the answer is 204.
 	answers map[string]func(w http.ResponseWriter, hook demo.Webhook)
-	// takes says what it answers to everything else.
+	// takes are what they answer to other events.
 	takes map[string]func(w http.ResponseWriter)
 }
 
 var crms = []string{"a", "b", "c"}
 
-// inOffice runs f in a bubble. Of the CRMs "c" has no token.
+// inOffice runs f in a bubble of fake time. The CRM "c" has no token, the others have one.
 func inOffice(t *testing.T, change func(*office), f func(o *office)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		o := &office{
-			t: t, server: pztest.New(pztest.Options{}), decline: true,
-			hooks: map[string][]demo.Webhook{}, answers: map[string]func(http.ResponseWriter, demo.Webhook){}, takes: map[string]func(http.ResponseWriter){},
+			t:       t,
+			server:  pztest.New(pztest.Options{}),
+			decline: true,
+			hooks:   map[string][]demo.Webhook{},
+			answers: map[string]func(http.ResponseWriter, demo.Webhook){},
+			takes:   map[string]func(http.ResponseWriter){},
 		}
 		crmNet := pipenet.Listen()
 		crm := &http.Server{Handler: o}
 		var serving sync.WaitGroup
 		serving.Go(func() { _ = crm.Serve(crmNet) })
 		o.serve()
-		o.outbox = outbox.Options{
-			Path: filepath.Join(t.TempDir(), "outbox.db"), RetrySchedule: []time.Duration{time.Second, time.Minute}, OrderHold: time.Minute, Grace: time.Second,
-			MaxBytes: 1 << 30, Retention: 168 * time.Hour, RoutingTimeout: 10 * time.Second, Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
-			DialContext: crmNet.Dial,
-		}
+		var endpoints []store.Endpoint
 		for _, name := range crms {
-			e := outbox.Endpoint{
-				Name: name, URL: "http://" + name, Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"}, Timeout: 15 * time.Second,
-				Concurrency: 1, RingingTTL: 5 * time.Minute,
+			e := store.Endpoint{
+				Name:        name,
+				URL:         "http://" + name,
+				Secrets:     [][]byte{make([]byte, 24)},
+				Events:      store.Filter{"call.*"},
+				Timeout:     15 * time.Second,
+				Concurrency: 1,
+				RingingTTL:  5 * time.Minute,
 			}
 			if name != "c" {
 				e.Tokens = []string{"the token of " + name}
 			}
-			o.outbox.Endpoints = append(o.outbox.Endpoints, e)
+			endpoints = append(endpoints, e)
 		}
+		o.outbox = storetest.WithDefaults(t, bolttest.Harness{}, storetest.Options{
+			Endpoints:     endpoints,
+			RetrySchedule: []time.Duration{time.Second, time.Minute},
+			Grace:         time.Second,
+			DialContext:   crmNet.Dial,
+		})
 		if change != nil {
 			change(o)
 		}
@@ -93,7 +106,7 @@ func inOffice(t *testing.T, change func(*office), f func(o *office)) {
 	})
 }
 
-// serve lets the server listen, also again.
+// serve makes the server listen, also after it was closed.
 func (o *office) serve() {
 	l := pipenet.Listen()
 	o.pbx.Store(l)
@@ -103,19 +116,29 @@ func (o *office) serve() {
 // start starts the bridge on its file.
 func (o *office) start() {
 	o.t.Helper()
-	box, err := outbox.Open(o.outbox)
+	box, err := storetest.Open(bolttest.Harness{}, o.outbox)
 	if err != nil {
 		o.t.Fatal(err)
 	}
 	session, err := relay.New(relay.Options{
-		URL: &url.URL{Scheme: "ws", Host: "pbx:10150"}, Identity: pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2},
-		Grace: time.Second, Sink: box, Logger: o.outbox.Logger, DialContext: func(ctx context.Context, n, a string) (net.Conn, error) { return o.pbx.Load().Dial(ctx, n, a) },
+		URL:      &url.URL{Scheme: "ws", Host: "pbx:10150"},
+		Identity: pz.Identity{GUID: "g", EventsMask: 65535, Protocol: 2},
+		Grace:    time.Second,
+		Sink:     box,
+		Logger:   o.outbox.Logger,
+		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
+			return o.pbx.Load().Dial(ctx, network, address)
+		},
 	})
 	if err != nil {
 		o.t.Fatal(err)
 	}
-	router, err := relay.NewRouter(relay.RouterOptions{
-		Exchange: session, Ledger: box, DeclineOnSilence: o.decline, Timeout: 10 * time.Second, Logger: o.outbox.Logger,
+	router, err := routing.NewRouter(routing.RouterOptions{
+		Exchange:         session,
+		Routes:           box.Engine,
+		DeclineOnSilence: o.decline,
+		Timeout:          10 * time.Second,
+		Logger:           o.outbox.Logger,
 	})
 	if err != nil {
 		o.t.Fatal(err)
@@ -123,7 +146,8 @@ func (o *office) start() {
 	ctx, cancel := context.WithCancel(o.t.Context())
 	var parts sync.WaitGroup
 	parts.Go(func() {
-		if err := runAll(ctx, session.Run, func(ctx context.Context) error { return box.Run(ctx, router) }); err != nil {
+		deliver := func(ctx context.Context) error { return box.Run(ctx, router) }
+		if err := runAll(ctx, session.Run, deliver); err != nil {
 			o.t.Error(err)
 		}
 	})
@@ -159,7 +183,7 @@ func (o *office) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// says makes a CRM answer after a while.
+// says sets how, and after how long, a CRM answers questions.
 func (o *office) says(crm string, after time.Duration, status int, body string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -170,7 +194,8 @@ func (o *office) says(crm string, after time.Duration, status int, body string) 
 	}
 }
 
-// happens makes the server tell of something: a line of the vendor's Diagnostic after "generate".
+// happens makes the server send an event. The line is what follows "generate" in the vendor's
+// Diagnostic.
 func (o *office) happens(line string, args ...any) {
 	o.t.Helper()
 	fields, err := pz.ParseGenerate(strings.Fields("generate " + fmt.Sprintf(line, args...)))
@@ -183,10 +208,10 @@ func (o *office) happens(line string, args ...any) {
 	synctest.Wait()
 }
 
-// asks makes a call come in that asks where to go.
+// asks makes the server send the question of an incoming call.
 func (o *office) asks(call string) {
 	o.t.Helper()
-	if err := o.server.Generate(pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: call}, {Name: "From", Value: "73430112233"}}); err != nil {
+	if err := o.server.Generate(asking(call, "73430112233")); err != nil {
 		o.t.Fatal(err)
 	}
 	synctest.Wait()
@@ -202,7 +227,7 @@ func (o *office) transfers() (list []string) {
 	return list
 }
 
-// wants holds that exactly these transfers were asked for so far.
+// wants checks that the server has got exactly these transfers so far.
 func (o *office) wants(list ...string) {
 	o.t.Helper()
 	synctest.Wait()
@@ -211,7 +236,7 @@ func (o *office) wants(list ...string) {
 	}
 }
 
-// told counts the events of a type that a CRM has got.
+// told gives how many events of a type a CRM has got.
 func (o *office) told(crm, kind string) (n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -223,12 +248,12 @@ func (o *office) told(crm, kind string) (n int) {
 	return n
 }
 
-// answers by token, and how that ends.
+// post answers a question by token.
 func (o *office) post(call, by, to string) error {
 	return o.router.Answer(o.t.Context(), call, "", by, to)
 }
 
-// rings lets a call ring, be answered and end, and holds who is told of the ringing.
+// rings makes a call ring and be answered, and checks which CRMs get these two events.
 func (o *office) rings(call string, told ...string) {
 	o.t.Helper()
 	before := map[string]int{}
@@ -252,7 +277,8 @@ func (o *office) isOver(call string) {
 	o.happens("history 7343 101 1385035625 1385035685 60 in http://x/1.mp3 1 %s", call)
 }
 
-// The first number wins; the others are told so, and only the winner hears that the call rings.
+// The first number wins. Other answers get an error that names the winner, and only the winner gets
+// the ringing.
 func TestFirstAnswerWins(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.says("a", 2*time.Second, 200, `{"transfer_to":"101"}`)
@@ -297,7 +323,7 @@ func TestFirstAnswerWins(t *testing.T) {
 }
 
 // Two answers at the same moment make one transfer.
-func TestSimultaneousAnswers(t *testing.T) {
+func TestSimultaneousAnswersMakeOneTransfer(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		for i, name := range crms {
 			o.says(name, time.Second, 200, fmt.Sprintf(`{"transfer_to":"10%d"}`, i))
@@ -316,8 +342,8 @@ func TestSimultaneousAnswers(t *testing.T) {
 	})
 }
 
-// The call goes on at once when nobody can want it any more, whatever each of them has done.
-func TestNobodyWantsIt(t *testing.T) {
+// The question closes as soon as no endpoint can win any more, whatever each of them has done.
+func TestQuestionClosesOnceNoEndpointCanWin(t *testing.T) {
 	for name, c := range map[string]struct {
 		set  func(o *office)
 		when time.Duration
@@ -368,10 +394,10 @@ func TestNobodyWantsIt(t *testing.T) {
 	}
 }
 
-func TestNobodyIsSubscribed(t *testing.T) {
+func TestQuestionWithoutSubscribersClosesAtOnce(t *testing.T) {
 	inOffice(t, func(o *office) {
 		for i := range o.outbox.Endpoints {
-			o.outbox.Endpoints[i].Events = outbox.Filter{"call.completed"}
+			o.outbox.Endpoints[i].Events = store.Filter{"call.completed"}
 		}
 	}, func(o *office) {
 		o.asks("5")
@@ -379,7 +405,9 @@ func TestNobodyIsSubscribed(t *testing.T) {
 	})
 }
 
-func TestSilenceCanBeSilent(t *testing.T) {
+// Without DeclineOnSilence nothing is written for a call that no endpoint wants. With
+// QuietWithoutWinner its ringing goes to no endpoint.
+func TestNoDeclineIsWrittenWhenSwitchedOff(t *testing.T) {
 	inOffice(t, func(o *office) { o.decline, o.outbox.QuietWithoutWinner = false, true }, func(o *office) {
 		o.asks("5")
 		time.Sleep(time.Minute)
@@ -389,8 +417,9 @@ func TestSilenceCanBeSilent(t *testing.T) {
 	})
 }
 
-// While the question is open the ringing goes to all; a decline by token counts, and so does a later number of the same CRM.
-func TestOpenQuestion(t *testing.T) {
+// While the question is open, the ringing goes to all endpoints. A decline by token counts, and so
+// does a later number of the same CRM.
+func TestOpenQuestionTakesANumberAfterADecline(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.asks("5")
 		o.rings("5", "a", "b", "c")
@@ -404,8 +433,8 @@ func TestOpenQuestion(t *testing.T) {
 	})
 }
 
-// However often somebody declines, another's number is heard.
-func TestDecliningOverAndOver(t *testing.T) {
+// However often a CRM declines, another's number wins.
+func TestManyDeclinesLeaveRoomForANumber(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.asks("5")
 		for range 300 {
@@ -420,8 +449,8 @@ func TestDecliningOverAndOver(t *testing.T) {
 	})
 }
 
-// The winner's webhook may be down: it has answered by its token, and what it is to hear waits for it alone.
-func TestWinnerIsDown(t *testing.T) {
+// The winner has answered by its token while its webhook fails. The ringing waits for it alone.
+func TestWinnerMayAnswerByTokenWhileItsWebhookFails(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.says("a", 0, 503, "")
 		o.asks("5")
@@ -438,8 +467,9 @@ func TestWinnerIsDown(t *testing.T) {
 	})
 }
 
-// After a restart the question goes on where it is open, the winner is still the winner, and what was transferred is not transferred again.
-func TestRestartInBetween(t *testing.T) {
+// After a restart an open question goes on, the winner remains the winner, and a transferred call
+// is not transferred again.
+func TestQuestionsSurviveRestarts(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.says("a", 20*time.Second, 200, "")
 		o.asks("5")
@@ -481,7 +511,7 @@ func TestRestartInBetween(t *testing.T) {
 }
 
 // Calls do not mix, and one that asks twice is transferred once.
-func TestTwoCallsAndOneTwice(t *testing.T) {
+func TestCallThatAsksTwiceIsTransferredOnce(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.says("a", time.Second, 200, `{"transfer_to":"101"}`)
 		o.asks("5")
@@ -500,8 +530,9 @@ func TestTwoCallsAndOneTwice(t *testing.T) {
 	})
 }
 
-// A call that nobody wanted may ask again, and then somebody may want it. Once it goes somewhere it does not.
-func TestAsksAgainAfterNobodyWantedIt(t *testing.T) {
+// A call without a winner may ask again, and then an endpoint may win it. After that its questions
+// change nothing.
+func TestCallMayAskAgainAfterNoWinner(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		for _, name := range crms {
 			o.says(name, 0, 200, `{"transfer_to":""}`)
@@ -524,8 +555,8 @@ func TestAsksAgainAfterNobodyWantedIt(t *testing.T) {
 	})
 }
 
-// What an endpoint says late to the question before is no answer to the one that the call has asked since.
-func TestLateAnswerToTheQuestionBefore(t *testing.T) {
+// A late answer to the question before is no answer to the one that the call has asked since.
+func TestLateAnswerDoesNotCountForANewQuestion(t *testing.T) {
 	for _, late := range []string{`{"transfer_to":""}`, `{"transfer_to":"101"}`} {
 		t.Run(late, func(t *testing.T) {
 			inOffice(t, func(o *office) { o.outbox.Endpoints = o.outbox.Endpoints[:1] }, func(o *office) {
@@ -546,8 +577,9 @@ func TestLateAnswerToTheQuestionBefore(t *testing.T) {
 	}
 }
 
-// A question goes ahead of whatever waits for its endpoint: a place, the rate, a pause, a probe, earlier events of its call.
-func TestAQuestionWaitsForNothing(t *testing.T) {
+// A question goes ahead of everything that waits for its endpoint: for a place, the rate, the end
+// of a pause, a probe, or earlier events of its call.
+func TestQuestionOvertakesWhatWaitsForItsEndpoint(t *testing.T) {
 	for name, takes := range map[string]func(http.ResponseWriter){
 		"all its places are taken": func(http.ResponseWriter) { time.Sleep(10 * time.Second) },
 		"it asked for a pause": func(w http.ResponseWriter) {
@@ -579,8 +611,8 @@ func TestAQuestionWaitsForNothing(t *testing.T) {
 	}
 }
 
-// Questions do not wait for one another either.
-func TestQuestionsAtOnce(t *testing.T) {
+// Questions do not wait for one another.
+func TestQuestionsAreAskedConcurrently(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.says("a", 3*time.Second, 200, `{"transfer_to":"101"}`)
 		for call := range 20 {
@@ -598,7 +630,7 @@ func TestQuestionsAtOnce(t *testing.T) {
 }
 
 // A later event of the call waits until its endpoint has taken the question, and no longer.
-func TestOrderBehindAQuestion(t *testing.T) {
+func TestLaterEventWaitsForItsQuestion(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.says("a", 3*time.Second, 200, "")
 		o.asks("5")
@@ -614,8 +646,9 @@ func TestOrderBehindAQuestion(t *testing.T) {
 	})
 }
 
-// When a call asks again, what an endpoint does not say to that takes nothing from what it may say to the first question.
-func TestAskedAgainIsNoDecline(t *testing.T) {
+// When a call asks again, an endpoint that gives no answer to that may still answer the first
+// question.
+func TestRepeatedQuestionTakesNoAnswerAway(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.says("a", 0, 200, `{"transfer_to":""}`)
 		o.says("b", 0, 200, `{"transfer_to":""}`)
@@ -629,8 +662,9 @@ func TestAskedAgainIsNoDecline(t *testing.T) {
 	})
 }
 
-// A call that ended while the bridge was away is over: nobody gets it any more. The end of an older call with the same ID says nothing of it.
-func TestOverWhileAway(t *testing.T) {
+// A call that ended while the bridge was disconnected is over, and no answer counts any more. The
+// end of an older call with the same ID does not end it.
+func TestCallThatEndedDuringAnOutageIsOver(t *testing.T) {
 	for name, c := range map[string]struct {
 		ended time.Duration // after it has asked
 		over  bool
@@ -647,7 +681,8 @@ func TestOverWhileAway(t *testing.T) {
 				if n := o.told("a", "call.completed"); n != 1 {
 					t.Fatalf("it is told %d times that a call is over", n)
 				}
-				if err := o.post("5", "a", "101"); errors.Is(err, telephony.ErrCallOver) != c.over || err != nil && !c.over {
+				err := o.post("5", "a", "101")
+				if errors.Is(err, telephony.ErrCallOver) != c.over || err != nil && !c.over {
 					t.Errorf("an answer gets %v", err)
 				}
 				if c.over {
@@ -660,8 +695,9 @@ func TestOverWhileAway(t *testing.T) {
 	}
 }
 
-// A transfer that surely did not reach the server is written when the winner says its number again, once.
-func TestWinnerSaysItAgain(t *testing.T) {
+// A transfer that surely has not reached the server is written when the winner repeats its number,
+// once.
+func TestRepeatedAnswerWritesAnUnsentTransfer(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.asks("5")
 		o.server.Close()
@@ -689,8 +725,8 @@ func TestWinnerSaysItAgain(t *testing.T) {
 	})
 }
 
-// A server that comes back while the caller can still be waiting gets the transfer.
-func TestServerIsBackInTime(t *testing.T) {
+// The transfer is written when the server comes back while the caller can still be waiting.
+func TestUnsentTransferIsWrittenWhenTheServerIsBack(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.says("a", time.Second, 200, `{"transfer_to":"101"}`)
 		o.asks("5")
@@ -702,9 +738,10 @@ func TestServerIsBackInTime(t *testing.T) {
 	})
 }
 
-// The bridge is killed again and again while calls ask where to go and a CRM answers at once: no call is transferred twice, those that ask while
-// it lives are transferred, and every transfer goes where the CRM said.
-func TestKilledWhileRouting(t *testing.T) {
+// The bridge is killed again and again while calls ask where to go and a CRM answers at once. No
+// call is transferred twice, those that ask while the bridge runs are transferred, and every
+// transfer goes to the number that the CRM gave.
+func TestKilledBridgeTransfersNoCallTwice(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -727,7 +764,7 @@ func TestKilledWhileRouting(t *testing.T) {
 			defer tick.Stop()
 			for {
 				call++
-				err := server.Generate(pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: fmt.Sprint(call)}, {Name: "From", Value: "7343"}})
+				err := server.Generate(asking(fmt.Sprint(call), "7343"))
 				if err != nil {
 					t.Error(err)
 				}
@@ -745,13 +782,14 @@ func TestKilledWhileRouting(t *testing.T) {
 		_ = p.Wait()
 		close(stop)
 		emitting.Wait()
-		// Or the connection of the one that was killed would be taken for that of the next, and a question be asked of nobody.
+		// Or the connection of the one that was killed would be taken for that of the next, and a
+		// question be asked of nobody.
 		eventually(t, "the server knows that it is gone", func() bool { return server.Connected() == 0 })
 	}
 	start(t, vars)
 	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
 	last := fmt.Sprint(call + 1)
-	if err := server.Generate(pz.Attrs{{Name: "Event", Value: "1"}, {Name: "CallID", Value: last}, {Name: "From", Value: "7343"}}); err != nil {
+	if err := server.Generate(asking(last, "7343")); err != nil {
 		t.Fatal(err)
 	}
 	times := map[string]int{}
@@ -774,11 +812,13 @@ func TestKilledWhileRouting(t *testing.T) {
 	t.Logf("%d of %d calls were transferred", len(times), call+1)
 }
 
-func TestSendTestCommand(t *testing.T) {
+func TestSendTestReportsTheStatus(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	var status atomic.Int64
-	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(status.Load())) }))
+	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(int(status.Load()))
+	}))
 	defer crm.Close()
 	vars := variables(t, server, &receiver{Server: crm}, "API_TOKEN=operator-token-0123456789")
 	start(t, vars)
@@ -799,8 +839,9 @@ func TestSendTestCommand(t *testing.T) {
 	}
 }
 
-// A CRM answers while the bridge shuts down, when the connection has ended already: the next start tells the exchange, while an answer is of use.
-func TestAnsweredDuringShutdown(t *testing.T) {
+// A CRM answers while the bridge shuts down, when the connection to the server has ended already.
+// The next start writes the transfer while the answer is of use.
+func TestAnswerDuringShutdownIsTransferredAfterARestart(t *testing.T) {
 	for _, to := range []string{"101", ""} {
 		inOffice(t, nil, func(o *office) {
 			o.outbox.Grace = 5 * time.Second
@@ -819,8 +860,9 @@ func TestAnsweredDuringShutdown(t *testing.T) {
 	}
 }
 
-// The end of a call's first question is not the end of the second one, which the call has asked after it was over.
-func TestOldQuestionLeavesNewOneOpen(t *testing.T) {
+// The end of a call's first question is not the end of the second one, which the call has asked
+// after it was over.
+func TestEndOfAnOldQuestionLeavesTheNewOneOpen(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.asks("5")
 		time.Sleep(time.Second)
@@ -835,7 +877,7 @@ func TestOldQuestionLeavesNewOneOpen(t *testing.T) {
 	})
 }
 
-// A call of the simulation rings where it was sent.
+// A call of the simulation rings at the number to which it was transferred.
 func TestSimulatedCallsRingWhereTheyAreSent(t *testing.T) {
 	inOffice(t, nil, func(o *office) {
 		o.says("a", 0, http.StatusOK, `{"transfer_to":"555"}`)

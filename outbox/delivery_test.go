@@ -1,66 +1,70 @@
 package outbox
 
 import (
-	"fmt"
+	"errors"
 	"net/http"
 	"testing"
 	"time"
+
+	"pzbridge/outbox/store"
 )
 
-// Every status there is, and what it means. 0 is a transport error or a timeout.
-func TestClassifyEveryStatus(t *testing.T) {
-	for status := 0; status <= 999; status++ {
-		want := retry
-		switch {
-		case status >= 200 && status <= 299:
-			want = success
-		case status == 410:
-			want = hopeless
-		}
-		if got := classify(status); got != want {
-			t.Errorf("%d %s: got %v", status, http.StatusText(status), got)
-		}
-	}
-}
-
-func TestNext(t *testing.T) {
+// TestAfterAttempt checks how a delivery stands after an attempt, by its outcome and its place in
+// the schedule.
+func TestAfterAttempt(t *testing.T) {
 	schedule := []time.Duration{10 * time.Second, time.Minute}
 	now := time.Unix(1e9, 0)
 	const lowest, middle, highest = 0, 0.5, 1
+	done := func(status int) store.Outcome { return store.Outcome{Verdict: store.Done, Status: status} }
+	again := func(status int, retryAfter time.Duration) store.Outcome {
+		return store.Outcome{
+			Verdict:    store.Again,
+			Status:     status,
+			RetryAfter: retryAfter,
+			Throttled:  status == http.StatusTooManyRequests,
+		}
+	}
+	gone := store.Outcome{Verdict: store.Gone, Status: 410}
+	unanswered := store.Outcome{Verdict: store.Again, Err: errors.New("refused")}
 	for _, c := range []struct {
 		name     string
 		attempts int
-		o        outcome
+		o        store.Outcome
 		random   float64
-		state    state
+		state    store.State
 		wait     time.Duration
 	}{
-		{"200", 0, outcome{status: 200}, middle, delivered, 0},
-		{"299 at the last try", 2, outcome{status: 299}, middle, delivered, 0},
-		{"410", 0, outcome{status: 410}, middle, dead, 0},
-		{"500, first wait", 0, outcome{status: 500}, middle, pending, 10 * time.Second},
-		{"500, a fifth earlier", 0, outcome{status: 500}, lowest, pending, 8 * time.Second},
-		{"500, a fifth later", 0, outcome{status: 500}, highest, pending, 12 * time.Second},
-		{"404, second wait", 1, outcome{status: 404}, middle, pending, time.Minute},
-		{"302", 0, outcome{status: 302}, middle, pending, 10 * time.Second},
-		{"no answer", 0, outcome{err: fmt.Errorf("refused")}, middle, pending, 10 * time.Second},
-		{"500, schedule used up", 2, outcome{status: 500}, middle, dead, 0},
-		{"429 that asks for longer", 0, outcome{status: 429, retryAfter: 20 * time.Second}, middle, pending, 20 * time.Second},
-		{"503 that asks for less", 0, outcome{status: 503, retryAfter: time.Second}, middle, pending, 10 * time.Second},
-		{"404 that asks for longer", 0, outcome{status: 404, retryAfter: time.Minute}, middle, pending, time.Minute},
-		{"503 that asks for a year", 0, outcome{status: 503, retryAfter: 365 * 24 * time.Hour}, middle, pending, time.Hour},
-		{"503 that asks to come back when it is over", 2, outcome{status: 503, retryAfter: time.Second}, middle, dead, 0},
+		{"200", 0, done(200), middle, store.Delivered, 0},
+		{"299 at the last try", 2, done(299), middle, store.Delivered, 0},
+		{"410", 0, gone, middle, store.Dead, 0},
+		{"500, first wait", 0, again(500, 0), middle, store.Pending, 10 * time.Second},
+		{"500, a fifth earlier", 0, again(500, 0), lowest, store.Pending, 8 * time.Second},
+		{"500, a fifth later", 0, again(500, 0), highest, store.Pending, 12 * time.Second},
+		{"404, second wait", 1, again(404, 0), middle, store.Pending, time.Minute},
+		{"302", 0, again(302, 0), middle, store.Pending, 10 * time.Second},
+		{"no answer", 0, unanswered, middle, store.Pending, 10 * time.Second},
+		{"500, schedule used up", 2, again(500, 0), middle, store.Dead, 0},
+		{"429 that asks for longer", 0, again(429, 20*time.Second), middle, store.Pending, 20 * time.Second},
+		{"503 that asks for less", 0, again(503, time.Second), middle, store.Pending, 10 * time.Second},
+		{"404 that asks for longer", 0, again(404, time.Minute), middle, store.Pending, time.Minute},
+		{"503 that asks for a year", 0, again(503, 365*24*time.Hour), middle, store.Pending, time.Hour},
+		{"503 that asks to come back when it is over", 2, again(503, time.Second), middle, store.Dead, 0},
 	} {
-		got := delivery{attempts: c.attempts, step: c.attempts}.tried(c.o, schedule, now, c.random)
-		want := delivery{state: c.state, attempts: c.attempts + 1, step: c.attempts, due: now.Add(c.wait).UnixNano()}
-		if c.state == pending {
-			want.step++
+		got := afterAttempt(store.Delivery{Attempts: c.attempts, Step: c.attempts}, c.o, schedule, now, c.random)
+		want := store.Delivery{
+			State:    c.state,
+			Attempts: c.attempts + 1,
+			Step:     c.attempts,
+			Due:      now.Add(c.wait).UnixNano(),
 		}
-		if classify(c.o.status) == retry {
-			want.failedAt = now.UnixNano()
+		if c.state == store.Pending {
+			want.Step++
 		}
-		if c.o.status == http.StatusTooManyRequests { // its call is held for that much longer
-			want.failedAt = now.Add(c.o.retryAfter).UnixNano()
+		if c.o.Verdict == store.Again {
+			want.FailedAt = now.UnixNano()
+		}
+		if c.o.Throttled { // its call is held for that much longer
+			want.FailedAt = now.Add(c.o.RetryAfter).UnixNano()
 		}
 		if got != want {
 			t.Errorf("%s: got %+v, want %+v", c.name, got, want)
@@ -68,128 +72,43 @@ func TestNext(t *testing.T) {
 	}
 }
 
-// What waits gets the time that it should have once the clock has been set back.
-func TestSetBack(t *testing.T) {
+// TestAFailureInTheFutureHoldsFromNowOn checks that a delivery that failed at a time that is still
+// to come, since the clock was set back, holds its call from the next failure on.
+func TestAFailureInTheFutureHoldsFromNowOn(t *testing.T) {
 	now := time.Unix(1e9, 0)
-	const hold, longest = time.Minute, 24 * time.Hour
-	in := func(d time.Duration) int64 { return now.Add(d).UnixNano() }
-	for name, c := range map[string]struct {
-		due, failed, tried time.Duration // from now on
-		untried            bool
-		wantDue, wantFail  time.Duration
-	}{
-		"tried before now":             {due: time.Hour, failed: -time.Hour, tried: -time.Minute, wantDue: time.Hour, wantFail: -time.Hour},
-		"tried after now":              {due: time.Hour, failed: time.Minute, tried: time.Minute},
-		"tried before and after now":   {due: time.Hour, failed: -time.Hour, tried: time.Minute, wantFail: -time.Hour},
-		"further ahead than any wait":  {due: 25 * time.Hour, failed: -time.Hour, tried: -time.Minute, wantFail: -time.Hour},
-		"held for a part of the hold":  {due: time.Second, untried: true, wantDue: time.Second},
-		"held for longer than it may":  {due: time.Hour, untried: true, wantDue: hold},
-		"asked for again, and is held": {due: time.Second, tried: time.Hour, untried: true, wantDue: time.Second},
-	} {
-		d := delivery{attempts: 3, step: 2, next: 7, due: in(c.due)}
-		want := d
-		want.due = in(c.wantDue)
-		if !c.untried {
-			d.failedAt, want.failedAt = in(c.failed), in(c.wantFail)
-		}
-		got := d.setBack(now.Add(c.tried), now, hold, longest)
-		if got != want {
-			t.Errorf("%s: got %+v, want %+v", name, got, want)
-		}
-		if again := got.setBack(now.Add(c.tried), now, hold, longest); again != got {
-			t.Errorf("%s: done twice, it is %+v, once %+v", name, again, got)
-		}
-	}
-	if d := (delivery{failedAt: in(time.Hour)}).tried(outcome{status: 500}, []time.Duration{time.Minute}, now, 0); d.failedAt != in(0) {
-		t.Errorf("one that failed in the future fails again, and holds its call from %s on", time.Unix(0, d.failedAt))
+	d := store.Delivery{FailedAt: now.Add(time.Hour).UnixNano()}
+	failed := store.Outcome{Verdict: store.Again, Status: 500}
+	if d := afterAttempt(d, failed, []time.Duration{time.Minute}, now, 0); d.FailedAt != now.UnixNano() {
+		t.Errorf("it holds its call from %s on", time.Unix(0, d.FailedAt))
 	}
 }
 
-// When an event goes, by how the one before it in its call stands.
-func TestOrder(t *testing.T) {
-	const hold, failed = time.Minute, int64(1e18)
-	untried, tried := delivery{due: held}, delivery{attempts: 2, due: 77, failedAt: 5}
-	for _, c := range []struct {
-		name   string
-		before *delivery
-		fresh  int64 // due time of one that is appended, and of one that was held
-	}{
-		{"the first of its call", nil, 0},
-		{"the one before is delivered", &delivery{state: delivered, attempts: 1}, 0},
-		{"the one before is dead", &delivery{state: dead, attempts: 9, failedAt: failed}, 0},
-		{"the one before was not tried yet", &delivery{}, held},
-		{"the one before is held itself", &delivery{due: held}, held},
-		{"the one before has failed", &delivery{attempts: 3, failedAt: failed}, failed + int64(hold)},
+// TestAProbeCostsNothingOfTheSchedule checks that a probe that fails changes nothing of its
+// delivery but the number of attempts, whatever the answer is, and that one that succeeds has
+// delivered it.
+func TestAProbeCostsNothingOfTheSchedule(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	before := store.Delivery{
+		Attempts: 3,
+		Step:     2,
+		Next:     7,
+		Expires:  now.Add(time.Hour).UnixNano(),
+	}
+	after := before
+	after.Attempts++
+	for name, o := range map[string]store.Outcome{
+		"500":       {Verdict: store.Again, Status: 500},
+		"410":       {Verdict: store.Gone, Status: 410},
+		"429":       {Verdict: store.Again, Status: 429, RetryAfter: time.Minute, Throttled: true},
+		"no answer": {Verdict: store.Again, Err: errors.New("refused")},
 	} {
-		if got := behind(c.before, hold); got != (delivery{due: c.fresh}) {
-			t.Errorf("%s: appended, it is %+v", c.name, got)
-		}
-		now := time.Unix(1e9, 0)
-		again := delivery{attempts: 7, due: c.fresh, redelivered: 1}
-		if c.fresh == 0 {
-			again.due = now.UnixNano() // behind what has not been tried
-		}
-		if got := (delivery{state: dead, attempts: 7, step: 6, failedAt: 5}).again(c.before, now, hold); got != again {
-			t.Errorf("%s: asked for again, it is %+v", c.name, got)
-		}
-		if c.before == nil {
-			continue
-		}
-		if got := untried.after(*c.before, hold); got.due != c.fresh {
-			t.Errorf("%s: held until then, it is %+v", c.name, got)
-		}
-		if c.fresh == 0 {
-			ends := *c.before
-			ends.due = 4711 // when it ended
-			if got := (delivery{due: held, redelivered: 1}).after(ends, hold); got.due != ends.due {
-				t.Errorf("%s: asked for again and held until then, it is %+v", c.name, got)
-			}
-		}
-		if got := (delivery{due: asking}).after(*c.before, hold); got.due != asking {
-			t.Errorf("%s: a question that is being asked, it is %+v", c.name, got)
-		}
-		if got := tried.after(*c.before, hold); got != tried {
-			t.Errorf("%s: tried before, it is %+v", c.name, got)
+		if got := afterProbe(before, o, now); got != after {
+			t.Errorf("%s: got %+v, want %+v", name, got, after)
 		}
 	}
-}
-
-func TestParseRetryAfter(t *testing.T) {
-	now := time.Date(2026, 11, 23, 6, 0, 0, 0, time.UTC)
-	for header, want := range map[string]time.Duration{
-		"": 0, "0": 0, "5": 5 * time.Second, "-5": 0, "1.5": 0, "soon": 0, "31536000": time.Hour, "99999999999": time.Hour,
-		"Mon, 23 Nov 2026 06:00:30 GMT": 30 * time.Second, "Mon, 23 Nov 2026 05:00:00 GMT": 0,
-	} {
-		if got := parseRetryAfter(header, now); got != want {
-			t.Errorf("%q: got %s, want %s", header, got, want)
-		}
+	delivered := after
+	delivered.State, delivered.Due = store.Delivered, now.UnixNano()
+	if got := afterProbe(before, store.Outcome{Verdict: store.Done, Status: 200}, now); got != delivered {
+		t.Errorf("200: got %+v, want %+v", got, delivered)
 	}
-}
-
-func TestFilter(t *testing.T) {
-	f, err := ParseFilter("call.completed, sms.*")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for kind, want := range map[string]bool{
-		"call.completed": true, "call.incoming": false, "sms.sent": true, "sms.status": true, "pz.event": false, "sms": false,
-	} {
-		if got := f.Match(typeOf(kind)); got != want {
-			t.Errorf("%s: got %v", kind, got)
-		}
-	}
-	if _, err := ParseFilter("call.completed,call"); err == nil {
-		t.Error("half a type is taken for one")
-	}
-}
-
-func FuzzDecode(f *testing.F) {
-	f.Add(encodeDelivery(delivery{attempts: 3, step: 2, due: 5, next: 7}, nil))
-	f.Add(addAttempt(nil, addAttempt(nil, nil, Attempt{Status: 503, Response: "busy"}), Attempt{Error: "refused"}))
-	f.Add(encodeEvent(&record{kind: "call.incoming", call: "5", body: []byte("{}"), gap: 1}, 1))
-	f.Fuzz(func(_ *testing.T, v []byte) {
-		_, _ = decodeDelivery(v)
-		_, _ = decodeEvent(v)
-		_ = decodeAttempts(v)
-	})
 }

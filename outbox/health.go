@@ -1,16 +1,17 @@
 package outbox
 
 import (
-	"net/http"
 	"time"
+
+	"pzbridge/outbox/store"
 )
 
 const (
 	// failingAfter is after how many failed attempts in a row an endpoint counts as failing.
 	failingAfter = 20
-	// A failing endpoint is probed after waits that double from probeFirst to probeMost.
-	probeFirst = 5 * time.Second
-	probeMost  = 5 * time.Minute
+	// A failing endpoint is probed after waits that double from firstProbeWait to maxProbeWait.
+	firstProbeWait = 5 * time.Second
+	maxProbeWait   = 5 * time.Minute
 )
 
 // The states of an endpoint.
@@ -18,32 +19,45 @@ const (
 	stateOK      = "ok"
 	stateFailing = "failing"
 	statePaused  = "paused"
-	stateReads   = "reads" // it has no URL: see reading
+	stateReads   = "reads" // it has no URL, and reads its events
 )
 
-// health is how an endpoint as a whole does, by how the attempts at it end. It is a value: what to do follows from it and the time alone.
+// health is how an endpoint as a whole does, by how the attempts at it end. It is a value: what to
+// do follows from it and the time alone.
 type health struct {
 	failures    int       // attempts that failed in a row
 	failing     bool      // it is only probed
 	since       time.Time // since when it is failing
 	probes      int       // that have failed since then
 	probeAt     time.Time // when the next one is
-	pausedUntil time.Time // a 429 has asked for it
+	pausedUntil time.Time // the endpoint has asked for it
 	lastError   string    // how the last attempt that failed ended
 }
 
-// after gives the health as it is once an attempt has ended; probe says whether it was one. Random is in [0, 1).
+// after gives the health as it is once an attempt has ended; probe says whether it was one. Random
+// is in [0, 1).
 //
-// A 429 that says when to come back is obeyed and not counted: an endpoint that says so is well.
-func (h health) after(o outcome, probe bool, now time.Time, random float64) health {
-	if classify(o.status) == success {
+// A pause that the endpoint asks for is kept and not counted: an endpoint that does so is well.
+func (h health) after(o store.Outcome, probe bool, now time.Time, random float64) health {
+	switch o.Verdict {
+	case store.Done, store.Refused:
 		return health{pausedUntil: h.pausedUntil, lastError: h.lastError} // a pause goes on, and has its reason
+	case store.Later:
+		return h
+	case store.More:
+		h.probeAt = now // the same job comes again at once, also at an endpoint that is failing
+		return h
 	}
-	h.lastError = o.text()
-	asked := o.status == http.StatusTooManyRequests && o.retryAfter > 0
-	if asked {
-		h.pausedUntil = later(h.pausedUntil, now.Add(o.retryAfter))
-	} else {
+	h.lastError = o.Text()
+	switch {
+	case o.Verdict == store.Pause:
+		h.pausedUntil = later(h.pausedUntil, now.Add(o.RetryAfter))
+		return h
+	case o.Throttled:
+		h.pausedUntil = later(h.pausedUntil, now.Add(o.RetryAfter))
+	case o.Verdict == store.Misconfigured:
+		h.failures = max(h.failures+1, failingAfter)
+	default:
 		h.failures++
 	}
 	switch {
@@ -58,14 +72,15 @@ func (h health) after(o outcome, probe bool, now time.Time, random float64) heal
 
 // probeWait is how long to wait for the next probe after a number of them have failed.
 func probeWait(failed int, random float64) time.Duration {
-	wait := probeMost
+	wait := maxProbeWait
 	if failed < 6 { // 5 s × 2⁶ is past five minutes
-		wait = probeFirst << failed
+		wait = firstProbeWait << failed
 	}
-	return min(spread(wait, random), probeMost)
+	return min(spread(wait, random), maxProbeWait)
 }
 
-// allows says how many attempts may be under way now, and when that changes if it is none; concurrency is how many the endpoint takes when it is well.
+// allows says how many attempts may be under way now, and when that changes if it is none;
+// concurrency is how many the endpoint takes when it is well.
 func (h health) allows(now time.Time, concurrency int) (n int, at time.Time) {
 	switch {
 	case now.Before(h.pausedUntil):

@@ -2,142 +2,149 @@ package outbox
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
 
+	"pzbridge/internal/ratelimit"
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store"
 )
 
 const (
-	// lookAgain is the longest that a lane sleeps while something is to be retried: the wall clock may have been set meanwhile.
-	lookAgain = time.Minute
-	// storeAgain is the wait after a write or a read of the file that failed.
-	storeAgain = time.Second
-	// outcomeWait is how long an outcome may wait for others to be committed with, while attempts are under way.
+	// maxSleep is the longest that a lane sleeps while something is to be retried: the wall clock
+	// may have been set meanwhile.
+	maxSleep = time.Minute
+	// storeRetryWait is the wait after a write or a read of the engine that failed.
+	storeRetryWait = time.Second
+	// outcomeWait is how long an outcome may wait for others to be committed with, while attempts
+	// are under way.
 	outcomeWait = 2 * time.Millisecond
-	// mostOutcomes is how many are enough for a commit, and how many may wait for it before no attempt is started.
-	mostOutcomes = 256
+	// maxOutcomes is how many are enough for a commit, and how many may wait for it before no
+	// attempt is started.
+	maxOutcomes = 256
 	// readAhead is how many due deliveries are read at once for each attempt that may be under way.
 	readAhead = 4
-	// leastAhead is the least that is read of an endpoint with a rate: room for what has not been tried, and for a retry.
-	leastAhead = 4
+	// minAhead is the least that is read of an endpoint with a rate: room for what has not been
+	// tried, and for a retry.
+	minAhead = 4
+	// maxReady bounds what is claimed and waits for its call.
+	maxReady = 512
 )
 
 // lane delivers to one endpoint. Each endpoint has its own, so that none waits for another.
 //
-// One goroutine, run, decides everything: which deliveries are claimed from the file, which are to be tried, when outcomes are committed. Attempts are
-// made by workers, as many as have been needed at once; they stay, since a new goroutine would grow its stack anew for every attempt. A worker that is done
-// finds its next order waiting, and run is woken only when there is something to decide: see handIn. What attempts have brought is then told together. A
-// commit runs in a goroutine of its own.
+// One goroutine, run, decides everything: which deliveries are claimed, which are to be tried, when
+// outcomes are committed. Attempts are made by workers, as many as have been needed at once; they
+// stay, since a new goroutine would grow its stack again for every attempt. A worker that is done
+// finds its next order waiting, and run is woken only when there is something to decide: see
+// handIn. What attempts have brought is then logged together. A commit runs in a goroutine of its
+// own.
 type lane struct {
-	endpoint Endpoint
-	store    *store
-	announce func([]telephony.Event) // tells of the bridge itself
-	sender   *sender
-	// questions makes the attempts of questions, which take no place of the lane: see asker.
-	questions *sender
-	places    places // for questions
-	opts      Options
-	longest   time.Duration // see longestWait
-	limit     *rate.Limiter // nil: none
-	logger    *slog.Logger
-	reading   *repeat.Log // of the file
-	writing   *repeat.Log
+	endpoint store.Endpoint
+	queue    store.Lane
+	sender   store.Sender
+	publish  func([]telephony.Event) // stores events of the bridge itself
+	wakeAll  func()                  // lets all lanes look for what is new
+	opts     Options
+	limit    *rate.Limiter // nil: none
+	redial   func() bool   // mayRedial, made once
+	logger   *slog.Logger
+	reading  *repeat.Log // of the engine
+	writing  *repeat.Log
+	calls    calls
+	minLife  time.Duration // the shortest life of a delivery that expires
 
-	wake     chan struct{} // the file holds something new
+	wake     chan struct{} // the engine holds something new
 	orders   chan order    // to the workers; there is room for as many as may be given
 	handed   chan struct{} // the workers have handed in something to decide upon
 	soon     *time.Timer   // something was handed in outcomeWait ago
 	recorded chan recorded
 
 	// What follows is run's alone.
-	claimed   map[uint64]bool // numbers of the deliveries that are ready, ordered, or not recorded yet
-	ready     []job           // to be ordered next
-	workers   int             // that have been started
-	taken     []ended         // room for what was handed in, while it is not in use
-	results   []result        // to be recorded
-	spare     []result        // room for results, while it is not in use
-	waiting   time.Time       // since when they could have been: the first of them was there, and no commit ran
-	recording bool            // a commit runs
-	recordAt  time.Time       // zero: the last commit went well; else when to try again. Meanwhile nothing is sent that could not be recorded
-	stale     bool            // the file may hold something due that is not claimed
-	readAt    time.Time       // when it was looked into last
-	nextDue   time.Time       // when the file holds something due, if nothing new comes; zero: never
-	failing   bool            // the endpoint was, when it was looked at last
-	inLine    bool            // since then its deliveries have been lined up
-	lastProbe uint64          // number of the delivery with which it was probed last
-	sweepAt   time.Time       // when to look next for what has become too late
-	swept     uint64          // of what has not been tried, nothing before this number can become too late
+	ready       []store.Job // claimed, to be ordered next
+	workers     int         // that have been started
+	freeEnded   []attemptDone
+	results     []store.Result // to be recorded
+	freeResults []store.Result
+	waiting     time.Time // since when results could have been recorded: the first was there, and no commit ran
+	recording   bool      // a commit runs
+	// recordAt is when to try again to record, zero if the last commit went well. Until then
+	// nothing is sent that could not be recorded.
+	recordAt  time.Time
+	stale     bool      // the engine may hold something due that is not claimed
+	readAt    time.Time // when it was looked into last
+	nextDue   time.Time // when the engine holds something due, if nothing new comes; zero: never
+	failing   bool      // the endpoint was, when it was looked at last
+	linedUp   bool      // since then its deliveries have been lined up
+	lastProbe uint64    // number of the delivery with which it was probed last
+	expireAt  time.Time // when to look next for what has become too late; zero: when something new comes
 
-	hungry atomic.Bool // more waits to be ordered
+	hungry   atomic.Bool // more waits to be ordered
+	stopping atomic.Bool // nothing new is sent
 	// succeeded says that an attempt has, since prune has looked.
 	succeeded atomic.Bool
-	freed     atomic.Bool // a question that has ended may have held something: swept says too much
+	freed     atomic.Bool // a question has ended, which may have held something that is too late
 
 	mu     sync.Mutex
 	health health
-	turns  []turnOfHealth // that have not been told
-	// stuck is why nothing can be delivered, whatever the endpoint does: the file cannot be read or
-	// written. Nil where it can.
+	turns  []healthChange // that have not been logged
+	// stuck is why nothing can be delivered, whatever the endpoint does: the engine cannot be read
+	// or written. Nil where it can.
 	stuck      error
 	stuckSince time.Time
-	ended      []ended      // handed in by the workers
-	ordered    atomic.Int64 // attempts that are under way, wait for a worker or are handed in. They become fewer under mu, together with ended
+	ended      []attemptDone // handed in by the workers
+	// ordered counts attempts that are under way, wait for a worker or are handed in. They become
+	// fewer under mu, together with ended.
+	ordered atomic.Int64
 }
 
-// recorded tells run that a commit of results has ended.
+// recorded is how a commit of results has ended.
 type recorded struct {
-	results []result // that are recorded
-	waiting []result // that could not be, for err, and are to be tried again
-	lost    []result // that cannot be, since a page is damaged
+	results []store.Result
 	err     error
 }
 
-func newLane(e Endpoint, s *store, opts Options, announce func([]telephony.Event)) *lane {
+func newLane(e store.Endpoint, queue store.Lane, opts Options, publish func([]telephony.Event), wakeAll func()) *lane {
 	logger := opts.Logger.With("endpoint", e.Name)
 	l := &lane{
-		endpoint: e, store: s, announce: announce, sender: newSender(e, e.Concurrency, opts), questions: newSender(e, maxQuestions+1, opts), opts: opts, longest: longestWait(opts.RetrySchedule, opts.OrderHold),
-		logger: logger, reading: repeat.New(logger), writing: repeat.New(logger),
-		wake: make(chan struct{}, 1), orders: make(chan order, 2*e.Concurrency), handed: make(chan struct{}, 1), soon: time.NewTimer(lookAgain), recorded: make(chan recorded),
-		claimed: map[uint64]bool{}, stale: true,
+		endpoint: e,
+		queue:    queue,
+		sender:   opts.Senders[e.Name],
+		publish:  publish,
+		wakeAll:  wakeAll,
+		opts:     opts,
+		logger:   logger,
+		reading:  repeat.New(logger),
+		writing:  repeat.New(logger),
+		calls:    calls{underWay: map[string]bool{}},
+		minLife:  min(opts.RoutingTimeout, e.RingingTTL),
+		wake:     make(chan struct{}, 1),
+		orders:   make(chan order, 2*e.Concurrency),
+		handed:   make(chan struct{}, 1),
+		soon:     time.NewTimer(maxSleep),
+		recorded: make(chan recorded),
+		stale:    true,
 	}
+	l.redial = l.mayRedial
 	l.soon.Stop()
-	l.questions.asks = true
-	l.places.limit = func() int {
-		if l.currentHealth().failing {
-			return maxQuestionsFailing
-		}
-		return maxQuestions
-	}
+	l.expireAt = time.Now()
 	if e.Rate > 0 {
 		l.limit = rate.NewLimiter(rate.Limit(e.Rate), 1)
-		l.sender.limit = l.limit
 	}
 	return l
 }
 
-func (l *lane) wakeUp() { signal(l.wake) }
-
-// signal wakes whoever waits on a channel with room for one.
-func signal(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
-
-// run delivers what is due until ctx ends, and returns when the last attempt is recorded. Attempts run under work.
+// run delivers what is due until ctx ends, and returns when the last attempt is recorded. Attempts
+// run under work.
 func (l *lane) run(ctx, work context.Context) {
-	defer l.sender.client.HTTPClient.CloseIdleConnections()
-	defer l.questions.client.HTTPClient.CloseIdleConnections()
-	alarm := time.NewTimer(lookAgain)
+	alarm := time.NewTimer(maxSleep)
 	defer alarm.Stop()
 	var workers sync.WaitGroup
 	defer workers.Wait()
@@ -145,36 +152,44 @@ func (l *lane) run(ctx, work context.Context) {
 	stopping, done := false, ctx.Done() // a context that never ends has no Done
 	for {
 		var at time.Time     // when to look again even if nothing happens; zero: never
-		l.hungry.Store(true) // who is done while orders are given may be the last to say so
+		l.hungry.Store(true) // a worker that is done while orders are given may be the last one
 		if !stopping && work.Err() == nil {
-			at = l.dispatch(func() { workers.Go(func() { l.work(ctx, work) }) })
+			at = l.dispatch(ctx, func() { workers.Go(func() { l.work(ctx, work) }) })
 		}
 		at = sooner(at, l.flush(work))
-		if stopping && !l.busy() { // flush may have given up what cannot be recorded, and nothing else would wake this
+		if stopping && !l.busy() { // flush may have dropped what cannot be recorded, and nothing else would wake this
 			return
 		}
 		l.hungry.Store(l.stale || len(l.ready) > 0)
 		if !at.IsZero() {
-			alarm.Reset(max(0, min(time.Until(at), lookAgain)))
+			alarm.Reset(max(0, min(time.Until(at), maxSleep)))
 		} else {
 			alarm.Stop()
 		}
 		select {
 		case <-done:
 			stopping, done = true, nil
-			l.sender.stopping.Store(true)
-			l.questions.stopping.Store(true)
-			l.drop()
+			l.stopping.Store(true)
+			l.release()
 		case <-l.handed:
 		case <-l.soon.C:
 		case r := <-l.recorded:
 			l.commitEnded(r)
 		case <-l.wake:
-			l.stale = true
+			l.lookForNew(time.Now())
 		case <-alarm.C:
 		}
 		l.collect()
 	}
+}
+
+// lookForNew is called when something may have been appended or released.
+func (l *lane) lookForNew(now time.Time) {
+	l.stale = true
+	if l.freed.Swap(false) {
+		l.expireAt = now
+	}
+	l.expireAt = sooner(l.expireAt, now.Add(l.minLife))
 }
 
 func sooner(a, b time.Time) time.Time {
@@ -186,60 +201,63 @@ func sooner(a, b time.Time) time.Time {
 
 func (l *lane) busy() bool { return l.ordered.Load() > 0 || l.recording || len(l.results) > 0 }
 
-// dispatch orders the attempts that may start now or as soon as a worker is free, and says when the next one may. Hire starts a worker.
-func (l *lane) dispatch(hire func()) (at time.Time) {
+// dispatch orders the attempts that may start now or as soon as a worker is free, and says when the
+// next one may. Hire starts a worker.
+func (l *lane) dispatch(ctx context.Context, hire func()) (at time.Time) {
 	now := time.Now()
 	h := l.currentHealth()
 	if h.failing != l.failing {
-		l.failing, l.inLine = h.failing, false
-		l.drop() // what was read before the change is not what is to be tried now
+		l.failing, l.linedUp = h.failing, false
+		l.release() // what was claimed before the change is not what is to be tried now
 	}
-	if h.failing && !l.inLine {
+	if h.failing && !l.linedUp {
 		if l.busy() {
 			return time.Time{} // what is under way moves, and cannot be lined up
 		}
-		if err := l.store.lineUp(l.endpoint.Name); err != nil {
-			l.isStuck(err)
+		if err := l.queue.LineUp(ctx, now); err != nil {
+			l.setStuck(err)
 			l.reading.Failed("what waits for a failing endpoint cannot be lined up", err)
-			return now.Add(storeAgain)
+			return now.Add(storeRetryWait)
 		}
-		l.inLine, l.swept = true, 0
+		l.linedUp, l.expireAt = true, now
 	}
 	slots, at := h.allows(now, l.endpoint.Concurrency)
 	if slots > 0 {
-		at = l.giveOrders(now, h.failing, slots, hire)
+		at = l.giveOrders(ctx, now, h.failing, slots, hire)
 	}
-	if l.stale || len(l.ready) > 0 { // something waits
-		at = sooner(at, l.sweep(now))
-	}
-	return at
+	return sooner(at, l.expire(ctx, now))
 }
 
-// giveOrders orders attempts until so many are under way and each worker has one more waiting, and says when to go on.
-func (l *lane) giveOrders(now time.Time, failing bool, slots int, hire func()) (at time.Time) {
-	most := slots
-	if !failing && l.limit == nil { // else what waits for a worker would have its turn too late, or all at once
-		most = 2 * slots
+// giveOrders orders attempts until so many are under way and each worker has one more waiting, and
+// says when to go on.
+func (l *lane) giveOrders(ctx context.Context, now time.Time, failing bool, slots int, hire func()) (at time.Time) {
+	if failing && (l.recording || len(l.results) > 0) {
+		return time.Time{} // the next probe may be the same delivery
 	}
-	for int(l.ordered.Load()) < most && len(l.results) < mostOutcomes && l.recordAt.IsZero() {
-		if len(l.ready) == 0 {
-			if at = l.claim(now, failing); len(l.ready) == 0 {
+	limit := slots
+	if !failing && l.limit == nil { // else what waits for a worker would have its turn too late, or all at once
+		limit = 2 * slots
+	}
+	for int(l.ordered.Load()) < limit && len(l.results) < maxOutcomes && l.recordAt.IsZero() {
+		i := l.nextReady(now)
+		if i < 0 {
+			claimed := len(l.ready)
+			if claimed >= maxReady {
 				break
 			}
-		}
-		j := l.ready[0]
-		if l.tooLate(j, now) {
-			l.ready = l.ready[1:]
-			l.expire(j, now)
+			if at = l.claim(ctx, now, failing); len(l.ready) == claimed {
+				break
+			}
 			continue
 		}
 		if wait := l.rateWait(now); wait > 0 {
+			l.calls.leave(l.ready[i].Event.Call)
 			return now.Add(wait)
 		}
-		l.ready = l.ready[1:]
+		j := l.takeReady(i)
 		ordered := int(l.ordered.Add(1))
 		if failing {
-			l.lastProbe = j.number
+			l.lastProbe = j.Number
 		}
 		if l.workers < min(ordered, slots) {
 			l.workers++
@@ -250,113 +268,196 @@ func (l *lane) giveOrders(now time.Time, failing bool, slots int, hire func()) (
 	return at
 }
 
+// nextReady finds the first delivery that may be tried now, and begins an attempt of its call: of
+// the call nothing is under way. What has come too late is ended on the way. It is -1 if there is
+// none.
+func (l *lane) nextReady(now time.Time) int {
+	for i := 0; i < len(l.ready); {
+		j := &l.ready[i]
+		switch {
+		case l.isTooLate(j):
+			l.addExpired(l.takeReady(i), now)
+		case l.calls.enter(j.Event.Call):
+			return i
+		default:
+			i++
+		}
+	}
+	return -1
+}
+
+func (l *lane) takeReady(i int) store.Job {
+	j := l.ready[i]
+	if i == 0 {
+		l.ready = l.ready[1:]
+	} else {
+		l.ready = slices.Delete(l.ready, i, i+1)
+	}
+	return j
+}
+
 // rateWait takes the right to one attempt, or says how long it takes to get it.
 func (l *lane) rateWait(now time.Time) time.Duration {
 	if l.limit == nil {
 		return 0
 	}
-	r := l.limit.ReserveN(now, 1)
-	wait := r.DelayFrom(now)
-	if wait > 0 {
-		r.CancelAt(now)
-	}
-	return wait
+	return ratelimit.Take(l.limit, now)
 }
 
-// claim reads deliveries that are due, and says when to look again if there are none.
-func (l *lane) claim(now time.Time, failing bool) (at time.Time) {
-	if !l.stale && (l.nextDue.IsZero() || now.Before(l.nextDue) && now.Before(l.readAt.Add(lookAgain))) {
+// mayRedial says whether the sender may send once more within an attempt.
+func (l *lane) mayRedial() bool { return !l.stopping.Load() && (l.limit == nil || l.limit.Allow()) }
+
+// claim claims deliveries that are due, and says when to look again if there are none.
+func (l *lane) claim(ctx context.Context, now time.Time, failing bool) (at time.Time) {
+	if !l.stale && (l.nextDue.IsZero() || now.Before(l.nextDue) && now.Before(l.readAt.Add(maxSleep))) {
 		return l.nextDue
-	}
-	if now.Round(0).Before(l.readAt.Round(0)) || l.readAt.IsZero() { // by the wall clock; who knows what it was before the start
-		if err := l.store.clockSetBack(l.endpoint.Name, now, l.longest); err != nil {
-			l.isStuck(err)
-			l.reading.Failed("what waits cannot be given the time of a clock that was set back", err)
-			return now.Add(storeAgain)
-		}
 	}
 	l.readAt = now
 	limit := readAhead * l.endpoint.Concurrency
 	if l.limit != nil { // what comes meanwhile may have to go before it
-		limit = max(leastAhead, min(limit, int(math.Ceil(l.endpoint.Rate))))
+		limit = max(minAhead, min(limit, int(math.Ceil(l.endpoint.Rate))))
 	}
-	var f found
+	var c store.Claimed
 	var err error
 	if failing {
-		limit = mostOutcomes
-		f, err = l.store.probe(l.endpoint.Name, l.lastProbe, limit, l.claimed, func(j job) bool { return !l.tooLate(j, now) })
+		c, err = l.queue.Probe(ctx, now, l.lastProbe)
 	} else {
-		f, err = l.store.due(l.endpoint.Name, limit, l.claimed, now)
-	}
-	if err == nil && len(f.damaged) > 0 {
-		l.logger.Error("deliveries are dead: their records in the outbox are damaged", "deliveries", len(f.damaged))
-		if err = l.store.giveUp(l.endpoint.Name, f.damaged); err == nil {
-			l.opts.Observer.GivenUp(l.endpoint.Name, len(f.damaged))
-		}
+		c, err = l.queue.Claim(ctx, now, limit)
 	}
 	if err != nil {
-		l.isStuck(err)
+		l.setStuck(err)
 		l.reading.Failed("the outbox cannot be read", err)
-		return now.Add(storeAgain)
+		return now.Add(storeRetryWait)
 	}
-	l.isStuck(nil)
+	l.setStuck(nil)
 	l.reading.Recovered("the outbox is read again")
-	if len(f.unreadable) > 0 {
-		l.logger.Error("deliveries stand on a damaged page of the outbox, and wait until a backup is restored", "deliveries", len(f.unreadable))
+	if c.Dead > 0 {
+		l.logger.Error("deliveries are dead: their records in the outbox are damaged", "deliveries", c.Dead)
+		l.opts.Observer.GivenUp(l.endpoint.Name, c.Dead)
 	}
-	for _, n := range f.unreadable {
-		l.claimed[n] = true // or each look would meet them again
+	if c.Unreadable > 0 {
+		l.logger.Error("deliveries stand on a damaged page of the outbox, and wait until a backup is restored",
+			"deliveries", c.Unreadable)
 	}
-	for _, j := range f.jobs {
-		l.claimed[j.number] = true
+	if len(l.ready) == 0 {
+		l.ready = c.Jobs
+	} else {
+		l.ready = append(l.ready, c.Jobs...)
 	}
-	l.ready = f.jobs
-	l.stale, l.nextDue = len(f.jobs) == limit || failing || len(f.damaged)+len(f.unreadable) > 0, time.Time{}
-	if f.wait > 0 {
-		l.nextDue = now.Add(f.wait)
-	}
-	if len(f.damaged) > 0 { // what they have held is due now. Where pages are damaged there may be no end of them
-		return now.Add(storeAgain)
+	l.stale, l.nextDue = c.More || failing, c.Next
+	if c.Dead > 0 { // what they have held is due now. Where pages are damaged there may be no end of them
+		return now.Add(storeRetryWait)
 	}
 	return l.nextDue
 }
 
-// drop gives back what is claimed and was not tried.
-func (l *lane) drop() {
-	for _, j := range l.ready {
-		delete(l.claimed, j.number)
+// release gives back what is claimed and was not tried.
+func (l *lane) release() {
+	numbers := make([]uint64, len(l.ready))
+	for i := range l.ready {
+		numbers[i] = l.ready[i].Number
 	}
+	l.queue.Release(numbers)
 	l.ready, l.stale = nil, true
 }
 
-// collect takes what the workers have handed in, and tells of it.
+// isTooLate reports whether a delivery is of no use any more.
+func (l *lane) isTooLate(j *store.Job) bool {
+	return j.Delivery.Expires != 0 && !time.Now().Before(l.expiry(j))
+}
+
+// expiry is when a delivery becomes of no use, by the clock as it stands now. It is counted from
+// now on and not from the event, whose time is of the wall clock, which may be set back.
+func (l *lane) expiry(j *store.Job) time.Time {
+	life := time.Unix(0, j.Delivery.Expires).Sub(j.Event.At)
+	return time.Now().Add(life - l.opts.Clock.Freshness(j.Event.At))
+}
+
+// addExpired records that a claimed delivery is of no use any more.
+func (l *lane) addExpired(j store.Job, now time.Time) {
+	l.add(store.Result{Job: j, Now: j.Delivery.Ended(store.Expired, now)}, now)
+}
+
+// logExpired reports that it was too late for a delivery.
+func (l *lane) logExpired(j *store.Job) {
+	l.logger.Warn("delivery has expired: it is too late to be of use",
+		"event_id", j.EventID, "type", string(j.Event.Type), "call_id", j.Event.Call, "attempts", j.Delivery.Attempts)
+	l.opts.Observer.Expired(l.endpoint.Name)
+}
+
+// expire ends what has become too late while it waits: for the end of a pause, for the next probe,
+// or behind others. It says when to look again.
+func (l *lane) expire(ctx context.Context, now time.Time) (at time.Time) {
+	if len(l.results) >= maxOutcomes || !l.recordAt.IsZero() {
+		return time.Time{} // run goes on when they are recorded
+	}
+	if l.expireAt.IsZero() || now.Before(l.expireAt) {
+		return l.expireAt
+	}
+	var next time.Time
+	l.ready = slices.DeleteFunc(l.ready, func(j store.Job) bool {
+		if j.Delivery.Expires == 0 {
+			return false
+		}
+		if l.isTooLate(&j) {
+			l.addExpired(j, now)
+			return true
+		}
+		next = sooner(next, l.expiry(&j))
+		return false
+	})
+	expired, later, err := l.queue.Expire(ctx, now, maxOutcomes)
+	if err != nil {
+		l.reading.Failed("the outbox cannot be read", err)
+		l.expireAt = now.Add(storeRetryWait)
+		return l.expireAt
+	}
+	for i := range expired {
+		l.logExpired(&expired[i])
+	}
+	if len(expired) > 0 {
+		l.stale = true // they may have held something
+	}
+	if !later.IsZero() {
+		// By the monotonic clock: the engine's time is of the wall clock, which may be set back.
+		later = now.Add(later.Sub(now))
+	}
+	l.expireAt = sooner(next, later)
+	return l.expireAt
+}
+
+// collect takes what the workers have handed in, and logs it.
 func (l *lane) collect() {
 	l.mu.Lock()
 	list, turns := l.ended, l.turns
-	l.ended, l.turns = l.taken, nil
+	l.ended, l.turns = l.freeEnded, nil
 	l.ordered.Add(-int64(len(list)))
 	l.mu.Unlock()
 	var news []telephony.Event
 	for i := range list {
 		e := &list[i]
+		l.calls.leave(e.result.Job.Event.Call)
 		if e.unmade {
-			delete(l.claimed, e.result.job.number)
+			l.queue.Release([]uint64{e.result.Job.Number})
 			l.stale = true
 			continue
 		}
-		news = append(news, l.tell(e)...)
+		if e.verdict == store.More && l.failing {
+			l.lastProbe = e.result.Job.Number - 1 // the same job is the next probe
+		}
+		news = append(news, l.logAttempt(e)...)
 		l.add(e.result, e.at)
 	}
 	for i := range turns {
-		news = append(news, l.tellTurn(&turns[i])...)
+		news = append(news, l.logHealthChange(&turns[i])...)
 	}
-	l.announce(news)
-	clear(list) // so that what was sent can be forgotten
-	l.taken = list[:0]
+	l.publish(news)
+	clear(list) // so that what was sent can be collected
+	l.freeEnded = list[:0]
 }
 
 // add puts a result to those that are to be recorded. It was there at a time that the caller gives.
-func (l *lane) add(r result, at time.Time) {
+func (l *lane) add(r store.Result, at time.Time) {
 	if len(l.results) == 0 {
 		l.waiting = at
 	}
@@ -371,80 +472,75 @@ func (l *lane) flush(work context.Context) (at time.Time) {
 	now := time.Now()
 	switch {
 	case now.Before(l.recordAt) && work.Err() != nil:
-		// The shutdown's time is up. They stay pending in the file, and are made again after the start.
+		// The shutdown's time is up. They stay pending in the engine, and are made again after the
+		// start.
 		l.results = nil
 		return time.Time{}
 	case now.Before(l.recordAt):
-		return sooner(l.recordAt, now.Add(storeAgain))
-	case l.ordered.Load() > 0 && len(l.results) < mostOutcomes && now.Before(l.waiting.Add(outcomeWait)):
+		return sooner(l.recordAt, now.Add(storeRetryWait))
+	case l.ordered.Load() > 0 && len(l.results) < maxOutcomes && now.Before(l.waiting.Add(outcomeWait)):
 		return l.waiting.Add(outcomeWait)
 	}
 	batch := l.results
-	l.results, l.spare, l.recording = l.spare, nil, true
-	// What happened is recorded also while shutting down: commit takes no context.
-	go func() { l.recorded <- l.record(batch) }()
+	l.results, l.freeResults, l.recording = l.freeResults, nil, true
+	// What happened is recorded also while shutting down.
+	go func() { l.recorded <- recorded{batch, l.queue.Record(context.WithoutCancel(work), batch)} }()
 	return time.Time{}
 }
 
-// record records a batch. Where a page is damaged it does so one by one, so that only what stands
-// there is lost.
-func (l *lane) record(batch []result) recorded {
-	err := l.store.record(l.endpoint.Name, batch)
-	switch {
-	case err == nil:
-		return recorded{results: batch}
-	case !errors.Is(err, ErrDamaged) || l.store.isBroken():
-		return recorded{waiting: batch, err: err}
-	}
-	var r recorded
-	for i := range batch {
-		switch err := l.store.record(l.endpoint.Name, batch[i:i+1]); {
-		case err == nil:
-			r.results = append(r.results, batch[i])
-		case errors.Is(err, ErrDamaged) && !l.store.isBroken():
-			r.lost = append(r.lost, batch[i])
-		default:
-			r.waiting, r.err = append(r.waiting, batch[i]), err
-		}
-	}
-	return r
-}
-
 func (l *lane) commitEnded(r recorded) {
-	l.recording, l.waiting = false, time.Now()
-	if len(r.lost) > 0 {
-		// They stay claimed until the next start: made again, they would reach the CRM over and over.
-		l.logger.Error("the outcomes of attempts are lost, since a page of the outbox is damaged; they are made again after the next start",
-			"attempts", len(r.lost), "event_id", r.lost[0].job.eventID)
-	}
+	now := time.Now()
+	l.recording, l.waiting, l.stale = false, now, true
 	if r.err != nil {
-		// They stay claimed: made again at once, they would reach a healthy CRM over and over while our disk is full.
-		l.isStuck(r.err)
-		l.writing.Failed("the outcomes of attempts cannot be recorded", r.err, "attempts", len(r.waiting))
-		l.results = append(r.waiting, l.results...)
-		l.recordAt = time.Now().Add(storeAgain)
-	} else {
-		l.isStuck(nil)
-		l.writing.Recovered("outcomes are recorded again")
-		l.recordAt = time.Time{}
+		// They stay claimed: made again at once, they would reach a healthy CRM over and over while
+		// our disk is full.
+		l.setStuck(r.err)
+		l.writing.Failed("the outcomes of attempts cannot be recorded", r.err, "attempts", len(r.results))
+		l.results = append(r.results, l.results...)
+		l.recordAt = now.Add(storeRetryWait)
+		return
 	}
-	l.stale = true
+	l.setStuck(nil)
+	l.writing.Recovered("outcomes are recorded again")
+	l.recordAt = time.Time{}
+	lost, firstLost := 0, ""
+	hasEvents := false
 	for i := range r.results {
 		result := &r.results[i]
-		delete(l.claimed, result.job.number)
-		if result.now.next != 0 {
-			l.swept = min(l.swept, result.now.next) // it may have held that
+		hasEvents = hasEvents || len(result.Events) > 0
+		if result.Lost {
+			if lost++; lost == 1 {
+				firstLost = result.Job.EventID
+			}
+			continue
 		}
-		if result.attempt == nil && !result.overruled {
-			l.tellExpired(result.job)
+		if result.Job.Delivery.Next != 0 || result.Now.State != store.Pending {
+			l.expireAt = sooner(l.expireAt, now.Add(minExpireGap)) // it may have held something that is too late
+		}
+		if result.Attempt == nil && !result.Overruled {
+			l.logExpired(&result.Job)
 		}
 	}
-	clear(r.results) // so that what was sent can be forgotten
-	l.spare = r.results[:0]
+	if lost > 0 {
+		// They stay claimed until the next start: made again, they would reach the CRM over and
+		// over.
+		l.logger.Error("the outcomes of attempts are lost, since a page of the outbox is damaged; "+
+			"they are made again after the next start", "attempts", lost, "event_id", firstLost)
+	}
+	if hasEvents {
+		l.wakeAll()
+	}
+	clear(r.results) // so that what was sent can be collected
+	l.freeResults = r.results[:0]
 }
 
-// isStuck notes why the lane can deliver nothing, which is no fault of its endpoint; nil where it can.
-func (l *lane) isStuck(err error) {
+// minExpireGap is how long what a recorded delivery has released may be too late before it is
+// ended.
+const minExpireGap = 100 * time.Millisecond
+
+// setStuck notes why the lane can deliver nothing, which is no fault of its endpoint; nil where it
+// can.
+func (l *lane) setStuck(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if (err == nil) != (l.stuck == nil) {
@@ -459,7 +555,8 @@ func (l *lane) currentHealth() health {
 	return l.health
 }
 
-// status is how the endpoint stands. One whose lane is stuck is failing: nothing reaches it.
+// status is how the endpoint stands, without its counts. One whose lane is stuck is failing:
+// nothing reaches it.
 func (l *lane) status(now time.Time) EndpointStatus {
 	l.mu.Lock()
 	h, stuck, since := l.health, l.stuck, l.stuckSince

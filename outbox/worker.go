@@ -8,26 +8,27 @@ import (
 	"time"
 
 	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store"
 )
 
 // order is an attempt that a worker is to make.
 type order struct {
-	job   job
+	job   store.Job
 	probe bool
 }
 
-// ended is what became of an order.
-type ended struct {
-	result result
+// attemptDone is what became of an order.
+type attemptDone struct {
+	result store.Result
 	unmade bool // no attempt was made, or the shutdown has cut it off: how it would have ended is unknown
 
-	outcome outcome
+	verdict store.Verdict
 	at      time.Time
 	expires bool // it will be too late before there is another attempt
 }
 
-// turnOfHealth is what an attempt has changed of the endpoint as a whole, as far as it is told.
-type turnOfHealth struct {
+// healthChange is what an attempt has changed of the endpoint as a whole, as far as it is logged.
+type healthChange struct {
 	before, after health
 	at            time.Time
 	status        int // of the answer; 0 if there was none
@@ -36,129 +37,157 @@ type turnOfHealth struct {
 // work makes attempts until run ends. They run under work; once ctx has ended, none begins.
 func (l *lane) work(ctx, work context.Context) {
 	for o := range l.orders {
-		// The answers that have come are read before the next request goes out: measured with BenchmarkBridge, two or three in a hundred faster.
+		// The answers that have come are read before the next request goes out: measured with
+		// BenchmarkBridge, two or three in a hundred faster.
 		runtime.Gosched()
-		if ctx.Err() != nil || l.overtaken(o) {
-			l.handIn(ended{result: result{job: o.job}, unmade: true})
+		if ctx.Err() != nil || l.isOvertaken(&o) {
+			l.handIn(attemptDone{result: store.Result{Job: o.job}, unmade: true})
 		} else {
 			l.handIn(l.attempt(work, o.job, o.probe))
 		}
 	}
 }
 
-// overtaken says whether an order is not to be carried out any more: while it waited for a worker, the endpoint has begun to fail or has asked for a
-// pause, or it became too late.
-func (l *lane) overtaken(o order) bool {
-	now := time.Now()
+// isOvertaken reports whether an order is not to be carried out any more: while it waited for a
+// worker, the endpoint has begun to fail or has asked for a pause, or it became too late.
+func (l *lane) isOvertaken(o *order) bool {
 	h := l.currentHealth()
-	slots, _ := h.allows(now, 1)
-	return slots == 0 || h.failing && !o.probe || l.tooLate(o.job, now)
+	slots, _ := h.allows(time.Now(), 1)
+	return slots == 0 || h.failing && !o.probe || l.isTooLate(&o.job)
 }
 
-// handIn tells run what became of an order. It wakes run when the workers are about to run out of orders, for as many as are committed at once, and for the
-// last one that is out: nothing else comes with which it could be told and recorded. For the others run may sleep on until the first of them has waited for
-// outcomeWait. At full load run and the workers would else wait for one another once for every attempt.
-func (l *lane) handIn(e ended) {
+// handIn gives run what became of an order. It wakes run when the workers are about to run out of
+// orders, for as many as are committed at once, and for the last one that is out: nothing else
+// comes with which it could be logged and recorded. For the others run may sleep on until the first
+// of them has waited for outcomeWait. At full load run and the workers would else wait for one
+// another once for every attempt.
+func (l *lane) handIn(e attemptDone) {
 	l.mu.Lock()
 	l.ended = append(l.ended, e)
 	n := len(l.ended)
 	isLast := n == int(l.ordered.Load())
 	l.mu.Unlock()
 	switch {
-	case isLast, n == mostOutcomes, l.hungry.Load() && len(l.orders) <= max(1, l.endpoint.Concurrency/2):
-		signal(l.handed)
+	case isLast, n == maxOutcomes, l.hungry.Load() && len(l.orders) <= max(1, l.endpoint.Concurrency/2):
+		wake(l.handed)
 	case n == 1:
 		l.soon.Reset(outcomeWait)
 	}
 }
 
 // attempt makes one attempt and says how the delivery stands after it.
-func (l *lane) attempt(work context.Context, j job, probe bool) ended {
+func (l *lane) attempt(work context.Context, j store.Job, probe bool) attemptDone {
 	began := time.Now()
-	o, err := l.sender.attempt(work, j)
-	if err != nil {
-		l.logger.Warn("attempt cut off by the shutdown; it will be made again", "event_id", j.eventID, "call_id", j.call)
-		return ended{result: result{job: j}, unmade: true}
+	j.MayRedial = l.redial
+	o := l.sender.Send(work, j)
+	if o.Verdict == store.CutOff {
+		l.logger.Warn("attempt cut off by the shutdown; it will be made again",
+			"event_id", j.EventID, "call_id", j.Event.Call)
+		return attemptDone{result: store.Result{Job: j}, unmade: true}
 	}
 	now := time.Now()
-	var next delivery
+	var next store.Delivery
 	if probe {
-		next = j.delivery.probed(o, now)
+		next = afterProbe(j.Delivery, o, now)
 	} else {
-		next = j.delivery.tried(o, l.opts.RetrySchedule, now, rand.Float64())
+		next = afterAttempt(j.Delivery, o, l.opts.RetrySchedule, now, rand.Float64())
 	}
 	expires := false
-	if end := l.expiry(j); !probe && !end.IsZero() && next.state == pending && next.due >= end.UnixNano() {
-		next.due, expires = end.UnixNano(), true // it expires on time, not when its next attempt would be
+	if j.Delivery.Expires != 0 && !probe && next.State == store.Pending {
+		if end := l.expiry(&j); next.Due >= end.UnixNano() {
+			next.Due, expires = end.UnixNano(), true // it expires on time, not when its next attempt would be
+		}
 	}
-	e := l.note(j, next, o, probe, began, now)
-	e.expires = expires
-	return e
+	l.updateHealth(o, probe, now)
+	result, err := store.NewResult(j, next, &o, began, now, l.opts.RoutingTimeout)
+	if err != nil {
+		l.logger.Error("an event of a sender cannot be stored", "err", err.Error())
+	}
+	return attemptDone{result: result, verdict: o.Verdict, at: now, expires: expires}
 }
 
-// note draws from an attempt what it says of the endpoint as a whole, and gives all that is to be told of it. Next is the delivery after it.
-func (l *lane) note(j job, next delivery, o outcome, probe bool, began, now time.Time) ended {
-	made := &Attempt{At: began, Took: now.Sub(began), Status: o.status, Response: o.response, Error: o.errText()}
+// updateHealth draws from an attempt what it says of the endpoint as a whole.
+func (l *lane) updateHealth(o store.Outcome, probe bool, now time.Time) {
 	random := rand.Float64()
-	if classify(o.status) == success {
+	if o.Verdict == store.Done || o.Verdict == store.Refused {
 		l.succeeded.Store(true)
 	}
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	before := l.health
 	l.health = before.after(o, probe, now, random)
 	if l.health.failing != before.failing || l.health.pausedUntil.After(before.pausedUntil) {
-		l.turns = append(l.turns, turnOfHealth{before, l.health, now, o.status})
+		l.turns = append(l.turns, healthChange{before, l.health, now, o.Status})
 	}
-	l.mu.Unlock()
-	return ended{result: result{job: j, now: next, attempt: made}, outcome: o, at: now}
 }
 
-// tell lets everybody know how an attempt ended, and gives what the endpoints are to be told of it.
-func (l *lane) tell(e *ended) (news []telephony.Event) {
-	j, made := &e.result.job, e.result.attempt
-	l.log(e)
-	l.opts.Observer.AttemptEnded(l.endpoint.Name, outcomeOf(e.result.now), made.Took, e.at.Sub(j.at))
-	// Of a delivery of such news itself nothing is told, or they would never end.
-	if e.result.now.state == dead && !telephony.IsOperational(j.kind) {
+// logAttempt logs and counts how an attempt ended, and gives the news that endpoints get of it.
+func (l *lane) logAttempt(e *attemptDone) (news []telephony.Event) {
+	j, made := &e.result.Job, e.result.Attempt
+	l.logLine(e)
+	if isPostponed(e.verdict) {
+		return nil
+	}
+	l.opts.Observer.AttemptEnded(l.endpoint.Name, outcomeOf(e.result.Now), made.Took, e.at.Sub(j.Event.At))
+	// Of a delivery of such news itself there is no news, or it would never end.
+	if e.result.Now.State == store.Dead && !telephony.IsOperational(j.Event.Type) {
 		news = append(news, telephony.Event{
-			Type: telephony.EventDeliveryDead, Endpoint: l.endpoint.Name, DeliveryID: j.eventID + "." + l.endpoint.Name, Reason: e.outcome.text(),
+			Type:       telephony.EventDeliveryDead,
+			Endpoint:   l.endpoint.Name,
+			DeliveryID: j.EventID + "." + l.endpoint.Name,
+			Reason:     made.Text(),
 		})
 	}
 	return news
 }
 
-// tellTurn does the same for what has changed of the endpoint. Only run calls it: turns are told in their order, whoever's attempt has brought them.
-func (l *lane) tellTurn(t *turnOfHealth) (news []telephony.Event) {
+// isPostponed reports whether a delivery merely waits after an attempt, which was neither a success
+// nor a failure.
+func isPostponed(v store.Verdict) bool {
+	return v == store.Later || v == store.Pause || v == store.More
+}
+
+// logHealthChange does the same for what has changed of the endpoint. Only run calls it, so that
+// changes are logged in their order, whichever attempt has brought them.
+func (l *lane) logHealthChange(t *healthChange) (news []telephony.Event) {
 	switch before, after := &t.before, &t.after; {
 	case after.failing && !before.failing:
 		l.logger.Warn("endpoint is failing: from now on it is only probed, and everything else waits",
-			"failures", after.failures, "err", after.lastError, "next_probe_in", after.probeAt.Sub(t.at).Round(time.Millisecond).String())
-		return []telephony.Event{{Type: telephony.EventEndpointFailing, Endpoint: l.endpoint.Name, Reason: after.lastError}}
+			"failures", after.failures, "err", after.lastError,
+			"next_probe_in", after.probeAt.Sub(t.at).Round(time.Millisecond).String())
+		return []telephony.Event{{
+			Type: telephony.EventEndpointFailing, Endpoint: l.endpoint.Name, Reason: after.lastError,
+		}}
 	case !after.failing && before.failing:
-		l.logger.Info("endpoint has recovered: what has waited is delivered now", "failed_for", t.at.Sub(before.since).Round(time.Second).String())
+		l.logger.Info("endpoint has recovered: what has waited is delivered now",
+			"failed_for", t.at.Sub(before.since).Round(time.Second).String())
 		return []telephony.Event{{Type: telephony.EventEndpointRecovered, Endpoint: l.endpoint.Name}}
 	}
-	l.logger.Warn("endpoint has asked for a pause", "status", t.status, "until", t.after.pausedUntil.UTC().Format(time.RFC3339))
+	l.logger.Warn("endpoint has asked for a pause",
+		"status", t.status, "until", t.after.pausedUntil.UTC().Format(time.RFC3339))
 	return nil
 }
 
-// log is the one line of an attempt.
-func (l *lane) log(e *ended) {
-	j, d, o := &e.result.job, e.result.now, &e.outcome
+// logLine writes the one line of an attempt.
+func (l *lane) logLine(e *attemptDone) {
+	j, d, made := &e.result.Job, &e.result.Now, e.result.Attempt
 	attrs := make([]slog.Attr, 0, 7)
 	attrs = append(attrs,
-		slog.String("event_id", j.eventID), slog.String("type", string(j.kind)), slog.String("call_id", j.call), slog.Int("attempt", d.attempts),
-		slog.String("took", e.result.attempt.Took.Round(time.Microsecond).String()),
+		slog.String("event_id", j.EventID), slog.String("type", string(j.Event.Type)),
+		slog.String("call_id", j.Event.Call), slog.Int("attempt", d.Attempts),
+		slog.String("took", made.Took.Round(time.Microsecond).String()),
 	)
-	if o.err != nil {
-		attrs = append(attrs, slog.String("err", o.err.Error()))
+	if made.Error != "" {
+		attrs = append(attrs, slog.String("err", made.Error))
 	} else {
-		attrs = append(attrs, slog.Int("status", o.status))
+		attrs = append(attrs, slog.Int("status", made.Status))
 	}
 	level, message := slog.LevelInfo, "delivered"
-	switch d.state {
-	case delivered:
-	case dead:
+	switch {
+	case d.State == store.Delivered:
+	case isPostponed(e.verdict):
+		message = "delivery goes on later"
+	case d.State == store.Dead:
 		level, message = slog.LevelError, "delivery is dead: it will not be tried again"
 	default:
 		level, message = slog.LevelWarn, "attempt failed"
@@ -166,15 +195,17 @@ func (l *lane) log(e *ended) {
 		if e.expires {
 			next = "expires_in"
 		}
-		if d.due > 0 {
-			attrs = append(attrs, slog.String(next, max(0, time.Unix(0, d.due).Sub(e.at)).Round(time.Millisecond).String()))
+		if d.Due > 0 {
+			wait := max(0, time.Unix(0, d.Due).Sub(e.at)).Round(time.Millisecond)
+			attrs = append(attrs, slog.String(next, wait.String()))
 		}
 	}
-	logLine(l.logger, e.at, level, message, attrs)
+	logAt(l.logger, e.at, level, message, attrs)
 }
 
-// logLine is Logger.LogAttrs but for the time, and for where in the code the line comes from: nobody is told, and to find out took a sixth of the time of a line.
-func logLine(logger *slog.Logger, at time.Time, level slog.Level, message string, attrs []slog.Attr) {
+// logAt is Logger.LogAttrs but for the time, and without the place in the code: to find that out
+// took a sixth of the time of a line, and no handler shows it.
+func logAt(logger *slog.Logger, at time.Time, level slog.Level, message string, attrs []slog.Attr) {
 	ctx, handler := context.Background(), logger.Handler()
 	if handler.Enabled(ctx, level) {
 		r := slog.NewRecord(at, level, message, 0)

@@ -28,13 +28,12 @@ type Sink interface {
 	Append(ctx context.Context, events []telephony.Event) error
 }
 
-// Observer counts events, commands and decisions. Its methods must return at once and be safe for
+// Observer counts events and commands. Its methods must return at once and be safe for
 // concurrent use.
 type Observer interface {
 	EventReceived(kind telephony.EventType)
 	// CommandEnded gives the outcome: done, refused, not_sent or no_answer.
 	CommandEnded(kind telephony.CommandKind, outcome string)
-	Decided(outcome telephony.RouteOutcome, took time.Duration) // on where to route a call
 }
 
 // unobserved is the Observer if none is configured.
@@ -45,9 +44,6 @@ func (unobserved) EventReceived(telephony.EventType) {}
 
 // CommandEnded does nothing.
 func (unobserved) CommandEnded(telephony.CommandKind, string) {}
-
-// Decided does nothing.
-func (unobserved) Decided(telephony.RouteOutcome, time.Duration) {}
 
 // Options configures a Session.
 type Options struct {

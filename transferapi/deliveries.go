@@ -15,15 +15,15 @@ import (
 	"time"
 
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 // Deliveries lists deliveries and queues them again.
 type Deliveries interface {
-	Deliveries(q outbox.DeliveryQuery) (list []outbox.Delivery, cursor string, err error)
-	Delivery(id string) (outbox.Delivery, []outbox.Attempt, error)
-	Redeliver(id string) (outbox.Delivery, error)
-	RedeliverAll(ctx context.Context, r outbox.Redelivery) (int, error)
+	Deliveries(ctx context.Context, q store.DeliveryQuery) (store.DeliveryPage, error)
+	Delivery(ctx context.Context, id string) (store.DeliveryView, []store.Attempt, error)
+	Redeliver(ctx context.Context, id string) (store.DeliveryView, error)
+	RedeliverAll(ctx context.Context, r store.Redelivery) (int, error)
 }
 
 const (
@@ -59,7 +59,7 @@ type attempt struct {
 	Error    string    `json:"error,omitempty"`
 }
 
-func showDelivery(d outbox.Delivery, attempts []outbox.Attempt) delivery {
+func showDelivery(d store.DeliveryView, attempts []store.Attempt) delivery {
 	out := delivery{
 		ID:            d.ID,
 		EventID:       d.EventID,
@@ -83,7 +83,7 @@ func showDelivery(d outbox.Delivery, attempts []outbox.Attempt) delivery {
 	return out
 }
 
-func showAttempt(a outbox.Attempt) attempt {
+func showAttempt(a store.Attempt) attempt {
 	return attempt{
 		At:       a.At.UTC(),
 		Duration: float64(a.Took.Microseconds()) / 1000,
@@ -108,27 +108,27 @@ func (a *API) listDeliveries(r *http.Request) answer {
 		}
 		query.Endpoint = by
 	}
-	list, cursor, err := a.opts.Deliveries.Deliveries(query)
+	page, err := a.opts.Deliveries.Deliveries(r.Context(), query)
 	if err != nil {
 		return problemAnswer(deliveryProblem(err))
 	}
 	answer := struct {
 		Deliveries []delivery `json:"deliveries"`
 		NextCursor string     `json:"next_cursor,omitempty"`
-	}{Deliveries: []delivery{}, NextCursor: cursor}
-	for _, d := range list {
+	}{Deliveries: []delivery{}, NextCursor: page.Cursor}
+	for _, d := range page.Deliveries {
 		answer.Deliveries = append(answer.Deliveries, showDelivery(d, nil))
 	}
 	return okAnswer(answer)
 }
 
-func readDeliveryQuery(r *http.Request) (outbox.DeliveryQuery, *problem) {
+func readDeliveryQuery(r *http.Request) (store.DeliveryQuery, *problem) {
 	values, refusal := readQuery(r, "state", "endpoint", "call_id", "limit", "cursor")
 	if refusal != nil {
-		return outbox.DeliveryQuery{}, refusal
+		return store.DeliveryQuery{}, refusal
 	}
 	limit, refusal := readLimit(values)
-	return outbox.DeliveryQuery{
+	return store.DeliveryQuery{
 		State:    values.Get("state"),
 		Endpoint: values.Get("endpoint"),
 		CallID:   values.Get("call_id"),
@@ -140,9 +140,9 @@ func readDeliveryQuery(r *http.Request) (outbox.DeliveryQuery, *problem) {
 // getDelivery returns one delivery with its last attempts. For an endpoint, a delivery of another
 // one does not exist.
 func (a *API) getDelivery(r *http.Request) answer {
-	d, attempts, err := a.opts.Deliveries.Delivery(r.PathValue("id"))
+	d, attempts, err := a.opts.Deliveries.Delivery(r.Context(), r.PathValue("id"))
 	if by := caller(r); err == nil && by != Operator && by != d.Endpoint {
-		err = outbox.ErrNotFound
+		err = store.ErrNotFound
 	}
 	if err != nil {
 		return problemAnswer(deliveryProblem(err))
@@ -151,7 +151,7 @@ func (a *API) getDelivery(r *http.Request) answer {
 }
 
 func (a *API) redeliver(w http.ResponseWriter, r *http.Request) {
-	d, err := a.opts.Deliveries.Redeliver(r.PathValue("id"))
+	d, err := a.opts.Deliveries.Redeliver(r.Context(), r.PathValue("id"))
 	if err != nil {
 		deliveryProblem(err).write(w)
 		return
@@ -178,7 +178,7 @@ func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 		refusal.write(w)
 		return
 	}
-	what := outbox.Redelivery{Endpoint: request.Endpoint, States: request.States, DryRun: request.DryRun}
+	what := store.Redelivery{Endpoint: request.Endpoint, States: request.States, DryRun: request.DryRun}
 	if len(what.States) == 0 {
 		what.States = undelivered
 	}
@@ -241,20 +241,20 @@ func readTime(field, s string) (time.Time, error) {
 func deliveryProblem(err error) problem {
 	p := problem{Status: http.StatusInternalServerError, Detail: sentence(err)}
 	switch {
-	case errors.Is(err, outbox.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound):
 		p.Status = http.StatusNotFound
-	case errors.Is(err, outbox.ErrNoEndpoint), errors.Is(err, outbox.ErrNoURL):
+	case errors.Is(err, store.ErrNoEndpoint), errors.Is(err, store.ErrNoURL):
 		p.Status, p.Field = http.StatusBadRequest, "endpoint"
-	case errors.Is(err, outbox.ErrBadState):
+	case errors.Is(err, store.ErrBadState):
 		p.Status, p.Field = http.StatusBadRequest, "state"
-	case errors.Is(err, outbox.ErrBadCursor):
+	case errors.Is(err, store.ErrBadCursor):
 		p.Status, p.Field = http.StatusBadRequest, "cursor"
 	}
 	return p
 }
 
 // listEndpoints returns the state of each endpoint and the counts of its deliveries.
-func (a *API) listEndpoints(w http.ResponseWriter, _ *http.Request) {
+func (a *API) listEndpoints(w http.ResponseWriter, r *http.Request) {
 	type counts struct {
 		Pending   uint64 `json:"pending"`
 		Delivered uint64 `json:"delivered"`
@@ -270,7 +270,7 @@ func (a *API) listEndpoints(w http.ResponseWriter, _ *http.Request) {
 		LastReadAt    time.Time `json:"last_read_at,omitzero"`
 		Deliveries    counts    `json:"deliveries"`
 	}
-	list, err := a.opts.Outbox.Endpoints()
+	list, err := a.opts.Outbox.Endpoints(r.Context())
 	if err != nil {
 		deliveryProblem(err).write(w)
 		return
@@ -313,7 +313,7 @@ func (a *API) backup(w http.ResponseWriter, r *http.Request) {
 	defer a.backups.release()
 	began := time.Now()
 	started := false
-	err := a.opts.Outbox.Backup(func(size int64) io.Writer {
+	err := a.opts.Backup.Backup(func(size int64) io.Writer {
 		started = true
 		w.Header().Set("Content-Type", "application/octet-stream")
 		w.Header().Set("Content-Length", strconv.FormatInt(size, 10))

@@ -2,6 +2,7 @@ package transferapi
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -13,15 +14,15 @@ import (
 	"time"
 
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 // Events reads the stored events.
 type Events interface {
-	Events(q outbox.EventQuery) (outbox.EventPage, error)
+	Events(ctx context.Context, q store.EventQuery) (store.EventPage, error)
 	Changed() <-chan struct{} // closed when the next event is stored
-	Call(callID string, after uint64) (outbox.CallPage, error)
-	Route(callID string) (*telephony.Route, error)
+	Call(ctx context.Context, callID string, after uint64) (store.CallPage, error)
+	Route(ctx context.Context, callID string) (*telephony.Route, error)
 }
 
 // maxWait bounds the parameter wait of a read of events.
@@ -71,13 +72,13 @@ func (a *API) listEvents(w http.ResponseWriter, r *http.Request) {
 
 // answerEvents answers with a page of events. If the page is empty and the caller waits, it does
 // not answer, and moves q past the events that were scanned.
-func (a *API) answerEvents(w http.ResponseWriter, r *http.Request, q *outbox.EventQuery, waiting bool) (answered bool) {
+func (a *API) answerEvents(w http.ResponseWriter, r *http.Request, q *store.EventQuery, waiting bool) (answered bool) {
 	answered = true
 	a.withReadSlots(w, r, func(scan func(func()) bool) {
-		var page outbox.EventPage
+		var page store.EventPage
 		var err error
 		switch {
-		case !scan(func() { page, err = a.opts.Events.Events(*q) }):
+		case !scan(func() { page, err = a.opts.Events.Events(r.Context(), *q) }):
 		case err != nil:
 			eventProblem(err).write(w)
 		case len(page.Events) == 0 && waiting && !page.More:
@@ -91,7 +92,7 @@ func (a *API) answerEvents(w http.ResponseWriter, r *http.Request, q *outbox.Eve
 
 // writeEvents answers with a page of events. It writes each event as it is stored: that is JSON,
 // and another encoding would copy it.
-func writeEvents(w http.ResponseWriter, page outbox.EventPage) {
+func writeEvents(w http.ResponseWriter, page store.EventPage) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(http.StatusOK)
@@ -109,7 +110,7 @@ func writeEvents(w http.ResponseWriter, page outbox.EventPage) {
 	_, _ = w.Write(append([]byte("],"), bytes.TrimPrefix(encodeJSON(end), []byte("{"))...))
 }
 
-func readEventQuery(r *http.Request) (q outbox.EventQuery, wait time.Duration, refusal *problem) {
+func readEventQuery(r *http.Request) (q store.EventQuery, wait time.Duration, refusal *problem) {
 	values, refusal := readQuery(r, "after", "limit", "wait", "types", "order")
 	if refusal != nil {
 		return q, 0, refusal
@@ -155,7 +156,7 @@ func readTypes(entries []string) (types []telephony.EventType, err error) {
 		if entry = strings.TrimSpace(entry); entry == "" {
 			continue
 		}
-		filter, err := outbox.ParseFilter(entry)
+		filter, err := store.ParseFilter(entry)
 		if err != nil {
 			return nil, &fieldError{
 				"types",
@@ -201,11 +202,11 @@ func readLimit(values url.Values) (int, *problem) {
 
 func eventProblem(err error) problem {
 	p := problem{Status: http.StatusInternalServerError, Detail: sentence(err)}
-	var pruned *outbox.PrunedError
+	var pruned *store.PrunedError
 	switch {
 	case errors.As(err, &pruned):
 		p.Status, p.Field, p.Oldest = http.StatusGone, "after", pruned.Oldest
-	case errors.Is(err, outbox.ErrBadCursor):
+	case errors.Is(err, store.ErrBadCursor):
 		p.Status, p.Field = http.StatusBadRequest, "after"
 	}
 	return p
@@ -271,7 +272,7 @@ func (a *API) getCall(r *http.Request) answer {
 		}
 	}
 	shown := call{CallID: r.PathValue("call_id"), Events: []callEvent{}}
-	page, err := a.opts.Events.Call(shown.CallID, after)
+	page, err := a.opts.Events.Call(r.Context(), shown.CallID, after)
 	visible := func(name string) bool { return caller(r) == Operator || caller(r) == name }
 	for _, e := range page.Events {
 		if event := showCallEvent(e, visible); len(event.Deliveries) > 0 || caller(r) == Operator {
@@ -282,10 +283,10 @@ func (a *API) getCall(r *http.Request) answer {
 		shown.NextCursor = strconv.FormatUint(page.Next, 10)
 	}
 	switch {
-	case errors.Is(err, outbox.ErrNoCall),
+	case errors.Is(err, store.ErrNoCall),
 		// Every event belongs to another endpoint.
 		err == nil && len(shown.Events) == 0 && shown.NextCursor == "" && after == 0:
-		return problemAnswer(problem{Status: http.StatusNotFound, Detail: sentence(outbox.ErrNoCall)})
+		return problemAnswer(problem{Status: http.StatusNotFound, Detail: sentence(store.ErrNoCall)})
 	case err != nil:
 		return problemAnswer(problem{Status: http.StatusInternalServerError, Detail: sentence(err)})
 	case page.Route != nil && len(shown.Events) > 0:
@@ -294,7 +295,7 @@ func (a *API) getCall(r *http.Request) answer {
 	return okAnswer(shown)
 }
 
-func showCallEvent(e outbox.CallEvent, visible func(name string) bool) callEvent {
+func showCallEvent(e store.CallEvent, visible func(name string) bool) callEvent {
 	shown := callEvent{
 		ID:         e.ID,
 		Type:       e.Type,

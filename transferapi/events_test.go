@@ -19,7 +19,7 @@ import (
 	"github.com/google/uuid"
 
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 func get(a *API, path, token string) *httptest.ResponseRecorder {
@@ -47,7 +47,7 @@ func add(t *testing.T, b *box, kind telephony.EventType, call string) {
 		CallID: call,
 		From:   "1",
 	}
-	if err := b.Append(t.Context(), []telephony.Event{e}); err != nil {
+	if _, err := b.Append(t.Context(), []telephony.Event{e}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -165,28 +165,26 @@ func TestCallShowsAnEndpointItsOwnPart(t *testing.T) {
 	b := newBox(t)
 	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
 	add(t, b, "call.transfer_requested", "5")
-	err := b.ChangeRoute("5", func(r *telephony.Route) {
-		now := r.AskedAt
-		r.Replies = []telephony.Reply{
-			{
-				By:   "other",
-				At:   now,
-				Kind: telephony.ReplyOut,
-				Why:  "HTTP 410",
-			},
-			{
-				By:   "crm",
-				At:   now,
-				Kind: telephony.ReplyNumber,
-				To:   "101",
-			},
-		}
-		r.Outcome, r.Winner, r.To, r.DecidedAt = telephony.RouteWon, "crm", "101", now
-		r.Transfer, r.TransferAt = telephony.TransferDone, now
-	})
+	route, err := b.Route(t.Context(), "5")
 	if err != nil {
 		t.Fatal(err)
 	}
+	now := route.AskedAt
+	b.changeRoute(t, telephony.RouteChange{
+		Kind:    telephony.RouteSettle,
+		EventID: route.EventID,
+		Now:     now,
+		Replies: []telephony.Reply{{By: "other", Kind: telephony.ReplyNone, Why: "HTTP 410"}},
+	}, telephony.RouteChange{
+		Kind:    telephony.RouteAnswer,
+		Now:     now,
+		Replies: []telephony.Reply{{By: "crm", Kind: telephony.ReplyNumber, To: "101"}},
+	}, telephony.RouteChange{
+		Kind:     telephony.RouteTransferEnded,
+		EventID:  route.EventID,
+		Now:      now,
+		Transfer: telephony.TransferDone,
+	})
 	add(t, b, "call.incoming", "5")
 	add(t, b, "call.completed", "5")
 	var all, own call
@@ -285,9 +283,10 @@ func TestConcurrentRequestsWithOneKeyAreOneCommand(t *testing.T) {
 			Exchange:       e,
 			Router:         e,
 			Outbox:         b,
+			Backup:         b.engine,
 			Deliveries:     b,
 			Events:         b,
-			Keys:           b,
+			Keys:           b.engine,
 			Metrics:        http.NotFoundHandler(),
 			Rate:           1000,
 			Tokens:         map[string][]string{"crm": {crmToken}},
@@ -440,7 +439,7 @@ func TestConnectionSwitchIsStored(t *testing.T) {
 	a := newAPI(t, e, b, &bytes.Buffer{})
 	for _, enabled := range []bool{false, true} {
 		w := send(a, "PUT", "/v1/connection", operatorToken, fmt.Sprintf(`{"enabled":%v}`, enabled))
-		kept, err := b.IsToConnect()
+		kept, err := b.IsToConnect(t.Context())
 		if w.Code != 200 || err != nil || kept != enabled ||
 			!strings.Contains(w.Body.String(), fmt.Sprintf(`"enabled":%v`, enabled)) {
 			t.Errorf("%v: %d %s, kept %v, %v", enabled, w.Code, w.Body, kept, err)
@@ -505,9 +504,7 @@ func TestReusedKeyAnswersANewQuestion(t *testing.T) {
 		add(t, b, "call.transfer_requested", "5")
 		answers("", 1)
 		answers("", 1)
-		if err := b.ChangeRoute("5", func(r *telephony.Route) { r.Outcome = telephony.RouteClosed }); err != nil {
-			t.Fatal(err)
-		}
+		b.changeRoute(t, telephony.RouteChange{Kind: telephony.RouteSettle, Now: time.Now(), TimeUp: true})
 		time.Sleep(time.Second)
 		answers("", 1)
 		add(t, b, "call.transfer_requested", "5")
@@ -601,7 +598,7 @@ func TestShutdownAnswersCommandsWithKeys(t *testing.T) {
 // For a CRM that reads its events, the operator sees the time of its last read, and the unread
 // events as pending and not held. Unread events cause no warning.
 func TestReadingEndpointIsShown(t *testing.T) {
-	b := readingBox(t, outbox.Filter{"call.*"})
+	b := readingBox(t, store.Filter{"call.*"})
 	a := newAPI(t, &exchange{connection: telephony.Connection{State: telephony.Connected}}, b, &bytes.Buffer{})
 	for range 2 {
 		add(t, b, "call.incoming", "5")

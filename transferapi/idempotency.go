@@ -8,18 +8,18 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 // Keys stores which requests have been carried out, and their answers; they survive restarts.
-//
-// ClaimKey claims a key and returns nil, or returns the earlier claim of that key. AnswerKey stores
-// the answer of a claimed key. ReleaseKey makes a claimed key free again.
 type Keys interface {
-	ClaimKey(bearer string, key, request [32]byte) (taken *outbox.Claim, err error)
-	AnswerKey(bearer string, key, request [32]byte, status int, answer []byte) error
-	ReleaseKey(key [32]byte) error
+	// ClaimKey takes a key, or gives what is known of the claim that took it before.
+	ClaimKey(ctx context.Context, bearer string, key [32]byte, c store.KeyClaim) (taken *store.KeyClaim, err error)
+	// SettleKey stores the answer of a claim, or forgets the key if its Status is 0.
+	SettleKey(ctx context.Context, bearer string, key [32]byte, c store.KeyClaim) error
 }
 
 // maxKeyBytes bounds an Idempotency-Key.
@@ -50,7 +50,12 @@ func (a *API) carryOutOnce(
 		return answer{problem: &problem{Status: http.StatusServiceUnavailable, Detail: "The request was given up."}}
 	}
 	defer a.keyLocks.release(hash)
-	earlier, err := a.opts.Keys.ClaimKey(caller(r), hash, request)
+	claim := store.KeyClaim{ID: uuid.New(), Request: request, At: time.Now()}
+	earlier, err := a.opts.Keys.ClaimKey(r.Context(), caller(r), hash, claim)
+	isNewQuestion := false
+	if err == nil && earlier != nil && earlier.Request == request {
+		isNewQuestion, err = a.hasNewQuestion(r.Context(), cmd, earlier.At)
+	}
 	switch {
 	case err != nil:
 		return answer{problem: &problem{
@@ -64,7 +69,8 @@ func (a *API) carryOutOnce(
 			Status: http.StatusUnprocessableEntity,
 			Detail: "This Idempotency-Key has come with another request before: use a new one for each command.",
 		}}
-	case a.hasNewQuestion(cmd, earlier.At): // the earlier command answered another question
+	case isNewQuestion: // the earlier command answered another question
+		claim.ID = earlier.ID
 	case earlier.Status == 0:
 		return answer{problem: &problem{
 			Status: http.StatusGatewayTimeout,
@@ -80,12 +86,10 @@ func (a *API) carryOutOnce(
 	defer cancel()
 	result := carryOut(ctx)
 	if result.written {
-		err = a.opts.Keys.AnswerKey(caller(r), hash, request, result.code(), result.json())
-	} else {
-		err = a.opts.Keys.ReleaseKey(hash)
+		claim.Status, claim.Answer, claim.At = result.code(), result.json(), time.Now()
 	}
-	if err != nil {
-		a.opts.Logger.Error("the outcome of an Idempotency-Key cannot be stored", "err", err.Error())
+	if err = a.opts.Keys.SettleKey(context.WithoutCancel(ctx), caller(r), hash, claim); err != nil {
+		a.opts.Logger.Error("what became of an Idempotency-Key cannot be stored", "err", err.Error())
 	}
 	return result
 }
@@ -105,12 +109,12 @@ func detach(r *http.Request) (ctx context.Context, cancel func()) {
 
 // hasNewQuestion reports whether cmd is a transfer of a call that has a routing question newer than
 // at.
-func (a *API) hasNewQuestion(cmd telephony.Command, at time.Time) bool {
+func (a *API) hasNewQuestion(ctx context.Context, cmd telephony.Command, at time.Time) (bool, error) {
 	if cmd.Kind != telephony.CommandTransfer {
-		return false
+		return false, nil
 	}
-	route, err := a.opts.Events.Route(cmd.CallID)
-	return err == nil && route != nil && route.AskedAt.After(at)
+	route, err := a.opts.Events.Route(ctx, cmd.CallID)
+	return err == nil && route != nil && route.AskedAt.After(at), err
 }
 
 // keyLocks serializes the commands of each Idempotency-Key. A channel is closed when its key is

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 // With order=desc the pages run from the newest event to the oldest, for a CRM and the operator;
@@ -166,22 +166,22 @@ func (b *slowBox) read() {
 	b.mu.Unlock()
 }
 
-func (b *slowBox) Events(q outbox.EventQuery) (outbox.EventPage, error) {
+func (b *slowBox) Events(ctx context.Context, q store.EventQuery) (store.EventPage, error) {
 	b.read()
-	return b.box.Events(q)
+	return b.box.Events(ctx, q)
 }
 
-func (b *slowBox) Deliveries(q outbox.DeliveryQuery) ([]outbox.Delivery, string, error) {
+func (b *slowBox) Deliveries(ctx context.Context, q store.DeliveryQuery) (store.DeliveryPage, error) {
 	b.read()
-	return b.box.Deliveries(q)
+	return b.box.Deliveries(ctx, q)
 }
 
-func (b *slowBox) Call(id string, after uint64) (outbox.CallPage, error) {
+func (b *slowBox) Call(ctx context.Context, id string, after uint64) (store.CallPage, error) {
 	b.read()
-	return b.box.Call(id, after)
+	return b.box.Call(ctx, id, after)
 }
 
-func (b *slowBox) RedeliverAll(context.Context, outbox.Redelivery) (int, error) {
+func (b *slowBox) RedeliverAll(context.Context, store.Redelivery) (int, error) {
 	b.read()
 	return 0, nil
 }

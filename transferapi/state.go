@@ -7,8 +7,9 @@ import (
 	"slices"
 	"time"
 
+	"pzbridge/internal/clock"
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 // switchConnection closes or opens the connection to the exchange. The choice is stored first and
@@ -25,7 +26,7 @@ func (a *API) switchConnection(w http.ResponseWriter, r *http.Request) {
 		badFields(&fieldError{"enabled", "is missing: it is true or false"}).write(w)
 		return
 	}
-	if err := a.opts.Outbox.Connect(*request.Enabled); err != nil {
+	if err := a.opts.Outbox.Connect(r.Context(), *request.Enabled); err != nil {
 		problem{
 			Status: http.StatusServiceUnavailable,
 			Detail: "It could not be stored, so nothing has changed: " + err.Error() + ".",
@@ -42,9 +43,9 @@ func (a *API) sendTest(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
 	id, result, err := a.opts.Outbox.SendTest(r.Context(), name)
 	switch {
-	case errors.Is(err, outbox.ErrNoEndpoint):
+	case errors.Is(err, store.ErrNoEndpoint):
 		problem{Status: http.StatusNotFound, Detail: sentence(err)}.write(w)
-	case errors.Is(err, outbox.ErrNoURL):
+	case errors.Is(err, store.ErrNoURL):
 		problem{Status: http.StatusConflict, Detail: sentence(err)}.write(w)
 	case err != nil:
 		problem{Status: http.StatusServiceUnavailable, Detail: sentence(err)}.write(w)
@@ -115,11 +116,11 @@ func faultTexts(faults []fault, operator bool) (list []string) {
 // and in danger of being lost.
 func outboxFault(err error) fault {
 	switch {
-	case errors.Is(err, outbox.ErrFileGone):
+	case errors.Is(err, store.ErrFileGone):
 		return fault{"The outbox's file is gone.", sentence(err)}
-	case errors.Is(err, outbox.ErrDamaged):
+	case errors.Is(err, store.ErrDamaged):
 		return fault{"The outbox is damaged.", sentence(err)}
-	case errors.Is(err, outbox.ErrWrongClock):
+	case errors.Is(err, clock.ErrWrong):
 		return fault{"The clock of this machine is wrong.", sentence(err)}
 	}
 	const brief, rest = "The outbox cannot be written", ". Events wait in memory."
@@ -130,7 +131,7 @@ func outboxFault(err error) fault {
 // not take its events is only a warning.
 func (a *API) ready(w http.ResponseWriter, r *http.Request) {
 	var problems, warnings []fault // a warning leaves the bridge ready
-	if err := a.opts.Outbox.Writable(); err != nil {
+	if err := a.opts.Outbox.Writable(r.Context()); err != nil {
 		problems = append(problems, outboxFault(err))
 	}
 	if c := a.opts.Exchange.Connection(); c.State != telephony.Connected {
@@ -141,15 +142,18 @@ func (a *API) ready(w http.ResponseWriter, r *http.Request) {
 		}
 		problems = append(problems, f)
 	}
-	if list, err := a.opts.Outbox.Endpoints(); err == nil {
-		for _, e := range list {
-			if e.State != "ok" && e.State != "reads" {
-				warnings = append(warnings, fault{
-					"A CRM does not take its events.",
-					fmt.Sprintf("The endpoint %s is %s: %s. What is for it waits (%d events).",
-						e.Name, e.State, e.LastError, e.Pending),
-				})
-			}
+	list, err := a.opts.Outbox.Endpoints(r.Context())
+	if err != nil {
+		const brief = "How the CRMs stand cannot be read from the outbox"
+		warnings = append(warnings, fault{brief + ".", brief + ": " + err.Error() + "."})
+	}
+	for _, e := range list {
+		if e.State != "ok" && e.State != "reads" {
+			warnings = append(warnings, fault{
+				"A CRM does not take its events.",
+				fmt.Sprintf("The endpoint %s is %s: %s. What is for it waits (%d events).",
+					e.Name, e.State, e.LastError, e.Pending),
+			})
 		}
 	}
 	by, _ := a.authenticate(r)

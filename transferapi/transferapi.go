@@ -20,9 +20,11 @@ import (
 	"strings"
 	"time"
 
+	"pzbridge/internal/ratelimit"
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 
 	"golang.org/x/time/rate"
 )
@@ -53,13 +55,18 @@ type Policy interface {
 
 // Outbox is the part of the outbox that concerns it as a whole.
 type Outbox interface {
-	Writable() error // nil if events can be stored
-	Endpoints() ([]outbox.EndpointStatus, error)
-	Backup(begin func(size int64) io.Writer) error
+	Writable(ctx context.Context) error // nil if events can be stored
+	Endpoints(ctx context.Context) ([]outbox.EndpointStatus, error)
 	// Connect stores whether the bridge keeps a connection to the exchange; it survives restarts.
-	Connect(enabled bool) error
+	Connect(ctx context.Context, enabled bool) error
 	// SendTest sends a test event without content to an endpoint, once, and returns the attempt.
-	SendTest(ctx context.Context, endpoint string) (eventID string, made outbox.Attempt, err error)
+	SendTest(ctx context.Context, endpoint string) (eventID string, made store.Attempt, err error)
+}
+
+// Backup copies the store of an engine that is a file.
+type Backup interface {
+	// Backup writes a copy of the file as it stands now; begin gets its size in bytes first.
+	Backup(begin func(size int64) io.Writer) error
 }
 
 // Options holds what the API serves and who may use it.
@@ -68,6 +75,7 @@ type Options struct {
 	Router     Router
 	Policy     Policy // nil allows everything
 	Outbox     Outbox
+	Backup     Backup
 	Deliveries Deliveries
 	Events     Events
 	Keys       Keys
@@ -102,11 +110,11 @@ type API struct {
 // New returns the API. It fails if a required option is missing, or if two bearers share a token,
 // since the token alone identifies the caller.
 func New(opts Options) (*API, error) {
-	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Deliveries == nil ||
-		opts.Events == nil || opts.Keys == nil || opts.Metrics == nil ||
+	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Backup == nil ||
+		opts.Deliveries == nil || opts.Events == nil || opts.Keys == nil || opts.Metrics == nil ||
 		opts.Logger == nil || opts.CommandTimeout <= 0 || opts.Rate <= 0 {
 		return nil, errors.New(
-			"transferapi: Options.Exchange, Router, Outbox, Deliveries, Events, Keys, Metrics, Logger, " +
+			"transferapi: Options.Exchange, Router, Outbox, Backup, Deliveries, Events, Keys, Metrics, Logger, " +
 				"CommandTimeout and Rate must be set",
 		)
 	}
@@ -303,12 +311,7 @@ func (a *API) authenticated(required access, next http.HandlerFunc) http.Handler
 // wait takes one request from the bearer's rate and returns 0. If the rate is used up, it takes
 // nothing and returns how long until a request is free.
 func (b bearer) wait(now time.Time) time.Duration {
-	r := b.limit.ReserveN(now, 1)
-	wait := r.DelayFrom(now)
-	if wait > 0 {
-		r.CancelAt(now)
-	}
-	return wait
+	return ratelimit.Take(b.limit, now)
 }
 
 // problem is an error in the form of RFC 9457. The type is about:blank, so the title is the text of

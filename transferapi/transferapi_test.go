@@ -23,6 +23,10 @@ import (
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
+	"pzbridge/outbox/bolt"
+	"pzbridge/outbox/bolt/bolttest"
+	"pzbridge/outbox/store"
+	"pzbridge/outbox/store/storetest"
 )
 
 const (
@@ -70,18 +74,39 @@ func (e *exchange) Connection() telephony.Connection {
 // endpoints.
 type box struct {
 	*outbox.Outbox
+	engine    *bolt.Engine
 	folder    string // of the outbox's file
 	err       error
 	endpoints []outbox.EndpointStatus // nil: the real states
 }
 
-func (b *box) Writable() error { return b.err }
+func (b *box) Writable(context.Context) error { return b.err }
 
-func (b *box) Endpoints() ([]outbox.EndpointStatus, error) {
+func (b *box) Endpoints(ctx context.Context) ([]outbox.EndpointStatus, error) {
 	if b.endpoints != nil {
 		return b.endpoints, nil
 	}
-	return b.Outbox.Endpoints()
+	return b.Outbox.Endpoints(ctx)
+}
+
+// openBox opens an outbox on a file in a new folder.
+func openBox(t *testing.T, o storetest.Options) *box {
+	t.Helper()
+	folder := t.TempDir()
+	o.Place = filepath.Join(folder, "outbox.db")
+	o.Retention, o.RoutingTimeout, o.Logger = time.Hour, time.Second, slog.New(slog.DiscardHandler)
+	opened := bolttest.Open(t, o)
+	return &box{Outbox: opened.Outbox, engine: opened.Engine.(*bolt.Engine), folder: folder}
+}
+
+// changeRoute applies changes to the route of the call "5".
+func (b *box) changeRoute(t *testing.T, changes ...telephony.RouteChange) {
+	t.Helper()
+	for _, c := range changes {
+		if _, err := b.engine.ChangeRoute(t.Context(), "5", c); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // newBox opens an outbox for the endpoints "crm" and "other".
@@ -90,27 +115,19 @@ func newBox(t *testing.T) *box { return newBoxAt(t, "http://127.0.0.1:1/?token=t
 // newBoxAt opens an outbox for the endpoints "crm" and "other" at url.
 func newBoxAt(t *testing.T, url string) *box {
 	t.Helper()
-	folder := t.TempDir()
-	opts := outbox.Options{
-		Path: filepath.Join(folder, "outbox.db"), Retention: time.Hour, RoutingTimeout: time.Second, MaxBytes: 1 << 30,
-		Logger: slog.New(slog.DiscardHandler),
-	}
+	var opts storetest.Options
 	for _, name := range []string{"crm", "other"} {
-		opts.Endpoints = append(opts.Endpoints, outbox.Endpoint{
-			Name: name, URL: url, Secrets: [][]byte{make([]byte, 24)}, Events: outbox.Filter{"call.*"},
-			Timeout: time.Second, Concurrency: 1, RingingTTL: time.Second,
+		opts.Endpoints = append(opts.Endpoints, store.Endpoint{
+			Name:        name,
+			URL:         url,
+			Secrets:     [][]byte{make([]byte, 24)},
+			Events:      store.Filter{"call.*"},
+			Timeout:     time.Second,
+			Concurrency: 1,
+			RingingTTL:  time.Second,
 		})
 	}
-	o, err := outbox.Open(opts)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := o.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return &box{Outbox: o, folder: folder}
+	return openBox(t, opts)
 }
 
 func newAPI(t *testing.T, e *exchange, o *box, log *bytes.Buffer) *API {
@@ -119,9 +136,10 @@ func newAPI(t *testing.T, e *exchange, o *box, log *bytes.Buffer) *API {
 		Exchange:       e,
 		Router:         e,
 		Outbox:         o,
+		Backup:         o.engine,
 		Deliveries:     o,
 		Events:         o,
-		Keys:           o,
+		Keys:           o.engine,
 		Metrics:        http.NotFoundHandler(),
 		Rate:           1000,
 		Tokens:         map[string][]string{"crm": {crmToken, crmNewToken}, Operator: {operatorToken}},
@@ -280,14 +298,16 @@ type keyBearers struct {
 	got []string
 }
 
-func (b *keyBearers) ClaimKey(bearer string, key, request [32]byte) (*outbox.Claim, error) {
+func (b *keyBearers) ClaimKey(
+	ctx context.Context, bearer string, key [32]byte, c store.KeyClaim,
+) (*store.KeyClaim, error) {
 	b.got = append(b.got, bearer)
-	return b.box.ClaimKey(bearer, key, request)
+	return b.engine.ClaimKey(ctx, bearer, key, c)
 }
 
-func (b *keyBearers) AnswerKey(bearer string, key, request [32]byte, status int, answer []byte) error {
+func (b *keyBearers) SettleKey(ctx context.Context, bearer string, key [32]byte, c store.KeyClaim) error {
 	b.got = append(b.got, bearer)
-	return b.box.AnswerKey(bearer, key, request, status, answer)
+	return b.engine.SettleKey(ctx, bearer, key, c)
 }
 
 func TestCommandOutcomeDecidesStatus(t *testing.T) {
@@ -564,7 +584,7 @@ func TestDeliveriesAreListedAndRedelivered(t *testing.T) {
 			CallID: "5",
 		}
 		ids = append(ids, e.ID)
-		if err := o.Append(t.Context(), []telephony.Event{e}); err != nil {
+		if _, err := o.Append(t.Context(), []telephony.Event{e}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -739,7 +759,7 @@ func TestOneBackupAtATime(t *testing.T) {
 // A backup that is read over a real connection opens as an outbox.
 func TestBackupOpensAsOutbox(t *testing.T) {
 	o := newBox(t)
-	if err := o.Append(t.Context(), []telephony.Event{{
+	if _, err := o.Append(t.Context(), []telephony.Event{{
 		ID:     uuid.NewString(),
 		Type:   telephony.EventCompleted,
 		Time:   time.Now(),
@@ -768,18 +788,12 @@ func TestBackupOpensAsOutbox(t *testing.T) {
 	if err := os.WriteFile(path, copied, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	restored, err := outbox.Open(outbox.Options{
-		Path:           path,
-		Retention:      time.Hour,
-		RoutingTimeout: time.Second,
-		MaxBytes:       1 << 30,
-		Logger:         slog.New(slog.DiscardHandler),
+	restored := bolttest.Open(t, storetest.Options{
+		Place:     path,
+		Endpoints: []store.Endpoint{},
+		Logger:    slog.New(slog.DiscardHandler),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer restored.Close()
-	if list, _, err := restored.Deliveries(outbox.DeliveryQuery{Limit: 10}); len(list) != 2 || err != nil {
+	if list, _, err := restored.Deliveries(store.DeliveryQuery{Limit: 10}); len(list) != 2 || err != nil {
 		t.Errorf("%d deliveries, %v", len(list), err)
 	}
 }
@@ -789,9 +803,10 @@ func TestSharedTokenIsRejected(t *testing.T) {
 		Exchange:       &exchange{},
 		Router:         &exchange{},
 		Outbox:         newBox(t),
+		Backup:         newBox(t).engine,
 		Deliveries:     newBox(t),
 		Events:         newBox(t),
-		Keys:           newBox(t),
+		Keys:           newBox(t).engine,
 		Metrics:        http.NotFoundHandler(),
 		Rate:           1,
 		Tokens:         map[string][]string{"a": {crmToken}, "b": {crmNewToken, crmToken}},
@@ -806,10 +821,10 @@ func TestSharedTokenIsRejected(t *testing.T) {
 // redeliveries records the redelivery that is requested.
 type redeliveries struct {
 	*box
-	got outbox.Redelivery
+	got store.Redelivery
 }
 
-func (a *redeliveries) RedeliverAll(_ context.Context, r outbox.Redelivery) (int, error) {
+func (a *redeliveries) RedeliverAll(_ context.Context, r store.Redelivery) (int, error) {
 	a.got = r
 	return 7, nil
 }
@@ -823,7 +838,7 @@ func TestRedeliveryPassesEveryFilter(t *testing.T) {
 	body := `{"endpoint":"crm","since":"2026-11-23T06:25:53Z","until":"2026-11-24T06:25:53Z",` +
 		`"states":["dead","missing"],"types":["call.completed"],"dry_run":true}`
 	status := request(t, a, "POST", "/v1/redeliver", operatorToken, body, &counted)
-	want := outbox.Redelivery{
+	want := store.Redelivery{
 		Endpoint: "crm",
 		Since:    time.Date(2026, 11, 23, 6, 25, 53, 0, time.UTC),
 		Until:    time.Date(2026, 11, 24, 6, 25, 53, 0, time.UTC),
@@ -868,9 +883,10 @@ func TestPolicyRefusalSendsNothing(t *testing.T) {
 			Router:         e,
 			Policy:         policy,
 			Outbox:         o,
+			Backup:         o.engine,
 			Deliveries:     o,
 			Events:         o,
-			Keys:           o,
+			Keys:           o.engine,
 			Metrics:        http.NotFoundHandler(),
 			Rate:           1000,
 			Tokens:         map[string][]string{"crm": {crmToken}},

@@ -5,11 +5,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"io"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -23,7 +21,8 @@ import (
 	v3 "github.com/pb33f/libopenapi/datamodel/high/v3"
 
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox"
+	"pzbridge/outbox/store"
+	"pzbridge/outbox/store/storetest"
 )
 
 func descriptionModel(t *testing.T) *v3.Document {
@@ -97,7 +96,7 @@ func TestGoldenWebhooksMatchDescription(t *testing.T) {
 	bodies := slices.Concat(
 		golden(t, "../internal/pztest/testdata/webhooks-ws.jsonl"),
 		golden(t, "../internal/pztest/testdata/webhooks-wss.jsonl"),
-		golden(t, "../outbox/testdata/format-standard.txt"), operational(t), []string{testEvent(t)})
+		golden(t, "../outbox/webhook/testdata/format-standard.txt"), operational(t), []string{testEvent(t)})
 	question := d.Webhooks.GetOrZero("question").Post.RequestBody.Content.GetOrZero("application/json").Schema.Schema()
 	event := d.Webhooks.GetOrZero("event").Post.RequestBody.Content.GetOrZero("application/json").Schema.Schema()
 	seen := map[string]bool{}
@@ -121,7 +120,7 @@ func TestGoldenWebhooksMatchDescription(t *testing.T) {
 		}
 	}
 	for name, file := range map[string]string{"FlatEvent": "flat", "VendorEvent": "pz"} {
-		for _, body := range golden(t, "../outbox/testdata/format-"+file+".txt") {
+		for _, body := range golden(t, "../outbox/webhook/testdata/format-"+file+".txt") {
 			if ok, why := fits(d.Components.Schemas.GetOrZero(name).Schema(), body); !ok {
 				t.Errorf("%s is no %s: %s", body, name, why)
 			}
@@ -130,33 +129,21 @@ func TestGoldenWebhooksMatchDescription(t *testing.T) {
 }
 
 // readingBox opens an outbox whose endpoint "crm" has no URL and reads its events.
-func readingBox(t *testing.T, filter outbox.Filter) *box {
+func readingBox(t *testing.T, filter store.Filter) *box {
 	t.Helper()
-	o, err := outbox.Open(outbox.Options{
-		Path:           filepath.Join(t.TempDir(), "outbox.db"),
-		Retention:      time.Hour,
-		RoutingTimeout: time.Second,
-		MaxBytes:       1 << 30,
-		Logger:         slog.New(slog.DiscardHandler),
-		Endpoints: []outbox.Endpoint{{
-			Name:        "crm",
-			Events:      filter,
-			Timeout:     time.Second,
-			Concurrency: 1,
-			RingingTTL:  time.Second,
-		}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = o.Close() })
-	return &box{Outbox: o}
+	return openBox(t, storetest.Options{Endpoints: []store.Endpoint{{
+		Name:        "crm",
+		Events:      filter,
+		Timeout:     time.Second,
+		Concurrency: 1,
+		RingingTTL:  time.Second,
+	}}})
 }
 
 // operational returns the webhooks of the operational events, as the outbox stores them.
 func operational(t *testing.T) (bodies []string) {
 	t.Helper()
-	b := readingBox(t, outbox.Filter{"bridge.*", "endpoint.*", "delivery.dead"})
+	b := readingBox(t, store.Filter{"bridge.*", "endpoint.*", "delivery.dead"})
 	for _, e := range []telephony.Event{
 		{Type: telephony.EventConnected},
 		{Type: telephony.EventDisconnected, Reason: "connection refused"},
@@ -170,7 +157,7 @@ func operational(t *testing.T) (bodies []string) {
 		},
 	} {
 		e.ID, e.Time = uuid.Must(uuid.NewV7()).String(), time.Now()
-		if err := b.Append(t.Context(), []telephony.Event{e}); err != nil {
+		if _, err := b.Append(t.Context(), []telephony.Event{e}); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/time/rate"
 
+	"pzbridge/internal/ratelimit"
 	"pzbridge/internal/telephony"
 )
 
@@ -155,12 +156,7 @@ func (b *bearer) wait(kind telephony.CommandKind, now time.Time) time.Duration {
 	case telephony.CommandSMS:
 		limiter = b.sms
 	}
-	r := limiter.ReserveN(now, 1)
-	wait := r.DelayFrom(now)
-	if wait > 0 {
-		r.CancelAt(now)
-	}
-	return wait
+	return ratelimit.Take(limiter, now)
 }
 
 // addRefusal counts a refusal, and reports whether it blocks the bearer.

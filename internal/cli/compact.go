@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/dustin/go-humanize"
+	"pzbridge/outbox/bolt"
 
-	"pzbridge/outbox"
+	"github.com/dustin/go-humanize"
 )
 
 func (p Program) compact(_ context.Context, args []string) error {
@@ -19,7 +19,7 @@ func (p Program) compact(_ context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	before, after, err := outbox.Compact(cfg.OutboxPath)
+	before, after, err := bolt.Compact(cfg.OutboxPath)
 	if err != nil {
 		return err
 	}

@@ -22,7 +22,8 @@ import (
 
 	"pzbridge/internal/config"
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox"
+	"pzbridge/outbox/store"
+	"pzbridge/outbox/webhook"
 	"pzbridge/relay"
 )
 
@@ -275,7 +276,7 @@ type discard struct{}
 func (discard) Append(context.Context, []telephony.Event) error { return nil }
 
 // endpoint checks the connection to a CRM, and sends it a test event.
-func (d *checker) endpoint(ctx context.Context, e config.Endpoint) {
+func (d *checker) endpoint(ctx context.Context, e store.Endpoint) {
 	if e.URL == "" {
 		d.pass(e.Name, "it reads its events with GET /v1/events")
 		return
@@ -298,17 +299,9 @@ func (d *checker) endpoint(ctx context.Context, e config.Endpoint) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.Timeout+checkTimeout)
 	defer cancel()
-	made, err := outbox.TestEndpoint(ctx, outbox.Endpoint{
-		Name:        e.Name,
-		URL:         e.URL,
-		Secrets:     e.Secrets,
-		Headers:     e.Headers,
-		Format:      e.Format,
-		Timeout:     e.Timeout,
-		Concurrency: 1,
-		Tokens:      e.Tokens,
-		TLS:         e.TLS,
-	}, "pzbridge/"+d.p.Version)
+	sender := webhook.New(e, webhook.Options{UserAgent: "pzbridge/" + d.p.Version})
+	defer sender.Close()
+	_, made, err := sender.Test(ctx)
 	switch {
 	case err != nil:
 		d.fail(e.Name, "%v", err)
@@ -339,7 +332,7 @@ func (d *checker) endpoint(ctx context.Context, e config.Endpoint) {
 // handshake performs the TLS handshake with a CRM as webhooks do, and explains a failure of either
 // side's certificate. It returns a hint for failures after the handshake, since with TLS 1.3 a
 // server refuses a client's certificate only then.
-func (d *checker) handshake(ctx context.Context, e config.Endpoint, u *url.URL) (hint string, ok bool) {
+func (d *checker) handshake(ctx context.Context, e store.Endpoint, u *url.URL) (hint string, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	cfg := e.TLS.Clone()

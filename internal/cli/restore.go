@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 
-	"pzbridge/outbox"
+	"pzbridge/outbox/bolt"
 )
 
 func (p Program) restore(_ context.Context, args []string) error {
@@ -24,7 +24,7 @@ func (p Program) restore(_ context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	before, err := outbox.Restore(cfg.OutboxPath, fs.Arg(0))
+	before, err := bolt.Restore(cfg.OutboxPath, fs.Arg(0))
 	if err != nil {
 		return err
 	}

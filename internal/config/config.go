@@ -7,12 +7,10 @@ package config
 
 import (
 	"bytes"
-	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -27,7 +25,7 @@ import (
 
 	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/pz"
-	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 // DefaultListenAddr is the default of LISTEN_ADDR, the address of the API.
@@ -95,7 +93,7 @@ type Config struct {
 	TLSFingerprint  []byte         // SHA-256 of the server's certificate; nil: not pinned
 	TLSLegacy       bool
 	ReplayMaxAge    time.Duration
-	Endpoints       []Endpoint
+	Endpoints       []store.Endpoint
 	RetrySchedule   []time.Duration
 	OrderHold       time.Duration
 	OutboxPath      string
@@ -120,25 +118,8 @@ type Config struct {
 	LogLevel           slog.Level
 	LogFormat          string // "json" or "text"
 
-	settings []setting
-}
-
-// Endpoint is the configuration of one CRM.
-type Endpoint struct {
-	Name        string
-	URL         string // escaped; empty: this CRM reads its events with GET /v1/events
-	Format      outbox.Format
-	Secrets     [][]byte
-	Events      outbox.Filter
-	Headers     http.Header
-	Timeout     time.Duration
-	Concurrency int
-	Rate        float64 // attempts a second; 0: no limit
-	RingingTTL  time.Duration
-	Tokens      []string    // empty: this CRM cannot call the API
-	TLS         *tls.Config // nil: the system's authorities, no client certificate
-
-	certificates []certificate // the certificates in TLS
+	settings     []setting
+	certificates []certificate // of the endpoints' TLS
 }
 
 // Error lists everything that is wrong with a configuration, one line for each problem.
@@ -256,7 +237,7 @@ func Load(vars map[string]string) (Config, error) {
 		if err := env.ParseWithOptions(&t, env.Options{Environment: vars, Prefix: prefix}); err != nil {
 			return Config{}, fmt.Errorf("read the environment: %w", err)
 		}
-		c.Endpoints = append(c.Endpoints, t.parse(prefix, &p))
+		c.Endpoints = append(c.Endpoints, t.parse(prefix, &c.certificates, &p))
 		c.settings = append(c.settings, settings(prefix, t)...)
 	}
 	c.checkEndpoints(numbers, &p)

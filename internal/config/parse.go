@@ -21,7 +21,7 @@ import (
 
 	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/pz"
-	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 const (
@@ -49,7 +49,7 @@ func (t text) parse(p *problems) Config {
 		ReplayMaxAge:    parseDuration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
 		OrderHold:       parseDuration("ORDER_HOLD", t.OrderHold, 0, p),
 		OutboxRetention: parseDuration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
-		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, outbox.LargestMaxBytes, p),
+		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, store.LargestMaxBytes, p),
 		RoutingTimeout:  parseDuration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
 		OutboxPath:      t.OutboxPath,
 		APITokens:       parseTokens("API_TOKEN", t.APIToken, p),
@@ -285,10 +285,12 @@ func parseTokens(variable, list string, p *problems) (tokens []string) {
 
 var nameShape = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
-// parse parses and checks the variables of one endpoint.
-func (t endpointText) parse(prefix string, p *problems) Endpoint {
-	e := Endpoint{
-		Name: t.Name, Tokens: parseTokens(prefix+"TOKEN", t.Token, p), Format: outbox.Format(t.Format),
+// parse parses and checks the variables of one endpoint, and adds the certificates of its TLS.
+func (t endpointText) parse(prefix string, certificates *[]certificate, p *problems) store.Endpoint {
+	e := store.Endpoint{
+		Name:    t.Name,
+		Tokens:  parseTokens(prefix+"TOKEN", t.Token, p),
+		Format:  store.Format(t.Format),
 		Headers: parseHeaders(prefix+"HEADERS", t.Headers, p),
 		Timeout: parseDuration(prefix+"TIMEOUT", t.Timeout, time.Millisecond, p),
 	}
@@ -311,7 +313,7 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	if t.URL != "" || t.Secret != "" {
 		e.Secrets = parseSecrets(prefix+"SECRET", t.Secret, p)
 	}
-	if !slices.Contains(outbox.Formats, e.Format) {
+	if !slices.Contains(store.Formats, e.Format) {
 		p.add(prefix+"FORMAT", "must be standard, flat, form or pz; it is %q", t.Format)
 	}
 	e.RingingTTL = parseDuration(prefix+"RINGING_TTL", t.RingingTTL, time.Millisecond, p)
@@ -321,12 +323,12 @@ func (t endpointText) parse(prefix string, p *problems) Endpoint {
 	}
 	e.Concurrency = concurrency
 	e.Rate = parseRate(prefix+"RATE", "attempts", t.Rate, p)
-	filter, err := outbox.ParseFilter(t.Events)
+	filter, err := store.ParseFilter(t.Events)
 	if err != nil {
 		p.add(prefix+"EVENTS", "%v", err)
 	}
 	e.Events = filter
-	e.TLS = t.parseTLS(prefix, e.URL, &e, p)
+	e.TLS = t.parseTLS(prefix, e.URL, certificates, p)
 	return e
 }
 

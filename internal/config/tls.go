@@ -13,7 +13,7 @@ import (
 // parseTLS reads which authorities to trust at an endpoint's address, and the client certificate to
 // present there. It returns nil for the default: the system's authorities and no client
 // certificate.
-func (t endpointText) parseTLS(prefix, address string, e *Endpoint, p *problems) *tls.Config {
+func (t endpointText) parseTLS(prefix, address string, certificates *[]certificate, p *problems) *tls.Config {
 	files := []setting{
 		{prefix + "CA_FILE", t.CAFile}, {prefix + "CERT_FILE", t.CertFile}, {prefix + "KEY_FILE", t.KeyFile},
 	}
@@ -35,14 +35,14 @@ func (t endpointText) parseTLS(prefix, address string, e *Endpoint, p *problems)
 		c.RootCAs = x509.NewCertPool()
 		for _, cert := range readCertificates(prefix+"CA_FILE", t.CAFile, p) {
 			c.RootCAs.AddCert(cert)
-			e.certificates = append(e.certificates, certificate{prefix + "CA_FILE", cert})
+			*certificates = append(*certificates, certificate{prefix + "CA_FILE", cert})
 		}
 	}
 	switch {
 	case t.CertFile != "" && t.KeyFile != "":
 		if cert, ok := readKeyPair(prefix, t.CertFile, t.KeyFile, p); ok {
 			c.Certificates = []tls.Certificate{cert}
-			e.certificates = append(e.certificates, certificate{prefix + "CERT_FILE", cert.Leaf})
+			*certificates = append(*certificates, certificate{prefix + "CERT_FILE", cert.Leaf})
 		}
 	case t.CertFile != "":
 		p.add(prefix+"CERT_FILE", "needs %sKEY_FILE, the file with the certificate's private key; "+
@@ -76,11 +76,9 @@ func (c certificate) fault(now time.Time) string {
 // expired or are not valid yet, one line each. They do not fail Load, since a clock may be wrong
 // and other endpoints may not need them.
 func (c Config) CertificateFaults() (list []string) {
-	for _, e := range c.Endpoints {
-		for _, cert := range e.certificates {
-			if fault := cert.fault(time.Now()); fault != "" {
-				list = append(list, cert.variable+" "+fault)
-			}
+	for _, cert := range c.certificates {
+		if fault := cert.fault(time.Now()); fault != "" {
+			list = append(list, cert.variable+" "+fault)
 		}
 	}
 	return list

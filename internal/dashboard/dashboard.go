@@ -33,6 +33,7 @@ import (
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 // Exchange is the session with the exchange.
@@ -43,22 +44,22 @@ type Exchange interface {
 
 // Outbox is the part of the outbox that the pages show and change.
 type Outbox interface {
-	Writable() error
-	Endpoints() ([]outbox.EndpointStatus, error)
-	OldestPending(endpoint string) (time.Time, error)
-	InUse() int64
-	LatestCalls(limit int) ([]string, error)
-	Call(callID string, after uint64) (outbox.CallPage, error)
+	Writable(ctx context.Context) error
+	Endpoints(ctx context.Context) ([]outbox.EndpointStatus, error)
+	OldestPending(ctx context.Context, endpoint string) (time.Time, error)
+	InUse(ctx context.Context) (int64, error)
+	LatestCalls(ctx context.Context, limit int) ([]string, error)
+	Call(ctx context.Context, callID string, after uint64) (store.CallPage, error)
 	// Sent returns the webhook of an event in the endpoint's format: content type and body.
-	Sent(endpoint, eventID string) (contentType string, body []byte, err error)
-	Delivery(id string) (outbox.Delivery, []outbox.Attempt, error)
-	Redeliver(id string) (outbox.Delivery, error)
-	SendTest(ctx context.Context, endpoint string) (eventID string, made outbox.Attempt, err error)
-	Connect(enabled bool) error
+	Sent(ctx context.Context, endpoint, eventID string) (contentType string, body []byte, err error)
+	Delivery(ctx context.Context, id string) (store.DeliveryView, []store.Attempt, error)
+	Redeliver(ctx context.Context, id string) (store.DeliveryView, error)
+	SendTest(ctx context.Context, endpoint string) (eventID string, made store.Attempt, err error)
+	Connect(ctx context.Context, enabled bool) error
 	// Sessions returns the generation of the valid sessions. EndSessions stores the next generation
 	// and returns it; it survives restarts.
-	Sessions() (uint64, error)
-	EndSessions() (uint64, error)
+	Sessions(ctx context.Context) (uint64, error)
+	EndSessions(ctx context.Context) (uint64, error)
 }
 
 // Options holds what the dashboard shows and who may see it.
@@ -110,9 +111,12 @@ func New(opts Options) (*Dashboard, error) {
 		watchers:    make(chan struct{}, maxWatchers),
 		draining:    make(chan struct{}),
 	}
-	generation, err := opts.Outbox.Sessions()
+	generation, err := opts.Outbox.Sessions(context.Background())
+	if err != nil {
+		return nil, err
+	}
 	d.sessionGeneration.Store(generation)
-	return d, err
+	return d, nil
 }
 
 // Drain ends the responses of all live pages, so that a shutdown does not wait for them. Call it
@@ -225,7 +229,7 @@ func (d *Dashboard) logout(w http.ResponseWriter, r *http.Request) {
 	known := d.Knows(r)
 	d.setCookie(w, r, "", -time.Second)
 	if known {
-		generation, err := d.opts.Outbox.EndSessions()
+		generation, err := d.opts.Outbox.EndSessions(r.Context())
 		if err != nil {
 			d.renderError(w, r, fmt.Errorf("only this browser is signed out, since that cannot be stored: %w", err))
 			return
@@ -249,7 +253,7 @@ func (d *Dashboard) setCookie(w http.ResponseWriter, r *http.Request, value stri
 
 // redeliver queues a delivery again and redirects to the page of its call.
 func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
-	delivery, err := d.opts.Outbox.Redeliver(r.PostFormValue("id"))
+	delivery, err := d.opts.Outbox.Redeliver(r.Context(), r.PostFormValue("id"))
 	if err != nil {
 		d.renderError(w, r, err)
 		return
@@ -270,14 +274,14 @@ func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
 // awaitAttempt waits up to 2 s until the attempt at a redelivery has ended, so that the page can
 // show its outcome. It returns false if it has not ended by then: the endpoint may be slow, or
 // failing and only probed.
-func (d *Dashboard) awaitAttempt(ctx context.Context, again outbox.Delivery) (made bool) {
+func (d *Dashboard) awaitAttempt(ctx context.Context, again store.DeliveryView) (made bool) {
 	const maxWait, interval = 2 * time.Second, 25 * time.Millisecond
 	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		now, _, err := d.opts.Outbox.Delivery(again.ID)
+		now, _, err := d.opts.Outbox.Delivery(ctx, again.ID)
 		if err == nil && now.Attempts != again.Attempts {
 			return true
 		}
@@ -311,7 +315,7 @@ func (d *Dashboard) switchConnection(w http.ResponseWriter, r *http.Request) {
 		d.renderError(w, r, errors.New("the form does not say whether to switch the connection on or off"))
 		return
 	}
-	if err := d.opts.Outbox.Connect(enabled); err != nil {
+	if err := d.opts.Outbox.Connect(r.Context(), enabled); err != nil {
 		d.renderError(w, r, err)
 		return
 	}

@@ -27,7 +27,9 @@ import (
 	"golang.org/x/time/rate"
 
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox"
+	"pzbridge/outbox/bolt/bolttest"
+	"pzbridge/outbox/store"
+	"pzbridge/outbox/store/storetest"
 )
 
 const (
@@ -56,12 +58,12 @@ func (e *exchange) Enable(enabled bool) {
 	}
 }
 
-// nobody is a router that ignores all questions.
-type nobody struct{}
+// silence is a router that ignores all questions.
+type silence struct{}
 
-func (nobody) Settle(context.Context, string, string, bool, []telephony.Reply) {}
-func (nobody) Answer(context.Context, string, string, string, string) error    { return nil }
-func (nobody) Out(context.Context, string, string, string, string)             {}
+func (silence) Settle(context.Context, string, string, bool, []telephony.Reply) {}
+func (silence) Answer(context.Context, string, string, string, string) error    { return nil }
+func (silence) NoAnswer(context.Context, string, string, string, string)        {}
 
 // hostile is a caller's number that contains HTML.
 const hostile = `<script>document.title="owned"</script><img src=x onerror='document.title="owned"'>`
@@ -72,7 +74,7 @@ type stage struct {
 	*httptest.Server
 	dashboard *Dashboard
 	exchange  *exchange
-	box       *outbox.Outbox
+	box       *storetest.Box
 	stats     *Stats
 	caller    string
 }
@@ -92,35 +94,30 @@ func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 	t.Cleanup(crm.Close)
 	logger := slog.New(slog.DiscardHandler)
 	stats := NewStats()
-	box, err := outbox.Open(outbox.Options{
-		Path:           filepath.Join(t.TempDir(), "outbox.db"),
+	box := bolttest.Open(t, storetest.Options{
 		RetrySchedule:  []time.Duration{time.Hour},
 		Retention:      time.Hour,
 		RoutingTimeout: time.Second,
-		MaxBytes:       1 << 30,
 		OrderHold:      time.Millisecond,
 		Grace:          time.Second,
 		Logger:         logger,
 		Observer:       observer{stats},
-		Endpoints: []outbox.Endpoint{{
+		Endpoints: []store.Endpoint{{
 			Name:        "crm",
 			URL:         crm.URL + "/?token=t0psecret",
-			Format:      outbox.FormatForm,
+			Format:      store.FormatForm,
 			Secrets:     [][]byte{make([]byte, 24)},
-			Events:      outbox.Filter{"call.*"},
+			Events:      store.Filter{"call.*"},
 			Timeout:     time.Minute,
 			Concurrency: 4,
 			RingingTTL:  time.Hour,
 		}},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
 	s := &stage{exchange: &exchange{}, box: box}
 	s.exchange.Enable(true)
 	opts := Options{
 		Exchange: s.exchange,
-		Outbox:   box,
+		Outbox:   box.Outbox,
 		Stats:    stats,
 		Tokens:   []string{token, newToken},
 		MaxBytes: 1 << 30,
@@ -138,15 +135,12 @@ func newStageOf(t *testing.T, caller string, change func(*Options)) *stage {
 	s.Server = httptest.NewServer(d.Handler(http.NotFoundHandler()))
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
-	running.Go(func() { _ = box.Run(ctx, nobody{}) })
+	running.Go(func() { _ = box.Run(ctx, silence{}) })
 	t.Cleanup(func() {
 		d.Drain()
 		s.Close()
 		cancel()
 		running.Wait()
-		if err := box.Close(); err != nil {
-			t.Error(err)
-		}
 	})
 	s.stats, s.caller = stats, caller
 	s.add(t, "5", "call.transfer_requested", "call.incoming", "call.completed")
@@ -399,11 +393,12 @@ func TestPagesShowStateAndFormsWork(t *testing.T) {
 	}
 	resp, err = c.PostForm(s.URL+"/actions/connection", url.Values{"enabled": {"false"}})
 	text(t, resp, err)
-	if kept, err := s.box.IsToConnect(); kept || err != nil || s.exchange.Connection().State != telephony.Disabled ||
+	if kept, err := s.box.Outbox.IsToConnect(t.Context()); kept || err != nil ||
+		s.exchange.Connection().State != telephony.Disabled ||
 		!strings.Contains(get("/", "en"), "Resume the connection") {
 		t.Errorf("pausing: %v, %v", kept, err)
 	}
-	list, _, err := s.box.Deliveries(outbox.DeliveryQuery{CallID: "6", Limit: 1})
+	list, _, err := s.box.Deliveries(store.DeliveryQuery{CallID: "6", Limit: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -425,7 +420,7 @@ func TestPagesShowStateAndFormsWork(t *testing.T) {
 			t.Errorf("%s: the page does not say %q:\n%s", path, says, body)
 		}
 	}
-	if list, _, err = s.box.Deliveries(outbox.DeliveryQuery{CallID: "5", Limit: 1}); err != nil ||
+	if list, _, err = s.box.Deliveries(store.DeliveryQuery{CallID: "5", Limit: 1}); err != nil ||
 		list[0].State != "pending" {
 		t.Fatal(list, err)
 	}
@@ -521,7 +516,9 @@ func TestSigningOutOnAFullDisk(t *testing.T) {
 
 type fullDisk struct{ Outbox }
 
-func (fullDisk) EndSessions() (uint64, error) { return 0, errors.New("no space left on device") }
+func (fullDisk) EndSessions(context.Context) (uint64, error) {
+	return 0, errors.New("no space left on device")
+}
 
 // Each sign-in with a wrong token is counted. The log has one line for many of them, without the
 // token.
@@ -782,19 +779,24 @@ func TestPictures(t *testing.T) {
 	time.Sleep(time.Second)
 	s.add(t, "470657307770881", "call.transfer_requested")
 	time.Sleep(800 * time.Millisecond)
-	err := s.box.ChangeRoute("470657307770881", func(r *telephony.Route) {
-		answered := time.Now()
-		r.Replies = []telephony.Reply{{
-			By:   "crm",
-			At:   answered,
-			Kind: telephony.ReplyNumber,
-			To:   "101",
-		}}
-		r.Outcome, r.Winner, r.To = telephony.RouteWon, "crm", "101"
-		r.Transfer, r.TransferAt = telephony.TransferDone, answered.Add(2*time.Millisecond)
-	})
+	route, err := s.box.Route("470657307770881")
 	if err != nil {
 		t.Fatal(err)
+	}
+	answered := time.Now()
+	for _, c := range []telephony.RouteChange{{
+		Kind:    telephony.RouteAnswer,
+		Now:     answered,
+		Replies: []telephony.Reply{{By: "crm", Kind: telephony.ReplyNumber, To: "101"}},
+	}, {
+		Kind:     telephony.RouteTransferEnded,
+		EventID:  route.EventID,
+		Now:      answered.Add(2 * time.Millisecond),
+		Transfer: telephony.TransferDone,
+	}} {
+		if _, err := s.box.Engine.ChangeRoute(t.Context(), "470657307770881", c); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, kind := range []telephony.EventType{"call.incoming", "call.incoming_answered", "call.completed"} {
 		time.Sleep(700 * time.Millisecond)
@@ -823,25 +825,19 @@ func TestPictures(t *testing.T) {
 // For a CRM that reads its events, the pages show the last read and the unread events instead of
 // health and deliveries, and no button for a test event or a redelivery.
 func TestPagesOfAReadingEndpoint(t *testing.T) {
-	box, err := outbox.Open(outbox.Options{
-		Path:           filepath.Join(t.TempDir(), "outbox.db"),
+	box := bolttest.Open(t, storetest.Options{
 		Retention:      time.Hour,
 		RoutingTimeout: time.Second,
-		MaxBytes:       1 << 30,
 		Logger:         slog.New(slog.DiscardHandler),
-		Endpoints: []outbox.Endpoint{{
+		Endpoints: []store.Endpoint{{
 			Name:        "poller",
-			Events:      outbox.Filter{"call.*"},
+			Events:      store.Filter{"call.*"},
 			Timeout:     time.Minute,
 			Concurrency: 1,
 			RingingTTL:  time.Hour,
 		}},
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer box.Close()
-	s := newStage(t, func(o *Options) { o.Outbox = box })
+	s := newStage(t, func(o *Options) { o.Outbox = box.Outbox })
 	s.box = box
 	s.add(t, "8", "call.incoming", "call.completed")
 	c := s.client(t)
@@ -866,7 +862,7 @@ func TestPagesOfAReadingEndpoint(t *testing.T) {
 		strings.Count(body, `<span class="tag pending">`) != 2 {
 		t.Errorf("the call's page:\n%s", body)
 	}
-	if _, err := box.Events(outbox.EventQuery{Endpoint: "poller", Limit: 1}); err != nil {
+	if _, err := box.Events(store.EventQuery{Endpoint: "poller", Limit: 1}); err != nil {
 		t.Fatal(err)
 	}
 	if body := page("/"); strings.Contains(body, "<dd>never</dd>") ||

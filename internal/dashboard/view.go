@@ -3,6 +3,7 @@ package dashboard
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,8 +15,10 @@ import (
 	"strings"
 	"time"
 
+	"pzbridge/internal/clock"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 // maxCalls is the number of latest calls on the first page.
@@ -102,7 +105,7 @@ type endpointView struct {
 	Unread     string // number of unread events of an endpoint that reads its events
 }
 
-func (d *Dashboard) overview(t words) (overview, error) {
+func (d *Dashboard) overview(ctx context.Context, t words) (overview, error) {
 	now := time.Now()
 	o := overview{
 		T:          t,
@@ -113,22 +116,26 @@ func (d *Dashboard) overview(t words) (overview, error) {
 	o.Connected = o.Connection.State == telephony.Connected
 	o.Enabled = o.Connection.State != telephony.Disabled
 	o.ShowClose = o.Connection.CloseCode != 0 && !strings.Contains(o.Connection.LastError, o.Connection.CloseMeaning)
-	o.InUse = fmt.Sprintf("%d / %d %s", d.opts.Outbox.InUse()>>20, d.opts.MaxBytes>>20, t["MiB"])
-	if err := d.opts.Outbox.Writable(); err != nil {
-		o.Trouble = err.Error()
-		o.InDanger = errors.Is(err, outbox.ErrFileGone) || errors.Is(err, outbox.ErrDamaged) ||
-			errors.Is(err, outbox.ErrWrongClock)
+	inUse, err := d.opts.Outbox.InUse(ctx)
+	if err != nil {
+		return o, err
 	}
-	list, err := d.opts.Outbox.Endpoints()
+	o.InUse = fmt.Sprintf("%d / %d %s", inUse>>20, d.opts.MaxBytes>>20, t["MiB"])
+	if err := d.opts.Outbox.Writable(ctx); err != nil {
+		o.Trouble = err.Error()
+		o.InDanger = errors.Is(err, store.ErrFileGone) || errors.Is(err, store.ErrDamaged) ||
+			errors.Is(err, clock.ErrWrong)
+	}
+	list, err := d.opts.Outbox.Endpoints(ctx)
 	if err != nil {
 		return o, err
 	}
 	for _, e := range list {
 		v := endpointView{EndpointStatus: e, Unread: strconv.FormatUint(e.Pending, 10)}
-		if e.Pending >= outbox.MaxUnread {
+		if e.Pending >= store.MaxUnread {
 			v.Unread += "+"
 		}
-		oldest, err := d.opts.Outbox.OldestPending(e.Name)
+		oldest, err := d.opts.Outbox.OldestPending(ctx, e.Name)
 		if err != nil {
 			return o, err
 		}
@@ -138,12 +145,17 @@ func (d *Dashboard) overview(t words) (overview, error) {
 		v.P50, v.P99, v.HasSamples = d.opts.Stats.quantiles(e.Name)
 		o.Endpoints = append(o.Endpoints, v)
 	}
-	calls, err := d.opts.Outbox.LatestCalls(maxCalls)
+	calls, err := d.opts.Outbox.LatestCalls(ctx, maxCalls)
 	if err != nil {
 		return o, err
 	}
 	for _, id := range calls {
-		if v, err := d.callView(t, id, 0); err == nil {
+		v, err := d.callView(ctx, t, id, 0)
+		switch {
+		case errors.Is(err, store.ErrNoCall): // pruned just now
+		case err != nil:
+			return o, err
+		default:
 			o.Calls = append(o.Calls, v)
 		}
 	}
@@ -152,7 +164,7 @@ func (d *Dashboard) overview(t words) (overview, error) {
 
 // home serves the first page.
 func (d *Dashboard) home(w http.ResponseWriter, r *http.Request) {
-	o, err := d.overview(wordsFor(r))
+	o, err := d.overview(r.Context(), wordsFor(r))
 	if err != nil {
 		d.renderError(w, r, err)
 		return
@@ -186,7 +198,7 @@ func (d *Dashboard) live(w http.ResponseWriter, r *http.Request) {
 	defer tick.Stop()
 	var last []byte
 	for quiet := 0; d.Knows(r); quiet++ { // ends with the session
-		o, err := d.overview(wordsFor(r))
+		o, err := d.overview(r.Context(), wordsFor(r))
 		if err != nil {
 			return
 		}
@@ -270,8 +282,8 @@ type callView struct {
 	// AsOf is the time of the read. The page of a call is not live, so that opened details stay
 	// open.
 	AsOf  time.Time
-	Again *outbox.Delivery // the delivery that the operator has just queued again, or nil
-	Waits bool             // no attempt at Again has ended yet
+	Again *store.DeliveryView // the delivery that the operator has just queued again, or nil
+	Waits bool                // no attempt at Again has ended yet
 }
 
 // step is a point of the timeline. X is its position, from 0 to 600.
@@ -283,14 +295,14 @@ type step struct {
 }
 
 type eventView struct {
-	outbox.CallEvent
+	store.CallEvent
 	Name       string
 	Deliveries []deliveryView
 }
 
 type deliveryView struct {
-	outbox.Delivery
-	Past        []outbox.Attempt
+	store.DeliveryView
+	Past        []store.Attempt
 	ContentType string
 	Request     string // the webhook's body, or the beginning of it
 	Whole       bool   // Request is the whole body
@@ -299,8 +311,8 @@ type deliveryView struct {
 
 // callView reads a page of a call, from the event after the sequence after. It leaves out the
 // attempts; call adds them.
-func (d *Dashboard) callView(t words, id string, after uint64) (callView, error) {
-	page, err := d.opts.Outbox.Call(id, after)
+func (d *Dashboard) callView(ctx context.Context, t words, id string, after uint64) (callView, error) {
+	page, err := d.opts.Outbox.Call(ctx, id, after)
 	if err != nil {
 		return callView{}, err
 	}
@@ -345,7 +357,7 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 		switch p.Kind {
 		case telephony.ReplyNumber:
 			text = p.By + " → " + p.To
-		case telephony.ReplyOut:
+		case telephony.ReplyNone:
 			text = p.By + ": " + t["no answer"] + " (" + t.translate(telephony.BriefText(p.Why)) + ")"
 		}
 		steps = append(steps, step{At: p.At, Kind: "answered", Text: text})
@@ -407,12 +419,16 @@ func formatRequest(body []byte) (text string, whole bool) {
 // webhook.
 func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 	after, _ := strconv.ParseUint(r.FormValue("after"), 10, 64) // an invalid number counts as 0, the beginning
-	v, err := d.callView(wordsFor(r), r.PathValue("id"), after)
-	if err != nil {
+	v, err := d.callView(r.Context(), wordsFor(r), r.PathValue("id"), after)
+	if errors.Is(err, store.ErrNoCall) {
 		d.render(w, r, http.StatusNotFound, "failed", map[string]any{"Problem": wordsFor(r).translate(err.Error())})
 		return
 	}
-	endpoints, err := d.opts.Outbox.Endpoints()
+	if err != nil {
+		d.renderError(w, r, err)
+		return
+	}
+	endpoints, err := d.opts.Outbox.Endpoints(r.Context())
 	if err != nil {
 		d.renderError(w, r, err)
 		return
@@ -424,18 +440,22 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 	budget := maxRequests
 	for i := range v.Events {
 		for _, delivery := range v.Events[i].CallEvent.Deliveries {
-			_, attempts, err := d.opts.Outbox.Delivery(delivery.ID)
-			if err != nil {
+			_, attempts, err := d.opts.Outbox.Delivery(r.Context(), delivery.ID)
+			if errors.Is(err, store.ErrNotFound) {
 				continue // pruned just now
+			}
+			if err != nil {
+				d.renderError(w, r, err)
+				return
 			}
 			for n := range attempts {
 				attempts[n].Response = strings.ToValidUTF8(attempts[n].Response, "\uFFFD")
 			}
-			view := deliveryView{Delivery: delivery, Past: attempts, HasURL: hasURL[delivery.Endpoint]}
+			view := deliveryView{DeliveryView: delivery, Past: attempts, HasURL: hasURL[delivery.Endpoint]}
 			if budget > 0 {
 				var body []byte
 				// The event may have been pruned just now.
-				view.ContentType, body, _ = d.opts.Outbox.Sent(delivery.Endpoint, delivery.EventID)
+				view.ContentType, body, _ = d.opts.Outbox.Sent(r.Context(), delivery.Endpoint, delivery.EventID)
 				budget -= len(body)
 				view.Request, view.Whole = formatRequest(body)
 			}

@@ -6,9 +6,10 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/text/language"
+	"pzbridge/internal/clock"
+	"pzbridge/outbox/store"
 
-	"pzbridge/outbox"
+	"golang.org/x/text/language"
 )
 
 // words maps each English text to its text in one language.
@@ -177,13 +178,13 @@ var russian = words{
 
 // russianPhrases translates the phrases of errors. Texts of the network and of CRMs stay unchanged.
 var russianPhrases = strings.NewReplacer(
-	outbox.ErrFileGone.Error(),
+	store.ErrFileGone.Error(),
 	"файл хранилища удалён, перемещён или заменён при работающем мосте: до перезапуска скачайте копию "+
 		"(GET /v1/backup) и поставьте её на место командой pzbridge restore, иначе всё, что ждёт доставки, пропадёт",
-	outbox.ErrDamaged.Error(),
+	store.ErrDamaged.Error(),
 	"страница файла хранилища повреждена: остановите мост и восстановите резервную копию или уберите файл, чтобы "+
 		"начать с пустого",
-	outbox.ErrWrongClock.Error(), "часы этой машины неверны",
+	clock.ErrWrong.Error(), "часы этой машины неверны",
 	"connection closed with code ", "соединение закрыто с кодом ",
 	"the server ended the connection", "сервер завершил соединение",
 	"the server is going away", "сервер выключается",

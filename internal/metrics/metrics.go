@@ -5,6 +5,7 @@
 package metrics
 
 import (
+	"context"
 	"net/http"
 	"time"
 
@@ -22,9 +23,9 @@ type Exchange interface{ Connection() telephony.Connection }
 
 // Outbox is the part of the outbox that is read at each scrape.
 type Outbox interface {
-	Endpoints() ([]outbox.EndpointStatus, error)
-	OldestPending(endpoint string) (time.Time, error)
-	InUse() int64
+	Endpoints(ctx context.Context) ([]outbox.EndpointStatus, error)
+	OldestPending(ctx context.Context, endpoint string) (time.Time, error)
+	InUse(ctx context.Context) (int64, error)
 }
 
 // Metrics holds the metrics of one bridge. Its methods may be called concurrently.
@@ -139,7 +140,7 @@ func (m *Metrics) startAtZero() {
 // first scrape.
 func (m *Metrics) Watch(exchange Exchange, box Outbox) {
 	m.registry.MustRegister(watcher{exchange, box})
-	list, _ := box.Endpoints() // each scrape reports this error
+	list, _ := box.Endpoints(context.Background()) // each scrape reports this error
 	m.startRefusalsAtZero("operator")
 	for _, e := range list {
 		for _, outcome := range []string{
@@ -260,8 +261,13 @@ func (w watcher) Collect(ch chan<- prometheus.Metric) {
 	}
 	asFloat := map[bool]float64{true: 1}
 	gauge(descConnected, asFloat[w.exchange.Connection().State == telephony.Connected])
-	gauge(descBytes, float64(w.box.InUse()))
-	list, err := w.box.Endpoints()
+	ctx := context.Background() // a scrape has none of its own
+	if n, err := w.box.InUse(ctx); err != nil {
+		ch <- prometheus.NewInvalidMetric(descBytes, err)
+	} else {
+		gauge(descBytes, float64(n))
+	}
+	list, err := w.box.Endpoints(ctx)
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(descPending, err)
 		return
@@ -269,7 +275,7 @@ func (w watcher) Collect(ch chan<- prometheus.Metric) {
 	for _, e := range list {
 		gauge(descPending, float64(e.Pending), e.Name)
 		gauge(descFailing, asFloat[e.State == "failing"], e.Name)
-		oldest, err := w.box.OldestPending(e.Name)
+		oldest, err := w.box.OldestPending(ctx, e.Name)
 		if err != nil {
 			ch <- prometheus.NewInvalidMetric(descOldest, err)
 			continue

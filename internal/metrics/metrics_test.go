@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"context"
 	"net/http/httptest"
 	"os"
 	"regexp"
@@ -20,12 +21,12 @@ type stub struct{}
 func (stub) Connection() telephony.Connection {
 	return telephony.Connection{State: telephony.Connected}
 }
-func (stub) InUse() int64 { return 4096 }
-func (stub) Endpoints() ([]outbox.EndpointStatus, error) {
+func (stub) InUse(context.Context) (int64, error) { return 4096, nil }
+func (stub) Endpoints(context.Context) ([]outbox.EndpointStatus, error) {
 	return []outbox.EndpointStatus{{Name: "crm", State: "failing", Pending: 3}, {Name: "other", State: "ok"}}, nil
 }
 
-func (stub) OldestPending(endpoint string) (time.Time, error) {
+func (stub) OldestPending(_ context.Context, endpoint string) (time.Time, error) {
 	if endpoint == "crm" {
 		return time.Now().Add(-time.Hour), nil
 	}

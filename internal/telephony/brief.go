@@ -2,11 +2,12 @@ package telephony
 
 import "strings"
 
-// maxBrief is how many characters of a value people are shown. What the exchange sends as a number or as a call's ID may be a novel, and a page or a line that
-// holds it can no longer be read.
+// maxBrief is how many characters of a value people are shown. What the exchange sends as a number
+// or as a call's ID may be a novel, and a page or a line that holds it can no longer be read.
 const maxBrief = 64
 
-// maxText is how many characters of a text that another program has said, such as why it refuses, are shown.
+// maxText is how many characters of a text that another program has said, such as why it refuses,
+// are shown.
 const maxText = 1000
 
 // Brief is a value as people are shown it. Programs get it whole.

@@ -17,8 +17,9 @@ func TestCleanNumber(t *testing.T) {
 		"sip:ivan_i.ivanov@pbx.local":  "sip:ivan_i.ivanov@pbx.local",
 		"+7\u00a0343\u2009011\u202f22": "+7 343 011 22",
 		"8\u2010800\u2011555\u201235\u201335\u2014\u2015\u2212": "8-800-555-35-35---",
-		"\u3000101\u2007 ":                 "101",
-		"\u202a101\u202c\u200b":            "101", // marks of direction and a blank of no width, as copied from a list of contacts
+		"\u3000101\u2007 ": "101",
+		// Marks of direction and a blank of no width, as copied from a list of contacts.
+		"\u202a101\u202c\u200b":            "101",
 		"1\u00ad0\ufeff1":                  "101",
 		strings.Repeat("1", 64) + "\u00a0": strings.Repeat("1", 64),
 	} {

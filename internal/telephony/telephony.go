@@ -1,7 +1,8 @@
 // Package telephony holds the words that the rest of the bridge shares: what happens to a call
 // (Event), what a CRM may ask of the exchange (Command), and how that can fail.
 //
-// It imports the standard library only and knows neither the wire of the exchange nor the shape of a webhook.
+// It imports the standard library only and knows neither the wire of the exchange nor the shape of
+// a webhook.
 package telephony
 
 import (
@@ -14,8 +15,8 @@ import (
 // EventType says what happened, in the words of the webhook that tells of it.
 type EventType string
 
-// The types of events. Whatever the exchange sends that is none of the named ones is EventOther: new kinds are
-// passed on, never dropped.
+// The types of events. Whatever the exchange sends that is none of the named ones is EventOther:
+// new kinds are passed on, never dropped.
 const (
 	EventTransferRequested EventType = "call.transfer_requested" // a call came in and asks where to go
 	EventIncoming          EventType = "call.incoming"           // it rings a manager
@@ -28,17 +29,22 @@ const (
 	EventOther             EventType = "pz.event"
 )
 
-// The operational types: what happens to the bridge itself. They go only to endpoints that name them.
+// The operational types: what happens to the bridge itself. They go only to endpoints that name
+// them.
 const (
-	EventConnected         EventType = "bridge.connected"    // to the exchange
-	EventDisconnected      EventType = "bridge.disconnected" // from it; Reason says why
-	EventEndpointFailing   EventType = "endpoint.failing"    // Endpoint takes nothing; Reason says how its last attempt ended
+	EventConnected    EventType = "bridge.connected"    // to the exchange
+	EventDisconnected EventType = "bridge.disconnected" // from it; Reason says why
+	// EventEndpointFailing means that Endpoint takes nothing; Reason says how its last attempt
+	// ended.
+	EventEndpointFailing   EventType = "endpoint.failing"
 	EventEndpointRecovered EventType = "endpoint.recovered"
 	EventDeliveryDead      EventType = "delivery.dead" // the delivery DeliveryID to Endpoint is given up
 )
 
 // OperationalTypes lists them.
-var OperationalTypes = []EventType{EventConnected, EventDisconnected, EventEndpointFailing, EventEndpointRecovered, EventDeliveryDead}
+var OperationalTypes = []EventType{
+	EventConnected, EventDisconnected, EventEndpointFailing, EventEndpointRecovered, EventDeliveryDead,
+}
 
 // IsType says whether there is such a type.
 func IsType(t EventType) bool { return slices.Contains(EventTypes, t) || IsOperational(t) }
@@ -46,7 +52,8 @@ func IsType(t EventType) bool { return slices.Contains(EventTypes, t) || IsOpera
 // IsOperational says whether a type tells of the bridge itself.
 func IsOperational(t EventType) bool { return slices.Contains(OperationalTypes, t) }
 
-// EventTypes lists every type that tells of the exchange, in the order in which a call goes through them.
+// EventTypes lists every type that tells of the exchange, in the order in which a call goes through
+// them.
 var EventTypes = []EventType{
 	EventTransferRequested, EventIncoming, EventIncomingAnswered,
 	EventOutgoing, EventOutgoingAnswered, EventCompleted,
@@ -72,8 +79,8 @@ const (
 	SMSFailed  SMSStatus = "failed"
 )
 
-// Event is one thing that happened to one call. It is immutable once appended to the outbox and its ID never changes.
-// A field that the exchange left out, or sent blank, is the zero value.
+// Event is one thing that happened to one call. It is immutable once appended to the outbox and its
+// ID never changes. A field that the exchange left out, or sent blank, is the zero value.
 type Event struct {
 	ID     string    // UUIDv7, given before the event is appended
 	Type   EventType // what happened
@@ -94,7 +101,8 @@ type Event struct {
 
 	Wire []Attr // every attribute as it came, in that order
 
-	// Fingerprint is the same for two events that say the same of the same call, whether or not one of them is a replay.
+	// Fingerprint is the same for two events that say the same of the same call, whether or not one
+	// of them is a replay.
 	Fingerprint [16]byte
 }
 
@@ -120,15 +128,20 @@ type Command struct {
 	Text   string
 }
 
-// How a Command can fail. Only a RefusedError says that the exchange saw the command and did not do it.
+// How a Command can fail. Only a RefusedError says that the exchange saw the command and did not do
+// it.
 var (
 	// ErrNotConnected means that there is no connection to the exchange; nothing was sent.
 	ErrNotConnected = errors.New("not connected to the Prostie Zvonki server")
-	// ErrOutboxFull means that events cannot be stored and the exchange is not listened to: its answer would not be heard. Nothing was sent.
-	ErrOutboxFull = errors.New("the outbox is full or cannot be written, so the Prostie Zvonki server is not listened to")
-	// ErrNotSent means that the command could not be written to the socket in time; the exchange did not get it.
+	// ErrOutboxFull means that events cannot be stored and the exchange is not listened to: its
+	// answer would not be heard. Nothing was sent.
+	ErrOutboxFull = errors.New("the outbox is full or cannot be written, " +
+		"so the Prostie Zvonki server is not listened to")
+	// ErrNotSent means that the command could not be written to the socket in time; the exchange
+	// did not get it.
 	ErrNotSent = errors.New("the command could not be written to the Prostie Zvonki server in time")
-	// ErrNoAnswer means that the command was written and no answer came in time: it may have been carried out.
+	// ErrNoAnswer means that the command was written and no answer came in time: it may have been
+	// carried out.
 	ErrNoAnswer = errors.New("no answer from the Prostie Zvonki server in time: the command may have been carried out")
 )
 
@@ -180,8 +193,8 @@ type Connection struct {
 	LastError     string    // why there is no connection; empty while Connected
 	DialsAt       time.Time // when it dials again, while Disconnected
 	ServerVersion string    // what the server calls itself; empty until it has said so
-	// Form is how the server packs its messages: "base64" or "xml"; empty while there is no connection.
-	// FormOfAddress is what its address lets one expect. They differ behind a proxy that adds or
-	// removes TLS.
+	// Form is how the server packs its messages: "base64" or "xml"; empty while there is no
+	// connection. FormOfAddress is what its address lets one expect. They differ behind a proxy
+	// that adds or removes TLS.
 	Form, FormOfAddress string
 }

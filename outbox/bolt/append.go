@@ -1,0 +1,194 @@
+package bolt
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/dustin/go-humanize"
+	"github.com/google/uuid"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store"
+)
+
+// nearlyFullAt is the part of Options.MaxBytes from which on the oldest finished events go before
+// their time.
+const nearlyFullAt = 0.9
+
+// Append stores events with the duty to deliver each: see store.Appender.
+func (s *Engine) Append(_ context.Context, events []store.NewEvent) (out store.Appended, err error) {
+	err = s.commit(func(tx *txn) error {
+		out = store.Appended{}
+		// Only here: outcomes, pruning and routing always have room.
+		if tx.inUse == 0 {
+			tx.inUse = s.inUse(tx.Tx)
+		}
+		used := tx.inUse
+		out.NearlyFull = float64(used) >= nearlyFullAt*float64(s.maxBytes)
+		if used >= s.maxBytes {
+			return fmt.Errorf("%w: %s of it are in use, %s are allowed (OUTBOX_MAX_BYTES); "+
+				"it holds events that a CRM has not taken yet",
+				store.ErrFull, humanize.IBytes(uint64(used)), humanize.IBytes(uint64(s.maxBytes)))
+		}
+		for i := range events {
+			n, asks, err := s.appendOne(tx, &events[i])
+			if err != nil {
+				return err
+			}
+			if asks {
+				out.Questions = append(out.Questions, n)
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		s.notifyReaders()
+	}
+	return out, err
+}
+
+// appendOne stores one event, unless it is known, gives its number, and says whether endpoints are
+// to be asked about it.
+func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err error) {
+	if n, known := tx.knows(e.ID); known {
+		// The commit that stored it may have been reported as failed: then nothing was asked yet.
+		return n, tx.questions.Get(number(n)) != nil, nil
+	}
+	if e.Replayed && tx.isReplay(e) {
+		return 0, false, nil
+	}
+	if telephony.IsOperational(e.Type) && !s.isWanted(e) {
+		return 0, false, nil
+	}
+	n, err = tx.events.NextSequence()
+	if err != nil {
+		return 0, false, err
+	}
+	// The number and what the call keeps of the event are the same bytes.
+	kept := append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(e.Fingerprint)), n), e.Fingerprint[:]...)
+	key, place := kept[:8], callKey(e.Call)
+	sequence, last := tx.lastOf(place)
+	sequence++
+	if err := tx.events.Put(key, encodeEvent(e, sequence)); err != nil {
+		return 0, false, err
+	}
+	if err := tx.ids.Put(e.ID[:], key); err != nil {
+		return 0, false, err
+	}
+	if err := tx.calls.Put(binary.BigEndian.AppendUint64(place, sequence), kept); err != nil {
+		return 0, false, err
+	}
+	if prints, read := tx.prints[e.Call]; read {
+		prints[e.Fingerprint] = true
+	}
+	route, asks, err := s.receive(tx, e)
+	if err != nil {
+		return 0, false, err
+	}
+	if asks {
+		if err := tx.questions.Put(key, nil); err != nil {
+			return 0, false, err
+		}
+	}
+	for _, name := range s.rules.Endpoints {
+		if s.rules.IsFor(name, &e.Event, route) {
+			if err := s.appendDelivery(tx.queue(name), n, e, sequence, last, asks); err != nil {
+				return 0, false, err
+			}
+		}
+	}
+	return n, asks, nil
+}
+
+// isWanted reports whether an endpoint gets an event of the bridge itself: it is stored for nothing
+// else.
+func (s *Engine) isWanted(e *store.NewEvent) bool {
+	for _, name := range s.rules.Endpoints {
+		if s.rules.IsFor(name, &e.Event, nil) {
+			return true
+		}
+	}
+	return false
+}
+
+// knows reports whether an event with this ID is stored, and gives its number. IDs hold their time,
+// so most are larger than all that are stored, which is known without looking.
+func (tx *txn) knows(id uuid.UUID) (n uint64, known bool) {
+	if tx.newest == nil {
+		tx.newest = []byte{}
+		if k, _ := tx.ids.Cursor().Last(); k != nil {
+			tx.newest = bytes.Clone(k)
+		}
+	}
+	if bytes.Compare(id[:], tx.newest) > 0 {
+		tx.newest = append(tx.newest[:0], id[:]...)
+		return 0, false
+	}
+	v, known := tx.byID.find(tx.ids, binary.BigEndian.Uint64(id[:]), binary.BigEndian.Uint64(id[8:]))
+	return decodeNumber(v), known
+}
+
+// appendDelivery stores the duty to deliver event n, the one with the sequence in its call; last is
+// the number of the event before it, 0 if there is none.
+func (s *Engine) appendDelivery(q *queue, n uint64, e *store.NewEvent, sequence, last uint64, asks bool) error {
+	q.remember(n, nil) // it is new, so there is nothing to look up
+	if s.rules.Reads(q.name) {
+		return q.put(n, store.Delivery{}.Ended(store.Delivered, e.At), nil) // it is there to be read
+	}
+	r := q.rowsAt(n, e.Call, sequence, last)
+	if last == 0 {
+		r.call = "" // the first of its call has no neighbour
+	}
+	expires := unixNano(s.rules.Expires(q.name, &e.Event))
+	if asks {
+		store.EnqueueQuestion(r, n, expires)
+	} else {
+		store.Enqueue(r, n, expires, s.rules.Hold)
+	}
+	return r.finish(e.At, s.rules.Hold)
+}
+
+// lastOf gives the sequence and the number of a call's latest event, 0 if it has none.
+func (tx *txn) lastOf(place []byte) (sequence, n uint64) {
+	if tx.cursor == nil {
+		tx.cursor = tx.calls.Cursor() // to be used again: each one allocates
+	}
+	c := tx.cursor
+	// In the room that the sequence will take.
+	k, _ := c.Seek(append(place, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff))
+	step := c.Prev
+	if k == nil {
+		// bbolt's Last never returns in a bucket of several pages of which everything was deleted
+		// in this transaction; First does.
+		if first, _ := c.First(); first == nil {
+			return 0, 0
+		}
+		step = c.Last
+	}
+	k, v := step()
+	if !bytes.HasPrefix(k, place) || len(k) != len(place)+8 || len(v) < 8 {
+		return 0, 0
+	}
+	return binary.BigEndian.Uint64(k[len(place):]), binary.BigEndian.Uint64(v)
+}
+
+// isReplay reports whether a replayed event says what is stored of its call already.
+func (tx *txn) isReplay(e *store.NewEvent) bool {
+	prints, read := tx.prints[e.Call]
+	if !read {
+		// A call is read once in a transaction: a long replay of one call does not read it again
+		// for each event.
+		prints = map[[16]byte]bool{}
+		prefix := callKey(e.Call)
+		c := tx.calls.Cursor()
+		for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
+			if len(v) == 8+16 { // else it is damaged
+				prints[[16]byte(v[8:])] = true
+			}
+		}
+		tx.prints[e.Call] = prints
+	}
+	return prints[e.Fingerprint]
+}

@@ -1,0 +1,130 @@
+package bolt
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"io"
+	"slices"
+	"strings"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store"
+)
+
+const (
+	maxCallEvents = 50      // of one page of a call
+	maxCallBytes  = 1 << 20 // that such a page takes, its last event aside
+)
+
+// Call gives what has happened to a call: see store.Archive.
+func (s *Engine) Call(_ context.Context, callID string, after uint64) (page store.CallPage, err error) {
+	err = s.view(func(tx *txn) error {
+		page = store.CallPage{}
+		prefix := callKey(callID)
+		c := tx.calls.Cursor()
+		if k, _ := c.Seek(prefix); callID == "" || !bytes.HasPrefix(k, prefix) {
+			return store.ErrNoCall
+		}
+		names := tx.names()
+		size, looked := 0, 0
+		k, v := c.Seek(binary.BigEndian.AppendUint64(bytes.Clone(prefix), after+1))
+		for ; bytes.HasPrefix(k, prefix); k, v = c.Next() {
+			if len(page.Events) == maxCallEvents || size >= maxCallBytes || looked == maxLooked {
+				page.Next = after
+				break
+			}
+			looked++
+			after = decodeNumber(k[len(prefix):])
+			event, eventSize, err := s.callEvent(tx, numberAt(v), names)
+			if err != nil {
+				continue // the rest is worth knowing
+			}
+			page.Events = append(page.Events, event)
+			size += eventSize
+		}
+		if page.Route, err = tx.route(callID); err != nil {
+			page.Route = nil // it is damaged, and the events are worth knowing all the same
+		}
+		return nil
+	})
+	return page, err
+}
+
+// callEvent reads one event of a call, and says about how many bytes it takes with the attempts of
+// its deliveries.
+func (s *Engine) callEvent(tx *txn, n uint64, names []string) (event store.CallEvent, size int, err error) {
+	e, body, err := decodeEventHead(tx.events.Get(number(n)))
+	if err != nil {
+		return store.CallEvent{}, 0, err
+	}
+	event = store.CallEvent{ID: e.ID.String(), Type: e.Type, Sequence: e.Sequence, Time: e.At.UTC()}
+	event.From, event.To = numbersIn(body)
+	for _, name := range names {
+		if d, history, ok := tx.queue(name).get(n); ok {
+			d, toBeRead := s.shown(tx, name, n, d)
+			v := describe(e, name, d, history)
+			v.ToBeRead = toBeRead
+			event.Deliveries = append(event.Deliveries, v)
+			size += viewSize(v) + len(history)
+		}
+	}
+	return event, size, nil
+}
+
+// numbersIn gives the numbers of a call's event, in brief. It reads its body no further than to
+// them: the members stand in the order in which store.Encode writes them.
+func numbersIn(body []byte) (from, to string) {
+	at := bytes.Index(body, []byte(`,"sequence":`)) // no text holds that: its quotes would be escaped
+	if at < 0 {
+		return "", ""
+	}
+	var values struct{ From, To string }
+	d := json.NewDecoder(io.MultiReader(strings.NewReader("{"), bytes.NewReader(body[at+1:])))
+	_, _ = d.Token()
+	for d.More() {
+		var value any
+		name, err := d.Token()
+		if err != nil || name != "sequence" && name != "from" && name != "to" || d.Decode(&value) != nil {
+			break
+		}
+		switch text, _ := value.(string); name {
+		case "from":
+			values.From = telephony.Brief(text)
+		case "to":
+			values.To = telephony.Brief(text)
+		}
+	}
+	return values.From, values.To
+}
+
+// LatestCalls gives the IDs of the calls with the newest events: see store.Archive.
+func (s *Engine) LatestCalls(_ context.Context, limit int) (calls []string, err error) {
+	err = s.view(func(tx *txn) error {
+		c := tx.events.Cursor()
+		looked := 0
+		for k, v := c.Last(); k != nil && looked < maxLooked && len(calls) < limit; k, v = c.Prev() {
+			looked++
+			_, call, _, err := splitEvent(v)
+			isKnown := func(known string) bool { return known == string(call) }
+			if err == nil && len(call) > 0 && !slices.ContainsFunc(calls, isKnown) {
+				calls = append(calls, string(call))
+			}
+		}
+		return nil
+	})
+	return calls, err
+}
+
+// Event gives one event by its ID: see store.Archive.
+func (s *Engine) Event(_ context.Context, eventID string) (e store.Event, err error) {
+	err = s.view(func(tx *txn) error {
+		n, known := tx.numberOf(eventID)
+		if e, err = decodeEvent(tx.events.Get(number(n))); !known || err != nil {
+			return store.ErrNotFound
+		}
+		return nil
+	})
+	return e, err
+}

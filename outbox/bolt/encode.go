@@ -1,0 +1,310 @@
+package bolt
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store"
+)
+
+func number(n uint64) []byte { return binary.BigEndian.AppendUint64(make([]byte, 0, 8), n) }
+
+// decodeNumber is 0 for what is no number.
+func decodeNumber(v []byte) uint64 {
+	if len(v) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(v)
+}
+
+// numberAt is the number with which the value of a call's event begins, 0 if it is damaged.
+func numberAt(v []byte) uint64 { return decodeNumber(v[:min(len(v), 8)]) }
+
+// unixNano is a time in Unix nanoseconds, 0 for none.
+func unixNano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+// timeKey is a delivery's place in an index by time.
+func timeKey(at int64, n uint64) []byte {
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(make([]byte, 0, 16), uint64(at)), n)
+}
+
+// readTimeKey is 0, which is no delivery's number, for a key that is damaged.
+func readTimeKey(k []byte) (at int64, n uint64) {
+	if len(k) != 16 {
+		return 0, 0
+	}
+	return int64(binary.BigEndian.Uint64(k)), binary.BigEndian.Uint64(k[8:])
+}
+
+// longestCall is how long a call's ID may be, in bytes, before its hash stands for it.
+const longestCall = 32
+
+// callKey is the prefix of a call's events. It begins with its own length, so that no call's key
+// begins another's. An ID that is too long for a key is hashed.
+func callKey(call string) []byte {
+	key := make([]byte, 0, 1+longestCall+8) // with room for a sequence
+	if len(call) > longestCall {
+		sum := sha256.Sum256([]byte(call))
+		return append(append(key, longestCall+1), sum[:]...)
+	}
+	return append(append(key, byte(len(call))), call...)
+}
+
+// The head of a delivery's record, before its attempts. The upper half of its first byte is the
+// version of the record: version 0 has no expiry.
+const (
+	headSize0       = 32
+	headSize1       = 40
+	deliveryVersion = 1
+)
+
+func recordVersion(v []byte) byte {
+	if len(v) == 0 {
+		return deliveryVersion
+	}
+	return v[0] >> 4
+}
+
+// encodeDelivery: version and state (1 byte), redelivered (1), step (2), attempts (4), due (8),
+// failedAt (8), next (8), expires (8). Then the last attempts follow, oldest first.
+func encodeDelivery(d store.Delivery, history []byte) []byte {
+	v := make([]byte, 0, headSize1+len(history))
+	v = append(v, deliveryVersion<<4|byte(d.State), d.Redelivered)
+	v = binary.BigEndian.AppendUint16(v, uint16(d.Step))
+	v = binary.BigEndian.AppendUint32(v, uint32(d.Attempts))
+	v = binary.BigEndian.AppendUint64(v, uint64(d.Due))
+	v = binary.BigEndian.AppendUint64(v, uint64(d.FailedAt))
+	v = binary.BigEndian.AppendUint64(v, d.Next)
+	return append(binary.BigEndian.AppendUint64(v, uint64(d.Expires)), history...)
+}
+
+// decodeDelivery gives a delivery, its last attempts, which may be a part of v, and the version of
+// its record.
+func decodeDelivery(v []byte) (d store.Delivery, history []byte, version byte, err error) {
+	if len(v) < headSize0 {
+		return store.Delivery{}, nil, 0, store.ErrBadRecord
+	}
+	version = recordVersion(v)
+	state, size := store.State(v[0]&0xf), headSize0
+	if version == deliveryVersion {
+		size = headSize1
+	}
+	if version > deliveryVersion || state > store.Dead || len(v) < size {
+		return store.Delivery{}, nil, 0, store.ErrBadRecord
+	}
+	d = store.Delivery{
+		State:       state,
+		Redelivered: v[1],
+		Step:        int(binary.BigEndian.Uint16(v[2:])),
+		Attempts:    int(binary.BigEndian.Uint32(v[4:])),
+		Due:         int64(binary.BigEndian.Uint64(v[8:])),
+		FailedAt:    int64(binary.BigEndian.Uint64(v[16:])),
+		Next:        binary.BigEndian.Uint64(v[24:]),
+	}
+	history = v[size:]
+	if version == deliveryVersion {
+		d.Expires = int64(binary.BigEndian.Uint64(v[32:]))
+	} else if len(history) > 0 {
+		history = upgradeAttempts(history)
+	}
+	return d, history, version, nil
+}
+
+const (
+	maxAttempts = 10      // that are kept of each delivery
+	maxResponse = 1 << 10 // bytes of an answer
+	maxError    = 1 << 10 // bytes of an error's text
+)
+
+// addAttempt gives the record of attempts with one more, and without those before the last ten. It
+// is written into buf, which may be nil.
+//
+// One attempt: time in Unix milliseconds (8 bytes), duration in µs (8), status (2), response and
+// error (each: length (2), text), number of steps (1), and of each step: status (2), what and
+// response (each likewise).
+func addAttempt(buf, history []byte, a store.Attempt) []byte {
+	if ends := attemptEnds(history); len(ends) >= maxAttempts {
+		history = history[ends[len(ends)-maxAttempts]:]
+	}
+	v := append(slices.Grow(buf[:0], len(history)+22+len(a.Response)+len(a.Error)), history...)
+	v = binary.BigEndian.AppendUint64(v, uint64(a.At.UnixMilli()))
+	v = binary.BigEndian.AppendUint64(v, uint64(a.Took.Microseconds()))
+	v = binary.BigEndian.AppendUint16(v, uint16(a.Status))
+	v = appendText(appendText(v, cut(a.Response, maxResponse)), cut(a.Error, maxError))
+	steps := a.Steps[:min(len(a.Steps), store.MaxSteps)]
+	v = append(v, byte(len(steps)))
+	for _, s := range steps {
+		v = binary.BigEndian.AppendUint16(v, uint16(s.Status))
+		v = appendText(appendText(v, cut(s.What, maxResponse)), cut(s.Response, maxResponse))
+	}
+	return v
+}
+
+func appendText(v []byte, text string) []byte {
+	return append(binary.BigEndian.AppendUint16(v, uint16(len(text))), text...)
+}
+
+func cut(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return s
+}
+
+// skipTexts gives where so many texts end that begin at a place, -1 if that is beyond the record.
+func skipTexts(v []byte, at, texts int) int {
+	for range texts {
+		if at < 0 || at+2 > len(v) {
+			return -1
+		}
+		at += 2 + int(binary.BigEndian.Uint16(v[at:]))
+	}
+	if at > len(v) {
+		return -1
+	}
+	return at
+}
+
+// attemptHead is how long an attempt is before its texts.
+const attemptHead = 18
+
+// attemptEnd gives where the attempt ends that begins at a place, -1 if it cannot be read.
+func attemptEnd(v []byte, at int) int {
+	at = skipTexts(v, at+attemptHead, 2)
+	if at < 0 || at == len(v) {
+		return -1
+	}
+	steps := int(v[at])
+	at++
+	for range steps {
+		if at = skipTexts(v, at+2, 2); at < 0 {
+			return -1
+		}
+	}
+	return at
+}
+
+// attemptEnds says where each attempt of a record ends. What cannot be read is left out.
+func attemptEnds(history []byte) (ends []int) {
+	for at := 0; at < len(history); {
+		if at = attemptEnd(history, at); at < 0 {
+			return ends
+		}
+		ends = append(ends, at)
+	}
+	return ends
+}
+
+// upgradeAttempts gives the attempts of a record of version 0, which had no steps, as they are now.
+func upgradeAttempts(old []byte) (history []byte) {
+	for at := 0; at < len(old); {
+		end := skipTexts(old, at+attemptHead, 2)
+		if end < 0 {
+			return history
+		}
+		history = append(append(history, old[at:end]...), 0)
+		at = end
+	}
+	return history
+}
+
+func decodeAttempts(history []byte) []store.Attempt {
+	var list []store.Attempt
+	begin := 0
+	for _, end := range attemptEnds(history) {
+		v := history[begin:end]
+		begin = end
+		a := store.Attempt{
+			At:     time.UnixMilli(int64(binary.BigEndian.Uint64(v))).UTC(),
+			Took:   time.Duration(binary.BigEndian.Uint64(v[8:])) * time.Microsecond,
+			Status: int(binary.BigEndian.Uint16(v[16:])),
+		}
+		v = v[attemptHead:]
+		a.Response, v = cutText(v)
+		a.Error, v = cutText(v)
+		for v = v[1:]; len(v) > 0; {
+			s := store.Step{Status: int(binary.BigEndian.Uint16(v))}
+			s.What, v = cutText(v[2:])
+			s.Response, v = cutText(v)
+			a.Steps = append(a.Steps, s)
+		}
+		list = append(list, a)
+	}
+	return list
+}
+
+// cutText takes a text from the beginning of a record of which it is known to be whole.
+func cutText(v []byte) (text string, rest []byte) {
+	n := 2 + int(binary.BigEndian.Uint16(v))
+	return string(v[2:n]), v[n:]
+}
+
+// lastTried is when the last attempt of a record was made, zero if none was.
+func lastTried(history []byte) (at time.Time) {
+	if list := decodeAttempts(history); len(list) > 0 {
+		at = list[len(list)-1].At
+	}
+	return at
+}
+
+// encodeEvent: ID (16 bytes), sequence (8), time in Unix milliseconds (8), type and call (each:
+// length as 4 bytes, text), body.
+func encodeEvent(e *store.NewEvent, sequence uint64) []byte {
+	v := make([]byte, 0, 40+len(e.Type)+len(e.Call)+len(e.Body)+20)
+	v = append(v, e.ID[:]...)
+	v = binary.BigEndian.AppendUint64(v, sequence)
+	v = binary.BigEndian.AppendUint64(v, uint64(e.At.UnixMilli()))
+	for _, text := range [...]string{string(e.Type), e.Call} {
+		v = append(binary.BigEndian.AppendUint32(v, uint32(len(text))), text...)
+	}
+	return e.AppendBody(v, sequence)
+}
+
+func decodeEvent(v []byte) (store.Event, error) {
+	e, body, err := decodeEventHead(v)
+	e.Body = bytes.Clone(body)
+	return e, err
+}
+
+// decodeEventHead leaves the body where it is: it belongs to bbolt.
+func decodeEventHead(v []byte) (e store.Event, body []byte, err error) {
+	kind, call, body, err := splitEvent(v)
+	if err != nil {
+		return store.Event{}, nil, err
+	}
+	return store.Event{
+		ID:       uuid.UUID(v[:16]),
+		Sequence: binary.BigEndian.Uint64(v[16:]),
+		At:       time.UnixMilli(int64(binary.BigEndian.Uint64(v[24:]))),
+		Type:     telephony.EventType(kind),
+		Call:     string(call),
+	}, body, nil
+}
+
+// splitEvent finds the texts of an event where they stand, and copies nothing: a scan passes over
+// most events, and a call's ID may be long.
+func splitEvent(v []byte) (kind, call, body []byte, err error) {
+	if len(v) < 32 {
+		return nil, nil, nil, store.ErrBadRecord
+	}
+	v = v[32:]
+	for _, text := range [...]*[]byte{&kind, &call} {
+		if len(v) < 4 || uint64(len(v)) < 4+uint64(binary.BigEndian.Uint32(v)) {
+			return nil, nil, nil, store.ErrBadRecord
+		}
+		n := binary.BigEndian.Uint32(v)
+		*text, v = v[4:4+n], v[4+n:]
+	}
+	return kind, call, v, nil
+}

@@ -1,0 +1,298 @@
+// Package bolt is the engine of one process: it keeps everything in one bbolt file.
+//
+// A file has these buckets. Numbers are big-endian, so that keys sort as numbers do.
+//
+//	meta                      schema, settings, pruned (the highest number of a removed event),
+//	                          clock (a doubt)
+//	events                    number              -> an event: see encodeEvent
+//	ids                       event ID            -> number
+//	calls                     call key, sequence  -> number, fingerprint
+//	routes                    call key            -> a telephony.Route as JSON
+//	questions                 number              -> nothing; one for each event that endpoints
+//	                                                 are being asked about
+//	keys                      hash of a key       -> an idempotency key's request and answer: see
+//	                                                 encodeClaim
+//	key_ages/NAME             time, hash          -> the bytes that a bearer's key takes: see
+//	                                                 putKey
+//	endpoints/NAME            counts, reader, failing, filled
+//	endpoints/NAME/deliveries number              -> a delivery and its last attempts: see
+//	                                                 encodeDelivery
+//	endpoints/NAME/due        time, number        -> nothing; one for each delivery that may be
+//	                                                 tried at that time
+//	endpoints/NAME/expiry     time, number        -> nothing; one for each of these that expires
+//	                                                 at that time
+//	endpoints/NAME/kept       call key            -> version, what the endpoint's sender has kept
+//	                                                 for the call
+//	endpoints/NAME/notes      name                -> version, end, value
+//
+// An event's number follows the order of appends: 1, 2, 3 …, and after a restore goes on from
+// higher ones: see renumber. A record and its index change in one transaction. Changes that wait
+// are committed together: see commit. A damaged record costs the delivery it is of, a damaged page
+// what stands on it: see danger.
+package bolt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"sync"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"pzbridge/internal/clock"
+	"pzbridge/outbox/store"
+)
+
+// The ways in which a file can fail to open.
+var (
+	// ErrInUse means that another process has the file open.
+	ErrInUse = errors.New("another process has it open: only one bridge may run on one outbox file")
+	// ErrNotOutbox means that the file is something else, or damaged.
+	ErrNotOutbox = errors.New("the file is no outbox, or is damaged: " +
+		"restore it from a backup, or move it away to start with an empty one")
+)
+
+// Options says where the file is and what holds for it.
+type Options struct {
+	Path string // of the file; its folder is made if need be
+	// MaxBytes is how much of the file may be in use; then Append fails with store.ErrFull. From
+	// nine tenths on Prune removes the oldest events that nothing waits for before their time.
+	MaxBytes int64
+	Rules    store.Rules
+	Logger   *slog.Logger
+	// Clock says how old things are; nil is one that begins now.
+	Clock     *clock.Clock
+	Committed func(took time.Duration) // is called after each commit; may be nil
+}
+
+func (o *Options) validate() error {
+	if o.Path == "" || o.Logger == nil || o.MaxBytes <= 0 {
+		return errors.New("bolt: Options.Path, MaxBytes and Logger must be set")
+	}
+	if o.MaxBytes > store.LargestMaxBytes {
+		return fmt.Errorf("bolt: Options.MaxBytes must be at most %d", store.LargestMaxBytes)
+	}
+	if o.Clock == nil {
+		o.Clock = clock.New(time.Time{}, time.Time{})
+	}
+	if o.Committed == nil {
+		o.Committed = func(time.Duration) {}
+	}
+	return nil
+}
+
+// Engine is an open file.
+type Engine struct {
+	db        *bolt.DB
+	path      string
+	rules     store.Rules
+	maxBytes  int64
+	pageSize  int64
+	committed func(time.Duration)
+	logger    *slog.Logger
+	danger    *danger
+	clock     *clock.Clock
+	readers   *readers
+
+	mu              sync.Mutex
+	waiting         []*change // for the next commit
+	committing      bool
+	expectedWriters int           // changes that may come together, by the last commit
+	failed          error         // of the last commit; nil if it went well
+	broken          error         // set once a commit has met a damaged page: to write on could destroy more
+	changed         chan struct{} // closed when events have been appended; nil while nothing waits for it
+}
+
+var _ store.Engine = (*Engine)(nil)
+
+// Open opens the file for this process alone, or makes it. Fails with ErrInUse or ErrNotOutbox, or
+// says which right is missing.
+func Open(opts Options) (*Engine, error) {
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	s, err := open(opts)
+	if err != nil {
+		return nil, fmt.Errorf("open the outbox %s: %w", opts.Path, err)
+	}
+	for _, prepare := range []func() error{s.resumeClock, s.closeReaders, s.adoptKeys} {
+		if err := guarded(prepare); err != nil {
+			return nil, errors.Join(fmt.Errorf("read the outbox %s: %w", opts.Path, err), s.Close())
+		}
+	}
+	return s, nil
+}
+
+func open(opts Options) (*Engine, error) {
+	if err := putBack(opts.Path, opts.Logger); err != nil {
+		return nil, err
+	}
+	db, err := openFile(opts.Path, mapped(opts.MaxBytes))
+	if err != nil {
+		return nil, err
+	}
+	opened, err := os.Stat(opts.Path) // the lock is held, and openFile has compared the file
+	if err != nil {
+		return nil, errors.Join(plain(err), db.Close())
+	}
+	s := &Engine{
+		db:        db,
+		path:      opts.Path,
+		rules:     opts.Rules,
+		maxBytes:  opts.MaxBytes,
+		pageSize:  int64(db.Info().PageSize),
+		committed: opts.Committed,
+		logger:    opts.Logger,
+		danger:    &danger{path: opts.Path, opened: opened, logger: opts.Logger, clock: opts.Clock},
+		clock:     opts.Clock,
+		readers:   newReaders(),
+	}
+	if err := guarded(func() error { return s.db.Update(s.prepare) }); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return s, nil
+}
+
+// mapped is how many bytes of address space a file gets from the start. When a file outgrows its
+// mapping, bbolt makes a new one and waits for the longest reader first, such as the copying for a
+// backup. Free pages make a file larger than what is in use.
+func mapped(maxBytes int64) int {
+	if math.MaxInt == math.MaxInt32 {
+		return 0 // there is no room to spare
+	}
+	return int(min(2*maxBytes, 1<<40))
+}
+
+// Run watches the file, writes down what endpoints have read and fills new indexes until ctx ends.
+func (s *Engine) Run(ctx context.Context) error {
+	var parts sync.WaitGroup
+	parts.Go(func() { s.danger.watch(ctx, s.keepDoubt) })
+	parts.Go(func() { s.keepReads(ctx) })
+	parts.Go(func() { s.fillIndexes(ctx) })
+	parts.Wait()
+	return nil
+}
+
+// Close closes the file; Run must have ended. Where the file is not at its path any more, what it
+// holds is saved beside that. Where a commit has met damage Close fails with store.ErrDamaged, and
+// the file is closed when the process ends: bbolt may hold its own lock still, and would wait for
+// it for ever.
+func (s *Engine) Close() error {
+	if s.isBroken() {
+		return s.danger.err()
+	}
+	return errors.Join(s.danger.rescue(s.db), s.db.Close())
+}
+
+// Changed gives a channel that is closed when events have been appended.
+func (s *Engine) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed == nil {
+		s.changed = make(chan struct{})
+	}
+	return s.changed
+}
+
+// notifyReaders closes the channel of Changed.
+func (s *Engine) notifyReaders() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+// update changes the file in one transaction. Fails with store.ErrDamaged where a page is damaged.
+func (s *Engine) update(change func(*txn) error) error {
+	return s.watched(s.db.Update, change)
+}
+
+// view reads from the file as it stands now. Fails with store.ErrDamaged where a page is damaged.
+func (s *Engine) view(read func(*txn) error) error {
+	return s.watched(s.db.View, read)
+}
+
+// watched does something in a transaction. Damage that it meets is kept: see danger. Where no
+// transaction can even be begun, bbolt may hold its own locks for ever, so nothing is done with the
+// file any more.
+func (s *Engine) watched(transaction func(func(*bolt.Tx) error) error, do func(*txn) error) error {
+	if broken := s.brokenErr(); broken != nil {
+		return broken
+	}
+	hasBegun := false
+	err := s.danger.note(guarded(func() error {
+		return transaction(func(tx *bolt.Tx) error {
+			hasBegun = true
+			return do(newTxn(tx, &s.rules))
+		})
+	}))
+	if !hasBegun && errors.Is(err, store.ErrDamaged) {
+		s.mu.Lock()
+		s.broken = err
+		s.mu.Unlock()
+	}
+	return err
+}
+
+func (s *Engine) brokenErr() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.broken
+}
+
+// isBroken reports whether damage was met after which nothing more is done with the file.
+func (s *Engine) isBroken() bool { return s.brokenErr() != nil }
+
+// Writable says why events cannot be stored, or are in danger: see danger. A commit that failed
+// counts until one succeeds.
+func (s *Engine) Writable(context.Context) error {
+	s.mu.Lock()
+	failed := s.failed
+	s.mu.Unlock()
+	if failed != nil {
+		if err := s.commit(func(*txn) error { return nil }); err != nil {
+			return err
+		}
+	}
+	return s.danger.err()
+}
+
+// Usage is how many bytes of the file hold something, and how many may.
+func (s *Engine) Usage(context.Context) (used, allowed int64, err error) {
+	err = s.view(func(tx *txn) error {
+		used = s.inUse(tx.Tx)
+		return nil
+	})
+	return used, s.maxBytes, err
+}
+
+// inUse is how many bytes of the file hold events: its size without the pages that are free, and
+// without idempotency keys, which are bounded for themselves.
+func (s *Engine) inUse(tx *bolt.Tx) int64 {
+	free := s.db.Stats()
+	return max(0, tx.Size()-int64(free.FreePageN+free.PendingPageN)*s.pageSize-keyBytes(tx))
+}
+
+// nearlyFull reports whether it is time to remove what is finished before its time.
+func (s *Engine) nearlyFull() bool {
+	n, _, err := s.Usage(context.Background())
+	return err == nil && float64(n) >= nearlyFullAt*float64(s.maxBytes)
+}
+
+// sleep waits and is false if ctx ended before.
+func sleep(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,255 @@
+package bolt
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"pzbridge/internal/repeat"
+	"pzbridge/outbox/store"
+)
+
+// schema is the version of the file's layout. A record says its own version: those of an older
+// layout are read as they are, and rewritten when they are touched.
+const schema = 4
+
+// migrations bring a file from the version that is their index to the next one, in the transaction
+// that opens it. They touch no more than a few records of each bucket, but for migrate1.
+var migrations = map[uint64]func(*txn) error{1: migrate1, 2: migrate2, 3: migrate3}
+
+// prepare makes the buckets that are missing and brings an older file to this version's layout.
+func (s *Engine) prepare(tx *bolt.Tx) error {
+	if first, _ := tx.Cursor().First(); first != nil {
+		if meta := tx.Bucket(bucketMeta); meta == nil || meta.Get(keySchema) == nil {
+			return fmt.Errorf("%w (another program has made it)", ErrNotOutbox)
+		}
+	}
+	for _, name := range topBuckets {
+		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	endpoints := tx.Bucket(bucketEndpoints)
+	for _, name := range s.rules.Endpoints {
+		if endpoints.Bucket([]byte(name)) != nil {
+			continue
+		}
+		b, err := endpoints.CreateBucket([]byte(name))
+		if err != nil {
+			return err
+		}
+		if err := b.Put(keyFilled, number(filledWhole)); err != nil { // there is nothing of an older layout
+			return err
+		}
+	}
+	if err := endpoints.ForEachBucket(func(name []byte) error {
+		for _, inner := range [][]byte{bucketDeliveries, bucketDue, bucketExpiry, bucketKept, bucketNotes} {
+			if _, err := endpoints.Bucket(name).CreateBucketIfNotExists(inner); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	return migrate(tx, &s.rules)
+}
+
+// migrate brings an older file to this version's layout: whole or not at all. A newer file is
+// refused.
+func migrate(tx *bolt.Tx, rules *store.Rules) error {
+	t := newTxn(tx, rules)
+	version := uint64(schema)
+	if v := t.meta.Get(keySchema); len(v) == 8 {
+		version = binary.BigEndian.Uint64(v)
+	}
+	if err := tooNew(version); err != nil {
+		return err
+	}
+	for ; version < schema; version++ {
+		step, ok := migrations[version]
+		if !ok {
+			return fmt.Errorf("%w (it says that its layout is %d)", ErrNotOutbox, version)
+		}
+		if err := step(t); err != nil {
+			return fmt.Errorf("bring the file from layout %d to %d: %w", version, version+1, err)
+		}
+	}
+	return t.meta.Put(keySchema, number(schema))
+}
+
+// tooNew refuses a file of a layout that this version does not know.
+func tooNew(version uint64) error {
+	if version > schema {
+		return fmt.Errorf("the file is of a newer version of pzbridge "+
+			"(its layout is %d, this version reads up to %d): "+
+			"use that version again, or a backup from before the upgrade", version, schema)
+	}
+	return nil
+}
+
+// migrate1: a delivery was state (1 byte), attempts (2), due (8), status (2), failedAt (8). It had
+// no attempts, did not say what comes after it, and nothing was counted.
+func migrate1(tx *txn) error {
+	for _, name := range tx.names() {
+		q := tx.queue(name)
+		var keys [][]byte
+		if err := q.deliveries.ForEach(func(k, _ []byte) error {
+			keys = append(keys, bytes.Clone(k))
+			return nil
+		}); err != nil {
+			return err
+		}
+		for _, k := range keys {
+			if err := migrate1Delivery(q, k); err != nil {
+				return err
+			}
+		}
+	}
+	return tx.putCounts()
+}
+
+func migrate1Delivery(q *queue, k []byte) error {
+	v := q.deliveries.Get(k)
+	if len(v) != 21 || store.State(v[0]) > store.Dead {
+		return nil // it was damaged before, and the lane that claims it will find that out
+	}
+	attempts := int(binary.BigEndian.Uint16(v[1:]))
+	d := store.Delivery{
+		State:    store.State(v[0]),
+		Attempts: attempts,
+		Step:     attempts,
+		Due:      int64(binary.BigEndian.Uint64(v[3:])),
+		FailedAt: int64(binary.BigEndian.Uint64(v[13:])),
+	}
+	// Of version 0, so that the index by expiry is filled later like that of any older record.
+	record := encodeDelivery(d, nil)[:headSize0]
+	record[0] = byte(d.State)
+	if err := q.deliveries.Put(k, record); err != nil {
+		return err
+	}
+	q.counts[d.State]++
+	q.changed = true
+	if d.State != store.Pending {
+		return nil
+	}
+	r, err := q.rowsOf(binary.BigEndian.Uint64(k))
+	if err != nil {
+		return nil // its event is damaged: likewise
+	}
+	store.Link(r, r.n)
+	return r.finish(time.Time{}, 0)
+}
+
+// migrate2: there were no routes and no questions, and a version that knows none must not have such
+// a file: it would never deliver what is being asked.
+func migrate2(*txn) error { return nil }
+
+// migrate3: deliveries did not say when they expire, and there was no index by expiry. It is filled
+// while the bridge runs: see fillIndexes. For how long an endpoint has been failing was no note.
+func migrate3(tx *txn) error {
+	for _, name := range tx.names() {
+		q := tx.queue(name)
+		failing := q.root.Get(keyFailing)
+		if failing == nil {
+			continue
+		}
+		note := append(append(number(1), number(0)...), failing...)
+		if err := errors.Join(q.notes.Put(keyFailing, note), q.root.Delete(keyFailing)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keyFailing is the note of an endpoint that says for how long it has been failing.
+var keyFailing = []byte("failing")
+
+// keyFilled holds, among what belongs to an endpoint, up to which delivery its index by expiry is
+// filled; filledWhole is all of it.
+var keyFilled = []byte("filled")
+
+const filledWhole = uint64(math.MaxUint64)
+
+// fillBatch is how many deliveries one transaction rewrites: few enough to stall no delivery.
+const fillBatch = 256
+
+// fillRetryWait is the wait after a step that failed.
+const fillRetryWait = time.Second
+
+// fillIndexes rewrites what waits in an older layout, so that it stands in the index by expiry, in
+// steps that survive a kill. Until that is done, a delivery that has come too late is found when it
+// is its turn.
+func (s *Engine) fillIndexes(ctx context.Context) {
+	failures := repeat.New(s.logger)
+	for _, name := range s.rules.Endpoints {
+		for done := false; !done; {
+			var err error
+			if done, err = s.fillSome(name); err != nil {
+				failures.Failed("the index by expiry cannot be filled", err)
+			}
+			if errors.Is(err, store.ErrDamaged) { // the others' can
+				break
+			}
+			if ctx.Err() != nil || err != nil && !sleep(ctx, fillRetryWait) {
+				return
+			}
+		}
+	}
+	failures.Recovered("the index by expiry is filled")
+}
+
+// fillSome rewrites the next few deliveries of an endpoint, and says whether all are.
+func (s *Engine) fillSome(endpoint string) (done bool, err error) {
+	var old []uint64
+	var next uint64
+	err = s.view(func(tx *txn) error {
+		q := tx.queue(endpoint)
+		filled := decodeNumber(q.root.Get(keyFilled))
+		if done = filled == filledWhole; done {
+			return nil
+		}
+		old, next = q.oldDeliveries(filled)
+		return nil
+	})
+	if err != nil || done {
+		return done, err
+	}
+	err = s.commit(func(tx *txn) error {
+		q := tx.queue(endpoint)
+		for _, n := range old {
+			d, history, ok := q.get(n)
+			if !ok || d.State != store.Pending { // it has ended meanwhile
+				continue
+			}
+			if err := q.put(n, d, history); err != nil {
+				return err
+			}
+		}
+		return q.root.Put(keyFilled, number(next))
+	})
+	return next == filledWhole, err
+}
+
+// oldDeliveries gives the next deliveries after a number that wait in an older layout, and up to
+// which one it has looked.
+func (q *queue) oldDeliveries(after uint64) (old []uint64, next uint64) {
+	c := q.deliveries.Cursor()
+	looked := 0
+	for k, v := c.Seek(number(after + 1)); k != nil; k, v = c.Next() {
+		if looked++; looked > maxRead || len(old) == fillBatch {
+			return old, next
+		}
+		next = decodeNumber(k)
+		if d, _, version, err := decodeDelivery(v); err == nil && version == 0 && d.State == store.Pending {
+			old = append(old, next)
+		}
+	}
+	return old, filledWhole
+}

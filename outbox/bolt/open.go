@@ -1,0 +1,120 @@
+package bolt
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+)
+
+// lockTimeout is how long to wait for a process that is just ending. bbolt's default is for ever.
+const lockTimeout = time.Second
+
+// guarded reads a file that may be damaged. bbolt meets one that is cut off or overwritten with a
+// panic, or reads past its end, which is a fault; both become an error.
+func guarded(read func() error) (err error) {
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		switch r := recover().(type) {
+		case nil:
+		case interface{ Addr() uintptr }: // a fault
+			err = damage{ErrNotOutbox, "a part of it is missing, or cannot be read"}
+		default:
+			err = damage{ErrNotOutbox, fmt.Sprint(r)}
+		}
+	}()
+	return read()
+}
+
+// damage is what was found to be wrong with a file, and what that means.
+type damage struct {
+	meaning error
+	found   string
+}
+
+func (d damage) Error() string { return fmt.Sprintf("%s (%s)", d.meaning, d.found) }
+
+func (d damage) Unwrap() error { return d.meaning }
+
+// openFile opens the file for this process alone, or makes it, and maps so many bytes of it at
+// first; 0 is as many as it has.
+func openFile(path string, mapped int) (db *bolt.DB, err error) {
+	err = guarded(func() error {
+		db, err = openAlone(path, mapped)
+		return err
+	})
+	return db, err
+}
+
+func openAlone(path string, mapped int) (*bolt.DB, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, fmt.Errorf("make its folder: %w", plain(err))
+	}
+	var opened *os.File
+	db, err := bolt.Open(path, 0o600, &bolt.Options{
+		Timeout: lockTimeout, InitialMmapSize: mapped, FreelistType: bolt.FreelistMapType,
+		OpenFile: func(name string, flag int, mode os.FileMode) (_ *os.File, err error) {
+			opened, err = os.OpenFile(name, flag, mode)
+			return opened, err
+		},
+	})
+	if err != nil {
+		return nil, openError(path, err)
+	}
+	// Compact puts another file in its place. A process that waited for the lock meanwhile has
+	// opened the one that is gone.
+	mine, errMine := opened.Stat()
+	there, errThere := os.Stat(path)
+	if err := errors.Join(errMine, errThere); err != nil || !os.SameFile(mine, there) {
+		return nil, errors.Join(ErrInUse, db.Close())
+	}
+	if err := guarded(func() error {
+		return db.View(func(tx *bolt.Tx) error { return checkBranches(tx, opened, db.Info().PageSize) })
+	}); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
+	return db, nil
+}
+
+// openError says what an error of bbolt's means. bbolt has no sentinel for a file that is too
+// small; a test pins its words.
+func openError(path string, err error) error {
+	switch {
+	case errors.Is(err, berrors.ErrTimeout):
+		return ErrInUse
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum),
+		errors.Is(err, berrors.ErrVersionMismatch), strings.Contains(err.Error(), "file size too small"):
+		return fmt.Errorf("%w (%w)", ErrNotOutbox, err)
+	case errors.Is(err, fs.ErrPermission):
+		needs := "write in " + filepath.Dir(path)
+		if _, err := os.Stat(path); err == nil {
+			needs = "read and write it"
+		}
+		return missingRight(err, needs)
+	}
+	return plain(err)
+}
+
+// plain takes the path out of an error that is wrapped in a sentence with it already.
+func plain(err error) error {
+	var pathErr *fs.PathError
+	if errors.As(err, &pathErr) {
+		return pathErr.Err
+	}
+	return err
+}
+
+// missingRight adds to an error which right is missing, if one is.
+func missingRight(err error, right string) error {
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: give user %d the right to %s", plain(err), os.Getuid(), right)
+	}
+	return err
+}

@@ -1,0 +1,136 @@
+package bolt
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store/storetest"
+)
+
+// keys counts the keys of the whole file but for those that belong to no event.
+func keys(t *testing.T, s *Engine) int {
+	t.Helper()
+	n := 0
+	err := s.db.View(func(tx *bolt.Tx) error {
+		for _, name := range [][]byte{bucketEvents, bucketIDs, bucketCalls} {
+			n += tx.Bucket(name).Stats().KeyN
+		}
+		endpoints := tx.Bucket(bucketEndpoints)
+		return endpoints.ForEachBucket(func(name []byte) error {
+			for _, part := range [][]byte{bucketDeliveries, bucketDue, bucketExpiry} {
+				n += endpoints.Bucket(name).Bucket(part).Stats().KeyN
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestFileStopsGrowingUnderASteadyLoad checks too that, once all events are old, no key of one is
+// left.
+func TestFileStopsGrowingUnderASteadyLoad(t *testing.T) {
+	storetest.SkipBulk(t)
+	t.Parallel()
+	c := &storetest.CRM{}
+	storetest.Bubble(t, c, func(t *testing.T) {
+		path := harness{}.Place(t)
+		box := storetest.OpenBox(t, harness{}, storetest.Options{
+			Place:          path,
+			DialContext:    c.Net.Dial,
+			Retention:      time.Hour,
+			RoutingTimeout: time.Hour,
+			Logger:         slog.New(slog.DiscardHandler),
+		})
+		stop := storetest.RunBox(t, box)
+		size := func() int64 {
+			info, err := os.Stat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return info.Size()
+		}
+		var early int64
+		for hour := range 6 {
+			for i := range 60 {
+				for j := range 5 {
+					storetest.MustAppend(t, box, storetest.Event("call.completed", fmt.Sprint(hour*300+i*5+j)))
+				}
+				time.Sleep(time.Minute)
+			}
+			if hour == 2 {
+				early = size()
+			}
+		}
+		if late := size(); late > early {
+			t.Errorf("from the third hour to the sixth the file grew from %d to %d bytes", early, late)
+		}
+		time.Sleep(2 * time.Hour)
+		stop()
+		if n := keys(t, box.Engine.(*Engine)); n != 0 {
+			t.Errorf("%d keys are left in the end", n)
+		}
+	})
+}
+
+// TestCallGoesOnUntilItIsSilentForHours checks that the latest event of a call is kept from going
+// early only until then.
+func TestCallGoesOnUntilItIsSilentForHours(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		box := storetest.OpenBox(t, harness{}, storetest.Options{})
+		storetest.MustAppend(t, box, storetest.Event("call.incoming", "5"))
+		s := box.Engine.(*Engine)
+		p := pruning{engine: s}
+		for _, want := range []bool{true, true, false} {
+			err := s.view(func(tx *txn) error {
+				e, _, err := decodeEventHead(tx.events.Get(number(1)))
+				if got := p.goesOn(tx, 1, e); got != want {
+					t.Errorf("after %s it goes on: %v", time.Since(e.At), got)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			time.Sleep(2*time.Hour + time.Minute)
+		}
+	})
+}
+
+// TestLastOfACallInAnEmptiedBucket checks that the look for a call's latest event ends also where
+// all calls were removed in the same transaction: bbolt's cursor does not find the end of such a
+// bucket.
+func TestLastOfACallInAnEmptiedBucket(t *testing.T) {
+	b := storetest.OpenBox(t, harness{}, storetest.Options{})
+	events := make([]telephony.Event, 2000) // several pages
+	for i := range events {
+		events[i] = storetest.Event("call.completed", fmt.Sprint(i))
+	}
+	storetest.MustAppend(t, b, events...)
+	undo := errors.New("undo")
+	err := b.Engine.(*Engine).update(func(tx *txn) error {
+		for k, _ := tx.calls.Cursor().First(); k != nil; k, _ = tx.calls.Cursor().First() {
+			if err := tx.calls.Delete(bytes.Clone(k)); err != nil {
+				return err
+			}
+		}
+		if sequence, n := tx.lastOf(callKey("1999")); sequence != 0 || n != 0 {
+			t.Errorf("event %d with sequence %d is the last", n, sequence)
+		}
+		return undo
+	})
+	if !errors.Is(err, undo) {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,70 @@
+package bolt
+
+import (
+	"testing"
+	"time"
+
+	"pzbridge/outbox/store"
+)
+
+// TestWhatWaitsFollowsAClockThatWasSetBack checks which time a delivery that waits gets once the
+// clock has been set back.
+func TestWhatWaitsFollowsAClockThatWasSetBack(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	const hold, longest = time.Minute, 24 * time.Hour
+	s := &Engine{rules: store.Rules{Hold: hold, LongestWait: longest}}
+	in := func(d time.Duration) int64 { return now.Add(d).UnixNano() }
+	for name, c := range map[string]struct {
+		due, failed, tried time.Duration // from now on
+		untried            bool
+		wantDue, wantFail  time.Duration
+	}{
+		"tried before now": {
+			due:      time.Hour,
+			failed:   -time.Hour,
+			tried:    -time.Minute,
+			wantDue:  time.Hour,
+			wantFail: -time.Hour,
+		},
+		"tried after now": {due: time.Hour, failed: time.Minute, tried: time.Minute},
+		"tried before and after now": {
+			due:      time.Hour,
+			failed:   -time.Hour,
+			tried:    time.Minute,
+			wantFail: -time.Hour,
+		},
+		"further ahead than any wait": {
+			due:      25 * time.Hour,
+			failed:   -time.Hour,
+			tried:    -time.Minute,
+			wantFail: -time.Hour,
+		},
+		"held for a part of the hold": {due: time.Second, untried: true, wantDue: time.Second},
+		"held for longer than it may": {due: time.Hour, untried: true, wantDue: hold},
+		"asked for again, and is held": {
+			due:     time.Second,
+			tried:   time.Hour,
+			untried: true,
+			wantDue: time.Second,
+		},
+	} {
+		d := store.Delivery{
+			Attempts: 3,
+			Step:     2,
+			Next:     7,
+			Due:      in(c.due),
+		}
+		want := d
+		want.Due = in(c.wantDue)
+		if !c.untried {
+			d.FailedAt, want.FailedAt = in(c.failed), in(c.wantFail)
+		}
+		got := s.setBack(d, now.Add(c.tried), now)
+		if got != want {
+			t.Errorf("%s: got %+v, want %+v", name, got, want)
+		}
+		if again := s.setBack(got, now.Add(c.tried), now); again != got {
+			t.Errorf("%s: done twice, it is %+v, once %+v", name, again, got)
+		}
+	}
+}

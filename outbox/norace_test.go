@@ -1,6 +1,0 @@
-//go:build !race
-
-package outbox
-
-// dayOfEvents is how many there are in TestDownForADay.
-const dayOfEvents = 100_000

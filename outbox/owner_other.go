@@ -1,6 +1,0 @@
-//go:build !unix
-
-package outbox
-
-// own does nothing: rights come from the folder.
-func own(string, string) error { return nil }

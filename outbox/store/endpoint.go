@@ -1,0 +1,80 @@
+package store
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+)
+
+// Endpoint is a CRM: where its events go, how they are signed, and which of them it gets.
+type Endpoint struct {
+	Name string
+	// URL is http or https. Its path and query often hold a token, so it is never logged. An
+	// endpoint without a URL reads its events over the API instead.
+	URL     string
+	Secrets [][]byte // each of them signs; one if URL is set, two while they are being changed
+	Events  Filter
+	Headers http.Header
+	Format  Format        // empty is FormatStandard
+	Timeout time.Duration // of a whole attempt
+	// RingingTTL is how long after a call rings or is answered that event is of use to the
+	// endpoint; the delivery then expires.
+	RingingTTL time.Duration
+	// Concurrency is the largest number of attempts under way at once, questions not counted.
+	Concurrency int
+	// Rate is the largest number of attempts that begin in a second, questions not counted; 0 is
+	// no limit.
+	Rate float64
+	// Tokens are what the endpoint calls the API with. Without one it can answer a routing question
+	// only in the response to its webhook.
+	Tokens []string
+	// TLS holds the certificates to trust at an https URL and the one to show there. Nil trusts
+	// the system's and shows none.
+	TLS *tls.Config
+}
+
+// Reads reports whether the endpoint reads its events: then nothing is sent to it.
+func (e *Endpoint) Reads() bool { return e.URL == "" }
+
+// ValidateEndpoints checks that each endpoint can be delivered to and that names differ.
+func ValidateEndpoints(list []Endpoint) error {
+	names := map[string]bool{}
+	for i := range list {
+		e := &list[i]
+		hasSecret := e.Reads() || len(e.Secrets) > 0
+		hasLimits := e.Timeout > 0 && e.Concurrency > 0 && e.RingingTTL > 0 && e.Rate >= 0
+		switch {
+		case e.Name == "" || !hasSecret || !hasLimits:
+			return fmt.Errorf("endpoint %q must have a name, a secret if it has a URL, a timeout, "+
+				"a concurrency and a time for ringing", e.Name)
+		case names[e.Name]:
+			return fmt.Errorf("two endpoints are named %q", e.Name)
+		}
+		names[e.Name] = true
+	}
+	return nil
+}
+
+// Format is the shape in which an endpoint gets its events.
+type Format string
+
+// The formats. The signature covers the bytes that are sent, whatever the format.
+const (
+	FormatStandard Format = "standard" // JSON as it is stored
+	FormatFlat     Format = "flat"     // one level of JSON, for programs that cannot look into objects
+	FormatForm     Format = "form"     // the flat one as application/x-www-form-urlencoded
+	FormatPZ       Format = "pz"       // the array of the vendor's PHP library
+)
+
+// Formats lists them.
+var Formats = []Format{FormatStandard, FormatFlat, FormatForm, FormatPZ}
+
+// The ways in which a request about an endpoint can fail.
+var (
+	// ErrNoEndpoint means that no endpoint of that name is configured.
+	ErrNoEndpoint = errors.New("there is no endpoint of that name")
+	// ErrNoURL means that the endpoint has no address to which anything could be sent.
+	ErrNoURL = errors.New("the endpoint has no URL: it reads its events")
+)

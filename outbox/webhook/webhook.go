@@ -1,0 +1,165 @@
+// Package webhook sends deliveries as signed webhooks (Standard Webhooks v1).
+//
+// One attempt is one POST of an event in the endpoint's format, signed over exactly the bytes that
+// are sent, with a fresh timestamp. A 2xx is a success, a 410 says that the endpoint is gone.
+// Nothing else is final: a CRM that is being mended answers 404 for an hour, and one that has moved
+// answers 301 until its administrator reads the log.
+package webhook
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pzbridge/internal/outbound"
+	"pzbridge/outbox/store"
+)
+
+// maxKept is how much of an answer's body is kept for people, in bytes.
+const maxKept = 1 << 10
+
+// Options says how to send.
+type Options struct {
+	UserAgent string
+	// Questions is how many questions may be under way at once, beside the endpoint's Concurrency.
+	Questions int
+	// DialContext opens the connection below HTTP; nil dials TCP.
+	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Sender sends to one endpoint: a store.Sender. Questions have connections of their own, so that
+// they wait for none.
+type Sender struct {
+	endpoint          store.Endpoint
+	request           *http.Request // what every attempt begins with; nil if the endpoint's URL is none
+	signer            signer
+	redact            *outbound.Redactor
+	events, questions *outbound.Client
+}
+
+// New gives a sender for an endpoint with a URL.
+func New(e store.Endpoint, opts Options) *Sender {
+	s := &Sender{
+		endpoint: e,
+		request:  newRequest(&e, opts.UserAgent),
+		signer:   newSigner(e.Secrets),
+		redact:   redactor(&e),
+	}
+	client := func(connections int) *outbound.Client {
+		return outbound.New(outbound.Options{
+			Connections: connections,
+			Timeout:     e.Timeout,
+			TLS:         e.TLS,
+			DialContext: opts.DialContext,
+			Redact:      s.redact,
+		})
+	}
+	s.events, s.questions = client(e.Concurrency), client(opts.Questions+1) // one for a test
+	return s
+}
+
+func redactor(e *store.Endpoint) *outbound.Redactor {
+	secrets := slices.Clone(e.Tokens)
+	for _, secret := range e.Secrets {
+		secrets = append(secrets,
+			string(secret), base64.StdEncoding.EncodeToString(secret), base64.RawStdEncoding.EncodeToString(secret))
+	}
+	return outbound.NewRedactor(e.URL, e.Headers, secrets...)
+}
+
+// newRequest makes the part of a request that is the same for every attempt at an endpoint.
+func newRequest(e *store.Endpoint, userAgent string) *http.Request {
+	req, err := http.NewRequest(http.MethodPost, e.URL, nil)
+	if err != nil {
+		return nil
+	}
+	for name, values := range e.Headers {
+		req.Header[name] = values
+	}
+	req.Header.Set("Content-Type", contentTypeOf(e.Format))
+	req.Header.Set("User-Agent", userAgent)
+	return req
+}
+
+// Close ends the connections that are not in use.
+func (s *Sender) Close() {
+	s.events.Close()
+	s.questions.Close()
+}
+
+// Send makes one attempt: see store.Sender.
+func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
+	if s.request == nil {
+		return store.Outcome{Verdict: store.Again, Err: errors.New("the endpoint's URL cannot be read")}
+	}
+	// Sign has what it needs, not the whole job, which would be copied to the heap.
+	id, body := j.EventID, render(s.endpoint.Format, j.Event.Body)
+	r := outbound.Request{
+		HTTP:      s.request,
+		Body:      body,
+		Sign:      func(h http.Header, at time.Time) { s.signer.sign(h, id, at, body) },
+		MayRedial: j.MayRedial,
+	}
+	client := s.events
+	if j.IsQuestion {
+		client, r.Read = s.questions, readUntilReply
+	}
+	answer, err := client.Do(ctx, r)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return store.Outcome{}
+	case err != nil:
+		return store.Outcome{Verdict: store.Again, Err: err}
+	}
+	o := store.Outcome{
+		Verdict:    classify(answer.Status),
+		Status:     answer.Status,
+		Response:   cut(s.redact.Replace(string(answer.Body)), maxKept),
+		RetryAfter: answer.RetryAfter,
+		Throttled:  answer.Status == http.StatusTooManyRequests && answer.RetryAfter > 0,
+	}
+	if j.IsQuestion && o.Verdict == store.Done {
+		o.Reply = readReply(answer.Body)
+	}
+	return o
+}
+
+// classify is the one table of what a status means.
+func classify(status int) store.Verdict {
+	switch {
+	case status >= 200 && status <= 299:
+		return store.Done
+	case status == http.StatusGone:
+		return store.Gone
+	}
+	return store.Again
+}
+
+func cut(s string, n int) string {
+	if len(s) > n {
+		s = s[:n]
+	}
+	return s
+}
+
+// Test sends an event of the type pzbridge.test, which is not stored and not tried again, past
+// everything that waits. It fails with ctx's error alone.
+func (s *Sender) Test(ctx context.Context) (eventID string, made store.Attempt, err error) {
+	began := time.Now()
+	eventID = uuid.Must(uuid.NewV7()).String()
+	body := fmt.Sprintf(`{"id":%q,"type":"pzbridge.test","timestamp":%q,`+
+		`"data":{"text":"A test of the webhook. No call has happened.","pz":{"type":"test"}}}`,
+		eventID, began.UTC().Format("2006-01-02T15:04:05.000Z"))
+	o := s.Send(ctx, store.Job{EventID: eventID, Event: store.Event{Body: []byte(body)}})
+	if o.Verdict == store.CutOff {
+		return "", store.Attempt{}, ctx.Err()
+	}
+	return eventID, o.Attempt(began, time.Since(began)), nil
+}
