@@ -419,3 +419,55 @@ func TestDeliveriesOfAnOlderFileExpireInTime(t *testing.T) {
 		}
 	})
 }
+
+// Files of the first two layouts, as bridges of their time have written them at the beginning of fake
+// time, open with all that is in them, also as a backup that is restored, and what waits is delivered
+// in order. Of call 1 three events were delivered; the first of call 2 got a 503 and holds two others;
+// call 3 got a 410; the three events of call 4 were not tried.
+func TestFilesOfTheFirstLayoutsAreDeliveredInOrder(t *testing.T) {
+	for _, file := range []string{"testdata/layout1.db", "testdata/layout2.db"} {
+		for name, put := range map[string]func(path string) error{
+			"after an upgrade": func(path string) error { return copyFile(path, file) },
+			"after a restore":  func(path string) error { _, err := Restore(path, file); return err },
+		} {
+			t.Run(file+" "+name, func(t *testing.T) {
+				c := &storetest.CRM{}
+				storetest.Bubble(t, c, func(t *testing.T) {
+					time.Sleep(5 * time.Second) // past what stands in the file
+					path := filepath.Join(t.TempDir(), "outbox.db")
+					if err := put(path); err != nil {
+						t.Fatal(err)
+					}
+					deliverOldFile(t, c, path)
+				})
+			})
+		}
+	}
+}
+
+func deliverOldFile(t *testing.T, c *storetest.CRM, path string) {
+	t.Helper()
+	o := storetest.OpenBox(t, harness{}, layout3Options(t, c, path))
+	checkFile(t, engineOf(o))
+	got := storetest.States(t, o, "crm")
+	if got[store.Pending] != 6 || got[store.Delivered] != 3 || got[store.Dead] != 1 {
+		t.Errorf("states: %v", got)
+	}
+	stop := storetest.RunBox(t, o)
+	synctest.Wait()
+	if hooks := c.Received(); len(hooks) != 3 { // call 2 waits for the time of its first
+		t.Errorf("%d are sent at once", len(hooks))
+	}
+	time.Sleep(15 * time.Minute)
+	storetest.MustAppend(t, o, completed("4")...)
+	time.Sleep(time.Minute)
+	stop()
+	hooks := c.Received()
+	checkOrder(t, hooks)
+	if call, n := callIn(t, hooks[len(hooks)-1].Body); len(hooks) != 7 || call != "4" || n != 4 {
+		t.Errorf("%d are sent, the last is event %d of call %s", len(hooks), n, call)
+	}
+	if got := storetest.States(t, o, "crm"); got[store.Delivered] != 10 || got[store.Dead] != 1 {
+		t.Errorf("in the end the states are %v", got)
+	}
+}
