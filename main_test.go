@@ -28,6 +28,7 @@ import (
 	standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go"
 
 	"pzbridge/internal/demo"
+	"pzbridge/internal/logtest"
 	"pzbridge/internal/pipenet"
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
@@ -53,7 +54,7 @@ func TestMain(m *testing.M) {
 // process is the program in a process of its own.
 type process struct {
 	*exec.Cmd
-	log *logLines
+	log *logtest.Buffer
 }
 
 // start runs the program with arguments and variables, in an empty folder.
@@ -70,7 +71,7 @@ func start(t *testing.T, vars map[string]string, args ...string) *process {
 // prepare gives what start starts.
 func prepare(t *testing.T, vars map[string]string, args ...string) *process {
 	t.Helper()
-	p := &process{exec.Command(os.Args[0], args...), &logLines{}}
+	p := &process{exec.Command(os.Args[0], args...), &logtest.Buffer{}}
 	p.Dir, p.Stderr, p.Stdout = t.TempDir(), p.log, p.log
 	p.Env = []string{"RUN_MAIN=1", "PATH=" + os.Getenv("PATH")}
 	for k, v := range vars {
@@ -98,24 +99,6 @@ func (p *process) endsWell(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Error("it does not end")
 	}
-}
-
-// logLines is what a process has written.
-type logLines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logLines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logLines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // receiver is a CRM that verifies webhooks and keeps them.

@@ -27,6 +27,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"pzbridge/internal/clock"
+	"pzbridge/internal/logtest"
 	"pzbridge/internal/pipenet"
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
@@ -73,23 +74,12 @@ func (s *sink) choose(operational bool) (list []telephony.Event) {
 }
 
 // log keeps the session's log lines.
-type log struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *log) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
+type log struct{ logtest.Buffer }
 
 func (l *log) lines(t *testing.T, message string) []map[string]any {
 	t.Helper()
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	var found []map[string]any
-	for line := range strings.Lines(l.b.String()) {
+	for line := range strings.Lines(l.String()) {
 		var fields map[string]any
 		if err := json.Unmarshal([]byte(line), &fields); err != nil {
 			t.Fatal(err)
@@ -506,10 +496,8 @@ func TestWrongPasswordIsReportedWithoutIt(t *testing.T) {
 		if c.State != telephony.Disconnected || !strings.Contains(c.LastError, "PZ_PASSWORD") {
 			t.Errorf("connection: %+v", c)
 		}
-		w.log.mu.Lock()
-		defer w.log.mu.Unlock()
-		if strings.Contains(w.log.b.String(), "hunter2") || strings.Contains(w.log.b.String(), "aHVudGVyMg") {
-			t.Errorf("the password is in the log:\n%s", w.log.b.String())
+		if strings.Contains(w.log.String(), "hunter2") || strings.Contains(w.log.String(), "aHVudGVyMg") {
+			t.Errorf("the password is in the log:\n%s", w.log.String())
 		}
 	})
 }
@@ -1078,8 +1066,8 @@ func TestNoPasswordInErrors(t *testing.T) {
 				if noHTTP == isHTTP || redacted != isHTTP {
 					t.Errorf("last error: %s", text)
 				}
-				if all := text + b.b.String(); strings.Contains(all, packed) || strings.Contains(all, password) {
-					t.Errorf("last error: %s\nlog: %s", text, b.b.String())
+				if all := text + b.String(); strings.Contains(all, packed) || strings.Contains(all, password) {
+					t.Errorf("last error: %s\nlog: %s", text, b.String())
 				}
 			})
 		})

@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pzbridge/internal/logtest"
 	"pzbridge/internal/routing"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/bolt"
@@ -81,24 +82,6 @@ func (c *calledLate) end() {
 	c.over = true
 }
 
-// syncLog is a log that several goroutines write.
-type syncLog struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *syncLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *syncLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // TestQuestionIsWithdrawnOnce checks that a question that a stop has withdrawn is not withdrawn
 // once more when its time is up: Run returns when nothing is under way any more.
 func TestQuestionIsWithdrawnOnce(t *testing.T) {
@@ -107,7 +90,7 @@ func TestQuestionIsWithdrawnOnce(t *testing.T) {
 		_, _ = io.WriteString(w, `{"transfer_to":"101"}`)
 	}}
 	storetest.Bubble(t, c, func(t *testing.T) {
-		var log syncLog
+		var log logtest.Buffer
 		const timeout = 4 * time.Second
 		endpoints := []store.Endpoint{storetest.Endpoint("a"), storetest.Endpoint("b")}
 		endpoints[0].Timeout = time.Minute

@@ -10,12 +10,12 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"pzbridge/internal/logtest"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
@@ -325,7 +325,7 @@ func TestReadyAgainAfterNewsWasLost(t *testing.T) {
 func TestQuestionsOnAFailingDiskAreLoggedNowAndThen(t *testing.T) {
 	c := &storetest.CRM{}
 	storetest.Bubble(t, c, func(t *testing.T) {
-		var log lockedText
+		var log logtest.Buffer
 		crm := storetest.Endpoint("crm")
 		crm.Tokens = []string{"a token"} // it can answer later
 		o := storetest.OpenBox(t, harness{}, storetest.Options{
@@ -350,22 +350,4 @@ func TestQuestionsOnAFailingDiskAreLoggedNowAndThen(t *testing.T) {
 			t.Error("nothing says that it is over")
 		}
 	})
-}
-
-// lockedText is a text that is written by one goroutine while another reads it.
-type lockedText struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedText) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedText) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

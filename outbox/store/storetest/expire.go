@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pzbridge/internal/logtest"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -186,7 +187,7 @@ func (s suite) TestTooLateAfterAPauseExpiresOnTime(t *testing.T) {
 	Bubble(t, c, func(t *testing.T) {
 		e := Endpoint("crm")
 		e.RingingTTL = 15 * time.Second
-		var log lockedBuffer
+		var log logtest.Buffer
 		o := s.open(t, Options{
 			DialContext: c.Net.Dial,
 			Endpoints:   []store.Endpoint{e},

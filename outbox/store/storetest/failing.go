@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pzbridge/internal/logtest"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -102,7 +103,7 @@ func (s suite) TestEverythingArrivesAfterADayDown(t *testing.T) {
 	Bubble(t, c, func(t *testing.T) {
 		e := Endpoint("crm")
 		e.Concurrency, e.Rate = concurrency, perSecond
-		var log lockedBuffer
+		var log logtest.Buffer
 		o := s.open(t, Options{
 			DialContext:   c.Net.Dial,
 			Endpoints:     []store.Endpoint{e},
@@ -425,7 +426,7 @@ func (g *givenUp) GivenUp(_ string, n int) { g.n.Add(int64(n)) }
 func (s suite) TestWhatWaitsForAnAbandonedEndpointGoes(t *testing.T) {
 	c := &CRM{Answer: func(_ int, _ Received, w http.ResponseWriter) { w.WriteHeader(http.StatusNotFound) }}
 	Bubble(t, c, func(t *testing.T) {
-		var log lockedBuffer
+		var log logtest.Buffer
 		gone := &givenUp{}
 		o := s.open(t, Options{
 			DialContext:   c.Net.Dial,
@@ -497,7 +498,7 @@ func (s suite) TestHealthChangesAreLoggedInOrder(t *testing.T) {
 		}
 	}
 	Bubble(t, c, func(t *testing.T) {
-		var log lockedBuffer
+		var log logtest.Buffer
 		o := s.open(t, Options{
 			DialContext:   c.Net.Dial,
 			RetrySchedule: []time.Duration{10 * time.Hour},

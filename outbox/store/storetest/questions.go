@@ -1,7 +1,6 @@
 package storetest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -14,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pzbridge/internal/logtest"
 	"pzbridge/internal/routing"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
@@ -32,24 +32,6 @@ func answersLater() store.Endpoint {
 	e := Endpoint("crm")
 	e.Tokens = []string{"a token"}
 	return e
-}
-
-// questionLog is a log that several goroutines write.
-type questionLog struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *questionLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *questionLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // settles notes when the time of a question is up, and counts the calls of Settle for another
@@ -173,7 +155,7 @@ func (s suite) TestAnswerCountsOnceItIsWhole(t *testing.T) {
 func (s suite) TestUnansweredQuestionExpires(t *testing.T) {
 	c := &CRM{Answer: func(int, Received, http.ResponseWriter) { time.Sleep(time.Hour) }}
 	Bubble(t, c, func(t *testing.T) {
-		var log questionLog
+		var log logtest.Buffer
 		b := s.open(t, Options{
 			DialContext: c.Net.Dial,
 			Endpoints:   []store.Endpoint{answersLater()},

@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pzbridge/internal/logtest"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -269,7 +270,7 @@ func (s suite) TestWhatWaitsForAnUnknownEndpointIsLoggedAtTheStart(t *testing.T)
 	})
 	MustAppend(t, before, Event("call.incoming", "5"), Event("call.incoming", "6"))
 	closeBefore()
-	var log lockedBuffer
+	var log logtest.Buffer
 	o := s.open(t, Options{Place: place, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "endpoint=crn deliveries=2") {
 		t.Errorf("the log:\n%s", text)

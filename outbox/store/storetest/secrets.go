@@ -1,7 +1,6 @@
 package storetest
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -9,32 +8,14 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"pzbridge/internal/logtest"
 	"pzbridge/outbox/store"
 )
-
-// lockedBuffer takes a log that several goroutines write.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
 
@@ -73,7 +54,7 @@ func (s suite) TestNoSecretInTheLog(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var log lockedBuffer
+				var log logtest.Buffer
 				logger := slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 				o := s.open(t, Options{DialContext: dial, Logger: logger})
 				stop := RunBox(t, o)
@@ -93,7 +74,7 @@ func (s suite) TestNoSecretInTheLog(t *testing.T) {
 // secret into an error.
 func (s suite) TestNoSecretInErrors(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var log lockedBuffer
+		var log logtest.Buffer
 		dial := answerRaw(func(request string) string { // which is no HTTP
 			line, _, _ := strings.Cut(request, "\r\n")
 			return line + "\r\n"
