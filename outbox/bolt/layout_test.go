@@ -420,10 +420,10 @@ func TestDeliveriesOfAnOlderFileExpireInTime(t *testing.T) {
 	})
 }
 
-// Files of the first two layouts, as bridges of their time have written them at the beginning of fake
-// time, open with all that is in them, also as a backup that is restored, and what waits is delivered
-// in order. Of call 1 three events were delivered; the first of call 2 got a 503 and holds two others;
-// call 3 got a 410; the three events of call 4 were not tried.
+// Files of the first two layouts, as bridges of their time have written them at the beginning of
+// fake time, open with all that is in them, also as a backup that is restored, and what waits is
+// delivered in order. Of call 1 three events were delivered; the first of call 2 got a 503 and
+// holds two others; call 3 got a 410; the three events of call 4 were not tried.
 func TestFilesOfTheFirstLayoutsAreDeliveredInOrder(t *testing.T) {
 	for _, file := range []string{"testdata/layout1.db", "testdata/layout2.db"} {
 		for name, put := range map[string]func(path string) error{
