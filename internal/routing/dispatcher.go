@@ -401,48 +401,37 @@ type attempt struct {
 }
 
 // run asks until the endpoint has taken the question, or it is of no use any more. It begins with a
-// place, and has one while a request is under way only: not while the exchange does what was
-// answered, nor before it is asked again.
+// place, and has one while a request is under way only: not while another attempt of its call is, nor
+// while the exchange does what was answered, nor before it is asked again.
 func (a *attempt) run(ctx, work context.Context) {
 	d, q, e := a.dispatcher, a.question, a.endpoint
-	for try := 0; ; try++ {
+	for failed := 0; ; {
 		r, err := d.routeOf(ctx, &q.Question)
-		isOver := err == nil && (r.Outcome != telephony.RouteOpen || !time.Now().Before(q.answerBy))
-		if err != nil || isOver || !a.enterCall(ctx) {
+		if err != nil {
 			e.places.leave()
-			if err != nil || ctx.Err() != nil {
-				return // it stays as it is stored
+			return // it stays as it is stored
+		}
+		if r.Outcome != telephony.RouteOpen || !time.Now().Before(q.answerBy) {
+			e.places.leave()
+			break
+		}
+		wait := callRetryWait
+		if d.opts.Outbox.EnterCall(e.name, a.job.Event.Call) {
+			o := a.try(ctx, work, failed == len(questionRetryWaits))
+			if o.Verdict == store.CutOff || a.job.Delivery.State != store.Pending {
+				return
 			}
+			if wait = 0; o.Verdict != store.More { // else the same job comes again at once
+				wait = questionRetryWaits[min(failed, len(questionRetryWaits)-1)]
+				failed++
+			}
+		} else {
+			e.places.leave()
+		}
+		if !time.Now().Before(q.answerBy) {
 			break
 		}
-		began := time.Now()
-		o := a.send(work)
-		d.opts.Outbox.LeaveCall(e.name, a.job.Event.Call)
-		e.places.leave()
-		if o.Verdict == store.CutOff {
-			return // likewise
-		}
-		now := time.Now() // the CRM has answered; what follows takes as long as the exchange does
-		if o.Verdict == store.Done {
-			a.handleResponse(work, o)
-		}
-		timeUp := !time.Now().Before(q.answerBy) // an attempt that this has cut off says nothing against the endpoint
-		last := try >= len(questionRetryWaits) && !timeUp
-		result := a.result(afterQuestion(a.job.Delivery, o, last, now), &o, began, now)
-		d.opts.Outbox.QuestionTried(e.name, result, o, now)
-		a.record(ctx, result)
-		switch a.job.Delivery.State {
-		case store.Pending:
-		case store.Dead:
-			a.noAnswer(work, o.Text())
-			return
-		default:
-			return
-		}
-		if timeUp {
-			break
-		}
-		if !sleepUntil(ctx, sooner(time.Now().Add(questionRetryWait(o.Verdict, try)), q.answerBy)) {
+		if !sleepUntil(ctx, sooner(time.Now().Add(wait), q.answerBy)) {
 			return
 		}
 		if !e.places.enter(ctx, q.answerBy) {
@@ -458,6 +447,31 @@ func (a *attempt) run(ctx, work context.Context) {
 	d.opts.Outbox.QuestionExpired(e.name, a.job)
 }
 
+// try makes one request, and records how the delivery stands after it; last says that there will be
+// no other. It gives the place and the call back.
+func (a *attempt) try(ctx, work context.Context, last bool) store.Outcome {
+	d, q, e := a.dispatcher, a.question, a.endpoint
+	began := time.Now()
+	o := a.send(work)
+	d.opts.Outbox.LeaveCall(e.name, a.job.Event.Call)
+	e.places.leave()
+	if o.Verdict == store.CutOff {
+		return o // it stays as it is stored
+	}
+	now := time.Now() // the CRM has answered; what follows takes as long as the exchange does
+	if o.Verdict == store.Done {
+		a.handleResponse(work, o)
+	}
+	isTimeUp := !time.Now().Before(q.answerBy) // what this has cut off says nothing against the endpoint
+	result := a.result(afterQuestion(a.job.Delivery, o, last && !isTimeUp, now), &o, began, now)
+	d.opts.Outbox.QuestionTried(e.name, result, o, now)
+	a.record(ctx, result)
+	if a.job.Delivery.State == store.Dead {
+		a.noAnswer(work, o.Text())
+	}
+	return o
+}
+
 // result gives how the delivery stands after an attempt, for the next one to begin with.
 func (a *attempt) result(now store.Delivery, o *store.Outcome, began, ended time.Time) store.Result {
 	r, err := store.NewResult(a.job, now, o, began, ended, a.dispatcher.opts.Timeout)
@@ -469,25 +483,6 @@ func (a *attempt) result(now store.Delivery, o *store.Outcome, began, ended time
 		a.job.Kept, a.job.KeptVersion = o.Keep, a.job.KeptVersion+1
 	}
 	return r
-}
-
-// questionRetryWait is the wait after a try, counted from 0, that has not settled the question.
-func questionRetryWait(v store.Verdict, try int) time.Duration {
-	if v == store.More {
-		return 0 // the same job comes again at once
-	}
-	return questionRetryWaits[min(try, len(questionRetryWaits)-1)]
-}
-
-// enterCall waits until no other attempt of the call is under way at the endpoint; it is false if
-// the question's time is up before, or ctx ends.
-func (a *attempt) enterCall(ctx context.Context) bool {
-	for !a.dispatcher.opts.Outbox.EnterCall(a.endpoint.name, a.job.Event.Call) {
-		if !time.Now().Before(a.question.answerBy) || !sleepUntil(ctx, time.Now().Add(callRetryWait)) {
-			return false
-		}
-	}
-	return true
 }
 
 // send asks once, for no longer than an answer is of use.

@@ -174,3 +174,35 @@ func (s suite) TestAQuestionWaitsForTheAttemptUnderWay(t *testing.T) {
 		checkArrivals(t, c, "B", began, "1 after 1s")
 	})
 }
+
+// TestQuestionsThatWaitForTheirCallTakeNoPlace checks that, however often a call asks while another of
+// its webhooks is under way, the question of another call is asked at once.
+func (s suite) TestQuestionsThatWaitForTheirCallTakeNoPlace(t *testing.T) {
+	const asks = 600 // more than there are places
+	c := &CRM{}
+	c.Answer = func(_ int, r Received, _ http.ResponseWriter) {
+		if call, n := callOf(t, r); call == "5" && n == 1 {
+			time.Sleep(8 * time.Second)
+		}
+	}
+	Bubble(t, c, func(t *testing.T) {
+		b := s.open(t, Options{DialContext: c.Net.Dial})
+		stop := RunBox(t, b)
+		MustAppend(t, b, Event("call.completed", "5"))
+		synctest.Wait()
+		events := make([]telephony.Event, asks)
+		for i := range events {
+			events[i] = Event("call.transfer_requested", "5")
+		}
+		MustAppend(t, b, events...)
+		time.Sleep(time.Second)
+		began := time.Now()
+		MustAppend(t, b, Event("call.transfer_requested", "6"))
+		time.Sleep(time.Second)
+		if got := arrivals(t, c, "6", began); len(got) != 1 || got[0] != "1 after 0s" {
+			t.Errorf("the question of the other call came %v", got)
+		}
+		time.Sleep(time.Minute)
+		stop()
+	})
+}
