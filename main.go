@@ -338,9 +338,14 @@ func tokens(cfg config.Config) map[string][]string {
 // together makes one part of several, which end at the same time.
 func together(parts ...func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
 		results := make(chan error, len(parts))
 		for _, run := range parts {
-			go func() { results <- run(ctx) }()
+			go func() {
+				defer stop() // a part that fails ends the others
+				results <- run(ctx)
+			}()
 		}
 		var err error
 		for range parts {
