@@ -1,6 +1,6 @@
 // Command pzbridge stands between a Prostie Zvonki server and CRMs: it keeps every event of the
-// server in an outbox and POSTs it as a signed webhook to each CRM, and takes calls, transfers and
-// SMS from them back to the server.
+// server in an outbox and POSTs it as a signed webhook to each CRM, and it passes calls, transfers
+// and SMS from the CRMs to the server.
 package main
 
 import (
@@ -16,7 +16,7 @@ import (
 	"runtime/debug"
 	"syscall"
 	"time"
-	_ "time/tzdata" // the container has none, and TZ says in which times the dashboard and the commands speak
+	_ "time/tzdata" // the container has none; TZ sets the time zone of the dashboard and the commands
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/google/uuid"
@@ -40,20 +40,20 @@ import (
 
 const version = "0.1.0"
 
-// released is the day of this version: a clock that stands before it is wrong. What stands in an
-// outbox with a time before first came while one was.
+// A clock that shows a time before released, the day of this version, is wrong. A timestamp in an
+// outbox before first, the month of the first version, was taken from a wrong clock.
 var (
 	released = time.Date(2026, time.November, 30, 0, 0, 0, 0, time.UTC)
 	first    = time.Date(2026, time.November, 1, 0, 0, 0, 0, time.UTC)
 )
 
-// gcPercent lets the heap grow to five times what lives in it, which is a few MiB: at Go's 100 the
-// collector runs so often that it costs a seventh of BenchmarkBridge's events a second.
+// gcPercent lets the heap grow to five times the live data, which is a few MiB. At Go's default of
+// 100 the collector takes a seventh of the events per second of BenchmarkBridge.
 const gcPercent = 400
 
-// memoryShare is the share of a cgroup's memory that the heap may take before the collector runs
-// more often than gcPercent asks for. The rest is for stacks, buffers of the kernel, and pages of
-// the outbox that are being written.
+// memoryShare is the share of the cgroup's memory limit above which the collector runs more often
+// than gcPercent requires. The rest is left for stacks, kernel buffers and dirty pages of the
+// outbox.
 const memoryShare = 0.7
 
 func main() {
@@ -62,9 +62,10 @@ func main() {
 	os.Exit(program.Main(ctx, os.Args[1:]))
 }
 
-// untilSignal gives a context that ends with the first signal to stop; from then on a second one
-// ends the process at once. A window that is closed is such a signal too, but under nohup. It comes
-// twice, from the shell and from the kernel, so it is never the second one.
+// untilSignal returns a context that ends on the first signal to stop; a second signal then ends
+// the process at once. Closing a terminal window sends SIGHUP, which counts unless it is ignored,
+// as under nohup. SIGHUP arrives twice, from the shell and from the kernel, so it never counts as
+// the second signal.
 func untilSignal() context.Context {
 	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) {
@@ -80,8 +81,8 @@ func untilSignal() context.Context {
 
 // bridge runs until ctx ends, or until a part of it fails.
 func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err error) {
-	// net/http has things to tell that it gives to nobody but the standard logger, such as a CRM
-	// that sends more than it announced.
+	// net/http reports some conditions to the standard logger only, such as a CRM that sends more
+	// than its Content-Length.
 	log.SetFlags(0)
 	log.SetOutput(slog.NewLogLogger(logger.Handler(), slog.LevelDebug).Writer())
 	if os.Getenv("GOGC") == "" {
@@ -90,7 +91,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if _, err := memlimit.Set(memlimit.WithRatio(memoryShare)); err != nil {
 		logger.Debug("no limit of memory was found", "err", err.Error())
 	}
-	counted := metrics.New(version)
+	counters := metrics.New(version)
 	stats := dashboard.NewStats()
 	ages := clock.New(released, first)
 	engine, err := bolt.Open(bolt.Options{
@@ -99,7 +100,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Rules:     rules(cfg),
 		Logger:    logger,
 		Clock:     ages,
-		Committed: counted.Committed,
+		Committed: counters.Committed,
 	})
 	if err != nil {
 		return err
@@ -115,10 +116,10 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		RetrySchedule:  cfg.RetrySchedule,
 		RoutingTimeout: cfg.RoutingTimeout,
 		Retention:      cfg.OutboxRetention,
-		Grace:          cfg.ShutdownGrace * 9 / 10, // the rest is for recording how attempts ended
+		Grace:          cfg.ShutdownGrace * 9 / 10, // the rest is for recording the outcomes
 		Stopping:       ctx,
 		Logger:         logger,
-		Observer:       observers{counted, stats},
+		Observer:       observers{counters, stats},
 		Clock:          ages,
 	})
 	if err != nil {
@@ -145,7 +146,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Grace:        cfg.ShutdownGrace / 4,
 		Sink:         events,
 		Logger:       logger,
-		Observer:     observers{counted, stats},
+		Observer:     observers{counters, stats},
 	})
 	if err != nil {
 		return err
@@ -155,7 +156,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		From:     cfg.CallFrom,
 		To:       cfg.CallTo,
 		Logger:   logger,
-		Observer: counted,
+		Observer: counters,
 	})
 	if err != nil {
 		return err
@@ -167,7 +168,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Timeout:          cfg.CommandTimeout,
 		Policy:           policy,
 		Logger:           logger,
-		Observer:         counted,
+		Observer:         counters,
 	})
 	if err != nil {
 		return err
@@ -186,7 +187,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	counted.Watch(session, box)
+	counters.Watch(session, box)
 	api, err := transferapi.New(transferapi.Options{
 		Exchange:       session,
 		Router:         router,
@@ -196,13 +197,13 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Deliveries:     box,
 		Events:         box,
 		Keys:           engine,
-		Metrics:        counted.Handler(),
+		Metrics:        counters.Handler(),
 		MetricsPublic:  cfg.MetricsPublic,
 		Tokens:         tokens(cfg),
 		CommandTimeout: cfg.CommandTimeout,
 		Rate:           cfg.APIRate,
 		Logger:         logger,
-		WrongToken:     func() { counted.WrongToken(metrics.ToAPI) },
+		WrongToken:     func() { counters.WrongToken(metrics.ToAPI) },
 	})
 	if err != nil {
 		return err
@@ -216,12 +217,12 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		BehindProxy: cfg.BehindProxy,
 		Version:     version,
 		Logger:      logger,
-		WrongToken:  func() { counted.WrongToken(metrics.ToDashboard) },
+		WrongToken:  func() { counters.WrongToken(metrics.ToDashboard) },
 	})
 	if err != nil {
 		return err
 	}
-	connections, enough := connlimit.Budget(connectionsNeeded(cfg))
+	connections, hasFiles := connlimit.Budget(connectionsNeeded(cfg))
 	limit := connlimit.New(connections)
 	handler := limit.Handler(pages.Handler(api), func(r *http.Request) bool { return api.Knows(r) || pages.Knows(r) })
 	listener, err := net.Listen("tcp", cfg.ListenAddr)
@@ -238,11 +239,11 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	for _, warning := range cfg.Warnings() {
 		logger.Warn(warning)
 	}
-	if !enough {
+	if !hasFiles {
 		logger.Warn("the process may have too few files open for so many CRMs: " +
 			"raise ulimit -n, or lower ENDPOINT_<n>_CONCURRENCY")
 	}
-	// The order is that in which they are stopped: the way the data flows.
+	// The parts stop in this order, which is the way the data flows.
 	err = runAll(
 		ctx,
 		serve(limit.Listener(listener), handler, cfg.ShutdownGrace/4, logger, api.Drain, pages.Drain),
@@ -254,7 +255,8 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	return err
 }
 
-// sink stores what the session reads, and has the questions among it asked.
+// sink stores the events that the session reads, and passes the questions among them to the
+// dispatcher.
 type sink struct {
 	box       *outbox.Outbox
 	questions *routing.Dispatcher
@@ -267,7 +269,7 @@ func (s *sink) Append(ctx context.Context, events []telephony.Event) error {
 	return err
 }
 
-// observers counts for the metrics and for the dashboard.
+// observers passes what it observes to both the metrics and the dashboard.
 type observers struct {
 	*metrics.Metrics
 	stats *dashboard.Stats
@@ -283,10 +285,10 @@ func (o observers) AttemptEnded(endpoint, outcome string, took, age time.Duratio
 	o.stats.AttemptEnded(endpoint, outcome, took, age)
 }
 
-// connectionsNeeded is how many the bridge makes itself at a time: to the server, also while the
-// one before ends, and to the CRMs.
+// connectionsNeeded returns the largest number of connections that the bridge opens at a time: two
+// to the server, since a new one may open before the old one has closed, and those to the CRMs.
 func connectionsNeeded(cfg config.Config) int {
-	const questions = 32 // at one CRM
+	const questions = 32 // per CRM
 	n := 2
 	for _, e := range cfg.Endpoints {
 		n += e.Concurrency + questions
@@ -294,7 +296,8 @@ func connectionsNeeded(cfg config.Config) int {
 	return n
 }
 
-// rules says which endpoint gets an event, until when, and what becomes of the route of a call.
+// rules combines the rules of delivery (which endpoint gets an event, and until when) with those of
+// routing (how an event or an answer changes the route of a call).
 func rules(cfg config.Config) store.Rules {
 	r := outbox.Rules(outbox.RulesOptions{
 		Endpoints:          cfg.Endpoints,
@@ -307,7 +310,7 @@ func rules(cfg config.Config) store.Rules {
 	return r
 }
 
-// newSenders gives a sender for each endpoint that events are sent to.
+// newSenders returns a sender for each endpoint with a URL, by the name of the endpoint.
 func newSenders(cfg config.Config) map[string]store.Sender {
 	senders := map[string]store.Sender{}
 	for i := range cfg.Endpoints {
@@ -335,7 +338,7 @@ func tokens(cfg config.Config) map[string][]string {
 	return list
 }
 
-// together makes one part of several, which end at the same time.
+// together combines several parts into one: they stop at the same time.
 func together(parts ...func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		ctx, stop := context.WithCancel(ctx)
@@ -355,8 +358,8 @@ func together(parts ...func(context.Context) error) func(context.Context) error 
 	}
 }
 
-// runAll starts every part and, when ctx ends or one of them does, stops them one after the other
-// in the order given.
+// runAll starts all parts at once. When ctx ends or one of the parts returns, it stops them one
+// after the other in the order given, and returns their errors.
 func runAll(ctx context.Context, parts ...func(context.Context) error) error {
 	ended := make(chan struct{}, len(parts))
 	results := make([]chan error, len(parts))
@@ -381,16 +384,18 @@ func runAll(ctx context.Context, parts ...func(context.Context) error) error {
 	return err
 }
 
-// writeTimeout is until when a request must be answered and its answer taken, but by what sets its
-// own time (a backup, a page that is watched). A read of events may wait for a minute.
+// writeTimeout bounds a request from the end of its header to the last byte of the response.
+// Handlers that need longer (a backup, a page with live updates) set their own deadline. A read of
+// events may wait for a minute.
 const writeTimeout = 2 * time.Minute
 
-// responseReserve is how much of its grace a server keeps for the answers of requests whose time is
-// up.
+// responseReserve is the part of the grace that is left for writing the responses of the requests
+// whose contexts end with the grace.
 const responseReserve = 100 * time.Millisecond
 
-// serve makes a part of an HTTP server: when its context ends, requests under way have grace to
-// end; what would take longer is told so by its own context.
+// serve returns a part that runs an HTTP server. When its context ends, requests under way have
+// grace to end; shortly before, the contexts of those that are left end. Drain is called at the
+// start of the shutdown, to end the requests that would wait long.
 func serve(
 	l net.Listener, h http.Handler, grace time.Duration, logger *slog.Logger, drain ...func(),
 ) func(context.Context) error {
@@ -408,14 +413,14 @@ func serve(
 			MaxHeaderBytes:    64 << 10,
 			ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 		}
-		for _, f := range drain { // what would wait for long ends with the server
+		for _, f := range drain {
 			server.RegisterOnShutdown(f)
 		}
 		stopped := make(chan struct{})
 		defer context.AfterFunc(ctx, func() {
 			defer close(stopped)
 			defer time.AfterFunc(max(grace/2, grace-responseReserve), timeUp).Stop()
-			// Not ctx: it has ended already.
+			// Not ctx, which has ended already.
 			graceCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
 			defer cancel()
 			if server.Shutdown(graceCtx) != nil {

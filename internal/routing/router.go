@@ -264,7 +264,7 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 // transfer writes the Transfer once. While there is no connection nothing is written, and one that
 // comes back in time is used.
 func (r *Router) transfer(ctx context.Context, route telephony.Route) error {
-	until := route.SayBy()
+	until := route.TransferBy()
 	if route.Outcome == telephony.RouteClosed && !time.Now().Before(until) {
 		return telephony.ErrNotSent // an answer with a number came in time, however long it took to store
 	}

@@ -6,123 +6,125 @@ import (
 	"time"
 )
 
-// Route is the question where a call should go, and what has become of it. There is one for each
-// call that has asked.
+// Route is the question where a call should go, and what has become of it. Each call that asks has
+// one.
 type Route struct {
 	CallID  string
-	EventID string // of the event that has asked
-	From    string `json:",omitempty"` // the caller, as the exchange says; empty where it does not
+	EventID string // of the event that opened the question
+	From    string `json:",omitempty"` // the caller's number; empty where the exchange sends none
 	AskedAt time.Time
-	// AnswerBy is until when an answer is of use.
+	// AnswerBy is the end of the time in which an answer counts.
 	AnswerBy time.Time
 	Asked    []string // endpoints
 	Replies  []Reply  // in the order in which they came
 	Outcome  RouteOutcome
-	Winner   string // who answered with a number first: an endpoint or the operator
+	Winner   string // the first to answer with a number: an endpoint or the operator
 	To       string // that number
 	// DecidedAt is when the question was closed; zero while it is open.
 	DecidedAt time.Time
-	OverAt    time.Time // when the call was over; zero before
+	OverAt    time.Time // when the call ended; zero before
 	Transfer  TransferState
-	// TransferAt is when the exchange answered, or when it was clear that it would not;
-	// TransferError is why it was not done.
+	// TransferAt is when the exchange answered, or when no answer could come any more.
+	// TransferError is why the Transfer was not done.
 	TransferAt    time.Time
 	TransferError string
 	// WrittenBy is the ID of the change whose caller writes the Transfer.
 	WrittenBy string        `json:",omitempty"`
-	Refused   *RefusedError `json:",omitempty"` // the exchange's "no"; nil where a Transfer failed since no answer came
+	Refused   *RefusedError `json:",omitempty"` // nil where a Transfer failed without an answer
 }
 
-// routeLife is how long a decision holds for a call that is never reported to be over.
+// routeLife bounds the validity of a decision where the exchange never reports the end of the call.
 const routeLife = 24 * time.Hour
 
-// Live says whether the route still says something about a call that goes on.
+// Live reports whether the route applies to a call that is still going on.
 func (r Route) Live(now time.Time) bool { return r.OverAt.IsZero() && now.Sub(r.AskedAt) < routeLife }
 
-// IsOf says whether a question that comes with the route's call ID is of the same caller. Where one
-// of the two has no number, it is. Servers begin their call IDs anew when they are restarted.
+// IsOf reports whether a question with the route's call ID comes from the same caller. It assumes
+// so where one of the two has no number. The caller counts because servers reuse their call IDs
+// after a restart.
 func (r Route) IsOf(from string) bool { return r.From == "" || from == "" || r.From == from }
 
-// Covers says whether what was told of the call at a time belongs to the call that has asked, not
-// to another with its ID before or after it.
+// Covers reports whether an event of a given time belongs to the call that asked, and not to an
+// earlier or later call with the same ID.
 func (r Route) Covers(at time.Time) bool {
 	return !at.Before(r.AskedAt) && at.Sub(r.AskedAt) < routeLife && (r.OverAt.IsZero() || !at.After(r.OverAt))
 }
 
-// SayBy is until when a decision is told. That nobody wants the call is decided when the time is
-// up; a bridge that was down just then tells it as long again after that, while the caller may
-// still be waiting.
-func (r Route) SayBy() time.Time {
+// TransferBy is the end of the time in which a decision is sent to the exchange. That no endpoint
+// wants the call is decided when the time for answers is over; a bridge that was down at that
+// moment sends it for as long again after that, while the caller may still be waiting.
+func (r Route) TransferBy() time.Time {
 	if r.Outcome == RouteWon {
 		return r.AnswerBy
 	}
 	return r.AnswerBy.Add(r.AnswerBy.Sub(r.AskedAt))
 }
 
-// Unsent says whether a decision surely has not reached the exchange, and there is still time to
-// tell it.
+// Unsent reports whether a decision certainly has not reached the exchange and there is still time
+// to send it.
 func (r Route) Unsent(now time.Time) bool {
-	return r.Transfer == TransferNotSent && r.Live(now) && now.Before(r.SayBy())
+	return r.Transfer == TransferNotSent && r.Live(now) && now.Before(r.TransferBy())
 }
 
-// RouteOutcome is where the question stands.
+// RouteOutcome is the state of the question.
 type RouteOutcome string
 
 // The outcomes.
 const (
 	RouteOpen   RouteOutcome = "open"
 	RouteWon    RouteOutcome = "won"    // Winner wants the call at To
-	RouteClosed RouteOutcome = "closed" // nobody wants it, or nobody said so in time
-	RouteOver   RouteOutcome = "over"   // the call was over before anybody answered
+	RouteClosed RouteOutcome = "closed" // no endpoint wants the call, or none answered with a number in time
+	RouteOver   RouteOutcome = "over"   // the call ended before an answer came
 )
 
-// TransferState is what became of the Transfer that a decision leads to. It goes to the exchange
-// once at most.
+// TransferState is the state of the Transfer that a decision leads to. The exchange gets it once at
+// most.
 type TransferState string
 
-// The states of a Transfer; empty when there is nothing to write.
+// The states of a Transfer; the empty state means that none is to be written.
 const (
 	TransferWriting TransferState = "writing" // also after a crash at that moment: it may have been written
 	TransferDone    TransferState = "done"
-	TransferNotSent TransferState = "not_sent" // it surely was not written
+	TransferNotSent TransferState = "not_sent" // it certainly was not written
 	TransferFailed  TransferState = "failed"   // refused, or written and not answered
 )
 
-// Reply is what came of asking one bearer of a token or one endpoint.
+// Reply is what an endpoint, or the bearer of a token, replied to the question, or that it gives no
+// reply.
 type Reply struct {
 	By   string
 	At   time.Time
 	Kind ReplyKind
-	To   string // of a ReplyNumber
-	Why  string // of a ReplyNone
+	To   string // the number of a ReplyNumber
+	Why  string // the reason of a ReplyNone
 }
 
-// ReplyKind says what a Reply is.
+// ReplyKind is the kind of a Reply.
 type ReplyKind string
 
 // The kinds of replies.
 const (
 	ReplyNumber   ReplyKind = "number"   // send the call to To
-	ReplyDeclined ReplyKind = "declined" // it does not want the call
-	ReplyNone     ReplyKind = "out"      // nothing is to be expected of it any more
+	ReplyDeclined ReplyKind = "declined" // the endpoint does not want the call
+	ReplyNone     ReplyKind = "out"      // no answer can come from it any more
 )
 
-// How an answer to the question where a call should go can be too late, or out of place. See
-// DecidedError too.
+// The ways in which an answer to the question where a call should go can be too late, or have no
+// effect. See DecidedError too.
 var (
-	// ErrNeverAsked means that the call has not asked where to go, or so long ago that nothing is
-	// known of it.
+	// ErrNeverAsked means that the call has not asked where to go, or that its route is no longer
+	// stored.
 	ErrNeverAsked = errors.New("this call has not asked where to go")
 	// ErrRouteClosed means that the question was closed without a winner.
 	ErrRouteClosed = errors.New("the question where this call goes is closed: " +
 		"nobody had answered with a number in time")
 	// ErrNotKept means that a decision could not be stored; nothing was sent.
 	ErrNotKept = errors.New("the answer could not be stored in the outbox, so the call was not transferred")
-	// ErrCallOver means that there is no call any more.
+	// ErrCallOver means that the call has ended.
 	ErrCallOver = errors.New("the call is over")
 )
 
-// DecidedError says that a call goes somewhere else already.
+// DecidedError means that the call already goes to another number.
 type DecidedError struct{ Winner, To string }
 
 func (e *DecidedError) Error() string {
@@ -130,49 +132,48 @@ func (e *DecidedError) Error() string {
 }
 
 // RouteChange is a change of a route, as a value: an engine may apply it more than once, each time
-// to the route as it stands.
+// to the route as it is then.
 type RouteChange struct {
-	// ID tells one change from the next: the same change once more changes nothing, and gives its
-	// caller the Transfer to write again, if it was to.
+	// ID identifies the change. Applied again, the same change has no effect, and its result
+	// requests the Transfer again if the first one did.
 	ID   string
 	Kind RouteChangeKind
-	// EventID is that of the event which has opened the question. The change is none where the call
-	// has asked again since. It may be empty in a RouteAnswer, which then is for the latest
-	// question.
+	// EventID is the event that opened the question. The change has no effect where the call has
+	// asked again since. A RouteAnswer may leave it empty, and then applies to the latest question.
 	EventID string
-	// Replies are added: the answer of a RouteAnswer, or the endpoints that give none.
+	// Replies are added to the route: the answer of a RouteAnswer, or the endpoints that give none.
 	Replies []Reply
 	// Now is the time of the change.
 	Now time.Time
-	// TimeUp says that the time for answers is over, whatever the clock says.
+	// TimeUp means that the time for answers is over, whatever Now is: the clock may have been set
+	// back.
 	TimeUp bool
-	// DeclineOnSilence says that an empty Transfer is to be written where no endpoint wants the
+	// DeclineOnSilence means that an empty Transfer is to be written where no endpoint wants the
 	// call.
 	DeclineOnSilence bool
-	// Transfer, TransferError and Refused are what became of a Transfer, in a RouteTransferEnded.
+	// Transfer, TransferError and Refused are the result of a Transfer, in a RouteTransferEnded.
 	Transfer      TransferState
 	TransferError string
 	Refused       *RefusedError
 }
 
-// RouteChangeKind says what a RouteChange is.
+// RouteChangeKind is the kind of a RouteChange.
 type RouteChangeKind string
 
 // The kinds of changes.
 const (
 	RouteAnswer        RouteChangeKind = "answer"         // a number or a decline
-	RouteSettle        RouteChangeKind = "settle"         // decide what can be decided by now
+	RouteSettle        RouteChangeKind = "settle"         // decide what can be decided now
 	RouteTransferEnded RouteChangeKind = "transfer_ended" // the exchange has answered, or will not
-
 )
 
-// RouteResult is what a change has led to.
+// RouteResult is the effect of a change.
 type RouteResult struct {
 	After   Route
 	WasOpen bool // before the change
 	Decided bool // by the change
-	// Write says that the caller is to write the Transfer: it is marked as being written.
+	// Write means that the caller is to write the Transfer, which is marked as being written.
 	Write bool
-	// Stale says that the call has asked again since, so that nothing was changed.
+	// Stale means that the call has asked again since, so that nothing was changed.
 	Stale bool
 }

@@ -1,8 +1,8 @@
-// Package telephony holds the words that the rest of the bridge shares: what happens to a call
-// (Event), what a CRM may ask of the exchange (Command), and how that can fail.
+// Package telephony holds the terms that the rest of the bridge shares: what happens to a call
+// (Event), what a CRM may request from the exchange (Command), and how that can fail.
 //
-// It imports the standard library only and knows neither the wire of the exchange nor the shape of
-// a webhook.
+// It imports the standard library only and contains neither the wire format of the exchange nor the
+// form of a webhook.
 package telephony
 
 import (
@@ -12,64 +12,63 @@ import (
 	"time"
 )
 
-// EventType says what happened, in the words of the webhook that tells of it.
+// EventType is the kind of an event, as webhooks name it.
 type EventType string
 
-// The types of events. Whatever the exchange sends that is none of the named ones is EventOther:
-// new kinds are passed on, never dropped.
+// The types of events. An event of the exchange of any other kind is an EventOther: new kinds are
+// passed on, never dropped.
 const (
-	EventTransferRequested EventType = "call.transfer_requested" // a call came in and asks where to go
-	EventIncoming          EventType = "call.incoming"           // it rings a manager
+	EventTransferRequested EventType = "call.transfer_requested" // a call has come in and waits for its target
+	EventIncoming          EventType = "call.incoming"           // the call rings a manager
 	EventIncomingAnswered  EventType = "call.incoming_answered"  // the manager picked up
-	EventOutgoing          EventType = "call.outgoing"           // a call that goes out rings
+	EventOutgoing          EventType = "call.outgoing"           // an outgoing call rings
 	EventOutgoingAnswered  EventType = "call.outgoing_answered"  // the client picked up
 	EventCompleted         EventType = "call.completed"          // the call is over
 	EventSMSSent           EventType = "sms.sent"                // an SMS was handed to the user's phone
-	EventSMSStatus         EventType = "sms.status"              // what became of an SMS
+	EventSMSStatus         EventType = "sms.status"              // the status of an SMS has changed
 	EventOther             EventType = "pz.event"
 )
 
-// The operational types: what happens to the bridge itself. They go only to endpoints that name
-// them.
+// The operational types: what happens to the bridge itself. Only endpoints that name them get them.
 const (
 	EventConnected    EventType = "bridge.connected"    // to the exchange
-	EventDisconnected EventType = "bridge.disconnected" // from it; Reason says why
-	// EventEndpointFailing means that Endpoint takes nothing; Reason says how its last attempt
-	// ended.
+	EventDisconnected EventType = "bridge.disconnected" // from the exchange; Reason is the cause
+	// EventEndpointFailing means that attempts at Endpoint fail; Reason is the outcome of the last
+	// one.
 	EventEndpointFailing   EventType = "endpoint.failing"
 	EventEndpointRecovered EventType = "endpoint.recovered"
-	EventDeliveryDead      EventType = "delivery.dead" // the delivery DeliveryID to Endpoint is given up
+	EventDeliveryDead      EventType = "delivery.dead" // the delivery DeliveryID to Endpoint is not tried any more
 )
 
-// OperationalTypes lists them.
+// OperationalTypes lists the operational types.
 var OperationalTypes = []EventType{
 	EventConnected, EventDisconnected, EventEndpointFailing, EventEndpointRecovered, EventDeliveryDead,
 }
 
-// IsType says whether there is such a type.
+// IsType reports whether there is such a type.
 func IsType(t EventType) bool { return slices.Contains(EventTypes, t) || IsOperational(t) }
 
-// IsOperational says whether a type tells of the bridge itself.
+// IsOperational reports whether events of a type are about the bridge itself.
 func IsOperational(t EventType) bool { return slices.Contains(OperationalTypes, t) }
 
-// EventTypes lists every type that tells of the exchange, in the order in which a call goes through
-// them.
+// EventTypes lists every type of event that comes from the exchange, in the order in which a call
+// produces them.
 var EventTypes = []EventType{
 	EventTransferRequested, EventIncoming, EventIncomingAnswered,
 	EventOutgoing, EventOutgoingAnswered, EventCompleted,
 	EventSMSSent, EventSMSStatus, EventOther,
 }
 
-// Direction says who called whom, of the call as a whole.
+// Direction is the direction of the call as a whole, seen from the company.
 type Direction string
 
-// The two directions. A thing that is no call (an SMS, an unknown event) has none.
+// The directions. What is not a call (an SMS, an unknown event) has none.
 const (
 	Incoming Direction = "incoming"
 	Outgoing Direction = "outgoing"
 )
 
-// SMSStatus is what became of an SMS.
+// SMSStatus is the state of an SMS.
 type SMSStatus string
 
 // The states of an SMS.
@@ -85,31 +84,31 @@ type Event struct {
 	ID     string    // UUIDv7, given before the event is appended
 	Type   EventType // what happened
 	Time   time.Time // when the bridge read it, UTC
-	CallID string    // an unsigned 64-bit decimal; as it came when it is something else
+	CallID string    // an unsigned 64-bit decimal; anything else is kept as it came
 
 	From, To, Line     string
 	Direction          Direction
 	StartedAt, EndedAt time.Time // UTC, whole seconds
-	Duration           *int64    // seconds of talk; nil when unknown, since 0 is a length too
+	Duration           *int64    // seconds of talk; nil when unknown, since 0 is a valid length
 	RecordingURL       string
 	Text               string    // of an SMS, decoded
 	Status             SMSStatus // of an SMS
-	Replayed           bool      // sent again by the exchange because the bridge had been away
+	Replayed           bool      // sent again by the exchange, because the bridge had been disconnected
 
-	// Endpoint, DeliveryID and Reason are of operational events.
+	// Endpoint, DeliveryID and Reason are set in operational events only.
 	Endpoint, DeliveryID, Reason string
 
 	Wire []Attr // every attribute as it came, in that order
 
-	// Fingerprint is the same for two events that say the same of the same call, whether or not one
-	// of them is a replay.
+	// Fingerprint is equal for two events with the same content of the same call, also if one of
+	// them is a replay.
 	Fingerprint [16]byte
 }
 
 // Attr is one attribute of an event as the exchange sent it.
 type Attr struct{ Name, Value string }
 
-// CommandKind says what a Command asks for.
+// CommandKind is the kind of a Command.
 type CommandKind string
 
 // The kinds of commands.
@@ -119,7 +118,7 @@ const (
 	CommandSMS      CommandKind = "sms"      // send Text from From to To
 )
 
-// Command is one instruction to the exchange. Which fields count depends on Kind.
+// Command is one instruction to the exchange. Which fields are used depends on Kind.
 type Command struct {
 	Kind   CommandKind
 	CallID string
@@ -128,13 +127,13 @@ type Command struct {
 	Text   string
 }
 
-// How a Command can fail. Only a RefusedError says that the exchange saw the command and did not do
-// it.
+// The ways in which a Command can fail. Only a RefusedError proves that the exchange received the
+// command and did not carry it out.
 var (
 	// ErrNotConnected means that there is no connection to the exchange; nothing was sent.
 	ErrNotConnected = errors.New("not connected to the Prostie Zvonki server")
-	// ErrOutboxFull means that events cannot be stored and the exchange is not listened to: its
-	// answer would not be heard. Nothing was sent.
+	// ErrOutboxFull means that events cannot be stored, so the connection to the exchange is not
+	// read and the answer to a command could not be received. Nothing was sent.
 	ErrOutboxFull = errors.New("the outbox is full or cannot be written, " +
 		"so the Prostie Zvonki server is not listened to")
 	// ErrNotSent means that the command could not be written to the socket in time; the exchange
@@ -145,9 +144,9 @@ var (
 	ErrNoAnswer = errors.New("no answer from the Prostie Zvonki server in time: the command may have been carried out")
 )
 
-// RefusedError is the exchange's own "no".
+// RefusedError is the exchange's refusal of a command.
 type RefusedError struct {
-	Code    string // as it came: "1" authentication error, "2" any other
+	Code    string // as received: "1" is an authentication error, "2" any other
 	Details string // text for a person, usually empty
 }
 
@@ -162,39 +161,39 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("the Prostie Zvonki server refused: %s (code %s)", meaning, e.Code)
 }
 
-// NotAllowedError says that the operator has not allowed a command; nothing was sent.
+// NotAllowedError means that the operator's policy forbids a command; nothing was sent.
 type NotAllowedError struct {
-	Reason     string        // as metrics name it
+	Reason     string        // its name in the metrics
 	Text       string        // for a person
-	Field      string        // the field of the command that is to blame; empty if none is
-	Number     string        // what stands there
-	RetryAfter time.Duration // how long it takes until it may be given; 0 if waiting does not help
+	Field      string        // the field of the command that is not allowed; empty if it is none
+	Number     string        // the value of Field
+	RetryAfter time.Duration // the wait until it is allowed; 0 if waiting does not help
 }
 
 func (e *NotAllowedError) Error() string { return e.Text }
 
-// ConnectionState is where the connection to the exchange stands.
+// ConnectionState is the state of the connection to the exchange.
 type ConnectionState string
 
 // The states of a connection.
 const (
 	Connecting   ConnectionState = "connecting"
 	Connected    ConnectionState = "connected"
-	Disconnected ConnectionState = "disconnected" // waits before it dials again
+	Disconnected ConnectionState = "disconnected" // waiting before the next dial
 	Disabled     ConnectionState = "disabled"     // switched off by the operator
 )
 
 // Connection describes the connection to the exchange at one moment.
 type Connection struct {
 	State         ConnectionState
-	Since         time.Time // since when it has been connected, or has not
+	Since         time.Time // when it was connected, or when the connection was lost
 	CloseCode     int       // of the last connection that the server closed; 0 if none did
-	CloseMeaning  string    // CloseCode in plain words
+	CloseMeaning  string    // CloseCode in words
 	LastError     string    // why there is no connection; empty while Connected
-	DialsAt       time.Time // when it dials again, while Disconnected
-	ServerVersion string    // what the server calls itself; empty until it has said so
-	// Form is how the server packs its messages: "base64" or "xml"; empty while there is no
-	// connection. FormOfAddress is what its address lets one expect. They differ behind a proxy
-	// that adds or removes TLS.
+	DialsAt       time.Time // the time of the next dial, while Disconnected
+	ServerVersion string    // as the server reports it; empty before that
+	// Form is the encoding of the server's messages, "base64" or "xml"; empty while there is no
+	// connection. FormOfAddress is the encoding that the scheme of its address implies. The two
+	// differ behind a proxy that adds or removes TLS.
 	Form, FormOfAddress string
 }
