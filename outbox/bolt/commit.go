@@ -95,7 +95,7 @@ func (s *Engine) commitGroup(expected int) (group []*change, results []error) {
 				if results[i] != nil {
 					continue
 				}
-				if err := s.danger.note(group[i].applyTo(t)); err != nil {
+				if err := s.danger.keepDamage(group[i].applyTo(t)); err != nil {
 					culprit = i
 					return err
 				}

@@ -18,15 +18,14 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// watchEvery is how often it is looked whether the file is still at its path, for the log.
-// Readiness looks each time that it is asked.
+// watchEvery is the interval between checks that the file is still at its path, for the log.
+// Readiness makes the check on each request.
 const watchEvery = 5 * time.Second
 
-// danger is what is known to be wrong with the file, or with the clock that dates what stands in
-// it.
+// danger records what is known to be wrong with the file, and with the clock that dates its events.
 type danger struct {
 	path   string
-	opened fs.FileInfo // of the file that is open
+	opened fs.FileInfo // describes the open file
 	logger *slog.Logger
 	clock  *clock.Clock
 
@@ -34,28 +33,30 @@ type danger struct {
 	damaged error
 }
 
-// note takes an error of something that was done with the file. Where it says that a page is
-// damaged, that is kept until the file is opened anew, for who knows what else is wrong, and the
-// error says what to do about a file that is in use.
-func (d *danger) note(err error) error {
+// keepDamage examines the error of an operation on the file. If the error reports a damaged page,
+// keepDamage remembers the first such damage until the file is opened again, since other pages may
+// be damaged too, and returns an error that states what to do about a file in use. It returns any
+// other error as it is.
+func (d *danger) keepDamage(err error) error {
 	var found damage
 	if !errors.As(err, &found) || errors.Is(err, store.ErrDamaged) {
 		return err
 	}
-	met := damage{store.ErrDamaged, found.found}
+	kept := damage{store.ErrDamaged, found.found}
 	d.mu.Lock()
 	first := d.damaged == nil
 	if first {
-		d.damaged = met
+		d.damaged = kept
 	}
 	d.mu.Unlock()
 	if first {
-		d.logger.Error("the outbox is damaged", "err", met.Error())
+		d.logger.Error("the outbox is damaged", "err", kept.Error())
 	}
-	return met
+	return kept
 }
 
-// err is what is wrong now, nil if nothing is known.
+// err returns the most serious known problem: a file that is gone, then a damaged page, then a
+// wrong clock. It returns nil if none is known.
 func (d *danger) err() error {
 	if d.isGone() {
 		return store.ErrFileGone
@@ -68,17 +69,18 @@ func (d *danger) err() error {
 	return d.clock.Check()
 }
 
-// isGone looks whether the file is still at its path, and was not cut off, as by what copies
-// another one over it. Where that cannot be said, it is.
+// isGone reports whether the file is no longer at its path or has been truncated, as happens when
+// another file is copied over it. If the check fails for any other reason, the file counts as
+// present.
 func (d *danger) isGone() bool {
-	there, err := os.Stat(d.path)
+	current, err := os.Stat(d.path)
 	return errors.Is(err, fs.ErrNotExist) ||
-		err == nil && (!os.SameFile(there, d.opened) || there.Size() < d.opened.Size())
+		err == nil && (!os.SameFile(current, d.opened) || current.Size() < d.opened.Size())
 }
 
-// watch looks after the file, and the clock by which its events are dated, until ctx ends, and logs
-// what changes. Each time it keeps what the clock doubts; where that fails the disk is at fault, of
-// which others have more to say.
+// watch logs when the file disappears or returns, and when the clock becomes wrong or right, until
+// ctx ends. At each interval it also stores the step of the clock that does not count yet. A
+// failure of that is ignored: the disk is at fault then, which commits report.
 func (d *danger) watch(ctx context.Context, keepDoubt func() error) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
@@ -106,48 +108,48 @@ func (d *danger) watch(ctx context.Context, keepDoubt func() error) {
 	}
 }
 
-// putBack puts the newest copy that a stop has saved in the place of a file that is not there:
-// nobody reads a log before a restart, which containers make by themselves. Beside a file that is
-// there, a copy is only told of.
-func putBack(path string, logger *slog.Logger) error {
+// restoreRescued renames the newest copy that rescue has saved to the path of the file, if no file
+// is there. This is automatic because a container restarts the bridge without a person reading the
+// log. If a file is there, the copy stays as it is and is only logged.
+func restoreRescued(path string, logger *slog.Logger) error {
 	copies, err := filepath.Glob(path + ".rescued*")
 	if err != nil || len(copies) == 0 {
-		return nil // no pattern is made of a path with brackets in it
+		return nil // a path with brackets may be an invalid pattern
 	}
-	newest := slices.MaxFunc(copies, func(a, b string) int { return changed(a).Compare(changed(b)) })
+	newest := slices.MaxFunc(copies, func(a, b string) int { return modTime(a).Compare(modTime(b)) })
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		logger.Warn("a copy of the outbox that a stop has saved lies beside it and is not used",
 			"path", path, "saved", newest)
 		return nil
 	}
 	if err := os.Rename(newest, path); err != nil {
-		return fmt.Errorf("put back what the last stop has saved at %s: %w", newest, plain(err))
+		return fmt.Errorf("put back what the last stop has saved at %s: %w", newest, withoutPath(err))
 	}
 	logger.Warn("the outbox is put back: the last stop had saved it, since its file was gone",
 		"path", path, "saved", newest)
 	return nil
 }
 
-// changed is when a file was changed last, zero for one that is not there.
-func changed(path string) (at time.Time) {
+// modTime returns when a file was last modified, or the zero time if there is none.
+func modTime(path string) (at time.Time) {
 	if info, err := os.Stat(path); err == nil {
 		at = info.ModTime()
 	}
 	return at
 }
 
-// rescue writes a copy of the file beside where it was, if it is not there any more.
+// rescue writes a copy of the open file beside its path, if the file is no longer there.
 func (d *danger) rescue(db *bolt.DB) error {
 	if !d.isGone() {
 		return nil
 	}
-	copied := unused(d.path + ".rescued")
+	copied := unusedName(d.path + ".rescued")
 	err := errors.Join(os.MkdirAll(filepath.Dir(d.path), 0o700), guarded(func() error {
 		return db.View(func(tx *bolt.Tx) error { return tx.CopyFile(copied, 0o600) })
 	}))
 	if err != nil {
 		return fmt.Errorf("the outbox's file was removed, moved or replaced, "+
-			"and a copy of what it held cannot be saved: %w", plain(err))
+			"and a copy of what it held cannot be saved: %w", withoutPath(err))
 	}
 	d.logger.Error("the outbox's file is gone; what it held is saved beside it",
 		"path", d.path, "saved", copied)

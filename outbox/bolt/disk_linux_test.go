@@ -221,7 +221,7 @@ func TestOwnerCanCompactAFileOfAForeignGroup(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = own(mine, other)
+		err = chownLike(mine, other)
 		if back := syscall.Setfsuid(0); back != nil {
 			t.Fatal(back)
 		}

@@ -3,7 +3,7 @@
 // A file has these buckets. Numbers are big-endian, so that keys sort as numbers do.
 //
 //	meta                      schema, settings, pruned (the highest number of a removed event),
-//	                          clock (a doubt)
+//	                          clock (a step of it that does not count yet)
 //	events                    number              -> an event: see encodeEvent
 //	ids                       event ID            -> number
 //	calls                     call key, sequence  -> number, fingerprint
@@ -25,10 +25,10 @@
 //	                                                 for the call
 //	endpoints/NAME/notes      name                -> version, end, value
 //
-// An event's number follows the order of appends: 1, 2, 3 …, and after a restore goes on from
-// higher ones: see renumber. A record and its index change in one transaction. Changes that wait
-// are committed together: see commit. A damaged record costs the delivery it is of, a damaged page
-// what stands on it: see danger.
+// Events are numbered in the order of appends: 1, 2, 3 …, and from a higher number on after a
+// restore: see renumber. A record and its index change in one transaction. Changes that wait are
+// committed together: see commit. A damaged record makes its own delivery fail, a damaged page
+// everything that is stored on it: see danger.
 package bolt
 
 import (
@@ -47,7 +47,7 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// The ways in which a file can fail to open.
+// The ways in which opening a file can fail.
 var (
 	// ErrInUse means that another process has the file open.
 	ErrInUse = errors.New("another process has it open: only one bridge may run on one outbox file")
@@ -56,17 +56,18 @@ var (
 		"restore it from a backup, or move it away to start with an empty one")
 )
 
-// Options says where the file is and what holds for it.
+// Options is the path of the file and the rules that apply to it.
 type Options struct {
-	Path string // of the file; its folder is made if need be
-	// MaxBytes is how much of the file may be in use; then Append fails with store.ErrFull. From
-	// nine tenths on Prune removes the oldest events that nothing waits for before their time.
+	Path string // of the file; Open creates its folder
+	// MaxBytes bounds the bytes of the file that are in use; above it Append fails with
+	// store.ErrFull. Above nine tenths of it, Prune removes the oldest events early, as far as no
+	// endpoint waits for them.
 	MaxBytes int64
 	Rules    store.Rules
 	Logger   *slog.Logger
-	// Clock says how old things are; nil is one that begins now.
+	// Clock computes ages; nil uses a clock that starts with Open.
 	Clock     *clock.Clock
-	Committed func(took time.Duration) // is called after each commit; may be nil
+	Committed func(took time.Duration) // called after each commit; may be nil
 }
 
 func (o *Options) validate() error {
@@ -101,16 +102,16 @@ type Engine struct {
 	mu              sync.Mutex
 	waiting         []*change // for the next commit
 	committing      bool
-	expectedWriters int           // changes that may come together, by the last commit
-	failed          error         // of the last commit; nil if it went well
-	broken          error         // set once a commit has met a damaged page: to write on could destroy more
-	changed         chan struct{} // closed when events have been appended; nil while nothing waits for it
+	expectedWriters int           // the expected number of changes in the next commit, from the last one
+	failed          error         // the error of the last commit; nil if it succeeded
+	broken          error         // set after a commit has met a damaged page, since more writes could destroy more
+	changed         chan struct{} // closed when events have been appended; nil while no caller waits for it
 }
 
 var _ store.Engine = (*Engine)(nil)
 
-// Open opens the file for this process alone, or makes it. Fails with ErrInUse or ErrNotOutbox, or
-// says which right is missing.
+// Open opens the file for this process alone, and creates it if necessary. Fails with ErrInUse,
+// ErrNotOutbox, or an error that names the right that is missing.
 func Open(opts Options) (*Engine, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
@@ -128,7 +129,7 @@ func Open(opts Options) (*Engine, error) {
 }
 
 func open(opts Options) (*Engine, error) {
-	if err := putBack(opts.Path, opts.Logger); err != nil {
+	if err := restoreRescued(opts.Path, opts.Logger); err != nil {
 		return nil, err
 	}
 	db, err := openFile(opts.Path, mapped(opts.MaxBytes))
@@ -137,7 +138,7 @@ func open(opts Options) (*Engine, error) {
 	}
 	opened, err := os.Stat(opts.Path) // the lock is held, and openFile has compared the file
 	if err != nil {
-		return nil, errors.Join(plain(err), db.Close())
+		return nil, errors.Join(withoutPath(err), db.Close())
 	}
 	s := &Engine{
 		db:        db,
@@ -157,17 +158,18 @@ func open(opts Options) (*Engine, error) {
 	return s, nil
 }
 
-// mapped is how many bytes of address space a file gets from the start. When a file outgrows its
-// mapping, bbolt makes a new one and waits for the longest reader first, such as the copying for a
-// backup. Free pages make a file larger than what is in use.
+// mapped returns how many bytes of address space the file gets from the start. When a file outgrows
+// its mapping, bbolt replaces the mapping, and first waits for all readers to end, such as the
+// copying for a backup. The factor of two allows for free pages, which make the file larger than
+// what is in use.
 func mapped(maxBytes int64) int {
 	if math.MaxInt == math.MaxInt32 {
-		return 0 // there is no room to spare
+		return 0 // a 32-bit address space is too small for that
 	}
 	return int(min(2*maxBytes, 1<<40))
 }
 
-// Run watches the file, writes down what endpoints have read and fills new indexes until ctx ends.
+// Run watches the file, stores how far endpoints have read, and fills new indexes, until ctx ends.
 func (s *Engine) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	parts.Go(func() { s.danger.watch(ctx, s.keepDoubt) })
@@ -177,10 +179,10 @@ func (s *Engine) Run(ctx context.Context) error {
 	return nil
 }
 
-// Close closes the file; Run must have ended. Where the file is not at its path any more, what it
-// holds is saved beside that. Where a commit has met damage Close fails with store.ErrDamaged, and
-// the file is closed when the process ends: bbolt may hold its own lock still, and would wait for
-// it for ever.
+// Close closes the file; Run must have ended. If the file is no longer at its path, Close first
+// saves a copy of it beside the path. If a commit has met damage, Close fails with store.ErrDamaged
+// and leaves the file to be closed when the process ends: bbolt may still hold its own lock, and
+// would wait for it for ever.
 func (s *Engine) Close() error {
 	if s.isBroken() {
 		return s.danger.err()
@@ -188,7 +190,7 @@ func (s *Engine) Close() error {
 	return errors.Join(s.danger.rescue(s.db), s.db.Close())
 }
 
-// Changed gives a channel that is closed when events have been appended.
+// Changed returns a channel that is closed when events have been appended.
 func (s *Engine) Changed() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -198,7 +200,7 @@ func (s *Engine) Changed() <-chan struct{} {
 	return s.changed
 }
 
-// notifyReaders closes the channel of Changed.
+// notifyReaders closes the channel that Changed has returned.
 func (s *Engine) notifyReaders() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,20 +215,20 @@ func (s *Engine) update(change func(*txn) error) error {
 	return s.watched(s.db.Update, change)
 }
 
-// view reads from the file as it stands now. Fails with store.ErrDamaged where a page is damaged.
+// view reads a snapshot of the file. Fails with store.ErrDamaged where a page is damaged.
 func (s *Engine) view(read func(*txn) error) error {
 	return s.watched(s.db.View, read)
 }
 
-// watched does something in a transaction. Damage that it meets is kept: see danger. Where no
-// transaction can even be begun, bbolt may hold its own locks for ever, so nothing is done with the
-// file any more.
+// watched runs do in a transaction and records any damage: see danger. If damage prevents even the
+// start of a transaction, bbolt may hold its own locks for ever, so the engine is then broken and
+// does nothing more with the file.
 func (s *Engine) watched(transaction func(func(*bolt.Tx) error) error, do func(*txn) error) error {
 	if broken := s.brokenErr(); broken != nil {
 		return broken
 	}
 	hasBegun := false
-	err := s.danger.note(guarded(func() error {
+	err := s.danger.keepDamage(guarded(func() error {
 		return transaction(func(tx *bolt.Tx) error {
 			hasBegun = true
 			return do(newTxn(tx, &s.rules))
@@ -246,11 +248,12 @@ func (s *Engine) brokenErr() error {
 	return s.broken
 }
 
-// isBroken reports whether damage was met after which nothing more is done with the file.
+// isBroken reports whether the engine has met damage after which it does nothing more with the
+// file.
 func (s *Engine) isBroken() bool { return s.brokenErr() != nil }
 
-// Writable says why events cannot be stored, or are in danger: see danger. A commit that failed
-// counts until one succeeds.
+// Writable returns an error if events cannot be stored or are in danger: see danger. After a failed
+// commit it tries another one first.
 func (s *Engine) Writable(context.Context) error {
 	s.mu.Lock()
 	failed := s.failed
@@ -263,7 +266,7 @@ func (s *Engine) Writable(context.Context) error {
 	return s.danger.err()
 }
 
-// Usage is how many bytes of the file hold something, and how many may.
+// Usage returns how many bytes of the file are in use, and how many may be.
 func (s *Engine) Usage(context.Context) (used, allowed int64, err error) {
 	err = s.view(func(tx *txn) error {
 		used = s.inUse(tx.Tx)
@@ -272,20 +275,20 @@ func (s *Engine) Usage(context.Context) (used, allowed int64, err error) {
 	return used, s.maxBytes, err
 }
 
-// inUse is how many bytes of the file hold events: its size without the pages that are free, and
-// without idempotency keys, which are bounded for themselves.
+// inUse returns how many bytes of the file hold events: its size without free pages and without
+// idempotency keys, which have a bound of their own.
 func (s *Engine) inUse(tx *bolt.Tx) int64 {
 	free := s.db.Stats()
 	return max(0, tx.Size()-int64(free.FreePageN+free.PendingPageN)*s.pageSize-keyBytes(tx))
 }
 
-// nearlyFull reports whether it is time to remove what is finished before its time.
+// nearlyFull reports whether so much is in use that Prune is to remove events early.
 func (s *Engine) nearlyFull() bool {
 	n, _, err := s.Usage(context.Background())
 	return err == nil && float64(n) >= nearlyFullAt*float64(s.maxBytes)
 }
 
-// sleep waits and is false if ctx ended before.
+// sleep waits, and returns false if ctx ends first.
 func sleep(ctx context.Context, wait time.Duration) bool {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()

@@ -138,7 +138,7 @@ func checkKeys(t testing.TB, tx *txn) {
 			noted++
 			sum += decodeNumber(size)
 			record := tx.keys.Get(age[8:])
-			if !slices.Equal(ageKey(record, age[8:]), age) || decodeNumber(size) != reckoned(record) {
+			if !slices.Equal(ageKey(record, age[8:]), age) || decodeNumber(size) != keySize(record) {
 				t.Errorf("the age %x of a key is not that of its record %x", age, record)
 			}
 			return nil

@@ -13,20 +13,21 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// Backup writes a copy of the file as it stands now; begin is told its size in bytes first. The
-// copy is made beside the file, and takes as much room there until it is written: whoever takes it
-// may be slow, and as long as bbolt is read from, no page that becomes free is used again.
+// Backup writes a copy of the file as it is now to the writer that begin returns for its size in
+// bytes. The copy is first made beside the file, and takes as much disk space there until it is
+// written: the client may read slowly, and during a bbolt read transaction no freed page is used
+// again.
 func (s *Engine) Backup(begin func(size int64) io.Writer) error {
-	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil { // it may have been removed under the bridge
-		return fmt.Errorf("make a copy of the outbox: %w", plain(err))
+	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil { // the folder may have been removed meanwhile
+		return fmt.Errorf("make a copy of the outbox: %w", withoutPath(err))
 	}
 	copied, err := os.CreateTemp(filepath.Dir(s.path), filepath.Base(s.path)+".backup-*")
 	if err != nil {
-		return fmt.Errorf("make a copy of the outbox: %w", plain(err))
+		return fmt.Errorf("make a copy of the outbox: %w", withoutPath(err))
 	}
 	defer func() { _ = copied.Close() }()
-	if err := os.Remove(copied.Name()); err != nil { // it is gone with the process then, however that ends
-		return fmt.Errorf("make a copy of the outbox: %w", plain(err))
+	if err := os.Remove(copied.Name()); err != nil { // then the space is freed when the process ends, in whatever way
+		return fmt.Errorf("make a copy of the outbox: %w", withoutPath(err))
 	}
 	var size int64
 	err = s.view(func(tx *txn) error {
@@ -37,28 +38,28 @@ func (s *Engine) Backup(begin func(size int64) io.Writer) error {
 		_, err = copied.Seek(0, io.SeekStart)
 	}
 	if err != nil {
-		return fmt.Errorf("make a copy of the outbox: %w", plain(err))
+		return fmt.Errorf("make a copy of the outbox: %w", withoutPath(err))
 	}
 	_, err = io.Copy(begin(size), copied)
 	return err
 }
 
-// Compact rewrites the file without the room in it that is free, and gives its size in bytes before
-// and after. No bridge may have it open: it fails with ErrInUse or ErrNotOutbox, or says what went
-// wrong; the file is then as it was.
+// Compact rewrites the file without its free pages, and returns its size in bytes before and after.
+// No bridge may have the file open. Fails with ErrInUse, ErrNotOutbox or an error of the disk, and
+// then leaves the file unchanged.
 func Compact(path string) (before, after int64, err error) {
-	real, err := filepath.EvalSymlinks(path)
+	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		return 0, 0, fmt.Errorf("compact the outbox %s: %w", path, plain(err))
+		return 0, 0, fmt.Errorf("compact the outbox %s: %w", path, withoutPath(err))
 	}
-	before, after, err = compact(real)
+	before, after, err = compact(target)
 	if err != nil {
 		err = fmt.Errorf("compact the outbox %s: %w", path, stopFirst(err))
 	}
 	return before, after, err
 }
 
-// stopFirst adds to ErrInUse what to do: a bridge runs, or another one of these.
+// stopFirst adds to ErrInUse what to do: the file is open in a bridge, or in another command.
 func stopFirst(err error) error {
 	if errors.Is(err, ErrInUse) {
 		return fmt.Errorf("%w; stop the bridge first", err)
@@ -67,8 +68,8 @@ func stopFirst(err error) error {
 }
 
 func compact(path string) (before, after int64, err error) {
-	// The lock on the old file is held until the new one is in its place, or a bridge could write
-	// to the old one in between.
+	// The lock on the old file is held until the new one is in its place. Otherwise a bridge could
+	// write to the old one in between.
 	src, err := openFile(path, 0)
 	if err != nil {
 		return 0, 0, err
@@ -77,14 +78,14 @@ func compact(path string) (before, after int64, err error) {
 	if before, err = size(path); err != nil {
 		return 0, 0, err
 	}
-	copied := unused(path + ".compact")
+	copied := unusedName(path + ".compact")
 	if err := copyTo(copied, src); err != nil {
 		if removed := os.Remove(copied); !errors.Is(removed, fs.ErrNotExist) {
 			err = errors.Join(err, removed)
 		}
 		return 0, 0, missingRight(err, "write in "+filepath.Dir(path))
 	}
-	if err := alike(copied, path); err != nil {
+	if err := copyModeAndOwner(copied, path); err != nil {
 		return 0, 0, errors.Join(err, os.Remove(copied))
 	}
 	if err := os.Rename(copied, path); err != nil {
@@ -97,8 +98,8 @@ func compact(path string) (before, after int64, err error) {
 	return before, after, err
 }
 
-// copyTo lets bbolt copy all that is in use, in transactions of 64 KiB, cuts off what bbolt has
-// taken ahead, and syncs the copy.
+// copyTo copies all pages in use with bbolt, in transactions of 64 KiB, cuts off the space that
+// bbolt has allocated in advance, and syncs the copy.
 func copyTo(path string, src *bolt.DB) error {
 	dst, err := bolt.Open(path, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType, NoSync: true})
 	if err != nil {
@@ -117,9 +118,10 @@ func copyTo(path string, src *bolt.DB) error {
 	return os.Truncate(path, used)
 }
 
-// Restore puts a copy of a backup in the file's place, and gives where it has left what was there,
-// empty if nothing was. No bridge may have the file open: it fails with ErrInUse, or with
-// ErrNotOutbox if the backup is none, or says what went wrong; the file is then as it was.
+// Restore puts a copy of a backup in the place of the file, and returns the path to which it has
+// moved the file that was there, or "" if there was none. No bridge may have the file open. Fails
+// with ErrInUse, with ErrNotOutbox if the backup is not one or is damaged, or with an error of the
+// disk, and then leaves the file unchanged.
 func Restore(path, backup string) (before string, err error) {
 	before, err = restore(path, backup)
 	if err != nil {
@@ -129,23 +131,23 @@ func Restore(path, backup string) (before string, err error) {
 }
 
 func restore(path, backup string) (before string, err error) {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		path = real
-		// The lock on what is there is held until the backup is in its place. What is damaged is
-		// nobody's, and is the very reason to restore.
-		there, err := openFile(path, 0)
+	if target, err := filepath.EvalSymlinks(path); err == nil {
+		path = target
+		// The lock on the present file is held until the backup is in its place. No bridge can have
+		// a damaged file open, and damage is the reason to restore.
+		present, err := openFile(path, 0)
 		if err == nil {
-			defer func() { _ = there.Close() }()
+			defer func() { _ = present.Close() }()
 		} else if !errors.Is(err, ErrNotOutbox) {
 			return "", err
 		}
-		before = unused(path + ".before-restore")
+		before = unusedName(path + ".before-restore")
 	} else if _, err := os.Lstat(path); err == nil {
 		return "", errors.New("it is a link to a file that is not there: remove the link")
 	}
-	copied := unused(path + ".restore") // the backup itself may bear that name
+	copied := unusedName(path + ".restore") // the backup itself may have the name without a number
 	if err := copyFile(copied, backup); err != nil {
-		return "", plain(err)
+		return "", withoutPath(err)
 	}
 	if err = isOutbox(copied); err == nil {
 		err = renumber(copied, time.Now())
@@ -156,9 +158,9 @@ func restore(path, backup string) (before string, err error) {
 	switch {
 	case err != nil:
 	case before != "":
-		err = alike(copied, path)
-	case os.Geteuid() == 0: // the bridge may run as somebody else: the folder says who
-		err = own(copied, filepath.Dir(copied))
+		err = copyModeAndOwner(copied, path)
+	case os.Geteuid() == 0: // the bridge may run as another user, the owner of the folder
+		err = chownLike(copied, filepath.Dir(copied))
 	}
 	if err != nil {
 		return "", errors.Join(err, os.Remove(copied))
@@ -177,7 +179,7 @@ func restore(path, backup string) (before string, err error) {
 	return before, syncFolder(filepath.Dir(path))
 }
 
-// badBackup is ErrNotOutbox of a backup: it is not the outbox that has to be restored then.
+// badBackup is ErrNotOutbox for a backup. Its text replaces the advice to restore the outbox.
 type badBackup struct{ error }
 
 func (b badBackup) Error() string {
@@ -187,32 +189,31 @@ func (b badBackup) Error() string {
 
 func (b badBackup) Unwrap() error { return b.error }
 
-// alike gives a file the mode and the owner of another, in whose place it is to be: the bridge may
-// run as another user than who does this.
-func alike(path, other string) error {
+// copyModeAndOwner gives a file the mode and the owner of the file that it is to replace: the
+// bridge may run as another user than this command.
+func copyModeAndOwner(path, other string) error {
 	info, err := os.Stat(other)
 	if err != nil {
 		return err
 	}
-	return errors.Join(os.Chmod(path, info.Mode().Perm()), own(path, other))
+	return errors.Join(os.Chmod(path, info.Mode().Perm()), chownLike(path, other))
 }
 
-// unused gives a name that no file has: that one, or with the first number behind it that makes it
-// so.
-func unused(name string) string {
+// unusedName returns a path at which there is no file: name, or name with -2, -3 … added.
+func unusedName(name string) string {
 	for n := 1; ; n++ {
 		numbered := name
 		if n > 1 {
 			numbered = fmt.Sprintf("%s-%d", name, n)
 		}
-		if _, err := os.Lstat(numbered); err != nil { // if it is not that there is none, the renaming will say so
+		if _, err := os.Lstat(numbered); err != nil { // any error but fs.ErrNotExist comes back from the write
 			return numbered
 		}
 	}
 }
 
-// copyFile copies a file to where none is, and syncs the copy. Its folder is made if need be. If it
-// fails, nothing is left of the copy.
+// copyFile copies a file to a path at which there is none, and syncs the copy. It makes the folder
+// if necessary. On failure it removes the incomplete copy.
 func copyFile(to, from string) error {
 	src, err := os.Open(from)
 	if err != nil {
@@ -231,13 +232,13 @@ func copyFile(to, from string) error {
 	}
 	_, err = io.Copy(dst, src)
 	if err = errors.Join(err, dst.Sync(), dst.Close()); err != nil {
-		_ = os.Remove(to) // what there is of it
+		_ = os.Remove(to)
 	}
 	return err
 }
 
-// isOutbox fails with ErrNotOutbox if a file that nobody has open is none, or damaged in any page,
-// and with a sentence of its own if it is of a newer version.
+// isOutbox checks a file that no process has open. Fails with ErrNotOutbox if it is not an outbox
+// or any page is damaged, and with another error if it was written by a newer version.
 func isOutbox(path string) error {
 	db, err := openFile(path, 0)
 	if err != nil {
@@ -249,7 +250,8 @@ func isOutbox(path string) error {
 			if meta == nil || meta.Get(keySchema) == nil {
 				return ErrNotOutbox
 			}
-			// Pages at the end may hold nothing; a copy without them is cut off all the same.
+			// The last pages may be free, so reading every record does not detect that they are
+			// missing.
 			if info, err := os.Stat(path); err != nil || info.Size() < tx.Size() {
 				return errors.Join(fmt.Errorf("%w (its end is missing)", ErrNotOutbox), err)
 			}
@@ -262,9 +264,10 @@ func isOutbox(path string) error {
 	return errors.Join(err, db.Close())
 }
 
-// renumber gives the events that are to come higher numbers than any that were given since a backup
-// was made, or after it was restored before: a CRM that reads its events would take new ones for
-// those that it has read. Numbers begin at the microseconds since 1970: never so many events come.
+// renumber raises the number of the next event above all numbers that were used after the backup
+// was made, and after earlier restores of it. Otherwise a CRM that reads its events would take new
+// ones for those that it has already read. The next number is at least the microseconds since 1970,
+// since events never come faster than one per microsecond.
 func renumber(path string, now time.Time) error {
 	db, err := openFile(path, 0)
 	if err != nil {
@@ -280,8 +283,8 @@ func renumber(path string, now time.Time) error {
 	return errors.Join(err, db.Close())
 }
 
-// readAll reads whatever is in a bucket, and so meets what is damaged or missing. The bolt.Tx's own
-// Check does so in a goroutine, where a fault ends the process.
+// readAll reads every record of a bucket, and so detects damaged and missing pages. Tx.Check of
+// bbolt does so in a goroutine of its own, in which a fault ends the process.
 func readAll(b *bolt.Bucket) error {
 	last := byte(0)
 	return b.ForEach(func(k, v []byte) error {

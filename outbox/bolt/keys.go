@@ -13,19 +13,20 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// keyLife is how long an idempotency key is known, if its bearer does not bring too many.
+// keyLife is how long an idempotency key is stored, unless the room of its bearer is exhausted
+// earlier.
 const keyLife = 24 * time.Hour
 
-// A claim's record begins with its version. Version 0 begins with the time, whose first byte is 0
-// for some thousand years to come.
+// A claim's record begins with its version. Version 0 begins with the time instead, whose first
+// byte is 0 for some thousand years to come.
 const (
 	claimVersion = 1
 	claimHead0   = 8 + 32 + 2
 	claimHead1   = 1 + 8 + 16 + 32 + 2
 )
 
-// encodeClaim: version (1 byte), time in Unix milliseconds (8), ID (16), request (32), status (2),
-// answer. Version 0 had neither version nor ID.
+// encodeClaim encodes a claim as version (1 byte), time in Unix milliseconds (8), ID (16), request
+// (32), status (2) and answer. Version 0 has neither version nor ID.
 func encodeClaim(c store.KeyClaim) []byte {
 	v := append(make([]byte, 0, claimHead1+len(c.Answer)), claimVersion)
 	v = binary.BigEndian.AppendUint64(v, uint64(c.At.UnixMilli()))
@@ -47,7 +48,7 @@ func decodeClaim(v []byte) (c store.KeyClaim, err error) {
 	return c, nil
 }
 
-// claimedAt is when a claim's record was written, in Unix milliseconds; 0 for one that is damaged.
+// claimedAt returns the time in a claim's record, in Unix milliseconds; 0 for a damaged one.
 func claimedAt(record []byte) uint64 {
 	if len(record) >= 9 && record[0] == claimVersion {
 		record = record[1:]
@@ -58,7 +59,7 @@ func claimedAt(record []byte) uint64 {
 	return binary.BigEndian.Uint64(record)
 }
 
-// ClaimKey takes a bearer's idempotency key for a request: see store.Keys.
+// ClaimKey claims a bearer's idempotency key for a request: see store.Keys.
 func (s *Engine) ClaimKey(
 	_ context.Context, bearer string, key [32]byte, c store.KeyClaim,
 ) (taken *store.KeyClaim, err error) {
@@ -75,7 +76,7 @@ func (s *Engine) ClaimKey(
 	return taken, err
 }
 
-// SettleKey stores what the request with a key was answered, or forgets the key: see store.Keys.
+// SettleKey stores the answer to the request with a key, or removes the key: see store.Keys.
 func (s *Engine) SettleKey(_ context.Context, bearer string, key [32]byte, c store.KeyClaim) error {
 	return s.commit(func(tx *txn) error {
 		known, err := decodeClaim(tx.keys.Get(key[:]))
@@ -83,63 +84,63 @@ func (s *Engine) SettleKey(_ context.Context, bearer string, key [32]byte, c sto
 			return nil
 		}
 		if c.Status == 0 {
-			return tx.forgetKey(key[:])
+			return tx.removeKey(key[:])
 		}
 		return s.putKey(tx, bearer, key, encodeClaim(c))
 	})
 }
 
-// The keys of each bearer stand by their age in a bucket of its own: a time in unix milliseconds
-// and the key's hash -> the bytes that the key is reckoned to take. The bucket's sequence is their
-// sum, and that of the bucket around them is the sum of all. So the oldest is found without a
-// search, and the room that keys take without counting them. One index over all bearers would let
-// one of them push out the keys of another.
+// The keys of each bearer are indexed by age in a bucket of the bearer's own: time in Unix
+// milliseconds and hash of the key -> the bytes attributed to the key. The sequence of that bucket
+// holds the sum of the bytes, and the sequence of the bucket around it the sum for all bearers. The
+// oldest key and the bytes in use are therefore found without a scan. With one index for all
+// bearers, one of them could displace the keys of another.
 
-// keyRoom is how many bytes of the file the keys of one bearer may take: beside a gigabyte of
-// events those of a day of calls.
+// keyRoom returns how many bytes of the file the keys of one bearer may take: 1 to 16 MiB. With 1
+// GB of events, the keys of a day of calls fit.
 func (s *Engine) keyRoom() uint64 {
 	return uint64(min(max(s.maxBytes/64, 1<<20), 16<<20))
 }
 
-// reckoned is how many bytes a key takes with its place by age: hashes come in no order, which
-// leaves pages half empty.
-func reckoned(record []byte) uint64 { return uint64(112+len(record)) * 2 }
+// keySize estimates the bytes that a key and its entry in the index by age take. The estimate is
+// doubled because hashes come in random order, which leaves pages half empty.
+func keySize(record []byte) uint64 { return uint64(112+len(record)) * 2 }
 
-// ageKey is where a key stands by its age; one whose record is damaged is of 1970.
+// ageKey returns the entry of a key in the index by age; a damaged record counts as of 1970.
 func ageKey(record, key []byte) []byte {
 	return append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(key)), claimedAt(record)), key...)
 }
 
-// agesOf gives the bucket of a bearer's keys by age.
+// agesOf returns the bucket that indexes the keys of a bearer by age, and creates it if necessary.
 func (tx *txn) agesOf(bearer string) (*bolt.Bucket, error) {
-	ages, err := tx.ages.CreateBucketIfNotExists([]byte(" " + bearer)) // a name may be empty, that of a bucket not
+	ages, err := tx.ages.CreateBucketIfNotExists([]byte(" " + bearer)) // the prefix: a bearer's name may be empty, a bucket's may not
 	if ages != nil {
 		fill(ages)
 	}
 	return ages, err
 }
 
-// putKey stores a key, and forgets the bearer's oldest until there is room.
+// putKey stores a key, and removes the oldest keys of the bearer until the rest fit.
 func (s *Engine) putKey(tx *txn, bearer string, key [32]byte, record []byte) error {
 	ages, err := tx.agesOf(bearer)
 	if err != nil {
 		return err
 	}
-	if err := tx.forgetKey(key[:]); err != nil {
+	if err := tx.removeKey(key[:]); err != nil {
 		return err
 	}
 	if err := tx.keys.Put(key[:], record); err != nil {
 		return err
 	}
-	return s.addAge(tx, ages, ageKey(record, key[:]), reckoned(record))
+	return s.addAge(tx, ages, ageKey(record, key[:]), keySize(record))
 }
 
-// addAge notes the age of a key, and forgets the oldest others until there is room.
+// addAge adds a key to the index by age, and removes the oldest others until the rest fit.
 func (s *Engine) addAge(tx *txn, ages *bolt.Bucket, age []byte, size uint64) error {
 	if err := ages.Put(age, number(size)); err != nil {
 		return err
 	}
-	if err := tx.reckon(ages, ages.Sequence()+size, tx.ages.Sequence()+size); err != nil {
+	if err := tx.setKeyBytes(ages, ages.Sequence()+size, tx.ages.Sequence()+size); err != nil {
 		return err
 	}
 	for ages.Sequence() > s.keyRoom() {
@@ -147,22 +148,23 @@ func (s *Engine) addAge(tx *txn, ages *bolt.Bucket, age []byte, size uint64) err
 		if oldest == nil || bytes.Equal(oldest, age) {
 			return nil
 		}
-		if err := tx.forgetAge(ages, bytes.Clone(oldest)); err != nil {
+		if err := tx.removeAge(ages, bytes.Clone(oldest)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (tx *txn) reckon(ages *bolt.Bucket, bearer, all uint64) error {
-	if err := ages.SetSequence(bearer); err != nil {
+// setKeyBytes stores the bytes that the keys of one bearer and those of all bearers take.
+func (tx *txn) setKeyBytes(ages *bolt.Bucket, ofBearer, ofAll uint64) error {
+	if err := ages.SetSequence(ofBearer); err != nil {
 		return err
 	}
-	return tx.ages.SetSequence(all)
+	return tx.ages.SetSequence(ofAll)
 }
 
-// forgetKey forgets a key, whosever it is.
-func (tx *txn) forgetKey(key []byte) error {
+// removeKey removes a key of any bearer.
+func (tx *txn) removeKey(key []byte) error {
 	record := tx.keys.Get(key)
 	if record == nil {
 		return nil
@@ -170,24 +172,24 @@ func (tx *txn) forgetKey(key []byte) error {
 	age := ageKey(record, key)
 	for _, ages := range tx.bearers() {
 		if ages.Get(age) != nil {
-			return tx.forgetAge(ages, age)
+			return tx.removeAge(ages, age)
 		}
 	}
 	return tx.keys.Delete(key)
 }
 
-// forgetAge forgets a bearer's key by its age.
-func (tx *txn) forgetAge(ages *bolt.Bucket, age []byte) error {
+// removeAge removes a key by its entry in the bearer's index.
+func (tx *txn) removeAge(ages *bolt.Bucket, age []byte) error {
 	size := decodeNumber(ages.Get(age))
-	own, all := ages.Sequence(), tx.ages.Sequence()
-	if err := tx.reckon(ages, own-min(size, own), all-min(size, all)); err != nil {
+	ofBearer, ofAll := ages.Sequence(), tx.ages.Sequence()
+	if err := tx.setKeyBytes(ages, ofBearer-min(size, ofBearer), ofAll-min(size, ofAll)); err != nil {
 		return err
 	}
 	return errors.Join(ages.Delete(age), tx.keys.Delete(age[8:]))
 }
 
-// keyBytes is how many bytes of the file are reckoned to keys: they are none of the events that
-// OUTBOX_MAX_BYTES bounds.
+// keyBytes returns how many bytes of the file are attributed to keys. They do not count among the
+// events that OUTBOX_MAX_BYTES bounds.
 func keyBytes(tx *bolt.Tx) int64 {
 	ages := tx.Bucket(bucketKeyAges)
 	if ages == nil {
@@ -196,12 +198,12 @@ func keyBytes(tx *bolt.Tx) int64 {
 	return int64(ages.Sequence())
 }
 
-// isOldAge says whether a key may be forgotten, by its age.
+// isOldAge reports whether a key may be removed, by its entry in the index by age.
 func (s *Engine) isOldAge(age []byte) bool {
 	return s.clock.Age(time.UnixMilli(int64(binary.BigEndian.Uint64(age)))) >= keyLife
 }
 
-// pruneKeys forgets the keys that are too old, some in each transaction.
+// pruneKeys removes the keys that are too old, a batch in each transaction.
 func (s *Engine) pruneKeys() error {
 	for more := true; more; {
 		more = false
@@ -230,7 +232,7 @@ func (s *Engine) pruneKeys() error {
 	return nil
 }
 
-// pruneSome forgets some of a bearer's keys that are too old.
+// pruneSome removes a batch of a bearer's keys that are too old.
 func (s *Engine) pruneSome(tx *txn, ages *bolt.Bucket) error {
 	var old [][]byte
 	c := ages.Cursor()
@@ -238,15 +240,15 @@ func (s *Engine) pruneSome(tx *txn, ages *bolt.Bucket) error {
 		old = append(old, bytes.Clone(k))
 	}
 	for _, age := range old {
-		if err := tx.forgetAge(ages, age); err != nil {
+		if err := tx.removeAge(ages, age); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// adoptKeys notes the ages of keys that have none, as those of a bearer without a name: an older
-// version has stored them, which knew no bearers.
+// adoptKeys adds the keys that stand in no index by age to that of the bearer without a name: an
+// older version has stored them, which had no bearers.
 func (s *Engine) adoptKeys() error {
 	for from := []byte{}; from != nil; {
 		var without [][]byte
@@ -274,7 +276,7 @@ func (s *Engine) adoptKeys() error {
 			}
 			for _, k := range without {
 				record := tx.keys.Get(k)
-				if err := s.addAge(tx, ages, ageKey(record, k), reckoned(record)); err != nil {
+				if err := s.addAge(tx, ages, ageKey(record, k), keySize(record)); err != nil {
 					return err
 				}
 			}
@@ -287,12 +289,12 @@ func (s *Engine) adoptKeys() error {
 	return nil
 }
 
-// hasAge says whether the age of a key is noted, whosever it is.
+// hasAge reports whether an entry stands in the index by age of any bearer.
 func (tx *txn) hasAge(age []byte) bool {
 	return slices.ContainsFunc(tx.bearers(), func(ages *bolt.Bucket) bool { return ages.Get(age) != nil })
 }
 
-// bearers gives the buckets of all bearers' keys by age.
+// bearers returns the buckets that index keys by age, one for each bearer.
 func (tx *txn) bearers() (list []*bolt.Bucket) {
 	_ = tx.ages.ForEachBucket(func(name []byte) error {
 		list = append(list, tx.ages.Bucket(name))

@@ -90,7 +90,7 @@ func TestKeysArePruned(t *testing.T) {
 func TestKeysAreBoundedForEachBearer(t *testing.T) {
 	b := storetest.OpenBox(t, harness{}, storetest.Options{MaxBytes: 1 << 20})
 	s := b.Engine.(*Engine)
-	room := int(s.keyRoom() / reckoned(encodeClaim(store.KeyClaim{At: time.Now()})))
+	room := int(s.keyRoom() / keySize(encodeClaim(store.KeyClaim{At: time.Now()})))
 	const other, many = 1_000_000, 20_000
 	claimMany(t, s, "other", other, 10)
 	claimMany(t, s, "crm", 0, many)

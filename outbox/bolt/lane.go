@@ -184,7 +184,7 @@ func (l *lane) claim(now time.Time, look func() (dueBatch, error), limit int) (s
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	f, err := look()
-	_ = l.engine.danger.note(f.met)
+	_ = l.engine.danger.keepDamage(f.met)
 	if err != nil {
 		return store.Claimed{}, err
 	}

@@ -15,15 +15,15 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// schema is the version of the file's layout. A record says its own version: those of an older
-// layout are read as they are, and rewritten when they are touched.
+// schema is the version of the layout of the file. Each record has a version of its own: records of
+// an older layout are read as they are, and rewritten when they change.
 const schema = 4
 
-// migrations bring a file from the version that is their index to the next one, in the transaction
-// that opens it. They touch no more than a few records of each bucket, but for migrate1.
+// migrations maps each version to the function that brings a file to the next one, in the
+// transaction that opens it. Except migrate1, they change only a few records of each bucket.
 var migrations = map[uint64]func(*txn) error{1: migrate1, 2: migrate2, 3: migrate3}
 
-// prepare makes the buckets that are missing and brings an older file to this version's layout.
+// prepare creates the buckets that are missing and brings an older file to the present layout.
 func (s *Engine) prepare(tx *bolt.Tx) error {
 	if first, _ := tx.Cursor().First(); first != nil {
 		if meta := tx.Bucket(bucketMeta); meta == nil || meta.Get(keySchema) == nil {
@@ -44,7 +44,7 @@ func (s *Engine) prepare(tx *bolt.Tx) error {
 		if err != nil {
 			return err
 		}
-		if err := b.Put(keyFilled, number(filledWhole)); err != nil { // there is nothing of an older layout
+		if err := b.Put(keyFilled, number(filledWhole)); err != nil { // a new bucket has no records of an older layout
 			return err
 		}
 	}
@@ -61,8 +61,7 @@ func (s *Engine) prepare(tx *bolt.Tx) error {
 	return migrate(tx, &s.rules)
 }
 
-// migrate brings an older file to this version's layout: whole or not at all. A newer file is
-// refused.
+// migrate brings an older file to the present layout, in one transaction. It rejects a newer file.
 func migrate(tx *bolt.Tx, rules *store.Rules) error {
 	t := newTxn(tx, rules)
 	version := uint64(schema)
@@ -84,7 +83,7 @@ func migrate(tx *bolt.Tx, rules *store.Rules) error {
 	return t.meta.Put(keySchema, number(schema))
 }
 
-// tooNew refuses a file of a layout that this version does not know.
+// tooNew returns an error if this version does not support a layout.
 func tooNew(version uint64) error {
 	if version > schema {
 		return fmt.Errorf("the file is of a newer version of pzbridge "+
@@ -94,8 +93,9 @@ func tooNew(version uint64) error {
 	return nil
 }
 
-// migrate1: a delivery was state (1 byte), attempts (2), due (8), status (2), failedAt (8). It had
-// no attempts, did not say what comes after it, and nothing was counted.
+// migrate1 comes from layout 1, in which a delivery was state (1 byte), attempts (2), due (8),
+// status (2) and failedAt (8): it had no history of attempts and no link to the next delivery, and
+// the states were not counted.
 func migrate1(tx *txn) error {
 	for _, name := range tx.names() {
 		q := tx.queue(name)
@@ -118,7 +118,7 @@ func migrate1(tx *txn) error {
 func migrate1Delivery(q *queue, k []byte) error {
 	v := q.deliveries.Get(k)
 	if len(v) != 21 || store.State(v[0]) > store.Dead {
-		return nil // it was damaged before, and the lane that claims it will find that out
+		return nil // damaged: the lane that claims it makes it dead
 	}
 	attempts := int(binary.BigEndian.Uint16(v[1:]))
 	d := store.Delivery{
@@ -128,7 +128,8 @@ func migrate1Delivery(q *queue, k []byte) error {
 		Due:      int64(binary.BigEndian.Uint64(v[3:])),
 		FailedAt: int64(binary.BigEndian.Uint64(v[13:])),
 	}
-	// Of version 0, so that the index by expiry is filled later like that of any older record.
+	// The record is of version 0, so that fillIndexes later adds it to the index by expiry like any
+	// other old record.
 	record := encodeDelivery(d, nil)[:headSize0]
 	record[0] = byte(d.State)
 	if err := q.deliveries.Put(k, record); err != nil {
@@ -147,12 +148,14 @@ func migrate1Delivery(q *queue, k []byte) error {
 	return r.finish(time.Time{}, 0)
 }
 
-// migrate2: there were no routes and no questions, and a version that knows none must not have such
-// a file: it would never deliver what is being asked.
+// migrate2 comes from layout 2, which had no routes and no questions, and changes nothing. The
+// layout has a number of its own so that an older version rejects the file: it would never deliver
+// an event that is being asked about.
 func migrate2(*txn) error { return nil }
 
-// migrate3: deliveries did not say when they expire, and there was no index by expiry. It is filled
-// while the bridge runs: see fillIndexes. For how long an endpoint has been failing was no note.
+// migrate3 comes from layout 3, in which deliveries had no expiry time and no index by it:
+// fillIndexes fills that while the bridge runs. The time for which an endpoint has been failing was
+// not stored among its notes.
 func migrate3(tx *txn) error {
 	for _, name := range tx.names() {
 		q := tx.queue(name)
@@ -168,24 +171,24 @@ func migrate3(tx *txn) error {
 	return nil
 }
 
-// keyFailing is the note of an endpoint that says for how long it has been failing.
+// keyFailing is the name of the note that holds for how long an endpoint has been failing.
 var keyFailing = []byte("failing")
 
-// keyFilled holds, among what belongs to an endpoint, up to which delivery its index by expiry is
-// filled; filledWhole is all of it.
+// keyFilled holds, in the bucket of an endpoint, the number of the delivery up to which its index
+// by expiry is filled; filledWhole means all of it.
 var keyFilled = []byte("filled")
 
 const filledWhole = uint64(math.MaxUint64)
 
-// fillBatch is how many deliveries one transaction rewrites: few enough to stall no delivery.
+// fillBatch is how many deliveries one transaction rewrites: few enough not to delay deliveries.
 const fillBatch = 256
 
 // fillRetryWait is the wait after a step that failed.
 const fillRetryWait = time.Second
 
-// fillIndexes rewrites what waits in an older layout, so that it stands in the index by expiry, in
-// steps that survive a kill. Until that is done, a delivery that has come too late is found when it
-// is its turn.
+// fillIndexes rewrites pending deliveries of an older layout, so that they stand in the index by
+// expiry, in steps that survive a kill. Until it is done, a delivery that has expired is found only
+// when a lane claims it.
 func (s *Engine) fillIndexes(ctx context.Context) {
 	failures := repeat.New(s.logger)
 	for _, name := range s.rules.Endpoints {
@@ -194,7 +197,7 @@ func (s *Engine) fillIndexes(ctx context.Context) {
 			if done, err = s.fillSome(name); err != nil {
 				failures.Failed("the index by expiry cannot be filled", err)
 			}
-			if errors.Is(err, store.ErrDamaged) { // the others' can
+			if errors.Is(err, store.ErrDamaged) { // those of other endpoints may be sound
 				break
 			}
 			if ctx.Err() != nil || err != nil && !sleep(ctx, fillRetryWait) {
@@ -205,7 +208,7 @@ func (s *Engine) fillIndexes(ctx context.Context) {
 	failures.Recovered("the index by expiry is filled")
 }
 
-// fillSome rewrites the next few deliveries of an endpoint, and says whether all are.
+// fillSome rewrites the next batch of an endpoint, and reports whether that was the last.
 func (s *Engine) fillSome(endpoint string) (done bool, err error) {
 	var old []uint64
 	var next uint64
@@ -237,13 +240,13 @@ func (s *Engine) fillSome(endpoint string) (done bool, err error) {
 	return next == filledWhole, err
 }
 
-// oldDeliveries gives the next deliveries after a number that wait in an older layout, and up to
-// which one it has looked.
+// oldDeliveries returns the next batch of pending deliveries of an older layout after a number, and
+// the number of the last delivery that it looked at.
 func (q *queue) oldDeliveries(after uint64) (old []uint64, next uint64) {
 	c := q.deliveries.Cursor()
-	looked := 0
+	seen := 0
 	for k, v := c.Seek(number(after + 1)); k != nil; k, v = c.Next() {
-		if looked++; looked > maxRead || len(old) == fillBatch {
+		if seen++; seen > maxRead || len(old) == fillBatch {
 			return old, next
 		}
 		next = decodeNumber(k)

@@ -14,11 +14,13 @@ import (
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// lockTimeout is how long to wait for a process that is just ending. bbolt's default is for ever.
+// lockTimeout is how long to wait for a process that is about to end. By default bbolt waits for
+// ever.
 const lockTimeout = time.Second
 
-// guarded reads a file that may be damaged. bbolt meets one that is cut off or overwritten with a
-// panic, or reads past its end, which is a fault; both become an error.
+// guarded runs an operation on a file that may be damaged. Where the file is truncated or
+// overwritten, bbolt panics, or reads past the end, which is a fault; guarded turns both into an
+// error.
 func guarded(read func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -33,7 +35,7 @@ func guarded(read func() error) (err error) {
 	return read()
 }
 
-// damage is what was found to be wrong with a file, and what that means.
+// damage is an error with what was found in a file, and the sentinel for what it means.
 type damage struct {
 	meaning error
 	found   string
@@ -43,8 +45,8 @@ func (d damage) Error() string { return fmt.Sprintf("%s (%s)", d.meaning, d.foun
 
 func (d damage) Unwrap() error { return d.meaning }
 
-// openFile opens the file for this process alone, or makes it, and maps so many bytes of it at
-// first; 0 is as many as it has.
+// openFile opens the file for this process alone, creates it if necessary, and maps mapped bytes of
+// it at first; 0 maps its present size.
 func openFile(path string, mapped int) (db *bolt.DB, err error) {
 	err = guarded(func() error {
 		db, err = openAlone(path, mapped)
@@ -55,11 +57,13 @@ func openFile(path string, mapped int) (db *bolt.DB, err error) {
 
 func openAlone(path string, mapped int) (*bolt.DB, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return nil, fmt.Errorf("make its folder: %w", plain(err))
+		return nil, fmt.Errorf("make its folder: %w", withoutPath(err))
 	}
 	var opened *os.File
 	db, err := bolt.Open(path, 0o600, &bolt.Options{
-		Timeout: lockTimeout, InitialMmapSize: mapped, FreelistType: bolt.FreelistMapType,
+		Timeout:         lockTimeout,
+		InitialMmapSize: mapped,
+		FreelistType:    bolt.FreelistMapType,
 		OpenFile: func(name string, flag int, mode os.FileMode) (_ *os.File, err error) {
 			opened, err = os.OpenFile(name, flag, mode)
 			return opened, err
@@ -68,11 +72,11 @@ func openAlone(path string, mapped int) (*bolt.DB, error) {
 	if err != nil {
 		return nil, openError(path, err)
 	}
-	// Compact puts another file in its place. A process that waited for the lock meanwhile has
-	// opened the one that is gone.
-	mine, errMine := opened.Stat()
-	there, errThere := os.Stat(path)
-	if err := errors.Join(errMine, errThere); err != nil || !os.SameFile(mine, there) {
+	// Compact replaces the file. A process that waited for the lock meanwhile has opened the old
+	// one.
+	own, ownErr := opened.Stat()
+	current, currentErr := os.Stat(path)
+	if err := errors.Join(ownErr, currentErr); err != nil || !os.SameFile(own, current) {
 		return nil, errors.Join(ErrInUse, db.Close())
 	}
 	if err := guarded(func() error {
@@ -83,8 +87,8 @@ func openAlone(path string, mapped int) (*bolt.DB, error) {
 	return db, nil
 }
 
-// openError says what an error of bbolt's means. bbolt has no sentinel for a file that is too
-// small; a test pins its words.
+// openError classifies an error of bbolt's Open. bbolt has no sentinel for a file that is too
+// small; a test pins its text.
 func openError(path string, err error) error {
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
@@ -99,11 +103,11 @@ func openError(path string, err error) error {
 		}
 		return missingRight(err, needs)
 	}
-	return plain(err)
+	return withoutPath(err)
 }
 
-// plain takes the path out of an error that is wrapped in a sentence with it already.
-func plain(err error) error {
+// withoutPath removes the path from an error that is wrapped in a sentence with it already.
+func withoutPath(err error) error {
 	var pathErr *fs.PathError
 	if errors.As(err, &pathErr) {
 		return pathErr.Err
@@ -111,10 +115,10 @@ func plain(err error) error {
 	return err
 }
 
-// missingRight adds to an error which right is missing, if one is.
+// missingRight adds to a permission error which right to give.
 func missingRight(err error, right string) error {
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%w: give user %d the right to %s", plain(err), os.Getuid(), right)
+		return fmt.Errorf("%w: give user %d the right to %s", withoutPath(err), os.Getuid(), right)
 	}
 	return err
 }

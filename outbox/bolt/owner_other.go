@@ -2,5 +2,5 @@
 
 package bolt
 
-// own does nothing: rights come from the folder.
-func own(string, string) error { return nil }
+// chownLike does nothing: a file inherits its rights from the folder.
+func chownLike(string, string) error { return nil }

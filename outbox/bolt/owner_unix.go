@@ -8,8 +8,9 @@ import (
 	"syscall"
 )
 
-// own gives a file the owner, and if that may be the group, of another or of a folder.
-func own(path, other string) error {
+// chownLike gives a file the owner of another file or of a folder, and its group if that is
+// permitted.
+func chownLike(path, other string) error {
 	var has, wanted syscall.Stat_t
 	if err := syscall.Stat(path, &has); err != nil {
 		return err
@@ -19,7 +20,7 @@ func own(path, other string) error {
 	}
 	err := os.Chown(path, int(wanted.Uid), int(wanted.Gid))
 	if err != nil && has.Uid != wanted.Uid {
-		return fmt.Errorf("it belongs to user %d, and only they or root can do this: %w", wanted.Uid, plain(err))
+		return fmt.Errorf("it belongs to user %d, and only they or root can do this: %w", wanted.Uid, withoutPath(err))
 	}
-	return nil // the owner may not be in the group any more, and does not need it
+	return nil // a group that cannot be set is not needed: the owner has the rights
 }

@@ -9,22 +9,22 @@ import (
 	bolt "go.etcd.io/bbolt"
 )
 
-// A page of bbolt's begins with its number (8 bytes), its kind (2), how many elements it has (2),
-// and how many pages more it takes (4), in the byte order of the machine. An element of a branch
-// page (16 bytes) ends with the number of the page that it leads to.
+// A bbolt page begins with its number (8 bytes), its kind (2), the number of its elements (2) and
+// the number of the overflow pages that follow it (4), in the byte order of the machine. An element
+// of a branch page (16 bytes) ends with the number of the child page.
 const (
 	pageHead      = 16
 	branchElement = 16
 	branchKind    = 0x01
 	leafKind      = 0x02
-	firstDataPage = 2 // before it are the two meta pages
+	firstDataPage = 2 // the two before it are the meta pages
 )
 
-// checkBranches reads the branch pages of all trees in a file once. bbolt follows them by recursion
-// and without a bound, so one that leads back to itself would end the process by a stack that
-// overflows, or fill the memory, at the first request that comes upon it. Leaves are not read: they
-// are nearly all of the file, and what is wrong in one is met with an error when it is needed. It
-// fails with ErrNotOutbox.
+// checkBranches reads the branch pages of all trees in a file once. bbolt descends them by
+// recursion without a bound, so a page that refers to itself or to an ancestor would end the
+// process by a stack overflow, or exhaust the memory, at the first request that reaches it. Leaves
+// are not read: they are nearly all of the file, and damage in one causes an error when it is read.
+// Fails with ErrNotOutbox.
 func checkBranches(tx *bolt.Tx, file io.ReaderAt, pageSize int) error {
 	w := pageWalk{file: file, size: pageSize, pages: uint64(tx.Size()) / uint64(pageSize), seen: map[uint64]bool{}}
 	if err := w.tree(uint64(tx.Cursor().Bucket().Root())); err != nil {
@@ -46,16 +46,17 @@ func checkBranches(tx *bolt.Tx, file io.ReaderAt, pageSize int) error {
 	})
 }
 
-// pageWalk goes through the branch pages of a file.
+// pageWalk visits the branch pages of a file.
 type pageWalk struct {
 	file  io.ReaderAt
-	size  int             // of a page, in bytes
-	pages uint64          // that are in use
-	seen  map[uint64]bool // branch pages
+	size  int             // the bytes of a page
+	pages uint64          // the number of pages in use
+	seen  map[uint64]bool // the branch pages visited
 }
 
-// tree walks one tree from its root; 0 is that of a bucket that is kept within a leaf. All leaves
-// of a tree are equally deep, so those after the first need not be looked at to be known for such.
+// tree visits the branch pages of one tree from its root; root 0 belongs to a bucket that is stored
+// within a leaf. All leaves of a tree have the same depth, so once the first one is found, pages at
+// that depth are known to be leaves without being read.
 func (w *pageWalk) tree(root uint64) error {
 	if root == 0 {
 		return nil
@@ -64,10 +65,10 @@ func (w *pageWalk) tree(root uint64) error {
 		page  uint64
 		depth int
 	}
-	leaves := -1 // how deep they are
-	for left := []position{{root, 0}}; len(left) > 0; {
-		at := left[len(left)-1]
-		left = left[:len(left)-1]
+	leaves := -1 // their depth, once it is known
+	for stack := []position{{root, 0}}; len(stack) > 0; {
+		at := stack[len(stack)-1]
+		stack = stack[:len(stack)-1]
 		if at.page < firstDataPage || at.page >= w.pages {
 			return damage{ErrNotOutbox, fmt.Sprintf("page %d of it is referred to, and there is none", at.page)}
 		}
@@ -82,13 +83,13 @@ func (w *pageWalk) tree(root uint64) error {
 			leaves = at.depth
 		}
 		for _, child := range slices.Backward(children) {
-			left = append(left, position{child, at.depth + 1})
+			stack = append(stack, position{child, at.depth + 1})
 		}
 	}
 	return nil
 }
 
-// children gives the pages to which a branch page leads; nil if it is a leaf.
+// children returns the pages to which a branch page refers, or nil if it is a leaf.
 func (w *pageWalk) children(page uint64) ([]uint64, error) {
 	damaged := damage{ErrNotOutbox, fmt.Sprintf("page %d of it is damaged", page)}
 	head := make([]byte, pageHead)
