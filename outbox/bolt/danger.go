@@ -123,7 +123,7 @@ func restoreRescued(path string, logger *slog.Logger) error {
 		return nil
 	}
 	if err := os.Rename(newest, path); err != nil {
-		return fmt.Errorf("put back what the last stop has saved at %s: %w", newest, withoutPath(err))
+		return fmt.Errorf("put back the copy that the last stop has saved at %s: %w", newest, withoutPath(err))
 	}
 	logger.Warn("the outbox is put back: the last stop had saved it, since its file was gone",
 		"path", path, "saved", newest)

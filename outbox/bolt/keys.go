@@ -113,7 +113,8 @@ func ageKey(record, key []byte) []byte {
 
 // agesOf returns the bucket that indexes the keys of a bearer by age, and creates it if necessary.
 func (tx *txn) agesOf(bearer string) (*bolt.Bucket, error) {
-	ages, err := tx.ages.CreateBucketIfNotExists([]byte(" " + bearer)) // the prefix: a bearer's name may be empty, a bucket's may not
+	name := " " + bearer // a bearer's name may be empty, a bucket's may not
+	ages, err := tx.ages.CreateBucketIfNotExists([]byte(name))
 	if ages != nil {
 		fill(ages)
 	}

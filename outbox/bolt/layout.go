@@ -74,7 +74,7 @@ func migrate(tx *bolt.Tx, rules *store.Rules) error {
 	for ; version < schema; version++ {
 		step, ok := migrations[version]
 		if !ok {
-			return fmt.Errorf("%w (it says that its layout is %d)", ErrNotOutbox, version)
+			return fmt.Errorf("%w (its layout is %d)", ErrNotOutbox, version)
 		}
 		if err := step(t); err != nil {
 			return fmt.Errorf("bring the file from layout %d to %d: %w", version, version+1, err)

@@ -70,7 +70,7 @@ func (w *pageWalk) tree(root uint64) error {
 		at := stack[len(stack)-1]
 		stack = stack[:len(stack)-1]
 		if at.page < firstDataPage || at.page >= w.pages {
-			return damage{ErrNotOutbox, fmt.Sprintf("page %d of it is referred to, and there is none", at.page)}
+			return damage{ErrNotOutbox, fmt.Sprintf("it refers to page %d, which does not exist", at.page)}
 		}
 		if at.depth == leaves {
 			continue
@@ -91,7 +91,7 @@ func (w *pageWalk) tree(root uint64) error {
 
 // children returns the pages to which a branch page refers, or nil if it is a leaf.
 func (w *pageWalk) children(page uint64) ([]uint64, error) {
-	damaged := damage{ErrNotOutbox, fmt.Sprintf("page %d of it is damaged", page)}
+	damaged := damage{ErrNotOutbox, fmt.Sprintf("page %d is damaged", page)}
 	head := make([]byte, pageHead)
 	if _, err := w.file.ReadAt(head, int64(page)*int64(w.size)); err != nil {
 		return nil, damaged
