@@ -1,6 +1,5 @@
-// Package outbound is the HTTP client of all senders: it bounds what an answer may take, renews its
-// connections, dials again where a connection has failed, and takes what is secret out of errors
-// and answers.
+// Package outbound is the HTTP client of all senders. It bounds the size of responses, renews its
+// connections, redials after a connection error, and removes secrets from errors and responses.
 //
 //	Do ─► go-retryablehttp: two quick redials
 //	        ─► renewed: connections of at most three minutes
@@ -24,33 +23,33 @@ import (
 	"github.com/hashicorp/go-retryablehttp"
 )
 
-// Within one Do a transport error (a refused or broken connection) is redialled at once, twice at
-// most: a CRM that restarts drops connections which work a moment later. Every longer wait is the
-// caller's.
+// Do redials at once after a transport error (a refused or broken connection), twice at most: a CRM
+// that restarts drops connections, and accepts new ones a moment later. Longer waits are left to
+// the caller.
 const (
 	maxRedials = 2
 	redialWait = 200 * time.Millisecond
 
-	// maxBody is how much of an answer is read, in bytes: so that its connection can be used again,
-	// and for what it says.
+	// maxBody is how many bytes of a response are read: for its content, and so that the connection
+	// can be used again.
 	maxBody = 64 << 10
-	// maxHead is how long an answer's head may be, in bytes; net/http's own bound would let the
-	// answers of one endpoint take all memory.
+	// maxHead is how many bytes the header of a response may have. With the default of net/http,
+	// the responses of one endpoint could exhaust the memory.
 	maxHead = 64 << 10
-	// maxRetryAfter bounds a Retry-After: a date may be of a clock that goes wrong.
+	// maxRetryAfter bounds a Retry-After, since a date may come from a wrong clock.
 	maxRetryAfter = time.Hour
 )
 
-// Options says how a client connects.
+// Options configures a Client.
 type Options struct {
-	// Connections is how many it has to one host; all may wait to be used again, since to make one
-	// takes longer than most CRMs take to answer.
+	// Connections is the largest number of connections to one host. All of them are kept while
+	// idle, since opening one takes longer than most CRMs take to respond.
 	Connections int
 	Timeout     time.Duration // of one Do
 	TLS         *tls.Config   // nil trusts the system's certificates
 	// DialContext opens the connection below HTTP; nil dials TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
-	// Redact takes what is secret out of errors and answers.
+	// Redact removes secrets from errors and responses.
 	Redact *Redactor
 }
 
@@ -60,14 +59,14 @@ type Client struct {
 	client *retryablehttp.Client
 }
 
-// New gives a client.
+// New returns a client.
 func New(opts Options) *Client {
-	transport := &renewed{make: func() *http.Transport {
+	transport := &renewed{open: func() *http.Transport {
 		return &http.Transport{
 			Proxy:                  http.ProxyFromEnvironment,
 			DialContext:            opts.DialContext,
 			ForceAttemptHTTP2:      true,
-			TLSClientConfig:        opts.TLS.Clone(), // the transport writes into it
+			TLSClientConfig:        opts.TLS.Clone(), // the transport modifies it
 			MaxIdleConnsPerHost:    opts.Connections,
 			MaxConnsPerHost:        opts.Connections,
 			IdleConnTimeout:        90 * time.Second,
@@ -79,19 +78,18 @@ func New(opts Options) *Client {
 	return &Client{opts: opts, client: &retryablehttp.Client{
 		HTTPClient: &http.Client{
 			Transport: transport,
-			// A redirected POST would reach, without a signature, any address that the CRM points
-			// at.
+			// A redirect could send the POST, unsigned, to any address that the CRM names.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
-		Logger:       nil, // its lines quote the URL's query, where a token may stand
+		Logger:       nil, // its lines contain the URL's query, which may hold a token
 		RetryMax:     maxRedials,
 		RetryWaitMin: redialWait,
 		RetryWaitMax: redialWait,
 		CheckRetry: func(ctx context.Context, _ *http.Response, err error) (bool, error) {
 			return mayRedial(ctx, err), nil
 		},
-		// The library's own backoff obeys a Retry-After of any length; that header is the caller's
-		// business.
+		// The backoff of the library waits for a Retry-After of any length. That header is left to
+		// the caller.
 		Backoff:      func(wait, _ time.Duration, _ int, _ *http.Response) time.Duration { return wait },
 		ErrorHandler: retryablehttp.PassthroughErrorHandler,
 		PrepareRetry: func(req *http.Request) error {
@@ -103,32 +101,33 @@ func New(opts Options) *Client {
 	}}
 }
 
-// Close ends the connections that are not in use.
+// Close closes the connections that are not in use.
 func (c *Client) Close() { c.client.HTTPClient.CloseIdleConnections() }
 
 // Request is one request.
 type Request struct {
-	HTTP *http.Request // without a body; it is not changed
+	HTTP *http.Request // without a body; Do does not modify it
 	Body []byte
-	// Sign sets the headers that are to be fresh whenever the request is sent. May be nil.
+	// Sign sets the headers that must be fresh each time the request is sent. May be nil.
 	Sign func(h http.Header, at time.Time)
-	// MayRedial is asked before the request is sent once more. Nil allows it.
+	// MayRedial is called before the request is sent once more, and reports whether it may be. Nil
+	// always allows it.
 	MayRedial func() bool
-	// Read reads the body of an answer, of which it gets no more than 64 KiB; giveUp ends the
-	// reading. Nil reads it to its end.
+	// Read reads the body of a response, 64 KiB at most; giveUp ends the reading. Nil reads the
+	// body to its end.
 	Read func(body io.Reader, giveUp func()) []byte
 }
 
-// Answer is what a request was answered.
+// Answer is the response to a request.
 type Answer struct {
 	Status     int
 	Body       []byte        // the first 64 KiB
-	RetryAfter time.Duration // what the answer asks for; 0 if nothing, an hour at most
+	RetryAfter time.Duration // from the header; 0 if there is none, an hour at most
 }
 
-// Do sends a request, quick redials included, and reads the answer. It fails with ctx's error if
-// ctx ended: how the request would have been answered is then unknown. Any other error says why
-// there was no answer, without secrets.
+// Do sends a request, quick redials included, and reads the response. Fails with the error of ctx
+// if ctx ends: the outcome of the request is then unknown. Any other error is the reason why there
+// was no response, without secrets.
 func (c *Client) Do(ctx context.Context, r Request) (Answer, error) {
 	limited, cancel := context.WithTimeout(ctx, c.opts.Timeout)
 	defer cancel()
@@ -159,7 +158,7 @@ func (c *Client) Do(ctx context.Context, r Request) (Answer, error) {
 	}
 	body := read(io.LimitReader(resp.Body, maxBody), cancel)
 	_ = resp.Body.Close()
-	if resp.StatusCode < 100 { // net/http takes any three digits
+	if resp.StatusCode < 100 { // net/http accepts any three digits
 		return Answer{}, fmt.Errorf("the answer has the status %03d, which is none", resp.StatusCode)
 	}
 	return Answer{
@@ -169,33 +168,33 @@ func (c *Client) Do(ctx context.Context, r Request) (Answer, error) {
 	}, nil
 }
 
-// readAll reads a body as far as it comes.
+// readAll reads a body to its end or the first error.
 func readAll(body io.Reader, _ func()) []byte {
 	var read bytes.Buffer
 	_, _ = read.ReadFrom(body)
 	return read.Bytes()
 }
 
-// mayRedial reports whether to dial again: after a transport error that is no timeout, while
-// nothing of an answer has come. An answer that cannot be read is an error of net/http's, but an
-// answer all the same.
+// mayRedial reports whether to dial again: after a transport error that is not a timeout, as long
+// as no byte of a response has come. net/http returns an error for a response that it cannot parse,
+// but the request has reached the endpoint then.
 func mayRedial(ctx context.Context, err error) bool {
 	if err == nil {
 		return false
 	}
 	x := exchangeOf(ctx)
-	var timeout net.Error
-	isTimeout := errors.As(err, &timeout) && timeout.Timeout()
+	var netErr net.Error
+	isTimeout := errors.As(err, &netErr) && netErr.Timeout()
 	return ctx.Err() == nil && !x.answered.Load() && !isTimeout &&
 		(x.req.MayRedial == nil || x.req.MayRedial())
 }
 
-// isBadLocation reports whether an error of net/http's says that a redirect's address cannot be
-// read. There is no sentinel for it; a test pins the words.
+// isBadLocation reports whether net/http could not parse the address of a redirect. It has no
+// sentinel for that; a test pins the text.
 func isBadLocation(err error) bool { return strings.Contains(err.Error(), "Location header") }
 
-// redact takes the address out of an error, whose path and query may hold a token, and what is
-// secret out of the rest: net/http quotes answers that it cannot read.
+// redact removes the URL from an error, since its path and query may hold a token, and secrets from
+// the rest: net/http quotes responses that it cannot parse.
 func (c *Client) redact(err error) error {
 	var urlErr *url.Error
 	for errors.As(err, &urlErr) {
@@ -207,8 +206,8 @@ func (c *Client) redact(err error) error {
 	return errors.New(c.opts.Redact.Replace(err.Error()))
 }
 
-// parseRetryAfter reads the header: seconds, or a date (RFC 9110, 10.2.3), maxRetryAfter at most.
-// It is 0 for none, and for what cannot be read.
+// parseRetryAfter reads the header: seconds or a date (RFC 9110, 10.2.3), bounded by maxRetryAfter.
+// It returns 0 if the header is missing or invalid.
 func parseRetryAfter(header string, now time.Time) time.Duration {
 	if header == "" {
 		return 0

@@ -12,12 +12,11 @@ import (
 	"strings"
 )
 
-// Redactor takes secrets out of texts, in every way in which an answer may write one.
+// Redactor removes secrets from texts, in every spelling that a response may use.
 type Redactor struct{ replacer *strings.Replacer }
 
-// NewRedactor gives a redactor for the secrets of an endpoint: those given, and what its address
-// and its headers hold. An error page likes to repeat the address that was asked for, and in its
-// path and its query stand tokens.
+// NewRedactor returns a redactor for the secrets given and those in the address and the headers of
+// an endpoint. Error pages often repeat the requested address, whose path and query hold tokens.
 func NewRedactor(address string, headers http.Header, secrets ...string) *Redactor {
 	s := secretSet{}
 	s.addAddress(address)
@@ -31,16 +30,16 @@ func NewRedactor(address string, headers http.Header, secrets ...string) *Redact
 	return s.redactor()
 }
 
-// Replace gives a text without the secrets.
+// Replace returns a text with "(hidden)" in place of each secret.
 func (r *Redactor) Replace(text string) string { return r.replacer.Replace(text) }
 
 // secretSet collects secrets.
 type secretSet struct{ list []string }
 
 func (s *secretSet) add(list ...string) {
-	const shortest = 6 // bytes; what is shorter is no secret and stands everywhere
+	const minLength = 6 // bytes; a shorter value is no secret, and would match ordinary text
 	for _, secret := range list {
-		if len(secret) >= shortest {
+		if len(secret) >= minLength {
 			s.list = append(s.list, secret)
 		}
 	}
@@ -78,7 +77,7 @@ func (s *secretSet) redactor() *Redactor {
 	for _, secret := range slices.Clone(s.list) {
 		s.list = append(s.list, spellings(secret)...)
 	}
-	// The first that fits is taken, so the longest comes first.
+	// strings.Replacer takes the first pair that matches, so the longest comes first.
 	slices.SortFunc(s.list, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
 	pairs := make([]string, 0, 2*len(s.list))
 	for _, secret := range s.list {
@@ -87,8 +86,8 @@ func (s *secretSet) redactor() *Redactor {
 	return &Redactor{strings.NewReplacer(pairs...)}
 }
 
-// spellings gives the ways in which an answer may write a secret that it repeats: in JSON, in HTML
-// and in an address, as PHP and others do it.
+// spellings returns the other ways in which a response may spell a secret: escaped for JSON, HTML
+// or a URL, also as PHP does it.
 func spellings(secret string) (ways []string) {
 	inJSON := strings.Trim(encodeJSON(secret), `"`)
 	inAddress := url.QueryEscape(secret)
@@ -103,7 +102,7 @@ func spellings(secret string) (ways []string) {
 	return ways
 }
 
-// encodeJSON gives a JSON string in which <, > and & stand as they are.
+// encodeJSON returns a JSON string in which <, > and & are not escaped.
 func encodeJSON(s string) string {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
@@ -112,7 +111,7 @@ func encodeJSON(s string) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// lowerEscapes writes the hexadecimal digits of an address's escapes small.
+// lowerEscapes writes the hexadecimal digits of percent escapes in lower case.
 func lowerEscapes(s string) string {
 	b := []byte(s)
 	for i := 0; i+2 < len(b); i++ {

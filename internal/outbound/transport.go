@@ -10,34 +10,34 @@ import (
 )
 
 const (
-	// connectionLife is how long connections are used at most, however much traffic there is: a
-	// name that has moved to another machine is looked up only when a connection is made, and the
-	// old machine may go on to answer 200.
+	// connectionLife is how long a connection is used at most, however busy it is. A host name is
+	// resolved only when a connection is opened, so after a CRM has moved to another machine, the
+	// old machine could go on receiving requests and answer 200.
 	connectionLife = 3 * time.Minute
-	// Over HTTP/2 all requests share a connection, and one that has died silently takes all of
-	// them. One on which nothing has come for h2Silence is sent a ping, and is given up after
-	// h2Patience without an answer. HTTP/1.1 needs no such thing: there a request without an answer
-	// ends its connection.
+	// Over HTTP/2 all requests share a connection, and all of them fail if it dies silently. After
+	// h2Silence without a frame a ping is sent, and after h2Patience without an answer to it the
+	// connection is closed. HTTP/1.1 does not need this: there each request that times out closes
+	// its connection.
 	h2Silence  = 10 * time.Second
 	h2Patience = 5 * time.Second
 )
 
-// renewed is a transport that replaces its connections after connectionLife. The old ones end when
-// nothing is under way on them any more.
+// renewed is a transport that replaces its connections after connectionLife. Old connections close
+// when their requests have ended.
 type renewed struct {
-	make func() *http.Transport
+	open func() *http.Transport
 
 	mu      sync.Mutex
 	current *http.Transport
 	since   time.Time
 }
 
-// RoundTrip sends a request on a connection that is not too old.
+// RoundTrip sends a request on a connection that is younger than connectionLife, or a new one.
 func (r *renewed) RoundTrip(req *http.Request) (*http.Response, error) {
 	return r.transport(time.Now()).RoundTrip(req)
 }
 
-// CloseIdleConnections closes what is not in use.
+// CloseIdleConnections closes the connections that are not in use.
 func (r *renewed) CloseIdleConnections() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -51,16 +51,16 @@ func (r *renewed) transport(now time.Time) *http.Transport {
 	defer r.mu.Unlock()
 	if r.current == nil || now.Sub(r.since) >= connectionLife {
 		if old := r.current; old != nil {
-			old.CloseIdleConnections() // those in use now close by their idle time-out
+			old.CloseIdleConnections() // those in use close later, by the idle timeout
 		}
-		r.current, r.since = r.make(), now
+		r.current, r.since = r.open(), now
 	}
 	return r.current
 }
 
-// exchange is a request under way, with what go-retryablehttp has to know of it. Once anything of
-// an answer has come, the endpoint got the request, and it is not sent again, however little can be
-// made of the answer.
+// exchange is the state of a request in flight that go-retryablehttp needs for its decisions. Once
+// a byte of a response has come, the endpoint has got the request, and it is not sent again, even
+// if the response cannot be parsed.
 type exchange struct {
 	req      *Request
 	answered atomic.Bool
@@ -68,7 +68,8 @@ type exchange struct {
 
 type exchangeKey struct{}
 
-// watch gives a context for a request, from which exchangeOf gives the exchange.
+// watch returns a context that carries the exchange, for exchangeOf, and that sets answered on the
+// first byte of a response.
 func (x *exchange) watch(ctx context.Context) context.Context {
 	ctx = context.WithValue(ctx, exchangeKey{}, x)
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
@@ -76,5 +77,5 @@ func (x *exchange) watch(ctx context.Context) context.Context {
 	})
 }
 
-// exchangeOf gives the exchange of a context that watch has made.
+// exchangeOf returns the exchange that a context of watch carries.
 func exchangeOf(ctx context.Context) *exchange { return ctx.Value(exchangeKey{}).(*exchange) }

@@ -10,18 +10,18 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// Formatter gives events in the formats of webhooks: an outbox.Formatter.
+// Formatter converts events to the formats of webhooks: see outbox.Formatter.
 type Formatter struct{}
 
-// Object gives the JSON object of a standard body.
+// Object returns the JSON object in a format for a body in the standard format.
 func (Formatter) Object(f store.Format, body []byte) []byte { return object(f, body) }
 
-// Render gives the bytes that are sent, and their content type.
+// Render returns the bytes to send for a body in the standard format, and their content type.
 func (Formatter) Render(f store.Format, body []byte) (contentType string, sent []byte) {
 	return contentTypeOf(f), render(f, body)
 }
 
-// contentTypeOf is the header that goes with a format.
+// contentTypeOf returns the Content-Type of a format.
 func contentTypeOf(f store.Format) string {
 	if f == store.FormatForm {
 		return "application/x-www-form-urlencoded"
@@ -29,13 +29,13 @@ func contentTypeOf(f store.Format) string {
 	return "application/json"
 }
 
-// render makes of a standard body the bytes that are sent. The same body always makes the same
-// bytes.
+// render converts a body in the standard format to the bytes to send. The result depends on its
+// arguments alone, so that every attempt sends the same bytes.
 func render(f store.Format, body []byte) []byte {
 	if f != store.FormatForm {
 		return object(f, body)
 	}
-	// url.Values would sort; the members stay in their order.
+	// Not url.Values, which would sort the members by name.
 	var form []string
 	for _, m := range flatten(body) {
 		form = append(form, url.QueryEscape(m.name)+"="+url.QueryEscape(m.text()))
@@ -43,24 +43,25 @@ func render(f store.Format, body []byte) []byte {
 	return []byte(strings.Join(form, "&"))
 }
 
-// object makes of a standard body the JSON object of the format, as the API gives it.
+// object converts a body in the standard format to the JSON object of another, which the API
+// returns for every format, the form too.
 func object(f store.Format, body []byte) []byte {
 	switch f {
 	case store.FormatFlat, store.FormatForm:
-		return write(flatten(body))
+		return marshal(flatten(body))
 	case store.FormatPZ:
-		return write(vendors(body))
+		return marshal(vendorMembers(body))
 	}
 	return body
 }
 
-// member is one member of a JSON object; raw is its value as it stands there.
+// member is one member of a JSON object; raw is its value, unchanged.
 type member struct {
 	name string
 	raw  json.RawMessage
 }
 
-// text is the value as a form has it.
+// text returns the value for a form: a string without its quotes, any other value as JSON.
 func (m member) text() string {
 	var s string
 	if json.Unmarshal(m.raw, &s) == nil {
@@ -69,7 +70,8 @@ func (m member) text() string {
 	return string(m.raw)
 }
 
-// members takes an object apart, in its order.
+// members splits an object into its members, in their order. It returns those before the first
+// error.
 func members(object []byte) (list []member) {
 	d := json.NewDecoder(bytes.NewReader(object))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
@@ -89,8 +91,8 @@ func members(object []byte) (list []member) {
 	return list
 }
 
-// flatten puts what stands in data beside the members around it. What the exchange sent beside that
-// gets the prefix pz_.
+// flatten moves the members of data to the top level, and those of data.pz, which are the
+// attributes that the exchange sent, with the prefix pz_.
 func flatten(body []byte) (flat []member) {
 	for _, m := range members(body) {
 		if m.name != "data" {
@@ -110,24 +112,26 @@ func flatten(body []byte) (flat []member) {
 	return flat
 }
 
-// vendorsFields are the members of the array that the vendor's PHP library gives for an event.
-var vendorsFields = []string{"type", "callID", "from", "to", "start", "end", "duration", "direction", "record"}
+// vendorFields are the members of the array that the vendor's PHP library returns for an event.
+var vendorFields = []string{"type", "callID", "from", "to", "start", "end", "duration", "direction", "record"}
 
-// vendors gives exactly those, as strings, as they came; empty where the exchange sent none.
-func vendors(body []byte) (list []member) {
+// vendorMembers returns these members, as the strings that the exchange sent; those it did not send
+// are empty.
+func vendorMembers(body []byte) (list []member) {
 	var event struct {
 		Data struct {
 			PZ map[string]string `json:"pz"`
 		} `json:"data"`
 	}
-	_ = json.Unmarshal(body, &event) // store.Encode has written it
-	for _, name := range vendorsFields {
+	_ = json.Unmarshal(body, &event) // store.Encode has written the body, so it is valid
+	for _, name := range vendorFields {
 		list = append(list, member{name, store.AppendString(nil, event.Data.PZ[name])})
 	}
 	return list
 }
 
-func write(list []member) []byte {
+// marshal writes a JSON object of members in their order.
+func marshal(list []member) []byte {
 	buf := []byte{'{'}
 	for i, m := range list {
 		if i > 0 {

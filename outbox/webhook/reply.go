@@ -14,10 +14,10 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// readReply reads what a webhook's response says of where a call should go: {"transfer_to":"101"},
-// with the number as a string or as a whole number, or a list of such objects, as automations send
-// it, of which the first one counts that has it. An empty number declines. It is nil for what is no
-// JSON or has no transfer_to. A byte order mark is passed over.
+// readReply reads from the response to a webhook where a call should go: {"transfer_to":"101"},
+// with the number as a string or a whole number, or a list of such objects, as automation tools
+// send it, of which the first with a transfer_to counts. An empty number declines the call. The
+// result is nil for a body that is not JSON or has no transfer_to. A byte order mark is skipped.
 func readReply(body []byte) *store.RouteReply {
 	to, found, err := findTransferTo(body)
 	if !found && err == nil {
@@ -26,17 +26,17 @@ func readReply(body []byte) *store.RouteReply {
 	return &store.RouteReply{To: to, Err: err}
 }
 
-// findTransferTo is readReply with its parts apart; found is false where nothing is said, or to no
-// effect.
+// findTransferTo returns the parts of a reply; found is false if there is none, or if it is
+// invalid.
 func findTransferTo(body []byte) (to string, found bool, err error) {
 	var first json.RawMessage
-	// Whatever comes behind the first value, and when.
+	// A Decoder, not Unmarshal: what follows the first value is ignored.
 	if json.NewDecoder(bytes.NewReader(withoutMark(body))).Decode(&first) != nil {
 		return "", false, nil
 	}
 	answers := []json.RawMessage{first}
 	if bytes.HasPrefix(first, []byte{'['}) {
-		_ = json.Unmarshal(first, &answers) // it was read just now
+		_ = json.Unmarshal(first, &answers) // the Decoder has accepted it
 	}
 	for _, answer := range answers {
 		if to, found, err = readTransferTo(answer); found || err != nil {
@@ -46,7 +46,7 @@ func findTransferTo(body []byte) (to string, found bool, err error) {
 	return "", false, nil
 }
 
-// readTransferTo reads one object.
+// readTransferTo reads the reply from one object.
 func readTransferTo(object json.RawMessage) (to string, found bool, err error) {
 	var answer struct {
 		TransferTo json.RawMessage `json:"transfer_to"`
@@ -75,13 +75,14 @@ const byteOrderMark = "\uFEFF"
 
 func withoutMark(body []byte) []byte { return bytes.TrimPrefix(body, []byte(byteOrderMark)) }
 
-// endPatience is how long the end of an answer to a question is waited for that says all already: a
-// program may work on before it ends what it has sent, and a person waits on the line.
+// endPatience is how long readUntilReply waits for the end of a response that already contains a
+// reply: a program may go on working before it ends its response, and a caller is waiting on the
+// line.
 const endPatience = 100 * time.Millisecond
 
-// readUntilReply reads a response to its end, and gives it as far as it came. Once its first JSON
-// value is whole and says where the call goes, its end is waited for no longer than endPatience;
-// giveUp then ends the reading. The decoder reads each byte once, however they drip in.
+// readUntilReply reads a response to its end, and returns what it has read. Once the first JSON
+// value is complete and contains a reply, it calls giveUp after endPatience, which ends the
+// reading. The Decoder reads each byte once, so a response that arrives byte by byte costs no more.
 func readUntilReply(body io.Reader, giveUp func()) []byte {
 	var read bytes.Buffer
 	in := bufio.NewReader(io.TeeReader(body, &read))

@@ -1,8 +1,8 @@
 // Package webhook sends deliveries as signed webhooks (Standard Webhooks v1).
 //
 // One attempt is one POST of an event in the endpoint's format, signed over exactly the bytes that
-// are sent, with a fresh timestamp. A 2xx is a success, a 410 says that the endpoint is gone.
-// Nothing else is final: a CRM that is being mended answers 404 for an hour, and one that has moved
+// are sent, with a fresh timestamp. A 2xx is a success; a 410 means that the endpoint is gone. Any
+// other status is retried: a CRM under maintenance answers 404 for an hour, and one that has moved
 // answers 301 until its administrator reads the log.
 package webhook
 
@@ -22,29 +22,30 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// maxKept is how much of an answer's body is kept for people, in bytes.
+// maxKept is how many bytes of a response's body are stored for people.
 const maxKept = 1 << 10
 
-// Options says how to send.
+// Options configures a Sender.
 type Options struct {
 	UserAgent string
-	// Questions is how many questions may be under way at once, beside the endpoint's Concurrency.
+	// Questions is the largest number of questions in flight, in addition to the Concurrency of the
+	// endpoint.
 	Questions int
 	// DialContext opens the connection below HTTP; nil dials TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// Sender sends to one endpoint: a store.Sender. Questions have connections of their own, so that
-// they wait for none.
+// Sender sends to one endpoint: see store.Sender. Questions have connections of their own, so that
+// they do not wait for one.
 type Sender struct {
 	endpoint          store.Endpoint
-	request           *http.Request // what every attempt begins with; nil if the endpoint's URL is none
+	request           *http.Request // the template of every attempt; nil if the endpoint's URL is invalid
 	signer            signer
 	redact            *outbound.Redactor
 	events, questions *outbound.Client
 }
 
-// New gives a sender for an endpoint with a URL.
+// New returns a sender for an endpoint with a URL.
 func New(e store.Endpoint, opts Options) *Sender {
 	s := &Sender{
 		endpoint: e,
@@ -61,7 +62,7 @@ func New(e store.Endpoint, opts Options) *Sender {
 			Redact:      s.redact,
 		})
 	}
-	s.events, s.questions = client(e.Concurrency), client(opts.Questions+1) // one for a test
+	s.events, s.questions = client(e.Concurrency), client(opts.Questions+1) // one more for a test
 	return s
 }
 
@@ -74,7 +75,8 @@ func redactor(e *store.Endpoint) *outbound.Redactor {
 	return outbound.NewRedactor(e.URL, e.Headers, secrets...)
 }
 
-// newRequest makes the part of a request that is the same for every attempt at an endpoint.
+// newRequest returns the part of a request that all attempts at an endpoint share, or nil if its
+// URL is invalid.
 func newRequest(e *store.Endpoint, userAgent string) *http.Request {
 	req, err := http.NewRequest(http.MethodPost, e.URL, nil)
 	if err != nil {
@@ -88,7 +90,7 @@ func newRequest(e *store.Endpoint, userAgent string) *http.Request {
 	return req
 }
 
-// Close ends the connections that are not in use.
+// Close closes the connections that are not in use.
 func (s *Sender) Close() {
 	s.events.Close()
 	s.questions.Close()
@@ -99,7 +101,7 @@ func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
 	if s.request == nil {
 		return store.Outcome{Verdict: store.Again, Err: errors.New("the endpoint's URL cannot be read")}
 	}
-	// Sign has what it needs, not the whole job, which would be copied to the heap.
+	// The closure holds only what Sign needs: with the whole job, the job would escape to the heap.
 	id, body := j.EventID, render(s.endpoint.Format, j.Event.Body)
 	r := outbound.Request{
 		HTTP:      s.request,
@@ -131,7 +133,7 @@ func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
 	return o
 }
 
-// classify is the one table of what a status means.
+// classify maps a status to its meaning, and is the only place that does.
 func classify(status int) store.Verdict {
 	switch {
 	case status >= 200 && status <= 299:
@@ -149,8 +151,8 @@ func cut(s string, n int) string {
 	return s
 }
 
-// Test sends an event of the type pzbridge.test, which is not stored and not tried again, past
-// everything that waits. It fails with ctx's error alone.
+// Test sends an event of type pzbridge.test at once, past all deliveries that wait. The event is
+// neither stored nor retried. Fails only with the error of ctx.
 func (s *Sender) Test(ctx context.Context) (eventID string, made store.Attempt, err error) {
 	began := time.Now()
 	eventID = uuid.Must(uuid.NewV7()).String()
