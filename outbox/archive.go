@@ -11,22 +11,22 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// EndpointStatus is how an endpoint stands.
+// EndpointStatus is the state of an endpoint and of its deliveries.
 type EndpointStatus struct {
 	Name string
 	// State is "ok", "failing" (only probed, since many attempts in a row have failed), "paused"
-	// (it has asked with a 429 to be left alone), or "reads": it has no URL and reads its events.
+	// (it has requested a pause with a 429), or "reads" (it has no URL and reads its events).
 	State       string
-	LastRead    time.Time // when an endpoint that reads has done so last; zero if it never has
-	Since       time.Time // since when it is failing
-	NextAttempt time.Time // when it is probed next, or when the pause ends
-	LastError   string    // of the last attempt that failed, while the endpoint is failing or paused
-	// Pending, Delivered, Expired and Dead count the deliveries that are stored. Of an endpoint
-	// that reads, those are pending that it has not read, store.MaxUnread at most.
+	LastRead    time.Time // the last read of an endpoint that reads; zero if there was none
+	Since       time.Time // when it began to fail; zero if it is not failing
+	NextAttempt time.Time // the time of the next probe, or the end of the pause
+	LastError   string    // of the last failed attempt, while the endpoint is failing or paused
+	// Pending, Delivered, Expired and Dead count the stored deliveries. For an endpoint that reads,
+	// Pending counts those that it has not read, store.MaxUnread at most.
 	Pending, Delivered, Expired, Dead uint64
 }
 
-// Endpoints gives how each configured endpoint stands.
+// Endpoints returns the status of each configured endpoint.
 func (o *Outbox) Endpoints(ctx context.Context) ([]EndpointStatus, error) {
 	standing, err := o.engine.Standing(ctx)
 	if err != nil {
@@ -49,41 +49,42 @@ func (o *Outbox) Deliveries(ctx context.Context, q store.DeliveryQuery) (store.D
 	return o.engine.Deliveries(ctx, q)
 }
 
-// Delivery gives one delivery and its last attempts, oldest first, ten at most. Fails with
+// Delivery returns one delivery and its last attempts, oldest first, ten at most. Fails with
 // store.ErrNotFound.
 func (o *Outbox) Delivery(ctx context.Context, id string) (store.DeliveryView, []store.Attempt, error) {
 	eventID, endpoint, _ := strings.Cut(id, ".")
 	return o.engine.Delivery(ctx, eventID, endpoint)
 }
 
-// Call gives what has happened to a call: see store.Archive.
+// Call returns the events of a call: see store.Archive.
 func (o *Outbox) Call(ctx context.Context, callID string, after uint64) (store.CallPage, error) {
 	return o.engine.Call(ctx, callID, after)
 }
 
-// LatestCalls gives the calls with the newest events: see store.Archive.
+// LatestCalls returns the calls with the newest events: see store.Archive.
 func (o *Outbox) LatestCalls(ctx context.Context, limit int) ([]string, error) {
 	return o.engine.LatestCalls(ctx, limit)
 }
 
-// OldestPending gives when the oldest event was read that waits for an endpoint: see store.Archive.
+// OldestPending returns when the oldest event that is pending for an endpoint was read: see
+// store.Archive.
 func (o *Outbox) OldestPending(ctx context.Context, endpoint string) (time.Time, error) {
 	return o.engine.OldestPending(ctx, endpoint)
 }
 
-// Changed gives a channel that is closed when events have been appended.
+// Changed returns a channel that is closed when events have been appended.
 func (o *Outbox) Changed() <-chan struct{} { return o.engine.Changed() }
 
-// Formatter gives events in the format of an endpoint, as its Sender does.
+// Formatter converts events to the format of an endpoint, as its Sender does.
 type Formatter interface {
-	// Object gives the JSON object of a standard body.
+	// Object returns the JSON object in a format for a body in the standard format.
 	Object(f store.Format, body []byte) []byte
-	// Render gives the bytes that are sent, and their content type.
+	// Render returns the bytes that are sent for such a body, and their content type.
 	Render(f store.Format, body []byte) (contentType string, sent []byte)
 }
 
-// format is the format in which an endpoint gets its events; one that is configured no longer has
-// the standard one.
+// format returns the format of an endpoint's events; the standard one for an endpoint that is no
+// longer configured.
 func (o *Outbox) format(endpoint string) store.Format {
 	if e := o.endpoint(endpoint); e != nil {
 		return e.Format
@@ -91,7 +92,7 @@ func (o *Outbox) format(endpoint string) store.Format {
 	return store.FormatStandard
 }
 
-// Sent gives what an endpoint is sent of an event. Fails with store.ErrNotFound.
+// Sent returns the body with which an event is sent to an endpoint. Fails with store.ErrNotFound.
 func (o *Outbox) Sent(ctx context.Context, endpoint, eventID string) (contentType string, body []byte, err error) {
 	e, err := o.engine.Event(ctx, eventID)
 	if err != nil {
@@ -101,15 +102,15 @@ func (o *Outbox) Sent(ctx context.Context, endpoint, eventID string) (contentTyp
 	return contentType, body, nil
 }
 
-// Route gives the question where a call should go, nil if it has not asked.
+// Route returns the question where a call should go, or nil if the call has not asked.
 func (o *Outbox) Route(ctx context.Context, callID string) (*telephony.Route, error) {
 	return o.engine.Route(ctx, callID)
 }
 
-// Events reads events in the endpoint's format, and gives the cursor to go on from: forwards also
-// when there is none. How far an endpoint without a URL has read is kept. Fails with
-// store.ErrBadCursor, store.ErrNoEndpoint or a *store.PrunedError, backwards with the first two:
-// what was removed is the end then.
+// Events reads events in the endpoint's format, and returns the cursor to continue from; forwards
+// there always is one. How far an endpoint without a URL has read is stored. Fails with
+// store.ErrBadCursor, store.ErrNoEndpoint or a *store.PrunedError; backwards with the first two
+// only, since the removed events are the end then.
 func (o *Outbox) Events(ctx context.Context, q store.EventQuery) (store.EventPage, error) {
 	reads := false
 	if q.Endpoint != "" {
@@ -133,20 +134,20 @@ func (o *Outbox) Events(ctx context.Context, q store.EventQuery) (store.EventPag
 	return page, err
 }
 
-// Settings that outlive a restart.
+// The names of settings, which outlive a restart.
 const (
 	settingClientGUID   = "client_guid"
 	settingDisconnected = "disconnected"
 	settingSessions     = "sessions"
 )
 
-// ClientGUID is the identity under which the exchange remembers what the bridge has missed. It is
-// stored the first time; generated is used then.
+// ClientGUID returns the identity by which the exchange knows which events the bridge has missed.
+// The first call stores generated as that identity.
 func (o *Outbox) ClientGUID(ctx context.Context, generated string) (string, error) {
 	return o.engine.Setting(ctx, settingClientGUID, generated)
 }
 
-// Connect keeps, through restarts, whether the bridge is to be connected to the exchange.
+// Connect stores whether the bridge is to be connected to the exchange, for later starts.
 func (o *Outbox) Connect(ctx context.Context, enabled bool) error {
 	value := "\x01"
 	if enabled {
@@ -155,14 +156,13 @@ func (o *Outbox) Connect(ctx context.Context, enabled bool) error {
 	return o.engine.SetSetting(ctx, settingDisconnected, value)
 }
 
-// IsToConnect gives what Connect has kept last; true if it has never been called.
+// IsToConnect returns what the last call of Connect has stored; true if there was none.
 func (o *Outbox) IsToConnect(ctx context.Context) (bool, error) {
 	value, err := o.engine.Setting(ctx, settingDisconnected, "")
 	return value == "", err
 }
 
-// Sessions is the generation of the operator's sessions that are good: 0 until EndSessions is
-// called.
+// Sessions returns the generation of the operator's valid sessions: 0 until EndSessions is called.
 func (o *Outbox) Sessions(ctx context.Context) (generation uint64, err error) {
 	value, err := o.engine.Setting(ctx, settingSessions, "")
 	if err != nil || len(value) != 8 {
@@ -171,9 +171,8 @@ func (o *Outbox) Sessions(ctx context.Context) (generation uint64, err error) {
 	return binary.BigEndian.Uint64([]byte(value)), nil
 }
 
-// EndSessions begins another generation, and returns it when that is durable: all sessions that
-// there are end, and stay ended after a restart. The generation is the time, so that none comes
-// again after a backup was restored.
+// EndSessions starts a new generation, and returns it when it is durable: all present sessions end,
+// also after a restart. The generation is a time, so that none recurs after a backup is restored.
 func (o *Outbox) EndSessions(ctx context.Context) (generation uint64, err error) {
 	generation, err = o.Sessions(ctx)
 	if err != nil {
@@ -201,7 +200,7 @@ func (o *Outbox) Writable(ctx context.Context) error {
 	return failed
 }
 
-// InUse is how many bytes are in use.
+// InUse returns how many bytes are in use.
 func (o *Outbox) InUse(ctx context.Context) (used int64, err error) {
 	used, _, err = o.engine.Usage(ctx)
 	return used, err

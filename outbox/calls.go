@@ -2,16 +2,16 @@ package outbox
 
 import "sync"
 
-// calls are those of which an attempt is under way at an endpoint, in its lane or as a question. Of
-// one call there is never a second one: a sender need not be prepared for it, and an event never
-// overtakes another in flight.
+// calls is the set of calls with an attempt in flight at an endpoint, in its lane or as a question.
+// A call never has two: a sender need not be prepared for that, and an event never overtakes
+// another in flight.
 type calls struct {
 	mu       sync.Mutex
 	underWay map[string]bool
 }
 
-// enter begins an attempt of a call; it is false if one is under way. An event of no call has no
-// such bound.
+// enter begins an attempt of a call; it returns false if one is in flight. Events that belong to no
+// call have no such limit.
 func (c *calls) enter(call string) bool {
 	if call == "" {
 		return true

@@ -6,12 +6,12 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// maxRetryAfter bounds what an endpoint can ask for with a Retry-After.
+// maxRetryAfter is the longest wait that an endpoint can request with a Retry-After.
 const maxRetryAfter = time.Hour
 
-// afterAttempt gives a delivery as it is after an attempt. Random is in [0, 1) and spreads the wait
-// by a fifth either way. A Retry-After can make the wait longer, to maxRetryAfter at most, never
-// shorter.
+// afterAttempt returns a delivery as it is after an attempt. Random is in [0, 1) and varies the
+// wait by up to a fifth either way. A Retry-After can make the wait longer, up to maxRetryAfter,
+// but not shorter.
 func afterAttempt(
 	d store.Delivery, o store.Outcome, schedule []time.Duration, now time.Time, random float64,
 ) store.Delivery {
@@ -28,9 +28,9 @@ func afterAttempt(
 		return d
 	}
 	wait := min(o.RetryAfter, maxRetryAfter)
-	if d.FailedAt == 0 || d.FailedAt > now.UnixNano() { // the clock was set back
+	if d.FailedAt == 0 || d.FailedAt > now.UnixNano() { // or the clock was set back
 		d.FailedAt = now.UnixNano()
-		if o.Throttled { // nothing goes to the endpoint before that: to overtake would gain nothing
+		if o.Throttled { // the endpoint gets nothing until then, so overtaking would gain nothing
 			d.FailedAt += int64(wait)
 		}
 	}
@@ -43,9 +43,9 @@ func afterAttempt(
 	return d
 }
 
-// afterProbe gives a delivery as it is after an attempt with which a failing endpoint was probed. A
-// failure is about the endpoint and says nothing of this event: it costs nothing of the schedule,
-// and gives nothing up.
+// afterProbe returns a delivery as it is after an attempt that probed a failing endpoint. A failure
+// is a property of the endpoint, not of this event: it uses up no wait of the schedule, and does
+// not make the delivery dead.
 func afterProbe(d store.Delivery, o store.Outcome, now time.Time) store.Delivery {
 	d.Attempts++
 	switch o.Verdict {
@@ -59,7 +59,7 @@ func afterProbe(d store.Delivery, o store.Outcome, now time.Time) store.Delivery
 	return d
 }
 
-// spread makes a wait a fifth longer or shorter; random is in [0, 1).
+// spread varies a wait by up to a fifth either way; random is in [0, 1).
 func spread(wait time.Duration, random float64) time.Duration {
 	return time.Duration(float64(wait) * (0.8 + 0.4*random))
 }

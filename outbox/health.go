@@ -7,7 +7,8 @@ import (
 )
 
 const (
-	// failingAfter is after how many failed attempts in a row an endpoint counts as failing.
+	// failingAfter is the number of failed attempts in a row after which an endpoint counts as
+	// failing.
 	failingAfter = 20
 	// A failing endpoint is probed after waits that double from firstProbeWait to maxProbeWait.
 	firstProbeWait = 5 * time.Second
@@ -22,26 +23,27 @@ const (
 	stateReads   = "reads" // it has no URL, and reads its events
 )
 
-// health is how an endpoint as a whole does, by how the attempts at it end. It is a value: what to
-// do follows from it and the time alone.
+// health is the state of an endpoint as a whole, derived from the outcomes of attempts. It is a
+// value: what to do follows from it and the time alone.
 type health struct {
 	failures    int       // attempts that failed in a row
 	failing     bool      // it is only probed
-	since       time.Time // since when it is failing
-	probes      int       // that have failed since then
-	probeAt     time.Time // when the next one is
-	pausedUntil time.Time // the endpoint has asked for it
-	lastError   string    // how the last attempt that failed ended
+	since       time.Time // when it began to fail
+	probes      int       // the number of failed probes since then
+	probeAt     time.Time // the time of the next probe
+	pausedUntil time.Time // as the endpoint has requested
+	lastError   string    // of the last failed attempt
 }
 
-// after gives the health as it is once an attempt has ended; probe says whether it was one. Random
+// after returns the health after an attempt has ended; probe means that the attempt was one. Random
 // is in [0, 1).
 //
-// A pause that the endpoint asks for is kept and not counted: an endpoint that does so is well.
+// A pause that the endpoint requests is kept, and does not count as a failure: an endpoint that
+// responds so is healthy.
 func (h health) after(o store.Outcome, probe bool, now time.Time, random float64) health {
 	switch o.Verdict {
 	case store.Done, store.Refused:
-		return health{pausedUntil: h.pausedUntil, lastError: h.lastError} // a pause goes on, and has its reason
+		return health{pausedUntil: h.pausedUntil, lastError: h.lastError} // a pause goes on, with its reason
 	case store.Later:
 		return h
 	case store.More:
@@ -70,7 +72,7 @@ func (h health) after(o store.Outcome, probe bool, now time.Time, random float64
 	return h
 }
 
-// probeWait is how long to wait for the next probe after a number of them have failed.
+// probeWait returns the wait before the next probe after a number of them have failed.
 func probeWait(failed int, random float64) time.Duration {
 	wait := maxProbeWait
 	if failed < 6 { // 5 s × 2⁶ is past five minutes
@@ -79,8 +81,8 @@ func probeWait(failed int, random float64) time.Duration {
 	return min(spread(wait, random), maxProbeWait)
 }
 
-// allows says how many attempts may be under way now, and when that changes if it is none;
-// concurrency is how many the endpoint takes when it is well.
+// allows returns how many attempts may be in flight now, and when that changes if it is none.
+// Concurrency is the number for a healthy endpoint.
 func (h health) allows(now time.Time, concurrency int) (n int, at time.Time) {
 	switch {
 	case now.Before(h.pausedUntil):
@@ -93,7 +95,7 @@ func (h health) allows(now time.Time, concurrency int) (n int, at time.Time) {
 	return concurrency, time.Time{}
 }
 
-// state gives the health's name, and when the endpoint is tried again if it is not now.
+// state returns the name of the health, and when the endpoint is tried again if not now.
 func (h health) state(now time.Time) (string, time.Time) {
 	_, at := h.allows(now, 1)
 	switch {

@@ -18,94 +18,94 @@ import (
 )
 
 const (
-	// maxSleep is the longest that a lane sleeps while something is to be retried: the wall clock
-	// may have been set meanwhile.
+	// maxSleep is the longest sleep of a lane while something is to be retried, since the wall
+	// clock may be set meanwhile.
 	maxSleep = time.Minute
-	// storeRetryWait is the wait after a write or a read of the engine that failed.
+	// storeRetryWait is the wait after a failed read or write of the engine.
 	storeRetryWait = time.Second
-	// outcomeWait is how long an outcome may wait for others to be committed with, while attempts
-	// are under way.
+	// outcomeWait is how long an outcome may wait for others to be committed with it, while
+	// attempts are in flight.
 	outcomeWait = 2 * time.Millisecond
-	// maxOutcomes is how many are enough for a commit, and how many may wait for it before no
-	// attempt is started.
+	// maxOutcomes is how many outcomes are committed at once, and how many may wait for a commit
+	// before no more attempts are started.
 	maxOutcomes = 256
-	// readAhead is how many due deliveries are read at once for each attempt that may be under way.
+	// readAhead is how many due deliveries are claimed at once for each attempt that may be in
+	// flight.
 	readAhead = 4
-	// minAhead is the least that is read of an endpoint with a rate: room for what has not been
-	// tried, and for a retry.
+	// minAhead is the least that is claimed for an endpoint with a rate: some untried deliveries
+	// and a retry.
 	minAhead = 4
-	// maxReady bounds what is claimed and waits for its call.
+	// maxReady bounds the claimed deliveries that wait for an attempt of their call to end.
 	maxReady = 512
 )
 
 // lane delivers to one endpoint. Each endpoint has its own, so that none waits for another.
 //
-// One goroutine, run, decides everything: which deliveries are claimed, which are to be tried, when
-// outcomes are committed. Attempts are made by workers, as many as have been needed at once; they
-// stay, since a new goroutine would grow its stack again for every attempt. A worker that is done
-// finds its next order waiting, and run is woken only when there is something to decide: see
-// handIn. What attempts have brought is then logged together. A commit runs in a goroutine of its
-// own.
+// One goroutine, run, makes all decisions: which deliveries are claimed, which are tried, when
+// outcomes are committed. Workers make the attempts. They are started as needed and stay, since a
+// new goroutine would grow its stack again for every attempt. A worker that has finished an attempt
+// finds its next order waiting, and wakes run only when there is something to decide: see handIn.
+// Run then logs the results together. Each commit runs in a goroutine of its own.
 type lane struct {
 	endpoint store.Endpoint
 	queue    store.Lane
 	sender   store.Sender
-	publish  func([]telephony.Event) // stores events of the bridge itself
-	wakeAll  func()                  // lets all lanes look for what is new
+	publish  func([]telephony.Event) // appends operational events
+	wakeAll  func()                  // makes all lanes look for new deliveries
 	opts     Options
-	limit    *rate.Limiter // nil: none
+	limit    *rate.Limiter // nil: no limit
 	redial   func() bool   // mayRedial, made once
 	logger   *slog.Logger
-	reading  *repeat.Log // of the engine
-	writing  *repeat.Log
+	reading  *repeat.Log // failures to read the engine
+	writing  *repeat.Log // failures to write it
 	calls    calls
 	minLife  time.Duration // the shortest life of a delivery that expires
 
-	wake     chan struct{} // the engine holds something new
-	orders   chan order    // to the workers; there is room for as many as may be given
-	handed   chan struct{} // the workers have handed in something to decide upon
-	soon     *time.Timer   // something was handed in outcomeWait ago
-	recorded chan recorded
+	wake        chan struct{} // the engine may hold new deliveries
+	orders      chan order    // to the workers; the buffer holds as many as run may send
+	handedIn    chan struct{} // workers have handed in results to decide on
+	handInTimer *time.Timer   // fires outcomeWait after the first result
+	recorded    chan recorded
 
-	// What follows is run's alone.
-	ready       []store.Job // claimed, to be ordered next
-	workers     int         // that have been started
+	// The fields below are used by run alone.
+	ready       []store.Job // claimed, and not yet ordered
+	workers     int         // the number started
 	freeEnded   []attemptDone
-	results     []store.Result // to be recorded
+	results     []store.Result // not yet recorded
 	freeResults []store.Result
-	waiting     time.Time // since when results could have been recorded: the first was there, and no commit ran
-	recording   bool      // a commit runs
-	// recordAt is when to try again to record, zero if the last commit went well. Until then
-	// nothing is sent that could not be recorded.
+	waiting     time.Time // when results could first have been recorded: there was one, and no commit ran
+	recording   bool      // a commit is running
+	// recordAt is the time of the next attempt to record after a commit has failed, zero if the
+	// last one succeeded. Until then no delivery is tried whose outcome could not be recorded.
 	recordAt  time.Time
-	stale     bool      // the engine may hold something due that is not claimed
-	readAt    time.Time // when it was looked into last
-	nextDue   time.Time // when the engine holds something due, if nothing new comes; zero: never
-	failing   bool      // the endpoint was, when it was looked at last
-	linedUp   bool      // since then its deliveries have been lined up
-	lastProbe uint64    // number of the delivery with which it was probed last
-	expireAt  time.Time // when to look next for what has become too late; zero: when something new comes
+	stale     bool      // the engine may hold due deliveries that are not claimed
+	readAt    time.Time // the time of the last claim
+	nextDue   time.Time // when the next delivery is due, if nothing new comes; zero: never
+	failing   bool      // the endpoint was failing at the last dispatch
+	linedUp   bool      // its deliveries have been lined up since then
+	lastProbe uint64    // the number of the delivery of the last probe
+	expireAt  time.Time // when to look next for expired deliveries; zero: when something new comes
 
-	hungry   atomic.Bool // more waits to be ordered
-	stopping atomic.Bool // nothing new is sent
-	// succeeded says that an attempt has, since prune has looked.
-	succeeded atomic.Bool
-	freed     atomic.Bool // a question has ended, which may have held something that is too late
+	hasMore  atomic.Bool // run has more deliveries to order
+	stopping atomic.Bool // no new attempts are made
+	// succeeded means that an attempt has succeeded since prune last looked.
+	succeeded     atomic.Bool
+	questionEnded atomic.Bool // a question has ended, and may have held a delivery that has expired
 
-	mu     sync.Mutex
-	health health
-	turns  []healthChange // that have not been logged
-	// stuck is why nothing can be delivered, whatever the endpoint does: the engine cannot be read
-	// or written. Nil where it can.
+	mu            sync.Mutex
+	health        health
+	healthChanges []healthChange // not yet logged
+	// stuck is the error because of which nothing can be delivered, independently of the endpoint:
+	// the engine cannot be read or written. Nil if it can.
 	stuck      error
 	stuckSince time.Time
 	ended      []attemptDone // handed in by the workers
-	// ordered counts attempts that are under way, wait for a worker or are handed in. They become
-	// fewer under mu, together with ended.
+	// ordered counts the attempts that are in flight, wait for a worker or are handed in. It
+	// decreases only under mu, together with ended.
 	ordered atomic.Int64
 }
 
-// recorded is how a commit of results has ended.
+// recorded is the result of a commit.
 type recorded struct {
 	results []store.Result
 	err     error
@@ -114,26 +114,26 @@ type recorded struct {
 func newLane(e store.Endpoint, queue store.Lane, opts Options, publish func([]telephony.Event), wakeAll func()) *lane {
 	logger := opts.Logger.With("endpoint", e.Name)
 	l := &lane{
-		endpoint: e,
-		queue:    queue,
-		sender:   opts.Senders[e.Name],
-		publish:  publish,
-		wakeAll:  wakeAll,
-		opts:     opts,
-		logger:   logger,
-		reading:  repeat.New(logger),
-		writing:  repeat.New(logger),
-		calls:    calls{underWay: map[string]bool{}},
-		minLife:  min(opts.RoutingTimeout, e.RingingTTL),
-		wake:     make(chan struct{}, 1),
-		orders:   make(chan order, 2*e.Concurrency),
-		handed:   make(chan struct{}, 1),
-		soon:     time.NewTimer(maxSleep),
-		recorded: make(chan recorded),
-		stale:    true,
+		endpoint:    e,
+		queue:       queue,
+		sender:      opts.Senders[e.Name],
+		publish:     publish,
+		wakeAll:     wakeAll,
+		opts:        opts,
+		logger:      logger,
+		reading:     repeat.New(logger),
+		writing:     repeat.New(logger),
+		calls:       calls{underWay: map[string]bool{}},
+		minLife:     min(opts.RoutingTimeout, e.RingingTTL),
+		wake:        make(chan struct{}, 1),
+		orders:      make(chan order, 2*e.Concurrency),
+		handedIn:    make(chan struct{}, 1),
+		handInTimer: time.NewTimer(maxSleep),
+		recorded:    make(chan recorded),
+		stale:       true,
 	}
 	l.redial = l.mayRedial
-	l.soon.Stop()
+	l.handInTimer.Stop()
 	l.expireAt = time.Now()
 	if e.Rate > 0 {
 		l.limit = rate.NewLimiter(rate.Limit(e.Rate), 1)
@@ -151,16 +151,16 @@ func (l *lane) run(ctx, work context.Context) {
 	defer close(l.orders)
 	stopping, done := false, ctx.Done() // a context that never ends has no Done
 	for {
-		var at time.Time     // when to look again even if nothing happens; zero: never
-		l.hungry.Store(true) // a worker that is done while orders are given may be the last one
+		var at time.Time      // when to look again if nothing happens; zero: never
+		l.hasMore.Store(true) // a worker that finishes during dispatch may be the last one
 		if !stopping && work.Err() == nil {
 			at = l.dispatch(ctx, func() { workers.Go(func() { l.work(ctx, work) }) })
 		}
 		at = sooner(at, l.flush(work))
-		if stopping && !l.busy() { // flush may have dropped what cannot be recorded, and nothing else would wake this
+		if stopping && !l.busy() { // flush may have dropped results, and nothing else would wake run
 			return
 		}
-		l.hungry.Store(l.stale || len(l.ready) > 0)
+		l.hasMore.Store(l.stale || len(l.ready) > 0)
 		if !at.IsZero() {
 			alarm.Reset(max(0, min(time.Until(at), maxSleep)))
 		} else {
@@ -171,8 +171,8 @@ func (l *lane) run(ctx, work context.Context) {
 			stopping, done = true, nil
 			l.stopping.Store(true)
 			l.release()
-		case <-l.handed:
-		case <-l.soon.C:
+		case <-l.handedIn:
+		case <-l.handInTimer.C:
 		case r := <-l.recorded:
 			l.commitEnded(r)
 		case <-l.wake:
@@ -183,10 +183,10 @@ func (l *lane) run(ctx, work context.Context) {
 	}
 }
 
-// lookForNew is called when something may have been appended or released.
+// lookForNew makes the next dispatch look for deliveries that may have been appended or released.
 func (l *lane) lookForNew(now time.Time) {
 	l.stale = true
-	if l.freed.Swap(false) {
+	if l.questionEnded.Swap(false) {
 		l.expireAt = now
 	}
 	l.expireAt = sooner(l.expireAt, now.Add(l.minLife))
@@ -201,18 +201,18 @@ func sooner(a, b time.Time) time.Time {
 
 func (l *lane) busy() bool { return l.ordered.Load() > 0 || l.recording || len(l.results) > 0 }
 
-// dispatch orders the attempts that may start now or as soon as a worker is free, and says when the
-// next one may. Hire starts a worker.
+// dispatch orders the attempts that may start now or as soon as a worker is free, and returns when
+// to dispatch again. Hire starts a worker.
 func (l *lane) dispatch(ctx context.Context, hire func()) (at time.Time) {
 	now := time.Now()
 	h := l.currentHealth()
 	if h.failing != l.failing {
 		l.failing, l.linedUp = h.failing, false
-		l.release() // what was claimed before the change is not what is to be tried now
+		l.release() // the order of attempts changes with the health
 	}
 	if h.failing && !l.linedUp {
 		if l.busy() {
-			return time.Time{} // what is under way moves, and cannot be lined up
+			return time.Time{} // deliveries in flight change, and cannot be lined up
 		}
 		if err := l.queue.LineUp(ctx, now); err != nil {
 			l.setStuck(err)
@@ -228,14 +228,15 @@ func (l *lane) dispatch(ctx context.Context, hire func()) (at time.Time) {
 	return sooner(at, l.expire(ctx, now))
 }
 
-// giveOrders orders attempts until so many are under way and each worker has one more waiting, and
-// says when to go on.
+// giveOrders orders attempts until slots of them are in flight and each worker has one more
+// waiting, and returns when to go on.
 func (l *lane) giveOrders(ctx context.Context, now time.Time, failing bool, slots int, hire func()) (at time.Time) {
 	if failing && (l.recording || len(l.results) > 0) {
-		return time.Time{} // the next probe may be the same delivery
+		return time.Time{} // the next probe may be a delivery that is not recorded yet
 	}
 	limit := slots
-	if !failing && l.limit == nil { // else what waits for a worker would have its turn too late, or all at once
+	// A probe runs alone, and with a rate, orders that wait for a worker would run late or at once.
+	if !failing && l.limit == nil {
 		limit = 2 * slots
 	}
 	for int(l.ordered.Load()) < limit && len(l.results) < maxOutcomes && l.recordAt.IsZero() {
@@ -268,9 +269,8 @@ func (l *lane) giveOrders(ctx context.Context, now time.Time, failing bool, slot
 	return at
 }
 
-// nextReady finds the first delivery that may be tried now, and begins an attempt of its call: of
-// the call nothing is under way. What has come too late is ended on the way. It is -1 if there is
-// none.
+// nextReady returns the index of the first delivery that may be tried now, or -1, and begins an
+// attempt of its call, which has none in flight. It ends expired deliveries on the way.
 func (l *lane) nextReady(now time.Time) int {
 	for i := 0; i < len(l.ready); {
 		j := &l.ready[i]
@@ -296,7 +296,7 @@ func (l *lane) takeReady(i int) store.Job {
 	return j
 }
 
-// rateWait takes the right to one attempt, or says how long it takes to get it.
+// rateWait takes a token of the rate limit for one attempt, or returns the wait for it.
 func (l *lane) rateWait(now time.Time) time.Duration {
 	if l.limit == nil {
 		return 0
@@ -304,17 +304,17 @@ func (l *lane) rateWait(now time.Time) time.Duration {
 	return ratelimit.Take(l.limit, now)
 }
 
-// mayRedial says whether the sender may send once more within an attempt.
+// mayRedial reports whether the sender may send once more within an attempt.
 func (l *lane) mayRedial() bool { return !l.stopping.Load() && (l.limit == nil || l.limit.Allow()) }
 
-// claim claims deliveries that are due, and says when to look again if there are none.
+// claim claims due deliveries, and returns when to look again if there are none.
 func (l *lane) claim(ctx context.Context, now time.Time, failing bool) (at time.Time) {
 	if !l.stale && (l.nextDue.IsZero() || now.Before(l.nextDue) && now.Before(l.readAt.Add(maxSleep))) {
 		return l.nextDue
 	}
 	l.readAt = now
 	limit := readAhead * l.endpoint.Concurrency
-	if l.limit != nil { // what comes meanwhile may have to go before it
+	if l.limit != nil { // new deliveries may have to precede those claimed
 		limit = max(minAhead, min(limit, int(math.Ceil(l.endpoint.Rate))))
 	}
 	var c store.Claimed
@@ -345,13 +345,13 @@ func (l *lane) claim(ctx context.Context, now time.Time, failing bool) (at time.
 		l.ready = append(l.ready, c.Jobs...)
 	}
 	l.stale, l.nextDue = c.More || failing, c.Next
-	if c.Dead > 0 { // what they have held is due now. Where pages are damaged there may be no end of them
+	if c.Dead > 0 { // what they have held is due, but on damaged pages there may be no end of them
 		return now.Add(storeRetryWait)
 	}
 	return l.nextDue
 }
 
-// release gives back what is claimed and was not tried.
+// release returns the claimed deliveries that were not ordered to the engine.
 func (l *lane) release() {
 	numbers := make([]uint64, len(l.ready))
 	for i := range l.ready {
@@ -361,35 +361,36 @@ func (l *lane) release() {
 	l.ready, l.stale = nil, true
 }
 
-// isTooLate reports whether a delivery is of no use any more.
+// isTooLate reports whether a delivery has expired.
 func (l *lane) isTooLate(j *store.Job) bool {
 	return j.Delivery.Expires != 0 && !time.Now().Before(l.expiry(j))
 }
 
-// expiry is when a delivery becomes of no use, by the clock as it stands now. It is counted from
-// now on and not from the event, whose time is of the wall clock, which may be set back.
+// expiry returns when a delivery expires on the present clock. It adds the remaining life to the
+// present time, and does not use the time of the event, which comes from the wall clock and may lie
+// in the future after that is set back.
 func (l *lane) expiry(j *store.Job) time.Time {
 	life := time.Unix(0, j.Delivery.Expires).Sub(j.Event.At)
 	return time.Now().Add(life - l.opts.Clock.Freshness(j.Event.At))
 }
 
-// addExpired records that a claimed delivery is of no use any more.
+// addExpired adds the result that a claimed delivery has expired.
 func (l *lane) addExpired(j store.Job, now time.Time) {
 	l.add(store.Result{Job: j, Now: j.Delivery.Ended(store.Expired, now)}, now)
 }
 
-// logExpired reports that it was too late for a delivery.
+// logExpired logs and counts an expired delivery.
 func (l *lane) logExpired(j *store.Job) {
 	l.logger.Warn("delivery has expired: it is too late to be of use",
 		"event_id", j.EventID, "type", string(j.Event.Type), "call_id", j.Event.Call, "attempts", j.Delivery.Attempts)
 	l.opts.Observer.Expired(l.endpoint.Name)
 }
 
-// expire ends what has become too late while it waits: for the end of a pause, for the next probe,
-// or behind others. It says when to look again.
+// expire ends the deliveries that have expired while they wait for the end of a pause, for the next
+// probe or behind others, and returns when to look again.
 func (l *lane) expire(ctx context.Context, now time.Time) (at time.Time) {
 	if len(l.results) >= maxOutcomes || !l.recordAt.IsZero() {
-		return time.Time{} // run goes on when they are recorded
+		return time.Time{} // run comes back once they are recorded
 	}
 	if l.expireAt.IsZero() || now.Before(l.expireAt) {
 		return l.expireAt
@@ -416,21 +417,22 @@ func (l *lane) expire(ctx context.Context, now time.Time) (at time.Time) {
 		l.logExpired(&expired[i])
 	}
 	if len(expired) > 0 {
-		l.stale = true // they may have held something
+		l.stale = true // they may have held other deliveries
 	}
 	if !later.IsZero() {
-		// By the monotonic clock: the engine's time is of the wall clock, which may be set back.
+		// By the monotonic clock: the engine returns a time of the wall clock, which may be set
+		// back.
 		later = now.Add(later.Sub(now))
 	}
 	l.expireAt = sooner(next, later)
 	return l.expireAt
 }
 
-// collect takes what the workers have handed in, and logs it.
+// collect takes the results that the workers have handed in, and logs them.
 func (l *lane) collect() {
 	l.mu.Lock()
-	list, turns := l.ended, l.turns
-	l.ended, l.turns = l.freeEnded, nil
+	list, changes := l.ended, l.healthChanges
+	l.ended, l.healthChanges = l.freeEnded, nil
 	l.ordered.Add(-int64(len(list)))
 	l.mu.Unlock()
 	var news []telephony.Event
@@ -443,20 +445,20 @@ func (l *lane) collect() {
 			continue
 		}
 		if e.verdict == store.More && l.failing {
-			l.lastProbe = e.result.Job.Number - 1 // the same job is the next probe
+			l.lastProbe = e.result.Job.Number - 1 // so that the same job is the next probe
 		}
 		news = append(news, l.logAttempt(e)...)
 		l.add(e.result, e.at)
 	}
-	for i := range turns {
-		news = append(news, l.logHealthChange(&turns[i])...)
+	for i := range changes {
+		news = append(news, l.logHealthChange(&changes[i])...)
 	}
 	l.publish(news)
 	clear(list) // so that what was sent can be collected
 	l.freeEnded = list[:0]
 }
 
-// add puts a result to those that are to be recorded. It was there at a time that the caller gives.
+// add adds a result to those to be recorded; at is when it was ready.
 func (l *lane) add(r store.Result, at time.Time) {
 	if len(l.results) == 0 {
 		l.waiting = at
@@ -464,7 +466,7 @@ func (l *lane) add(r store.Result, at time.Time) {
 	l.results = append(l.results, r)
 }
 
-// flush starts a commit of the results if it is time, and says when it will be.
+// flush starts a commit of the results if it is time, or returns when it will be.
 func (l *lane) flush(work context.Context) (at time.Time) {
 	if l.recording || len(l.results) == 0 {
 		return time.Time{}
@@ -472,8 +474,8 @@ func (l *lane) flush(work context.Context) (at time.Time) {
 	now := time.Now()
 	switch {
 	case now.Before(l.recordAt) && work.Err() != nil:
-		// The shutdown's time is up. They stay pending in the engine, and are made again after the
-		// start.
+		// The grace of the shutdown is over. The deliveries stay pending in the engine, and are
+		// tried again after the next start.
 		l.results = nil
 		return time.Time{}
 	case now.Before(l.recordAt):
@@ -483,7 +485,7 @@ func (l *lane) flush(work context.Context) (at time.Time) {
 	}
 	batch := l.results
 	l.results, l.freeResults, l.recording = l.freeResults, nil, true
-	// What happened is recorded also while shutting down.
+	// Outcomes are recorded also during a shutdown.
 	go func() { l.recorded <- recorded{batch, l.queue.Record(context.WithoutCancel(work), batch)} }()
 	return time.Time{}
 }
@@ -492,8 +494,8 @@ func (l *lane) commitEnded(r recorded) {
 	now := time.Now()
 	l.recording, l.waiting, l.stale = false, now, true
 	if r.err != nil {
-		// They stay claimed: made again at once, they would reach a healthy CRM over and over while
-		// our disk is full.
+		// The deliveries stay claimed. If they were tried again at once, a healthy CRM would get
+		// them over and over while our disk is full.
 		l.setStuck(r.err)
 		l.writing.Failed("the outcomes of attempts cannot be recorded", r.err, "attempts", len(r.results))
 		l.results = append(r.results, l.results...)
@@ -515,15 +517,15 @@ func (l *lane) commitEnded(r recorded) {
 			continue
 		}
 		if result.Job.Delivery.Next != 0 || result.Now.State != store.Pending {
-			l.expireAt = sooner(l.expireAt, now.Add(minExpireGap)) // it may have held something that is too late
+			l.expireAt = sooner(l.expireAt, now.Add(minExpireGap)) // it may have held a delivery that has expired
 		}
 		if result.Attempt == nil && !result.Overruled {
 			l.logExpired(&result.Job)
 		}
 	}
 	if lost > 0 {
-		// They stay claimed until the next start: made again, they would reach the CRM over and
-		// over.
+		// The deliveries stay claimed until the next start. If they were tried again, the CRM would
+		// get them over and over.
 		l.logger.Error("the outcomes of attempts are lost, since a page of the outbox is damaged; "+
 			"they are made again after the next start", "attempts", lost, "event_id", firstLost)
 	}
@@ -534,12 +536,11 @@ func (l *lane) commitEnded(r recorded) {
 	l.freeResults = r.results[:0]
 }
 
-// minExpireGap is how long what a recorded delivery has released may be too late before it is
-// ended.
+// minExpireGap is how long a delivery that was released after its expiry may stay pending.
 const minExpireGap = 100 * time.Millisecond
 
-// setStuck notes why the lane can deliver nothing, which is no fault of its endpoint; nil where it
-// can.
+// setStuck records why the lane can deliver nothing, which is no fault of its endpoint; nil means
+// that it can.
 func (l *lane) setStuck(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -555,8 +556,8 @@ func (l *lane) currentHealth() health {
 	return l.health
 }
 
-// status is how the endpoint stands, without its counts. One whose lane is stuck is failing:
-// nothing reaches it.
+// status returns the status of the endpoint without its counts. An endpoint whose lane is stuck is
+// failing, since nothing reaches it.
 func (l *lane) status(now time.Time) EndpointStatus {
 	l.mu.Lock()
 	h, stuck, since := l.health, l.stuck, l.stuckSince

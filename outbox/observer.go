@@ -8,14 +8,14 @@ import (
 
 // Observer counts what happens. Its methods return at once and may be called concurrently.
 type Observer interface {
-	// AttemptEnded counts an attempt by its outcome, one of those below; took is its length, age
-	// the time since its event was read.
+	// AttemptEnded counts an attempt by its outcome, one of the constants below. Took is its
+	// duration, age the time since its event was read.
 	AttemptEnded(endpoint, outcome string, took, age time.Duration)
-	Expired(endpoint string)        // a delivery is made no more, since it is too late
-	GivenUp(endpoint string, n int) // so many are dead without another attempt: damaged, or too old
+	Expired(endpoint string)        // a delivery has become too late to be of use
+	GivenUp(endpoint string, n int) // n deliveries are dead without another attempt: damaged, or too old
 }
 
-// The outcomes of attempts, and of what was too late for one.
+// The outcomes of attempts, and of deliveries that were too late for one.
 const (
 	OutcomeDelivered = "delivered"
 	OutcomeFailed    = "failed" // it will be tried again
@@ -23,7 +23,7 @@ const (
 	OutcomeExpired   = "expired"
 )
 
-// outcomeOf names how a delivery stands after an attempt.
+// outcomeOf returns the outcome of an attempt by the delivery after it.
 func outcomeOf(d store.Delivery) string {
 	if d.State == store.Pending {
 		return OutcomeFailed
@@ -31,7 +31,7 @@ func outcomeOf(d store.Delivery) string {
 	return d.State.String()
 }
 
-// unobserved is the observer of an outbox that has none.
+// unobserved is the default Observer, which does nothing.
 type unobserved struct{}
 
 // AttemptEnded does nothing.

@@ -1,19 +1,19 @@
-// Package outbox brings every event to each endpoint that is to get it, at least once and with the
-// same ID each time. An engine keeps the events (package store), a Sender makes one attempt; the
-// outbox decides what is delivered when. A delivery goes
+// Package outbox delivers every event to each endpoint that is to get it, at least once and with
+// the same ID each time. An engine stores the events (package store), a Sender makes one attempt;
+// the outbox decides what is delivered when. The states of a delivery:
 //
 //	pending ──success──► delivered
 //	   │ ▲
-//	   │ └─ a failure: again after the schedule's next wait
+//	   │ └─ a failure: retried after the next wait of the schedule
 //	   ├──the endpoint is gone, or the schedule is used up──► dead
 //	   └──too late to be of use─────────────────────────────► expired
 //
-// Events of one call go to an endpoint in their order: a delivery is held while the one before it
-// in its call is pending, but no longer than the hold after that has failed, and of one call never
-// two attempts are under way at one endpoint. A hold may therefore last one attempt longer. Calls
-// do not wait for one another, nor does an endpoint for another: each has its own lane. An endpoint
-// at which many attempts in a row have failed is only probed, until one succeeds: see health. A
-// question where a call should go stands in no lane: package routing asks it.
+// Events of one call are delivered to an endpoint in their order: a delivery is held while the one
+// before it in its call is pending, but not beyond the hold after that one has failed. Of one call
+// there are never two attempts in flight at an endpoint, so a hold may last one attempt longer.
+// Calls do not wait for one another, nor do endpoints: each has its own lane. An endpoint at which
+// many attempts in a row have failed is only probed until one succeeds: see health. Questions where
+// a call should go stand in no lane: package routing asks them.
 package outbox
 
 import (
@@ -34,29 +34,29 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// Options says where events are stored and how they are delivered.
+// Options configures an Outbox.
 type Options struct {
-	Engine    store.Engine // its Rules are those of package Rules
+	Engine    store.Engine // opened with the rules that Rules returns
 	Endpoints []store.Endpoint
-	Senders   map[string]store.Sender // by endpoint; none for one that reads its events
+	Senders   map[string]store.Sender // by endpoint; an endpoint that reads its events has none
 	Formatter Formatter
-	// RetrySchedule holds the waits after the first, second, … failed attempt. After the last one a
-	// delivery is dead.
+	// RetrySchedule holds the waits after the first, second, … failed attempt. A delivery that
+	// fails after the last of them is dead.
 	RetrySchedule []time.Duration
 	// RoutingTimeout is how long it is of use to ask where a call should go.
 	RoutingTimeout time.Duration
-	// Retention is how long an event stays, counted from when it was read. One that an endpoint
-	// still waits for stays longer.
+	// Retention is how long an event is kept after it was read; longer while an endpoint waits for
+	// it.
 	Retention time.Duration
-	// Grace is how long attempts in flight may go on after Run's context has ended, or, if that is
-	// earlier, after Stopping.
+	// Grace is how long attempts in flight may go on after the context of Run has ended, or after
+	// Stopping if that ends earlier.
 	Grace time.Duration
-	// Stopping ends when the program begins to stop, which may be before it is the outbox's turn.
-	// May be nil.
+	// Stopping ends when the program begins to stop, which may be before the outbox is stopped. May
+	// be nil.
 	Stopping context.Context
 	Logger   *slog.Logger
 	Observer Observer // may be nil
-	// Clock says how fresh things are; nil is one that begins now.
+	// Clock computes ages; nil uses a clock that starts with New.
 	Clock *clock.Clock
 }
 
@@ -81,20 +81,20 @@ func (o *Options) validate() error {
 	return nil
 }
 
-// Outbox is what must be delivered, to which endpoint, and when.
+// Outbox delivers the events of an engine to the endpoints.
 type Outbox struct {
 	opts   Options
 	engine store.Engine
 	lanes  []*lane
 
-	nearlyFull chan struct{} // the engine is
-	failures   *repeat.Log   // of removing old events
+	nearlyFull chan struct{} // wakes prune early
+	failures   *repeat.Log   // failures to remove old events
 
 	mu        sync.Mutex
-	appendErr error // of the last Append; nil if it went well
+	appendErr error // the error of the last Append; nil if it succeeded
 }
 
-// New gives an outbox on an open engine, which stays the caller's to close.
+// New returns an outbox on an open engine, which the caller closes.
 func New(ctx context.Context, opts Options) (*Outbox, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
@@ -119,8 +119,8 @@ func New(ctx context.Context, opts Options) (*Outbox, error) {
 	return o, nil
 }
 
-// warnOfOrphans logs what waits for endpoints that are configured no longer: a slip in a name would
-// show itself in nothing else.
+// warnOfOrphans logs the deliveries that are pending for endpoints that are no longer configured.
+// Nothing else would show a misspelt name.
 func (o *Outbox) warnOfOrphans(ctx context.Context) error {
 	standing, err := o.engine.Standing(ctx)
 	for _, name := range slices.Sorted(maps.Keys(standing)) {
@@ -134,8 +134,8 @@ func (o *Outbox) warnOfOrphans(ctx context.Context) error {
 }
 
 // Append stores events in the order given, all in one transaction, and returns nil only when they
-// are durable. An event whose ID is known is left alone, so a batch whose commit failed may be
-// appended again; a replayed event that says what is stored already is left alone too. Fails with
+// are durable. An event whose ID is stored already is left out, so a batch whose commit failed may
+// be appended again; so is a replayed event with the content of a stored one. Fails with
 // store.ErrFull. It returns the questions that the events open, for routing to ask.
 func (o *Outbox) Append(ctx context.Context, events []telephony.Event) (questions []uint64, err error) {
 	questions, err = o.append(ctx, events)
@@ -165,9 +165,9 @@ func (o *Outbox) append(ctx context.Context, events []telephony.Event) (question
 	return appended.Questions, nil
 }
 
-// appendOperational stores events of the bridge itself, where an endpoint gets them. If they cannot
-// be stored, the log has said what they say; since they are tried once, that says nothing of what
-// can be stored later.
+// appendOperational stores events about the bridge itself, if an endpoint subscribes to them. It
+// tries once: the log already has their content. A failure is not kept as that of Append is, since
+// it does not show that later events cannot be stored.
 func (o *Outbox) appendOperational(news []telephony.Event) {
 	news = slices.DeleteFunc(news, func(e telephony.Event) bool {
 		return !slices.ContainsFunc(o.opts.Endpoints, func(to store.Endpoint) bool { return to.Events.Match(e.Type) })
@@ -183,15 +183,15 @@ func (o *Outbox) appendOperational(news []telephony.Event) {
 	}
 }
 
-// wakeLanes lets the lanes look for what is new.
+// wakeLanes makes every lane look for new deliveries.
 func (o *Outbox) wakeLanes() {
 	for _, l := range o.lanes {
 		wake(l.wake)
 	}
 }
 
-// Run delivers until ctx ends. Attempts in flight may then go on for what is left of Options.Grace,
-// and how they ended is recorded.
+// Run delivers until ctx ends. Attempts in flight may then go on for the rest of Options.Grace, and
+// their outcomes are recorded.
 func (o *Outbox) Run(ctx context.Context) error {
 	work, stop := o.Work(ctx)
 	defer stop()
@@ -206,8 +206,8 @@ func (o *Outbox) Run(ctx context.Context) error {
 	return nil
 }
 
-// Work gives the context of attempts, which outlives ctx by the grace: a webhook that is under way
-// when a shutdown begins is better finished than sent twice.
+// Work returns the context of attempts, which outlives ctx by the grace: it is better to finish a
+// webhook that is in flight when a shutdown begins than to send it twice.
 func (o *Outbox) Work(ctx context.Context) (work context.Context, stop context.CancelFunc) {
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	endWork := func() { time.AfterFunc(o.opts.Grace, cancel) }
@@ -223,7 +223,7 @@ func (o *Outbox) Work(ctx context.Context) (work context.Context, stop context.C
 	}
 }
 
-// endpoint gives the endpoint of a name, nil if none is configured.
+// endpoint returns the endpoint with a name, or nil if none is configured.
 func (o *Outbox) endpoint(name string) *store.Endpoint {
 	for i := range o.opts.Endpoints {
 		if o.opts.Endpoints[i].Name == name {
@@ -233,12 +233,12 @@ func (o *Outbox) endpoint(name string) *store.Endpoint {
 	return nil
 }
 
-// lane gives the lane of an endpoint that is configured.
+// lane returns the lane of a configured endpoint.
 func (o *Outbox) lane(endpoint string) *lane {
 	return o.lanes[slices.IndexFunc(o.lanes, func(l *lane) bool { return l.endpoint.Name == endpoint })]
 }
 
-// wake wakes the goroutine that waits on a channel with room for one.
+// wake wakes the goroutine that receives from a channel with a buffer of one.
 func wake(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:

@@ -9,19 +9,19 @@ import (
 )
 
 const (
-	// pruneEvery is how often the outbox looks for what is too old.
+	// pruneEvery is the interval between removals of old events.
 	pruneEvery = time.Minute
-	// nearlyFullWait is how long it does not look for what can go early after it has found nothing.
+	// nearlyFullWait is the pause in early removals after one has found nothing to remove.
 	nearlyFullWait = 10 * time.Second
 )
 
-// prune removes, until ctx ends, events that are older than the retention and that no endpoint
-// waits for any more; when the engine is nearly full, also younger ones.
+// prune removes, until ctx ends, events that are older than the retention and for which no endpoint
+// waits; while the engine is nearly full, also younger ones.
 func (o *Outbox) prune(ctx context.Context) {
 	tick := time.NewTicker(pruneEvery)
 	defer tick.Stop()
-	var fruitless time.Time // when it last found nothing that can go early
-	last := time.Now()      // pass
+	var fruitless time.Time // when it last found nothing to remove early
+	last := time.Now()      // the time of the last pass
 	for {
 		select {
 		case <-ctx.Done():
@@ -51,7 +51,7 @@ func (o *Outbox) prune(ctx context.Context) {
 			o.opts.Logger.Debug("old events removed from the outbox", "events", pruned.Events)
 		}
 		if len(pruned.GivenUp) > 0 {
-			o.wakeLanes() // they may have held what can go now
+			o.wakeLanes() // they may have held deliveries that are due now
 		}
 		for name, n := range pruned.GivenUp {
 			o.opts.Observer.GivenUp(name, n)
@@ -62,9 +62,9 @@ func (o *Outbox) prune(ctx context.Context) {
 	}
 }
 
-// abandoned gives the endpoints that have been failing for longer than the retention and the whole
-// schedule together. What has waited for one for that long is given up: an endpoint that never
-// returns must not fill the disk. Passed is the time since the last call. Where the engine cannot
+// abandoned returns the endpoints that have been failing for longer than the retention and the
+// whole schedule together. Their deliveries of that age are given up: an endpoint that never
+// recovers must not fill the disk. Passed is the time since the last call. While the engine cannot
 // be written, no endpoint is abandoned.
 func (o *Outbox) abandoned(ctx context.Context, passed time.Duration) map[string]bool {
 	list := map[string]bool{}
@@ -82,13 +82,13 @@ func (o *Outbox) abandoned(ctx context.Context, passed time.Duration) map[string
 	return list
 }
 
-// noteFailing is the note of an endpoint that says for how long it has been failing, in nanoseconds
-// that have passed while the bridge ran: a clock that is set adds nothing to it, nor does a time in
-// which the bridge was down and could not know.
+// noteFailing is the name of the note of an endpoint that holds for how long it has been failing,
+// in nanoseconds during which the bridge ran. Neither a clock that is set nor a time in which the
+// bridge was down, and could not know, adds to it.
 const noteFailing = "failing"
 
-// failingFor adds to the time for which an endpoint has been failing, or begins it again after a
-// success, and gives the sum.
+// failingFor adds to the time for which an endpoint has been failing, or resets it after a success,
+// and returns the sum.
 func (o *Outbox) failingFor(
 	ctx context.Context, endpoint string, failing, succeeded bool, passed time.Duration,
 ) (total time.Duration, err error) {

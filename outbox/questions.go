@@ -6,25 +6,27 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// A question where a call should go is asked by routing, past everything that waits in a lane:
-// rate, pause, probe and earlier events. What it means for the lane comes in here.
+// Routing asks questions where a call should go, ahead of everything that waits in a lane: they
+// wait for no rate, pause, probe or earlier event. These methods bring their effect on a lane into
+// it.
 
 // IsFailing reports whether an endpoint is only probed.
 func (o *Outbox) IsFailing(endpoint string) bool { return o.lane(endpoint).currentHealth().failing }
 
-// EnterCall begins an attempt at a question of a call; it is false while another attempt of the
-// call is under way at the endpoint.
+// EnterCall begins an attempt at a question of a call; it returns false while another attempt of
+// the call is in flight at the endpoint.
 func (o *Outbox) EnterCall(endpoint, call string) bool { return o.lane(endpoint).calls.enter(call) }
 
-// LeaveCall ends it.
+// LeaveCall ends that attempt.
 func (o *Outbox) LeaveCall(endpoint, call string) {
 	l := o.lane(endpoint)
 	l.calls.leave(call)
 	wake(l.wake)
 }
 
-// QuestionTried takes how an attempt at a question ended, and how its delivery stands after it: for
-// the endpoint's health, the log, the metrics, and as news.
+// QuestionTried updates the health of an endpoint by an attempt at a question, logs and counts the
+// attempt, and appends the operational events that follow from it. R holds the delivery after the
+// attempt.
 func (o *Outbox) QuestionTried(endpoint string, r store.Result, outcome store.Outcome, at time.Time) {
 	l := o.lane(endpoint)
 	l.updateHealth(outcome, false, at)
@@ -32,12 +34,13 @@ func (o *Outbox) QuestionTried(endpoint string, r store.Result, outcome store.Ou
 	wake(l.wake)
 }
 
-// QuestionExpired takes that a question was not answered by an endpoint in time.
+// QuestionExpired logs and counts a question that an endpoint has not answered in time.
 func (o *Outbox) QuestionExpired(endpoint string, j store.Job) { o.lane(endpoint).logExpired(&j) }
 
-// QuestionEnded lets an endpoint's lane go on with what waits behind a question.
+// QuestionEnded wakes the lane of an endpoint, since deliveries that a question has held may be
+// due.
 func (o *Outbox) QuestionEnded(endpoint string) {
 	l := o.lane(endpoint)
-	l.freed.Store(true)
+	l.questionEnded.Store(true)
 	wake(l.wake)
 }

@@ -10,9 +10,9 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// Redeliver makes one delivery again, whatever became of it, and gives how it stands then. The
-// event keeps its ID, does not expire, and goes behind what is pending before it in its call. Fails
-// with store.ErrNotFound, store.ErrNoEndpoint or store.ErrNoURL.
+// Redeliver makes one delivery again, in whatever state it is, and returns its new state. The event
+// keeps its ID, does not expire, and is queued behind the pending events before it in its call.
+// Fails with store.ErrNotFound, store.ErrNoEndpoint or store.ErrNoURL.
 func (o *Outbox) Redeliver(ctx context.Context, id string) (store.DeliveryView, error) {
 	eventID, endpoint, isWhole := strings.Cut(id, ".")
 	if !isWhole {
@@ -29,9 +29,10 @@ func (o *Outbox) Redeliver(ctx context.Context, id string) (store.DeliveryView, 
 	return d, err
 }
 
-// RedeliverAll makes many deliveries again, or only counts them, and says how many. Events that
-// come in meanwhile are not among them. Fails with store.ErrNoEndpoint, store.ErrNoURL or
-// store.ErrBadState; if the engine fails on the way, what was done until then is done, and counted.
+// RedeliverAll makes many deliveries again, or with DryRun only counts them, and returns their
+// number. Events that are appended meanwhile are not among them. Fails with store.ErrNoEndpoint,
+// store.ErrNoURL or store.ErrBadState. If the engine fails on the way, what was done until then
+// stays done, and is counted.
 func (o *Outbox) RedeliverAll(ctx context.Context, r store.Redelivery) (count int, err error) {
 	if err := o.checkWebhookEndpoint(r.Endpoint); err != nil {
 		return 0, err
@@ -55,14 +56,14 @@ func (o *Outbox) RedeliverAll(ctx context.Context, r store.Redelivery) (count in
 			return count, err
 		}
 		if count += n; n > 0 && !r.DryRun {
-			o.wakeLanes() // what is pending already need not wait until all is
+			o.wakeLanes() // so that the first need not wait for the last
 		}
 	}
 	return count, nil
 }
 
-// checkWebhookEndpoint fails with store.ErrNoEndpoint or store.ErrNoURL where nothing can be sent
-// to an endpoint.
+// checkWebhookEndpoint fails with store.ErrNoEndpoint or store.ErrNoURL if nothing can be sent to
+// an endpoint.
 func (o *Outbox) checkWebhookEndpoint(name string) error {
 	switch e := o.endpoint(name); {
 	case e == nil:
@@ -77,13 +78,13 @@ func errNoEndpoint(name string) error { return fmt.Errorf("%w: %q", store.ErrNoE
 
 // Tester is a Sender that can send a test.
 type Tester interface {
-	// Test sends the endpoint an event that is not stored and not tried again. It fails with ctx's
-	// error alone.
+	// Test sends the endpoint an event that is neither stored nor retried. Fails only with the
+	// error of ctx.
 	Test(ctx context.Context) (eventID string, made store.Attempt, err error)
 }
 
-// SendTest sends an endpoint a test, past everything that waits for it, and gives how that attempt
-// ended. Fails with store.ErrNoEndpoint, store.ErrNoURL or ctx's error.
+// SendTest sends a test to an endpoint, ahead of all deliveries that wait for it, and returns the
+// outcome. Fails with store.ErrNoEndpoint, store.ErrNoURL or the error of ctx.
 func (o *Outbox) SendTest(ctx context.Context, endpoint string) (eventID string, made store.Attempt, err error) {
 	if err := o.checkWebhookEndpoint(endpoint); err != nil {
 		return "", store.Attempt{}, err

@@ -8,22 +8,23 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// RulesOptions is what the rules of an outbox follow from.
+// RulesOptions is the configuration from which the rules follow.
 type RulesOptions struct {
 	Endpoints     []store.Endpoint
 	RetrySchedule []time.Duration
-	// OrderHold is how long an event that fails holds the later ones of its call; then they may
-	// overtake it. It may last one attempt longer.
+	// OrderHold is how long an event that has failed holds the later ones of its call; after that
+	// they may overtake it. A hold may last one attempt longer.
 	OrderHold time.Duration
-	// RoutingTimeout is how long it is of use to ask where a call should go.
+	// RoutingTimeout is how long the answer to a question where a call should go is of use.
 	RoutingTimeout time.Duration
-	// QuietWithoutWinner withholds from all endpoints that a call rings, or was answered, if it has
-	// asked where to go and no endpoint wants it, or not yet. Otherwise all endpoints get it.
+	// QuietWithoutWinner withholds from all endpoints the events that a call rings or was answered,
+	// if the call has asked where to go and no endpoint has won it (yet). Otherwise all endpoints
+	// get them.
 	QuietWithoutWinner bool
 }
 
-// Rules gives an engine what the outbox decides: which endpoint gets an event, and until when. What
-// concerns the routes of calls is routing's.
+// Rules returns the rules of delivery for an engine: which endpoint gets an event, and until when.
+// The rules for routes are those of package routing.
 func Rules(opts RulesOptions) store.Rules {
 	byName := map[string]*store.Endpoint{}
 	rules := store.Rules{Hold: opts.OrderHold, LongestWait: longestWait(opts.RetrySchedule, opts.OrderHold)}
@@ -54,9 +55,9 @@ func Rules(opts RulesOptions) store.Rules {
 	return rules
 }
 
-// lifetime is how long it is of use to know of an event; 0 is for ever. A question about a live
-// call, and the news that it rings or was answered, come too late after a while; that it is over
-// never does.
+// lifetime is how long an event of a type is of use; 0 means for ever. A question about a live
+// call, and the event that a call rings or was answered, become useless after a while; the end of a
+// call never does.
 func lifetime(kind telephony.EventType, routing, ringing time.Duration) time.Duration {
 	switch kind {
 	case telephony.EventTransferRequested:
@@ -68,10 +69,10 @@ func lifetime(kind telephony.EventType, routing, ringing time.Duration) time.Dur
 	return 0
 }
 
-// goesTo reports whether an event of a call goes to an endpoint that has subscribed to it. That the
-// call rings, and was answered, is for the endpoint alone that won it; with quiet it is for none
-// where there is no winner. Route is what the call has asked, nil if that says nothing of the
-// event.
+// goesTo reports whether an endpoint that has subscribed to a type gets an event of it. That a call
+// rings or was answered goes only to the endpoint that has won the call; without a winner to all,
+// or with quiet to none. Route is the route of the call, or nil if there is none that applies to
+// the event.
 func goesTo(
 	kind telephony.EventType, endpoint string, route *telephony.Route, endpoints []store.Endpoint, quiet bool,
 ) bool {
@@ -79,7 +80,8 @@ func goesTo(
 	if !rings || route == nil {
 		return true
 	}
-	// The winner may be the operator, or configured no longer: then the event is for all.
+	// The winner may be the operator, or an endpoint that is no longer configured: then all get the
+	// event.
 	isKnown := slices.ContainsFunc(endpoints, func(e store.Endpoint) bool { return e.Name == route.Winner })
 	if route.Outcome == telephony.RouteWon && isKnown {
 		return endpoint == route.Winner
@@ -87,8 +89,8 @@ func goesTo(
 	return !quiet
 }
 
-// longestWait is past any wait that there can be: a due time further ahead means that the clock was
-// set back.
+// longestWait is longer than any wait for an attempt can be: a later due time means that the clock
+// was set back.
 func longestWait(schedule []time.Duration, hold time.Duration) time.Duration {
 	longest := max(maxRetryAfter, hold)
 	for _, wait := range schedule {
@@ -97,7 +99,7 @@ func longestWait(schedule []time.Duration, hold time.Duration) time.Duration {
 	return longest + time.Minute
 }
 
-// lifespan is how long a delivery can be on its way when it is tried by its schedule.
+// lifespan is the sum of the waits of a schedule: how long a delivery can be pending because of it.
 func lifespan(schedule []time.Duration) (sum time.Duration) {
 	for _, wait := range schedule {
 		sum += wait

@@ -11,34 +11,35 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// order is an attempt that a worker is to make.
+// order is an attempt for a worker to make.
 type order struct {
 	job   store.Job
 	probe bool
 }
 
-// attemptDone is what became of an order.
+// attemptDone is the result of an order.
 type attemptDone struct {
 	result store.Result
-	unmade bool // no attempt was made, or the shutdown has cut it off: how it would have ended is unknown
+	unmade bool // no attempt was made, or the shutdown has cut it off and its outcome is unknown
 
 	verdict store.Verdict
 	at      time.Time
-	expires bool // it will be too late before there is another attempt
+	expires bool // the delivery expires before its next attempt
 }
 
-// healthChange is what an attempt has changed of the endpoint as a whole, as far as it is logged.
+// healthChange is a change of an endpoint's health that is logged.
 type healthChange struct {
 	before, after health
 	at            time.Time
-	status        int // of the answer; 0 if there was none
+	status        int // of the response; 0 if there was none
 }
 
-// work makes attempts until run ends. They run under work; once ctx has ended, none begins.
+// work is a worker: it makes the attempts that run orders, under the context work. Once ctx has
+// ended, it begins none.
 func (l *lane) work(ctx, work context.Context) {
 	for o := range l.orders {
-		// The answers that have come are read before the next request goes out: measured with
-		// BenchmarkBridge, two or three in a hundred faster.
+		// Responses that have arrived are read before the next request is sent: in BenchmarkBridge
+		// that is two or three percent faster.
 		runtime.Gosched()
 		if ctx.Err() != nil || l.isOvertaken(&o) {
 			l.handIn(attemptDone{result: store.Result{Job: o.job}, unmade: true})
@@ -48,19 +49,19 @@ func (l *lane) work(ctx, work context.Context) {
 	}
 }
 
-// isOvertaken reports whether an order is not to be carried out any more: while it waited for a
-// worker, the endpoint has begun to fail or has asked for a pause, or it became too late.
+// isOvertaken reports whether an order is no longer to be carried out: while it waited for a
+// worker, the endpoint has begun to fail or requested a pause, or the delivery has expired.
 func (l *lane) isOvertaken(o *order) bool {
 	h := l.currentHealth()
 	slots, _ := h.allows(time.Now(), 1)
 	return slots == 0 || h.failing && !o.probe || l.isTooLate(&o.job)
 }
 
-// handIn gives run what became of an order. It wakes run when the workers are about to run out of
-// orders, for as many as are committed at once, and for the last one that is out: nothing else
-// comes with which it could be logged and recorded. For the others run may sleep on until the first
-// of them has waited for outcomeWait. At full load run and the workers would else wait for one
-// another once for every attempt.
+// handIn passes the result of an order to run. It wakes run in three cases: when the workers are
+// about to run out of orders, when a full batch is ready to commit, and for the last order in
+// flight, after which nothing else would wake run. Otherwise run may sleep until the first result
+// has waited for outcomeWait. Without this, run and the workers would wait for one another once per
+// attempt at full load.
 func (l *lane) handIn(e attemptDone) {
 	l.mu.Lock()
 	l.ended = append(l.ended, e)
@@ -68,14 +69,14 @@ func (l *lane) handIn(e attemptDone) {
 	isLast := n == int(l.ordered.Load())
 	l.mu.Unlock()
 	switch {
-	case isLast, n == maxOutcomes, l.hungry.Load() && len(l.orders) <= max(1, l.endpoint.Concurrency/2):
-		wake(l.handed)
+	case isLast, n == maxOutcomes, l.hasMore.Load() && len(l.orders) <= max(1, l.endpoint.Concurrency/2):
+		wake(l.handedIn)
 	case n == 1:
-		l.soon.Reset(outcomeWait)
+		l.handInTimer.Reset(outcomeWait)
 	}
 }
 
-// attempt makes one attempt and says how the delivery stands after it.
+// attempt makes one attempt and returns the delivery after it.
 func (l *lane) attempt(work context.Context, j store.Job, probe bool) attemptDone {
 	began := time.Now()
 	j.MayRedial = l.redial
@@ -95,7 +96,7 @@ func (l *lane) attempt(work context.Context, j store.Job, probe bool) attemptDon
 	expires := false
 	if j.Delivery.Expires != 0 && !probe && next.State == store.Pending {
 		if end := l.expiry(&j); next.Due >= end.UnixNano() {
-			next.Due, expires = end.UnixNano(), true // it expires on time, not when its next attempt would be
+			next.Due, expires = end.UnixNano(), true // it expires then, without waiting for that attempt
 		}
 	}
 	l.updateHealth(o, probe, now)
@@ -106,7 +107,7 @@ func (l *lane) attempt(work context.Context, j store.Job, probe bool) attemptDon
 	return attemptDone{result: result, verdict: o.Verdict, at: now, expires: expires}
 }
 
-// updateHealth draws from an attempt what it says of the endpoint as a whole.
+// updateHealth updates the health of the endpoint by the outcome of an attempt.
 func (l *lane) updateHealth(o store.Outcome, probe bool, now time.Time) {
 	random := rand.Float64()
 	if o.Verdict == store.Done || o.Verdict == store.Refused {
@@ -117,11 +118,11 @@ func (l *lane) updateHealth(o store.Outcome, probe bool, now time.Time) {
 	before := l.health
 	l.health = before.after(o, probe, now, random)
 	if l.health.failing != before.failing || l.health.pausedUntil.After(before.pausedUntil) {
-		l.turns = append(l.turns, healthChange{before, l.health, now, o.Status})
+		l.healthChanges = append(l.healthChanges, healthChange{before, l.health, now, o.Status})
 	}
 }
 
-// logAttempt logs and counts how an attempt ended, and gives the news that endpoints get of it.
+// logAttempt logs and counts an attempt, and returns the operational events that follow from it.
 func (l *lane) logAttempt(e *attemptDone) (news []telephony.Event) {
 	j, made := &e.result.Job, e.result.Attempt
 	l.logLine(e)
@@ -129,7 +130,7 @@ func (l *lane) logAttempt(e *attemptDone) (news []telephony.Event) {
 		return nil
 	}
 	l.opts.Observer.AttemptEnded(l.endpoint.Name, outcomeOf(e.result.Now), made.Took, e.at.Sub(j.Event.At))
-	// Of a delivery of such news itself there is no news, or it would never end.
+	// A dead delivery of an operational event causes no other, or that would never end.
 	if e.result.Now.State == store.Dead && !telephony.IsOperational(j.Event.Type) {
 		news = append(news, telephony.Event{
 			Type:       telephony.EventDeliveryDead,
@@ -141,14 +142,14 @@ func (l *lane) logAttempt(e *attemptDone) (news []telephony.Event) {
 	return news
 }
 
-// isPostponed reports whether a delivery merely waits after an attempt, which was neither a success
+// isPostponed reports whether an attempt only postponed its delivery, which is neither a success
 // nor a failure.
 func isPostponed(v store.Verdict) bool {
 	return v == store.Later || v == store.Pause || v == store.More
 }
 
-// logHealthChange does the same for what has changed of the endpoint. Only run calls it, so that
-// changes are logged in their order, whichever attempt has brought them.
+// logHealthChange logs a change of the endpoint's health, and returns the operational events that
+// follow from it. Only run calls it, so that changes are logged in the order in which they happen.
 func (l *lane) logHealthChange(t *healthChange) (news []telephony.Event) {
 	switch before, after := &t.before, &t.after; {
 	case after.failing && !before.failing:
@@ -168,7 +169,7 @@ func (l *lane) logHealthChange(t *healthChange) (news []telephony.Event) {
 	return nil
 }
 
-// logLine writes the one line of an attempt.
+// logLine writes the one log line of an attempt.
 func (l *lane) logLine(e *attemptDone) {
 	j, d, made := &e.result.Job, &e.result.Now, e.result.Attempt
 	attrs := make([]slog.Attr, 0, 7)
@@ -203,13 +204,13 @@ func (l *lane) logLine(e *attemptDone) {
 	logAt(l.logger, e.at, level, message, attrs)
 }
 
-// logAt is Logger.LogAttrs but for the time, and without the place in the code: to find that out
-// took a sixth of the time of a line, and no handler shows it.
+// logAt logs a line with a given time. Unlike Logger.LogAttrs it does not determine the source
+// position, which took a sixth of the time of a line, and which no handler shows.
 func logAt(logger *slog.Logger, at time.Time, level slog.Level, message string, attrs []slog.Attr) {
 	ctx, handler := context.Background(), logger.Handler()
 	if handler.Enabled(ctx, level) {
 		r := slog.NewRecord(at, level, message, 0)
 		r.AddAttrs(attrs...)
-		_ = handler.Handle(ctx, r) // as a Logger does
+		_ = handler.Handle(ctx, r) // a Logger ignores the error too
 	}
 }
