@@ -9,9 +9,9 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// encodeBody writes the standard body member by member, and gives the place of the sequence in it.
-// In the profile, encoding a struct by reflection stood before everything else that storing an
-// event takes.
+// encodeBody writes the standard body member by member, and returns the position of the sequence in
+// it. It is written by hand because encoding a struct by reflection took most of the processor time
+// of storing an event.
 func encodeBody(e *telephony.Event, asks bool, answerWithin time.Duration) (written []byte, gap int) {
 	b := body{buf: make([]byte, 0, bodySize(e))}
 	b.open()
@@ -25,7 +25,7 @@ func encodeBody(e *telephony.Event, asks bool, answerWithin time.Duration) (writ
 		b.name("sequence")
 		gap = len(b.buf)
 	}
-	// An absent value is left out, not empty.
+	// An absent value is omitted, not empty.
 	b.optional("from", e.From)
 	b.optional("to", e.To)
 	b.optional("line", e.Line)
@@ -55,7 +55,7 @@ func encodeBody(e *telephony.Event, asks bool, answerWithin time.Duration) (writ
 	return append(b.buf, "}}}"...), gap
 }
 
-// bodySize is an upper estimate of a body's length in bytes.
+// bodySize returns an upper estimate of the length of a body in bytes.
 func bodySize(e *telephony.Event) int {
 	const fixed, member = 352, 8
 	n := fixed + len(e.CallID) + len(e.From) + len(e.To) + len(e.RecordingURL) + len(e.Text)
@@ -65,12 +65,12 @@ func bodySize(e *telephony.Event) int {
 	return n
 }
 
-// body is JSON that is being written.
+// body is JSON under construction.
 type body struct{ buf []byte }
 
 func (b *body) open() { b.buf = append(b.buf, '{') }
 
-// name begins a member.
+// name starts a member.
 func (b *body) name(name string) {
 	if last := b.buf[len(b.buf)-1]; last != '{' {
 		b.buf = append(b.buf, ',')
@@ -89,8 +89,8 @@ func (b *body) optional(name, value string) {
 	}
 }
 
-// timestamp adds a time as RFC 3339 in UTC with milliseconds, always three digits of them. The
-// package time is quick with its own layouts only.
+// timestamp appends a time as RFC 3339 in UTC with milliseconds, always three digits. Package time
+// formats only its own layouts quickly, so the digits are appended here.
 func (b *body) timestamp(name string, t time.Time) {
 	b.name(name)
 	b.buf = t.UTC().AppendFormat(append(b.buf, '"'), time.RFC3339)
@@ -106,8 +106,8 @@ func (b *body) time(name string, t time.Time) {
 	}
 }
 
-// AppendString appends a JSON string. Plain ASCII is copied, everything else is left to
-// encoding/json, which leaves <, > and & as they are: the body of a webhook is no HTML.
+// AppendString appends a JSON string. Plain ASCII is copied; anything else is left to
+// encoding/json, which does not escape <, > and & here: the body of a webhook is not HTML.
 func AppendString(buf []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' {

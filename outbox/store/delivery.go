@@ -2,19 +2,19 @@ package store
 
 import "time"
 
-// State is where a delivery stands.
+// State is the state of a delivery.
 type State byte
 
-// The states. A delivery is pending until it is one of the others, for good or until it is asked
-// for again.
+// The states. A delivery is pending until it gets one of the others, which is final unless a
+// redelivery is requested.
 const (
 	Pending State = iota
 	Delivered
-	Expired // it came too late to be of use
+	Expired // too late to be of use
 	Dead
 )
 
-// StateNames are the states' names for people and for the API.
+// StateNames are the names of the states for people and the API.
 var StateNames = [...]string{Pending: "pending", Delivered: "delivered", Expired: "expired", Dead: "dead"}
 
 func (s State) String() string { return StateNames[s] }
@@ -22,20 +22,20 @@ func (s State) String() string { return StateNames[s] }
 // Delivery is the duty to bring one event to one endpoint, as it is stored.
 type Delivery struct {
 	State    State
-	Attempts int // made so far
-	Step     int // waits of the schedule that are used up
-	// Due is when a pending delivery may be tried, in Unix nanoseconds: 0 is at once, Held and
-	// Asking have no time. Of any other delivery it is when its state began.
+	Attempts int // so far
+	Step     int // the number of waits of the schedule that are used up
+	// Due is when a pending delivery may be tried, in Unix nanoseconds: 0 means at once; Held and
+	// Asking are no times. Of any other delivery it is when its state began.
 	Due int64
 	// FailedAt is when the first attempt failed, in Unix nanoseconds; 0 if none has.
 	FailedAt int64
-	// Next is the number of the delivery that comes after this one in its call and may wait for
-	// it; 0 if there is none.
+	// Next is the number of the next delivery of the call, which may wait for this one; 0 if there
+	// is none.
 	Next uint64
-	// Redelivered counts how often somebody asked for the delivery again. It tells one such
-	// request from the next; a delivery with one does not expire.
+	// Redelivered counts the redeliveries that were requested, and so distinguishes one request
+	// from the next. Above 0, the delivery does not expire.
 	Redelivered uint8
-	// Expires is when a pending delivery is of no use any more, in Unix nanoseconds; 0 is never.
+	// Expires is when a pending delivery becomes useless, in Unix nanoseconds; 0 means never.
 	Expires int64
 }
 
@@ -46,7 +46,7 @@ const (
 	Asking = -2
 )
 
-// IsAny is a filter of deliveries that lets all through.
+// IsAny is the filter that accepts every delivery.
 func (d Delivery) IsAny() bool { return true }
 
 // IsPending reports whether the delivery is still to be made.
@@ -55,17 +55,18 @@ func (d Delivery) IsPending() bool { return d.State == Pending }
 // IsDue reports whether the delivery waits for its time alone, and so stands in the due index.
 func (d Delivery) IsDue() bool { return d.State == Pending && d.Due != Held && d.Due != Asking }
 
-// Ended gives the delivery in its last state.
+// Ended returns the delivery in a final state.
 func (d Delivery) Ended(s State, now time.Time) Delivery {
 	d.State, d.Due = s, now.UnixNano()
 	return d
 }
 
-// behind gives a new delivery its due time. The one before it in its call holds it while that is
-// pending and has not failed; from then on until the hold is over. Before is nil if there is none.
+// behind returns a new delivery with its due time. While the one before it in its call is pending,
+// it is held: without a limit if that one has not failed, otherwise until the hold is over. Before
+// is nil if there is none.
 //
-// If the event just before is done with, whatever else of the call is pending has been overtaken
-// already, or was asked for again: it holds nothing.
+// If the one just before it has ended, earlier deliveries of the call that are still pending have
+// been overtaken already, or are redeliveries: they hold nothing.
 func behind(before *Delivery, hold time.Duration) Delivery {
 	if before == nil || before.State != Pending {
 		return Delivery{}
@@ -73,7 +74,7 @@ func behind(before *Delivery, hold time.Duration) Delivery {
 	return Delivery{Due: before.releasesAt(hold)}
 }
 
-// releasesAt is the due time of the next delivery of the call while this one is pending.
+// releasesAt returns the due time of the next delivery of the call while this one is pending.
 func (d Delivery) releasesAt(hold time.Duration) int64 {
 	if d.FailedAt == 0 {
 		return Held
@@ -81,21 +82,21 @@ func (d Delivery) releasesAt(hold time.Duration) int64 {
 	return d.FailedAt + int64(hold)
 }
 
-// dueAfter gives a pending delivery its due time once the one before it in its call has become
-// before. One that has failed follows its own schedule.
+// dueAfter returns a pending delivery with its due time after the one before it in its call has
+// changed to before. A delivery that has failed itself follows its own schedule.
 func (d Delivery) dueAfter(before Delivery, hold time.Duration) Delivery {
 	if d.FailedAt == 0 && d.Due != Asking {
 		d.Due = behind(&before, hold).Due
 		if d.Due == 0 && d.Redelivered > 0 {
-			d.Due = before.Due // when that one ended: see asRedelivered
+			d.Due = before.Due // when before ended: see asRedelivered
 		}
 	}
 	return d
 }
 
-// backToQueue gives a pending delivery of an endpoint that has begun to fail: due at once, in the
+// backToQueue returns a pending delivery of an endpoint that has begun to fail: due at once, in the
 // order of events, behind the one before it in its call as if neither had been tried. It keeps its
-// place in the schedule, but a wait that is cut short does not count.
+// place in the schedule, except that an unfinished wait is not used up.
 func (d Delivery) backToQueue(before *Delivery, now time.Time) Delivery {
 	if d.FailedAt != 0 && d.Due > now.UnixNano() {
 		d.Step = max(0, d.Step-1)
@@ -107,9 +108,9 @@ func (d Delivery) backToQueue(before *Delivery, now time.Time) Delivery {
 	return d
 }
 
-// asRedelivered gives a delivery that was asked for again: from the beginning of the schedule,
-// behind the one before it in its call, and behind what has not been tried yet, since that may
-// belong to a call that goes on.
+// asRedelivered returns a delivery after a redelivery was requested: from the start of the
+// schedule, and behind the one before it in its call. Its due time is now, and therefore behind
+// untried deliveries of any call, since those may belong to calls that are still going on.
 func (d Delivery) asRedelivered(before *Delivery, now time.Time, hold time.Duration) Delivery {
 	d.State, d.Step, d.FailedAt, d.Expires = Pending, 0, 0, 0
 	d.Redelivered = max(1, d.Redelivered+1)

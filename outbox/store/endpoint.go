@@ -14,31 +14,31 @@ type Endpoint struct {
 	// URL is http or https. Its path and query often hold a token, so it is never logged. An
 	// endpoint without a URL reads its events over the API instead.
 	URL     string
-	Secrets [][]byte // each of them signs; one if URL is set, two while they are being changed
+	Secrets [][]byte // each signs; at least one if URL is set, two while they are being changed
 	Events  Filter
 	Headers http.Header
 	Format  Format        // empty is FormatStandard
 	Timeout time.Duration // of a whole attempt
-	// RingingTTL is how long after a call rings or is answered that event is of use to the
-	// endpoint; the delivery then expires.
+	// RingingTTL is how long the event that a call rings or was answered is of use to the endpoint;
+	// its delivery then expires.
 	RingingTTL time.Duration
-	// Concurrency is the largest number of attempts under way at once, questions not counted.
+	// Concurrency is the largest number of attempts in flight, questions not counted.
 	Concurrency int
-	// Rate is the largest number of attempts that begin in a second, questions not counted; 0 is
+	// Rate is the largest number of attempts that begin per second, questions not counted; 0 means
 	// no limit.
 	Rate float64
-	// Tokens are what the endpoint calls the API with. Without one it can answer a routing question
-	// only in the response to its webhook.
+	// Tokens authenticate the endpoint at the API. An endpoint without one can answer a routing
+	// question only in the response to its webhook.
 	Tokens []string
-	// TLS holds the certificates to trust at an https URL and the one to show there. Nil trusts
-	// the system's and shows none.
+	// TLS holds the certificates to trust at an https URL and the client certificate to present
+	// there. Nil trusts the certificates of the system and presents none.
 	TLS *tls.Config
 }
 
 // Reads reports whether the endpoint reads its events: then nothing is sent to it.
 func (e *Endpoint) Reads() bool { return e.URL == "" }
 
-// ValidateEndpoints checks that each endpoint can be delivered to and that names differ.
+// ValidateEndpoints checks that each endpoint is complete and that their names differ.
 func ValidateEndpoints(list []Endpoint) error {
 	names := map[string]bool{}
 	for i := range list {
@@ -57,24 +57,24 @@ func ValidateEndpoints(list []Endpoint) error {
 	return nil
 }
 
-// Format is the shape in which an endpoint gets its events.
+// Format is the form in which an endpoint gets its events.
 type Format string
 
-// The formats. The signature covers the bytes that are sent, whatever the format.
+// The formats. The signature covers the bytes that are sent, in every format.
 const (
 	FormatStandard Format = "standard" // JSON as it is stored
 	FormatFlat     Format = "flat"     // one level of JSON, for programs that cannot look into objects
 	FormatForm     Format = "form"     // the flat one as application/x-www-form-urlencoded
-	FormatPZ       Format = "pz"       // the array of the vendor's PHP library
+	FormatPZ       Format = "pz"       // the members of the array in the vendor's PHP library
 )
 
-// Formats lists them.
+// Formats lists the formats.
 var Formats = []Format{FormatStandard, FormatFlat, FormatForm, FormatPZ}
 
 // The ways in which a request about an endpoint can fail.
 var (
 	// ErrNoEndpoint means that no endpoint of that name is configured.
 	ErrNoEndpoint = errors.New("there is no endpoint of that name")
-	// ErrNoURL means that the endpoint has no address to which anything could be sent.
+	// ErrNoURL means that the endpoint has no URL, so that nothing can be sent to it.
 	ErrNoURL = errors.New("the endpoint has no URL: it reads its events")
 )

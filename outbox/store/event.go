@@ -10,30 +10,30 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// Event is an event as it is stored. Nothing in it belongs to an engine's transaction.
+// Event is a stored event. It holds no memory of an engine's transaction.
 type Event struct {
 	ID       uuid.UUID
-	Sequence uint64    // within its call; given when it is stored
+	Sequence uint64    // within its call; assigned when it is stored
 	At       time.Time // when it was read, to the millisecond
 	Type     telephony.EventType
 	Call     string // empty for an event of no call
-	// Body is the event in the standard format, fixed once: every attempt at every endpoint is made
-	// from the same bytes, after an upgrade too. A listing leaves it out.
+	// Body is the event in the standard format, fixed once: every attempt at every endpoint uses
+	// the same bytes, also after an upgrade. Listings omit it.
 	Body []byte
 }
 
-// NewEvent is an event on its way into the store: its body lacks the sequence, which only an engine
-// can know, and beside it stands what is needed to place it.
+// NewEvent is an event that is to be stored. Its body lacks the sequence, which the engine assigns;
+// the other fields are what the engine needs to place it.
 type NewEvent struct {
 	Event
 	From        string    // the caller
-	Replayed    bool      // the exchange sends it once more, since the bridge was away
-	EndedAt     time.Time // when the call was over; zero if the event does not say it
-	Fingerprint [16]byte  // the same for two events that say the same of a call
-	gap         int       // where in Body the sequence goes; an event of no call has none
+	Replayed    bool      // the exchange sends it again, because the bridge was disconnected
+	EndedAt     time.Time // when the call ended; zero if the event does not contain it
+	Fingerprint [16]byte  // equal for two events with the same content of the same call
+	gap         int       // the position of the sequence in Body; unused without a call
 }
 
-// Asks reports whether the event is a question that a person on the line waits for.
+// Asks reports whether the event is a question for whose answer a caller waits on the line.
 func (e *NewEvent) Asks() bool {
 	return e.Type == telephony.EventTransferRequested && e.Call != "" && !e.Replayed
 }
@@ -48,8 +48,9 @@ func (e *NewEvent) AppendBody(buf []byte, sequence uint64) []byte {
 	return append(buf, e.Body[e.gap:]...)
 }
 
-// Encode gives an event as it is going to be stored. A question says until when an answer is of
-// use: that long after it was read. It fails if the event's ID is no UUID.
+// Encode converts an event to the form in which it is stored. The body of a question contains until
+// when an answer counts: answerWithin after it was read. It fails if the ID of the event is not a
+// UUID.
 func Encode(e *telephony.Event, answerWithin time.Duration) (NewEvent, error) {
 	id, err := uuid.Parse(e.ID)
 	if err != nil {

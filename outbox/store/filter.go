@@ -9,11 +9,11 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// Filter says which types of events an endpoint gets: types by name, and prefixes with a star
+// Filter selects the types of events that an endpoint gets: types by name, and prefixes with a star
 // ("call.*").
 type Filter []string
 
-// ParseFilter reads a comma-separated list. It names the entries that match no type there is.
+// ParseFilter reads a comma-separated list. Its error names the entries that match no type.
 func ParseFilter(list string) (Filter, error) {
 	var f Filter
 	var wrong []string
@@ -34,7 +34,7 @@ func ParseFilter(list string) (Filter, error) {
 	return f, nil
 }
 
-// Match says whether the filter lets a type through.
+// Match reports whether the filter selects a type.
 func (f Filter) Match(t telephony.EventType) bool {
 	for _, entry := range f {
 		prefix, star := strings.CutSuffix(entry, "*")

@@ -2,17 +2,17 @@ package store
 
 import "time"
 
-// Rows is what the rules of order see of one transaction: the deliveries of one endpoint. An engine
-// implements it once; the functions below are the only place where order is kept.
+// Rows are the deliveries of one endpoint within one transaction, as the rules of order need them.
+// An engine implements Rows once; the functions below are the only code that keeps the order.
 type Rows interface {
-	// Get gives a delivery. It is false where there is none, and where its record cannot be read.
+	// Get returns a delivery; false if there is none, or if its record cannot be read.
 	Get(number uint64) (Delivery, bool)
 	Put(number uint64, d Delivery)
-	// Neighbour gives the nearest delivery of the same call before (-1) or after (+1) a number of
-	// which want is true; the number is 0 if there is none.
+	// Neighbour returns the nearest delivery of the same call before (-1) or after (+1) a number
+	// for which want is true; the number is 0 if there is none.
 	Neighbour(number uint64, step int, want func(Delivery) bool) (uint64, Delivery)
-	// Err is the error of the first read or write that failed. A failed read is not the answer
-	// "there is none", so a caller looks here before it commits.
+	// Err returns the first error of a read or write. A failed read does not mean that there is no
+	// delivery, so callers check Err before they commit.
 	Err() error
 }
 
@@ -29,8 +29,8 @@ func Enqueue(r Rows, n uint64, expires int64, hold time.Duration) {
 	r.Put(n, d)
 }
 
-// EnqueueQuestion stores the delivery of an event that endpoints are asked about: it waits for
-// nothing, and holds what comes after it in its call.
+// EnqueueQuestion stores the delivery of an event that endpoints are asked about. It waits for
+// nothing, and holds the later deliveries of its call.
 func EnqueueQuestion(r Rows, n uint64, expires int64) {
 	if at, before := r.Neighbour(n, -1, Delivery.IsAny); at != 0 {
 		linkNext(r, at, before, n)
@@ -38,21 +38,22 @@ func EnqueueQuestion(r Rows, n uint64, expires int64) {
 	r.Put(n, Delivery{Due: Asking, Expires: expires})
 }
 
-// Record stores what an attempt, or the end of its time, has made of a delivery, and releases what
-// it held. Claimed is the delivery as it was claimed, now as it is to be.
+// Record stores a delivery after an attempt or after its expiry, and releases what it held. Claimed
+// is the delivery as it was claimed, now its new state.
 //
-// A success always counts, also a late one of a process that has lost its lane. Anything else gives
-// way to a redelivery that was asked for since the claim: overruled is true then. Attempts are
-// numbered, so the same result once more changes nothing. A delivery that is gone stays so.
+// A success always counts, also the late one of a process that has lost its lane. Anything else
+// gives way to a redelivery that was requested since the claim: overruled is then true. Attempts
+// are numbered, so recording the same result again changes nothing. A delivery that has been
+// removed stays so.
 func Record(r Rows, n uint64, claimed, now Delivery, hold time.Duration) (overruled bool) {
 	before, ok := r.Get(n)
 	if !ok {
 		return true
 	}
 	isTried, isAsked := now.Attempts > claimed.Attempts, before.Redelivered != claimed.Redelivered
-	isKnown := before.State != Pending // the end of its time, once more
+	isKnown := before.State != Pending // its expiry, once more
 	if isTried {
-		isKnown = before.Attempts >= now.Attempts // that attempt is recorded, or another process's as this one
+		isKnown = before.Attempts >= now.Attempts // recorded already, or by another process
 	}
 	isLateSuccess := now.State == Delivered && before.State != Delivered && !isAsked
 	if isKnown && !isLateSuccess {
@@ -71,8 +72,8 @@ func Record(r Rows, n uint64, claimed, now Delivery, hold time.Duration) (overru
 	return overruled
 }
 
-// Redeliver makes a delivery pending again, or for the first time, and holds what comes after it in
-// its call and has not been tried yet.
+// Redeliver makes a delivery pending again, or for the first time. It then holds the later
+// deliveries of its call that have not been tried.
 func Redeliver(r Rows, n uint64, now time.Time, hold time.Duration) {
 	at, before := r.Neighbour(n, -1, Delivery.IsPending)
 	d, _ := r.Get(n)
@@ -85,8 +86,8 @@ func Redeliver(r Rows, n uint64, now time.Time, hold time.Duration) {
 	release(r, d, 0)
 }
 
-// LineUp makes a delivery that waits for its time due at once, in the order of events, as an
-// endpoint that has begun to fail is only probed. One that is due at once already stays as it is.
+// LineUp makes a delivery that waits for its time due at once, in the order of events: its endpoint
+// has begun to fail and is only probed. A delivery that is due at once already stays as it is.
 func LineUp(r Rows, n uint64, now time.Time) {
 	d, ok := r.Get(n)
 	if !ok || !d.IsDue() || d.Due <= 0 {
@@ -101,25 +102,25 @@ func LineUp(r Rows, n uint64, now time.Time) {
 	release(r, d, 0)
 }
 
-// End stores the last state of a delivery that was not tried, and releases what it held.
+// End stores the final state of a delivery that was not tried, and releases what it held.
 func End(r Rows, n uint64, d Delivery, hold time.Duration) {
 	r.Put(n, d)
 	release(r, d, hold)
 }
 
-// Release lets go what a delivery held that is gone, or is going to be removed.
+// Release releases what a delivery held that has been or will be removed.
 func Release(r Rows, d Delivery, hold time.Duration) { release(r, d, hold) }
 
-// Link notes at the delivery before a pending one in its call, if that is pending too, what comes
-// after it.
+// Link stores, in the pending delivery before a pending one in its call, the number of the latter
+// as Next.
 func Link(r Rows, n uint64) {
 	if at, before := r.Neighbour(n, -1, Delivery.IsAny); at != 0 {
 		linkNext(r, at, before, n)
 	}
 }
 
-// release gives the delivery that comes after d in its call, if it is pending, the due time that
-// follows from how d stands now.
+// release sets the due time of the next delivery of the call after d, if it is pending, as d now
+// determines it.
 func release(r Rows, d Delivery, hold time.Duration) {
 	if d.Next == 0 {
 		return
@@ -129,7 +130,7 @@ func release(r Rows, d Delivery, hold time.Duration) {
 	}
 }
 
-// linkNext notes at a pending delivery that n comes after it in its call.
+// linkNext stores n as the Next of a pending delivery.
 func linkNext(r Rows, at uint64, before Delivery, n uint64) {
 	if before.State != Pending || before.Next == n {
 		return
@@ -138,7 +139,7 @@ func linkNext(r Rows, at uint64, before Delivery, n uint64) {
 	r.Put(at, before)
 }
 
-// pointer gives nil for the number 0, which is no delivery's.
+// pointer returns nil for the number 0, which means no delivery.
 func pointer(n uint64, d Delivery) *Delivery {
 	if n == 0 {
 		return nil

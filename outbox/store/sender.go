@@ -8,19 +8,20 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// Sender brings deliveries to one endpoint. The sender decides what an answer means, since a 200
-// can be an error. Its methods may be called concurrently, but of one call never two are under way.
+// Sender brings deliveries to one endpoint. The sender decides what a response means, since a 200
+// can be an error. Its methods may be called concurrently, but never for two deliveries of the same
+// call.
 type Sender interface {
-	// Send makes one attempt and returns when ctx ends at the latest. It makes one request that
-	// changes something at the endpoint, so that a kill loses one answer at most: where more are
-	// needed it keeps what it has and returns More. No text in the Outcome holds a secret.
+	// Send makes one attempt, and returns at the latest when ctx ends. It makes one request that
+	// changes something at the endpoint, so that a kill loses one response at most: if more are
+	// needed, it returns More with the bytes to keep. No text in the Outcome contains a secret.
 	Send(ctx context.Context, j Job) Outcome
-	// Close ends the connections that are not in use.
+	// Close closes the connections that are not in use.
 	Close()
 }
 
-// CallSender is a Sender whose jobs come with what it kept for the call and with the call's later
-// events.
+// CallSender is a Sender whose jobs contain the bytes that it kept for the call, and the later
+// events of the call.
 type CallSender interface {
 	Sender
 	NeedsCall()
@@ -32,74 +33,75 @@ type Job struct {
 	Delivery Delivery
 	Event    Event
 	EventID  string // the event's ID as text
-	// IsQuestion says that a person on the line waits for the answer, and what the answer says
-	// counts.
+	// IsQuestion means that a caller waits on the line for the answer, so that the reply in the
+	// response counts.
 	IsQuestion bool
-	// MayRedial is asked before a request is sent once more within the attempt, after a connection
-	// has failed. Nil allows it.
+	// MayRedial is called before a request is sent once more within the attempt, after a connection
+	// has failed, and reports whether it may be. Nil always allows it.
 	MayRedial func() bool
 
-	// What follows is there for a CallSender alone.
+	// The fields below are set for a CallSender only.
 
-	// Kept are the bytes that the sender has kept for this call at this endpoint, nil if none, and
+	// Kept are the bytes that the sender has kept for this call at this endpoint, nil if none.
 	// KeptVersion counts how often they were stored.
 	Kept        []byte
 	KeptVersion uint64
-	// Later are the call's later events that are stored already, MaxLater at most, in order.
+	// Later are the call's later events that are already stored, in order, MaxLater at most.
 	Later []Event
 }
 
 const (
-	// MaxLater is how many later events of its call a Job has at most.
+	// MaxLater is the largest number of later events in a Job.
 	MaxLater = 16
-	// MaxKept is how many bytes a sender may keep for a call.
+	// MaxKept is the largest number of bytes that a sender may keep for a call.
 	MaxKept = 4 << 10
-	// MaxSteps is how many steps of an attempt are stored.
+	// MaxSteps is the largest number of steps of an attempt that are stored.
 	MaxSteps = 8
 )
 
-// Verdict is what an attempt means for its delivery.
+// Verdict is the meaning of an attempt for its delivery.
 type Verdict int
 
-// The verdicts. The zero value is no outcome at all: a sender that was cut off by its context.
+// The verdicts. The zero value means that there is no outcome: ctx has cut the sender off.
 const (
-	CutOff Verdict = iota // how the attempt would have ended is unknown: it is made again
+	CutOff Verdict = iota // the outcome is unknown: the attempt is made again
 	Done
-	Again // by the schedule, after RetryAfter at the earliest
-	// Gone: the endpoint says itself that it is gone. The delivery is dead, and the attempt a
-	// failure.
+	Again // a failure: retried by the schedule, after RetryAfter at the earliest
+	// Gone: the endpoint reports itself that it is gone. The delivery is dead, and the attempt
+	// counts as a failure.
 	Gone
-	// Later: this delivery again after RetryAfter. It costs nothing of the schedule, says nothing
-	// of the endpoint's health and begins no hold.
+	// Later: this delivery is tried again after RetryAfter. That uses up no wait of the schedule,
+	// does not affect the health of the endpoint and starts no hold.
 	Later
-	// Pause: nothing goes to the endpoint for RetryAfter, likewise.
+	// Pause: the endpoint gets nothing for RetryAfter, otherwise as Later.
 	Pause
-	// Misconfigured: nothing can be delivered before somebody changes something. The delivery is
-	// kept, and the endpoint is failing at once, and probed.
+	// Misconfigured: nothing can be delivered until a person changes something. The delivery is
+	// kept; the endpoint counts as failing at once, and is probed.
 	Misconfigured
-	// Refused: this delivery alone is dead; the endpoint is well.
+	// Refused: this delivery alone is dead; the endpoint is healthy.
 	Refused
-	// More: what is kept is stored, and the same job comes again at once.
+	// More: the bytes in Keep are stored, and the same job comes again at once.
 	More
 )
 
-// Outcome is how an attempt ended.
+// Outcome is the result of an attempt.
 type Outcome struct {
 	Verdict  Verdict
-	Status   int    // the HTTP status; 0 if there was no answer
-	Response string // the beginning of the answer, without secrets
-	Err      error  // why there was no answer; holds no secret
-	// RetryAfter is the least wait before the next attempt; 0 if the answer asks for none.
+	Status   int    // the HTTP status; 0 if there was no response
+	Response string // the beginning of the response's body, without secrets
+	Err      error  // why there was no response; contains no secret
+	// RetryAfter is the least wait before the next attempt; 0 if the response requests none.
 	RetryAfter time.Duration
-	// Throttled is set, with Again, if RetryAfter is meant for the endpoint as a whole: it is well,
-	// and asks to be left alone.
+	// Throttled is set, with Again, if RetryAfter applies to the endpoint as a whole: it is
+	// healthy, and requests a pause.
 	Throttled bool
-	// Reply is what the answer says to a routing question; nil if it says nothing.
+	// Reply is the reply to a routing question; nil if the response contains none.
 	Reply *RouteReply
-	// Keep is what a CallSender keeps for the call from now on, MaxKept bytes at most; nil leaves
-	// it as it is. It is stored in the transaction that records the attempt, and holds no secret.
+	// Keep is what a CallSender keeps for the call from now on, MaxKept bytes at most; nil keeps
+	// the present bytes. It is stored in the transaction that records the attempt, and must contain
+	// no secret.
 	Keep []byte
-	// Events are appended in the same transaction.
+	// Events are appended in that transaction.
 	Events []telephony.Event
 	// Steps are the requests of an attempt that makes several, in order, MaxSteps at most.
 	Steps []Step
@@ -107,18 +109,18 @@ type Outcome struct {
 
 // Step is one request of an attempt.
 type Step struct {
-	What     string // in words: "look for the contact"
+	What     string // for people: "look for the contact"
 	Status   int
 	Response string // the first 1 KiB, without secrets
 }
 
-// RouteReply is an answer to the question where a call should go.
+// RouteReply is a reply to the question where a call should go.
 type RouteReply struct {
-	To  string // the number; empty declines
-	Err error  // why the answer does not count
+	To  string // the number; empty declines the call
+	Err error  // why the reply does not count
 }
 
-// Text says in a few words how the attempt ended.
+// Text describes the outcome in a few words.
 func (o Outcome) Text() string {
 	if o.Err != nil {
 		return o.Err.Error()
@@ -126,7 +128,7 @@ func (o Outcome) Text() string {
 	return fmt.Sprintf("HTTP %d", o.Status)
 }
 
-// Attempt gives the outcome as it is stored.
+// Attempt returns the outcome as it is stored.
 func (o Outcome) Attempt(began time.Time, took time.Duration) Attempt {
 	a := Attempt{At: began, Took: took, Status: o.Status, Response: o.Response, Steps: o.Steps}
 	if o.Err != nil {
@@ -135,17 +137,17 @@ func (o Outcome) Attempt(began time.Time, took time.Duration) Attempt {
 	return a
 }
 
-// Attempt is one try and how it ended.
+// Attempt is one try and its outcome, as it is stored.
 type Attempt struct {
 	At       time.Time
 	Took     time.Duration
-	Status   int    // of the answer; 0 if there was none
-	Response string // the first 1 KiB of the answer's body, without secrets
-	Error    string // why there was no answer; holds no secret
+	Status   int    // of the response; 0 if there was none
+	Response string // the first 1 KiB of the response's body, without secrets
+	Error    string // why there was no response; contains no secret
 	Steps    []Step // of an attempt that made several requests
 }
 
-// Text says in a few words how the attempt ended.
+// Text describes the outcome in a few words.
 func (a *Attempt) Text() string {
 	if a.Error != "" {
 		return a.Error
