@@ -14,45 +14,44 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// questionRetryWaits are the waits after the first, second and third attempt to ask that failed.
-// After the next one the question is dead at that endpoint.
+// questionRetryWaits are the waits after the first, second and third failed attempt to ask. After
+// the fourth the question is dead at that endpoint.
 var questionRetryWaits = []time.Duration{500 * time.Millisecond, time.Second, 2 * time.Second}
 
 const (
-	// transferRetryWait is the wait before a decision that could not be written is written once
-	// more.
+	// transferRetryWait is the wait before a decision that could not be written is written again.
 	transferRetryWait = 500 * time.Millisecond
-	// storeRetryWait is the wait after a write or a read of the engine that failed.
+	// storeRetryWait is the wait after a failed read or write of the engine.
 	storeRetryWait = time.Second
 	// callRetryWait is the wait before a question is tried again while another attempt of its call
-	// is under way at the endpoint.
+	// is in flight at the endpoint.
 	callRetryWait = 20 * time.Millisecond
 )
 
-// Outbox is what an attempt at a question means for the endpoint's lane.
+// Outbox brings the effects of questions into the lanes of the endpoints.
 type Outbox interface {
 	IsFailing(endpoint string) bool
-	// EnterCall begins an attempt of a call; it is false while another one is under way at the
+	// EnterCall begins an attempt of a call; it returns false while another one is in flight at the
 	// endpoint.
 	EnterCall(endpoint, call string) bool
 	LeaveCall(endpoint, call string)
 	QuestionTried(endpoint string, r store.Result, o store.Outcome, at time.Time)
 	QuestionExpired(endpoint string, j store.Job)
-	// QuestionEnded lets the lane go on with what waits behind a question.
+	// QuestionEnded wakes the lane, since deliveries that a question has held may be due.
 	QuestionEnded(endpoint string)
-	// Work gives the context of attempts, which outlives ctx by the shutdown's grace.
+	// Work returns the context of attempts, which outlives ctx by the grace of the shutdown.
 	Work(ctx context.Context) (work context.Context, stop context.CancelFunc)
 }
 
-// Decider takes what comes of asking: the Router. Its methods return when what follows is done; a
-// caller waits on the line.
+// Decider decides questions: the Router. Its methods return when the Transfer that follows has
+// ended, since a caller waits on the line.
 type Decider interface {
 	Settle(ctx context.Context, callID, eventID string, timeUp bool, notAsked []telephony.Reply)
 	Answer(ctx context.Context, callID, eventID, by, to string) error
 	NoAnswer(ctx context.Context, callID, eventID, endpoint, why string)
 }
 
-// Options says what a dispatcher stands on.
+// Options configures a Dispatcher.
 type Options struct {
 	Questions store.Questions
 	Routes    store.Routes
@@ -60,9 +59,10 @@ type Options struct {
 	Router    Decider
 	Endpoints []store.Endpoint
 	Senders   map[string]store.Sender // by endpoint
-	// Timeout is how long it is of use to ask where a call should go.
+	// Timeout is how long the answer to a question is of use.
 	Timeout time.Duration
-	// Freshness is how long ago an event was read, for what is of use for a short time only.
+	// Freshness returns how long ago an event was read, for events that are of use for a short time
+	// only.
 	Freshness func(at time.Time) time.Duration
 	Logger    *slog.Logger
 }
@@ -75,30 +75,30 @@ func (o *Options) validate() error {
 	return nil
 }
 
-// Dispatcher asks the endpoints where a call should go. A question goes ahead of everything: it
-// stands in no lane, so it waits for no rate, pause, probe or earlier event.
+// Dispatcher asks the endpoints where a call should go. Questions stand in no lane, so they wait
+// for no rate, pause, probe or earlier event.
 type Dispatcher struct {
 	opts      Options
 	endpoints []*endpoint
-	writing   *repeat.Log
-	reading   *repeat.Log
+	writing   *repeat.Log // failures to write the engine
+	reading   *repeat.Log // failures to read it
 
-	mu    sync.Mutex
-	fresh []uint64        // numbers of questions that have been stored since run has looked
-	known map[uint64]bool // numbers of those that are under way
-	wake  chan struct{}   // there are fresh ones
+	mu     sync.Mutex
+	stored []uint64        // the numbers of questions that Run has not yet taken
+	asking map[uint64]bool // the numbers of the questions being asked
+	wake   chan struct{}   // stored is not empty
 }
 
-// endpoint is one that can be asked.
+// endpoint is an endpoint that can be asked.
 type endpoint struct {
 	name           string
 	sender         store.Sender
-	places         places
+	slots          slots
 	canAnswerLater bool // it has a token
 	logger         *slog.Logger
 }
 
-// NewDispatcher checks the options.
+// NewDispatcher returns a dispatcher, or an error if options are missing.
 func NewDispatcher(opts Options) (*Dispatcher, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
@@ -108,7 +108,7 @@ func NewDispatcher(opts Options) (*Dispatcher, error) {
 		writing: repeat.New(opts.Logger),
 		reading: repeat.New(opts.Logger),
 		wake:    make(chan struct{}, 1),
-		known:   map[uint64]bool{},
+		asking:  map[uint64]bool{},
 	}
 	for i := range opts.Endpoints {
 		e := &opts.Endpoints[i]
@@ -117,7 +117,7 @@ func NewDispatcher(opts Options) (*Dispatcher, error) {
 			sender:         opts.Senders[e.Name],
 			canAnswerLater: len(e.Tokens) > 0,
 			logger:         opts.Logger.With("endpoint", e.Name),
-			places: places{limit: func() int {
+			slots: slots{limit: func() int {
 				if opts.Outbox.IsFailing(e.Name) {
 					return maxQuestionsFailing
 				}
@@ -128,13 +128,13 @@ func NewDispatcher(opts Options) (*Dispatcher, error) {
 	return d, nil
 }
 
-// Ask takes the numbers of questions that were just stored.
+// Ask starts asking questions that were just stored, by their numbers. It does not block.
 func (d *Dispatcher) Ask(questions []uint64) {
 	if len(questions) == 0 {
 		return
 	}
 	d.mu.Lock()
-	d.fresh = append(d.fresh, questions...)
+	d.stored = append(d.stored, questions...)
 	d.mu.Unlock()
 	select {
 	case d.wake <- struct{}{}:
@@ -142,35 +142,36 @@ func (d *Dispatcher) Ask(questions []uint64) {
 	}
 }
 
-// take gives those that are not under way yet, beside the old ones.
+// take returns the stored questions, and the old ones, that are not being asked yet, and marks them
+// as being asked.
 func (d *Dispatcher) take(old []uint64) (list []uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, n := range append(old, d.fresh...) {
-		if !d.known[n] {
-			d.known[n] = true
+	for _, n := range append(old, d.stored...) {
+		if !d.asking[n] {
+			d.asking[n] = true
 			list = append(list, n)
 		}
 	}
-	d.fresh = nil
+	d.stored = nil
 	return list
 }
 
 func (d *Dispatcher) done(n uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	delete(d.known, n)
+	delete(d.asking, n)
 }
 
-// Run asks until ctx ends, and returns when the last attempt is recorded. What is stored from
-// before comes first.
+// Run asks questions until ctx ends, and returns when the last attempt is recorded. It begins with
+// those that were stored before the start.
 func (d *Dispatcher) Run(ctx context.Context) error {
 	work, stop := d.opts.Outbox.Work(ctx)
 	defer stop()
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	var old []uint64
-	_ = d.read(ctx, func() (err error) { // where ctx has ended, the next start reads them
+	_ = d.read(ctx, func() (err error) { // if ctx has ended, the next start reads them
 		old, err = d.opts.Questions.TakeQuestions(ctx)
 		return err
 	})
@@ -190,8 +191,8 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	}
 }
 
-// read reads from the engine until that has succeeded: a question is not ended because it cannot be
-// read for a moment. It fails with ctx's error, or with store.ErrBadRecord.
+// read repeats a read of the engine until it succeeds, so that a short failure does not end a
+// question. Fails with the error of ctx, or with store.ErrBadRecord.
 func (d *Dispatcher) read(ctx context.Context, read func() error) error {
 	for err := read(); err != nil; err = read() {
 		if errors.Is(err, store.ErrBadRecord) {
@@ -207,8 +208,8 @@ func (d *Dispatcher) read(ctx context.Context, read func() error) error {
 	return nil
 }
 
-// routeOf gives the route of a question's call, without an outcome if the call has asked again
-// since. It fails as read does.
+// routeOf returns the route of a question's call, or a zero Route if the call has asked again
+// since. Fails as read does.
 func (d *Dispatcher) routeOf(ctx context.Context, q *store.Question) (r telephony.Route, err error) {
 	err = d.read(ctx, func() error {
 		kept, err := d.opts.Routes.Route(ctx, q.Event.Call)
@@ -226,7 +227,8 @@ type question struct {
 	answerBy time.Time
 }
 
-// ask takes a question to its end. Where a shutdown comes before, the next start goes on with it.
+// ask handles a question from the first attempt to its end. If a shutdown comes before that, the
+// next start continues it.
 func (d *Dispatcher) ask(ctx, work context.Context, n uint64) {
 	var q question
 	err := d.read(ctx, func() (err error) {
@@ -235,7 +237,7 @@ func (d *Dispatcher) ask(ctx, work context.Context, n uint64) {
 	})
 	var notAsked []telephony.Reply
 	if err == nil {
-		if !q.Open { // it was done with before it was taken
+		if !q.Open { // it ended before it was taken
 			return
 		}
 		notAsked, err = d.waitForDecision(ctx, work, &q)
@@ -245,19 +247,19 @@ func (d *Dispatcher) ask(ctx, work context.Context, n uint64) {
 	}
 }
 
-// waitForDecision asks a question, and waits until it is decided and the exchange has it, or cannot
-// get it any more. It fails as read does.
+// waitForDecision asks a question, and waits until it is decided and the exchange has the decision,
+// or can no longer get it. Fails as read does.
 func (d *Dispatcher) waitForDecision(ctx, work context.Context, q *question) (notAsked []telephony.Reply, err error) {
 	router := d.opts.Router
-	// Counted from now on, since the clock may have been set back since the question came. What it
-	// does from now on changes nothing.
+	// Counted from now, by the monotonic clock, since the wall clock may have been set back since
+	// the question came, or may be set later.
 	now := time.Now()
 	q.answerBy = now.Add(d.opts.Timeout - max(0, d.opts.Freshness(q.Event.At)))
 	if timeUp := !now.Before(q.answerBy); timeUp || len(q.Asked) == 0 {
 		router.Settle(work, q.Event.Call, q.Opened, timeUp, nil)
 	}
 	notAsked = d.askAll(ctx, work, q)
-	for isUp := false; ; {
+	for isTimeUp := false; ; {
 		r, err := d.routeOf(ctx, &q.Question)
 		if err != nil {
 			return notAsked, err
@@ -267,8 +269,8 @@ func (d *Dispatcher) waitForDecision(ctx, work context.Context, q *question) (no
 		switch {
 		case r.Outcome == telephony.RouteOpen && now.Before(q.answerBy): // an answer may come with POST /v1/transfers
 			wait = sooner(q.answerBy, wait)
-		case r.Outcome == telephony.RouteOpen && !isUp:
-			isUp = true
+		case r.Outcome == telephony.RouteOpen && !isTimeUp:
+			isTimeUp = true
 			router.Settle(work, q.Event.Call, q.Opened, true, nil)
 			continue
 		case !r.Unsent(now):
@@ -290,9 +292,10 @@ func sooner(a, b time.Time) time.Time {
 	return a
 }
 
-// askAll asks a question at each of its endpoints, and returns when no attempt at it is under way
-// or will be. Those where it found no place in time are given up together, with the decision that
-// this leads to, before anything else is written: ten thousand callers may be waiting for that.
+// askAll asks a question at each of its endpoints, and returns when no attempt is in flight or to
+// come. The endpoints at which it found no slot in time are given up together, in one Settle with
+// the decision that follows, before anything else is written: ten thousand callers may be waiting
+// for that.
 func (d *Dispatcher) askAll(ctx, work context.Context, q *question) (notAsked []telephony.Reply) {
 	var waiting []*attempt
 	ended := make(chan struct{}, len(d.endpoints))
@@ -303,19 +306,19 @@ func (d *Dispatcher) askAll(ctx, work context.Context, q *question) (notAsked []
 		}
 		job.MayRedial = func() bool { return ctx.Err() == nil }
 		a := &attempt{dispatcher: d, question: q, endpoint: e, job: job}
-		a.place = &ticket{until: q.answerBy, begin: func() {
+		a.ticket = &ticket{until: q.answerBy, begin: func() {
 			go func() {
 				a.run(ctx, work)
 				ended <- struct{}{}
 			}()
 		}}
 		waiting = append(waiting, a)
-		e.places.put(a.place)
+		e.slots.enqueue(a.ticket)
 	}
 	left := len(waiting)
 	withdraw := func() (out []telephony.Reply) {
 		for _, a := range waiting {
-			if why, isWithdrawn := a.endpoint.places.withdraw(a.place); isWithdrawn {
+			if why, isWithdrawn := a.endpoint.slots.withdraw(a.ticket); isWithdrawn {
 				left--
 				out = append(out, telephony.Reply{By: a.endpoint.name, Kind: telephony.ReplyNone, Why: why})
 			}
@@ -335,14 +338,14 @@ func (d *Dispatcher) askAll(ctx, work context.Context, q *question) (notAsked []
 			}
 		case <-stopping:
 			stopping = nil
-			withdraw() // they stay as they are stored
+			withdraw() // the stored question stays as it is
 		}
 	}
 	return notAsked
 }
 
-// end takes a question from the list of those that are asked. While the engine cannot be written it
-// tries again: what comes behind it in its call waits for that.
+// end removes a question from those that are being asked. While the engine cannot be written it
+// tries again, since later deliveries of the call wait for that.
 func (d *Dispatcher) end(ctx context.Context, n uint64, notAsked []telephony.Reply) {
 	var ended []store.EndedJob
 	d.persist(ctx, func() (err error) {
@@ -368,7 +371,7 @@ func (d *Dispatcher) isConfigured(name string) bool {
 	return false
 }
 
-// persist writes until it has succeeded, or ctx ends.
+// persist repeats a write until it succeeds or ctx ends.
 func (d *Dispatcher) persist(ctx context.Context, write func() error) {
 	for err := write(); err != nil; err = write() {
 		d.writing.Failed("what became of a question cannot be recorded", err)
@@ -379,7 +382,7 @@ func (d *Dispatcher) persist(ctx context.Context, write func() error) {
 	d.writing.Recovered("what became of questions is recorded again")
 }
 
-// sleepUntil is false if ctx ended before.
+// sleepUntil waits until a time, and returns false if ctx ends first.
 func sleepUntil(ctx context.Context, at time.Time) bool {
 	alarm := time.NewTimer(time.Until(at))
 	defer alarm.Stop()
@@ -391,28 +394,29 @@ func sleepUntil(ctx context.Context, at time.Time) bool {
 	}
 }
 
-// attempt is a question at one endpoint.
+// attempt asks one question at one endpoint, in one or more tries.
 type attempt struct {
 	dispatcher *Dispatcher
 	question   *question
 	endpoint   *endpoint
-	place      *ticket // for the first try
+	ticket     *ticket // for the first try
 	job        store.Job
 }
 
-// run asks until the endpoint has taken the question, or it is of no use any more. It begins with a
-// place, and has one while a request is under way only: not while another attempt of its call is, nor
-// while the exchange does what was answered, nor before it is asked again.
+// run asks until the endpoint has taken the question, or the answer is of no use any more. It
+// starts with a slot, and holds one only while a request is in flight: not while another attempt of
+// its call is, nor while the exchange carries out the answer, nor during a wait before the next
+// try.
 func (a *attempt) run(ctx, work context.Context) {
 	d, q, e := a.dispatcher, a.question, a.endpoint
 	for failed := 0; ; {
 		r, err := d.routeOf(ctx, &q.Question)
 		if err != nil {
-			e.places.leave()
-			return // it stays as it is stored
+			e.slots.release()
+			return // the stored question stays as it is
 		}
 		if r.Outcome != telephony.RouteOpen || !time.Now().Before(q.answerBy) {
-			e.places.leave()
+			e.slots.release()
 			break
 		}
 		wait := callRetryWait
@@ -421,12 +425,12 @@ func (a *attempt) run(ctx, work context.Context) {
 			if o.Verdict == store.CutOff || a.job.Delivery.State != store.Pending {
 				return
 			}
-			if wait = 0; o.Verdict != store.More { // else the same job comes again at once
+			if wait = 0; o.Verdict != store.More { // after More the same job comes again at once
 				wait = questionRetryWaits[min(failed, len(questionRetryWaits)-1)]
 				failed++
 			}
 		} else {
-			e.places.leave()
+			e.slots.release()
 		}
 		if !time.Now().Before(q.answerBy) {
 			break
@@ -434,7 +438,7 @@ func (a *attempt) run(ctx, work context.Context) {
 		if !sleepUntil(ctx, sooner(time.Now().Add(wait), q.answerBy)) {
 			return
 		}
-		if !e.places.enter(ctx, q.answerBy) {
+		if !e.slots.acquire(ctx, q.answerBy) {
 			if ctx.Err() != nil {
 				return
 			}
@@ -447,22 +451,22 @@ func (a *attempt) run(ctx, work context.Context) {
 	d.opts.Outbox.QuestionExpired(e.name, a.job)
 }
 
-// try makes one request, and records how the delivery stands after it; last says that there will be
-// no other. It gives the place and the call back.
+// try makes one request, and records the delivery after it; last means that there will be no other.
+// It releases the slot and the call.
 func (a *attempt) try(ctx, work context.Context, last bool) store.Outcome {
 	d, q, e := a.dispatcher, a.question, a.endpoint
 	began := time.Now()
 	o := a.send(work)
 	d.opts.Outbox.LeaveCall(e.name, a.job.Event.Call)
-	e.places.leave()
+	e.slots.release()
 	if o.Verdict == store.CutOff {
-		return o // it stays as it is stored
+		return o // the stored question stays as it is
 	}
-	now := time.Now() // the CRM has answered; what follows takes as long as the exchange does
+	now := time.Now() // when the CRM answered; what follows takes as long as the exchange needs
 	if o.Verdict == store.Done {
 		a.handleResponse(work, o)
 	}
-	isTimeUp := !time.Now().Before(q.answerBy) // what this has cut off says nothing against the endpoint
+	isTimeUp := !time.Now().Before(q.answerBy) // cut off by the end of the time, it is no failure
 	result := a.result(afterQuestion(a.job.Delivery, o, last && !isTimeUp, now), &o, began, now)
 	d.opts.Outbox.QuestionTried(e.name, result, o, now)
 	a.record(ctx, result)
@@ -472,7 +476,7 @@ func (a *attempt) try(ctx, work context.Context, last bool) store.Outcome {
 	return o
 }
 
-// result gives how the delivery stands after an attempt, for the next one to begin with.
+// result returns the result of an attempt, and updates the job for the next one.
 func (a *attempt) result(now store.Delivery, o *store.Outcome, began, ended time.Time) store.Result {
 	r, err := store.NewResult(a.job, now, o, began, ended, a.dispatcher.opts.Timeout)
 	if err != nil {
@@ -485,7 +489,7 @@ func (a *attempt) result(now store.Delivery, o *store.Outcome, began, ended time
 	return r
 }
 
-// send asks once, for no longer than an answer is of use.
+// send asks once, and waits for a response only as long as an answer is of use.
 func (a *attempt) send(work context.Context) store.Outcome {
 	limited, cancel := context.WithDeadline(work, a.question.answerBy)
 	defer cancel()
@@ -504,7 +508,7 @@ func (a *attempt) send(work context.Context) store.Outcome {
 	}
 }
 
-// record stores how the delivery stands, and lets the lane go on with what waits behind it.
+// record stores the delivery after an attempt, and wakes the lane for the deliveries that it held.
 func (a *attempt) record(ctx context.Context, r store.Result) {
 	a.dispatcher.persist(ctx, func() error {
 		return a.dispatcher.opts.Questions.RecordQuestion(context.WithoutCancel(ctx), a.endpoint.name, &r)
@@ -512,8 +516,8 @@ func (a *attempt) record(ctx context.Context, r store.Result) {
 	a.dispatcher.opts.Outbox.QuestionEnded(a.endpoint.name)
 }
 
-// handleResponse draws from a response what it says about the call. An endpoint without a token
-// cannot answer later, so a call does not wait for it.
+// handleResponse applies the reply in a response to the call. An endpoint without a token cannot
+// answer later, so a call does not wait for it.
 func (a *attempt) handleResponse(work context.Context, o store.Outcome) {
 	log := a.endpoint.logger.With("event_id", a.job.EventID, "call_id", a.job.Event.Call)
 	var err error
@@ -524,7 +528,7 @@ func (a *attempt) handleResponse(work context.Context, o store.Outcome) {
 		log.Warn("an answer to the question where a call goes does not count", "err", err.Error())
 	case o.Reply != nil:
 		err = a.dispatcher.opts.Router.Answer(work, a.job.Event.Call, a.question.Opened, a.endpoint.name, o.Reply.To)
-		if !errors.As(err, &notAllowed) { // which is logged already, and is no answer
+		if !errors.As(err, &notAllowed) { // the policy has logged that, and it counts as no answer
 			if err != nil {
 				log.Info("an endpoint answered where a call goes, to no effect", "err", err.Error())
 			}
@@ -535,7 +539,7 @@ func (a *attempt) handleResponse(work context.Context, o store.Outcome) {
 			"response", telephony.BriefText(o.Response))
 	}
 	switch {
-	case notAllowed != nil: // it has answered, and the call's page is to say why that leads nowhere
+	case notAllowed != nil: // the page of the call shows why the answer has no effect
 		a.noAnswer(work, "its answer is not allowed: "+err.Error())
 	case a.endpoint.canAnswerLater:
 	case err != nil:
@@ -546,13 +550,13 @@ func (a *attempt) handleResponse(work context.Context, o store.Outcome) {
 }
 
 func (a *attempt) noAnswer(work context.Context, why string) {
-	if a.question.Opened == a.job.EventID { // else it may answer the first one still
+	if a.question.Opened == a.job.EventID { // otherwise it may still answer the first one
 		a.dispatcher.opts.Router.NoAnswer(work, a.job.Event.Call, a.question.Opened, a.endpoint.name, why)
 	}
 }
 
-// afterQuestion gives the delivery of a question after an attempt; last says that there will be no
-// other.
+// afterQuestion returns the delivery of a question after an attempt; last means that there will be
+// no other.
 func afterQuestion(d store.Delivery, o store.Outcome, last bool, now time.Time) store.Delivery {
 	d.Attempts++
 	switch {

@@ -1,10 +1,10 @@
 package routing
 
-// TakeAllPlaces leaves an endpoint no place for questions.
-func (d *Dispatcher) TakeAllPlaces(endpoint string) {
+// TakeAllSlots leaves an endpoint no slot for questions.
+func (d *Dispatcher) TakeAllSlots(endpoint string) {
 	for _, e := range d.endpoints {
 		if e.name == endpoint {
-			e.places.limit = func() int { return 0 }
+			e.slots.limit = func() int { return 0 }
 		}
 	}
 }

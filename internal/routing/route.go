@@ -8,9 +8,9 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// Receive gives an engine the function that brings a call's route up to date with an event: a
-// question opens it, the end of the call closes it. Endpoints are those that may be asked; an
-// answer is of use for answerWithin.
+// Receive returns the function with which an engine updates a call's route by an event: a question
+// opens the route, the end of the call closes it. Endpoints are those that may be asked; an answer
+// counts for answerWithin.
 func Receive(
 	endpoints []store.Endpoint, answerWithin time.Duration,
 ) func(*store.NewEvent, *telephony.Route) (after *telephony.Route, asks, changed bool) {
@@ -34,8 +34,8 @@ func Receive(
 				Outcome:  telephony.RouteOpen,
 			}, true, true
 		case e.Asks():
-			// The same call asks again: as long as the first question is open, an answer to this
-			// one is an answer too.
+			// The same call asks again: while the first question is open, an answer to this one
+			// answers the first.
 			return route, route.Outcome == telephony.RouteOpen, false
 		case e.Type == telephony.EventCompleted && route != nil && route.OverAt.IsZero() && !isOlder(e, route):
 			route.OverAt = e.At
@@ -48,20 +48,20 @@ func Receive(
 	}
 }
 
-// isNewQuestion reports whether a question opens a route of its own: nothing is known of its call,
-// that is over or another caller's, or no endpoint wanted it when it asked before.
+// isNewQuestion reports whether a question opens a new route: its call has none, or one of an ended
+// call or of another caller, or no endpoint wanted the call when it asked before.
 func isNewQuestion(route *telephony.Route, e *store.NewEvent) bool {
 	return route == nil || !route.Live(e.At) || route.Outcome == telephony.RouteClosed || !route.IsOf(e.From)
 }
 
-// isOlder reports whether a replayed event is of a call that bore the same ID before the one which
-// has asked. The server's clock may differ from ours by a minute.
+// isOlder reports whether a replayed event belongs to an earlier call with the same ID as the one
+// that has asked. The clock of the server may differ from ours by a minute.
 func isOlder(e *store.NewEvent, route *telephony.Route) bool {
 	return e.Replayed && !e.EndedAt.IsZero() && e.EndedAt.Before(route.AskedAt.Add(-time.Minute))
 }
 
-// Change applies a change to a route: the one place where a call is decided. It is a pure function
-// of the route and the change.
+// Change applies a change to a route. It is the only place where a call is decided, and a pure
+// function of the route and the change.
 func Change(route *telephony.Route, c telephony.RouteChange) (result telephony.RouteResult) {
 	result.WasOpen = route.Outcome == telephony.RouteOpen
 	result.Stale = c.EventID != "" && c.EventID != route.EventID
@@ -86,12 +86,11 @@ func Change(route *telephony.Route, c telephony.RouteChange) (result telephony.R
 	return result
 }
 
-// answer takes an answer, and reports whether a Transfer is to be written for it.
+// answer applies an answer, and reports whether a Transfer is to be written for it.
 func answer(route *telephony.Route, c telephony.RouteChange) (write bool) {
 	reply := c.Replies[0]
 	if route.Outcome == telephony.RouteWon && route.Winner == reply.By && route.To == reply.To {
-		// The winner repeats its number. If the exchange never got it, it will be the first one
-		// still.
+		// The winner repeats its number. If the exchange never got it, it is sent now.
 		if write = route.Transfer == telephony.TransferNotSent && route.Live(c.Now); write {
 			route.Transfer = telephony.TransferWriting
 		}
@@ -101,8 +100,8 @@ func answer(route *telephony.Route, c telephony.RouteChange) (write bool) {
 	return decide(route, c)
 }
 
-// settle takes what is known without an answer: endpoints that give none, the end of the time, a
-// Transfer that surely was not written. It reports whether a Transfer is to be written now.
+// settle applies what is known without an answer: endpoints that give none, the end of the time, a
+// Transfer that certainly was not written. It reports whether a Transfer is to be written now.
 func settle(route *telephony.Route, c telephony.RouteChange) (write bool) {
 	if route.Outcome == telephony.RouteOpen {
 		for _, reply := range c.Replies {
@@ -116,7 +115,8 @@ func settle(route *telephony.Route, c telephony.RouteChange) (write bool) {
 	return decide(route, c)
 }
 
-// decide decides, if it can be decided now, and reports whether a Transfer is to be written for it.
+// decide decides the question if that is possible now, and reports whether a Transfer is to be
+// written for it.
 func decide(route *telephony.Route, c telephony.RouteChange) (write bool) {
 	now := c.Now
 	if c.TimeUp && now.Before(route.AnswerBy) {
@@ -134,8 +134,8 @@ func decide(route *telephony.Route, c telephony.RouteChange) (write bool) {
 	return write
 }
 
-// outcomeOf says how a question stands, by the endpoints that were asked, what they replied in
-// order of arrival, and the time. The number is the reply that has won.
+// outcomeOf returns the outcome of a question by the endpoints that were asked, their replies in
+// order of arrival, and the time. Number is the reply that has won.
 func outcomeOf(r *telephony.Route, now time.Time) (outcome telephony.RouteOutcome, number telephony.Reply) {
 	if r.Outcome != telephony.RouteOpen {
 		return r.Outcome, telephony.Reply{}
@@ -157,12 +157,12 @@ func outcomeOf(r *telephony.Route, now time.Time) (outcome telephony.RouteOutcom
 	return telephony.RouteOpen, telephony.Reply{}
 }
 
-// maxReplies bounds what is kept of a call that is answered over and over after it has been
-// decided.
+// maxReplies bounds the stored replies for a call that is answered over and over after the
+// decision.
 const maxReplies = 100
 
-// addReply keeps a reply. Of a question that is open, each counts that has not been given yet; a
-// number ends it, so there are few.
+// addReply stores a reply. While the question is open, every reply is stored except repeated ones;
+// since a number ends the question, these are few.
 func addReply(route *telephony.Route, reply telephony.Reply, now time.Time) {
 	reply.At = now
 	isOpen := route.Outcome == telephony.RouteOpen

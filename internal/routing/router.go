@@ -1,16 +1,16 @@
-// Package routing asks the endpoints where a call goes, decides, and has the call transferred. A
-// question takes this way:
+// Package routing asks the endpoints where a call goes, decides, and has the call transferred. The
+// way of a question:
 //
-//	engine: a question is stored ─► dispatcher: asks each endpoint ─► Sender
-//	                                  │ replies, time is up
+//	engine: a question is stored ─► Dispatcher: asks each endpoint ─► Sender
+//	                                  │ replies, or the time is up
 //	             POST /v1/transfers ─►▼
 //	                                Router ── a change of the route, by Change ──► engine
 //	                                  │ the first number wins
 //	                                  ▼
 //	                                Exchange: one Transfer
 //
-// What is decided is stored before the exchange gets it, so that no call is transferred twice,
-// whatever happens in between.
+// A decision is stored before the exchange gets it, so that no call is transferred twice, even if
+// the process ends in between.
 package routing
 
 import (
@@ -27,30 +27,30 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// Exchange is the session, as far as routing needs it.
+// Exchange is the part of the session that routing uses.
 type Exchange interface {
 	Do(ctx context.Context, cmd telephony.Command) error
-	// WaitConnected returns nil once there is a connection. It fails with ctx's error, or with
-	// telephony.ErrNotConnected if there will be none any more.
+	// WaitConnected returns nil once there is a connection. Fails with the error of ctx, or with
+	// telephony.ErrNotConnected if there will be none.
 	WaitConnected(ctx context.Context) error
 }
 
-// Policy says which answers count. Allow fails with a *telephony.NotAllowedError.
+// Policy limits which answers count. Allow fails with a *telephony.NotAllowedError.
 type Policy interface {
 	Allow(by string, cmd telephony.Command) error
 }
 
-// Observer counts what is decided; took is the time since the question came.
+// Observer counts decisions; took is the time since the question was asked.
 type Observer interface {
 	Decided(outcome telephony.RouteOutcome, took time.Duration)
 }
 
-// RouterOptions says what the router stands on.
+// RouterOptions configures a Router.
 type RouterOptions struct {
 	Exchange Exchange
 	Routes   store.Routes
-	// DeclineOnSilence sends the empty Transfer when no endpoint wants a call; else nothing is sent
-	// then.
+	// DeclineOnSilence sends an empty Transfer if no endpoint wants a call; otherwise nothing is
+	// sent.
 	DeclineOnSilence bool
 	Timeout          time.Duration // of a Transfer
 	Policy           Policy        // may be nil: every answer is allowed
@@ -58,41 +58,40 @@ type RouterOptions struct {
 	Observer         Observer // may be nil
 }
 
-// Router takes what endpoints and the operator answer, and writes the Transfer of what is decided:
-// the first of them to answer with a number gets the call.
+// Router applies the answers of endpoints and the operator to routes, and writes the Transfer of
+// each decision: the first to answer with a number gets the call.
 type Router struct {
 	opts RouterOptions
 
-	mu       sync.Mutex
-	underWay map[string]*changes // by call
+	mu         sync.Mutex
+	inProgress map[string]*changes // by call
 }
 
-// changes are those of one call's route that are under way, each with the Transfer that it leads
+// changes counts the changes in progress of one call's route, each with the Transfer that it leads
 // to.
 type changes struct {
 	count int
-	done  chan struct{} // closed when none is any more
+	done  chan struct{} // closed when the count reaches 0
 }
 
-// NewRouter checks the options.
+// NewRouter returns a router, or an error if options are missing.
 func NewRouter(opts RouterOptions) (*Router, error) {
 	if opts.Exchange == nil || opts.Routes == nil || opts.Timeout <= 0 || opts.Logger == nil {
 		return nil, errors.New("routing: RouterOptions.Exchange, Routes, Timeout and Logger must be set")
 	}
-	return &Router{opts: opts, underWay: map[string]*changes{}}, nil
+	return &Router{opts: opts, inProgress: map[string]*changes{}}, nil
 }
 
-// Settle decides the question that an event has opened if no endpoint is asked or its time is up,
-// which timeUp says whatever the clock does, and writes a decision that surely was not written.
-// NotAsked are endpoints that count as having given no answer.
+// Settle decides the question that an event has opened, if no endpoint is asked or its time is up,
+// and writes a decision that certainly was not written. TimeUp means that the time is up whatever
+// the clock shows. NotAsked are endpoints that count as having given no answer.
 func (r *Router) Settle(ctx context.Context, callID, eventID string, timeUp bool, notAsked []telephony.Reply) {
 	r.changeQuietly(ctx, callID, telephony.RouteChange{
 		Kind: telephony.RouteSettle, EventID: eventID, TimeUp: timeUp, Replies: notAsked,
 	})
 }
 
-// NoAnswer takes that no answer to the question which an event has opened is to be expected of an
-// endpoint any more.
+// NoAnswer records that an endpoint will give no answer to the question which an event has opened.
 func (r *Router) NoAnswer(ctx context.Context, callID, eventID, endpoint, why string) {
 	r.changeQuietly(ctx, callID, telephony.RouteChange{
 		Kind: telephony.RouteSettle, EventID: eventID,
@@ -100,7 +99,8 @@ func (r *Router) NoAnswer(ctx context.Context, callID, eventID, endpoint, why st
 	})
 }
 
-// changeQuietly is a change of which the log alone gets the error.
+// changeQuietly changes a route and writes the Transfer that follows. It logs errors and does not
+// return them.
 func (r *Router) changeQuietly(ctx context.Context, callID string, c telephony.RouteChange) {
 	result, err := r.change(ctx, callID, c)
 	switch {
@@ -108,15 +108,16 @@ func (r *Router) changeQuietly(ctx context.Context, callID string, c telephony.R
 		r.opts.Logger.Error("what was heard of a call that asks where to go cannot be kept",
 			"call_id", callID, "err", err.Error())
 	case result.Write:
-		_ = r.write(ctx, result.After) // it has logged it
+		_ = r.write(ctx, result.After) // write logs the error
 	}
 }
 
-// Answer takes an answer from an endpoint or the operator to the question that an event has opened,
-// or to the latest of a call where its ID is empty; an empty number declines. Nil means that the
-// number has won and the exchange has done the transfer, or that the decline is stored. Fails with
-// telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a *telephony.DecidedError, or
-// as a command does. With a *telephony.NotAllowedError it is as if the answer had not come.
+// Answer applies an answer from an endpoint or the operator to the question that an event has
+// opened, or to the latest question of the call if the event's ID is empty; an empty number
+// declines. Nil means that the number has won and the exchange has done the transfer, or that the
+// decline is stored. Fails with telephony.ErrNeverAsked, ErrRouteClosed, ErrCallOver, ErrNotKept, a
+// *telephony.DecidedError, or as a command does. After a *telephony.NotAllowedError the question is
+// as if the answer had not come.
 func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) error {
 	if r.opts.Policy != nil {
 		cmd := telephony.Command{Kind: telephony.CommandTransfer, CallID: callID, To: to}
@@ -157,10 +158,11 @@ func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) err
 	return err
 }
 
-// transferEnded gives the winner that repeats its number how the Transfer has ended, once it has.
+// transferEnded waits for the end of the Transfer and returns its error, for a winner that repeats
+// its number.
 func (r *Router) transferEnded(ctx context.Context, route telephony.Route) error {
 	r.wait(ctx, route.CallID)
-	if route.Transfer == telephony.TransferWriting { // it may have ended since that was read
+	if route.Transfer == telephony.TransferWriting { // it may have ended after the route was read
 		kept, err := r.opts.Routes.Route(ctx, route.CallID)
 		if err != nil {
 			return fmt.Errorf("%w: %w", telephony.ErrNoAnswer, err)
@@ -180,8 +182,8 @@ func (r *Router) transferEnded(ctx context.Context, route telephony.Route) error
 	return nil
 }
 
-// change changes a call's route. Where a Transfer is to be written for it, the caller writes it,
-// which ends the change; any other change has ended.
+// change applies a change to a call's route. If a Transfer is to be written for it, the caller
+// writes it, which ends the change; any other change has ended on return.
 func (r *Router) change(ctx context.Context, callID string, c telephony.RouteChange) (telephony.RouteResult, error) {
 	r.begin(callID) // before another goroutine can see that a Transfer is being written
 	c.ID, c.Now, c.DeclineOnSilence = uuid.NewString(), time.Now(), r.opts.DeclineOnSilence
@@ -198,10 +200,10 @@ func (r *Router) change(ctx context.Context, callID string, c telephony.RouteCha
 func (r *Router) begin(callID string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := r.underWay[callID]
+	c := r.inProgress[callID]
 	if c == nil {
 		c = &changes{done: make(chan struct{})}
-		r.underWay[callID] = c
+		r.inProgress[callID] = c
 	}
 	c.count++
 }
@@ -209,17 +211,17 @@ func (r *Router) begin(callID string) {
 func (r *Router) end(callID string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := r.underWay[callID]
+	c := r.inProgress[callID]
 	if c.count--; c.count == 0 {
 		close(c.done)
-		delete(r.underWay, callID)
+		delete(r.inProgress, callID)
 	}
 }
 
 // wait waits until no change of a call is under way, or ctx ends.
 func (r *Router) wait(ctx context.Context, callID string) {
 	r.mu.Lock()
-	c := r.underWay[callID]
+	c := r.inProgress[callID]
 	r.mu.Unlock()
 	if c == nil {
 		return
@@ -230,7 +232,7 @@ func (r *Router) wait(ctx context.Context, callID string) {
 	}
 }
 
-// write writes the Transfer of a route that was just decided, and stores how that went.
+// write writes the Transfer of a route that was just decided, and stores its result.
 func (r *Router) write(ctx context.Context, route telephony.Route) error {
 	defer r.end(route.CallID)
 	err := r.transfer(ctx, route)
@@ -246,7 +248,7 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 		c.Transfer, c.TransferError = telephony.TransferFailed, err.Error()
 	}
 	errors.As(err, &c.Refused)
-	// Also when the client that answered has gone, or the bridge is shutting down.
+	// Also if the client that answered has disconnected, or the bridge is shutting down.
 	_, storeErr := r.opts.Routes.ChangeRoute(context.WithoutCancel(ctx), route.CallID, c)
 	took := c.Now.Sub(route.AskedAt).Round(time.Microsecond).String()
 	args := []any{"call_id", route.CallID, "outcome", string(route.Outcome), "took", took}
@@ -261,12 +263,12 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 	return err
 }
 
-// transfer writes the Transfer once. While there is no connection nothing is written, and one that
-// comes back in time is used.
+// transfer writes the Transfer once. If there is no connection, it waits for one as long as the
+// decision is of use.
 func (r *Router) transfer(ctx context.Context, route telephony.Route) error {
 	until := route.TransferBy()
 	if route.Outcome == telephony.RouteClosed && !time.Now().Before(until) {
-		return telephony.ErrNotSent // an answer with a number came in time, however long it took to store
+		return telephony.ErrNotSent // a number that has won came in time, however long it took to store it
 	}
 	cmd := telephony.Command{Kind: telephony.CommandTransfer, CallID: route.CallID, To: route.To}
 	err := r.do(ctx, cmd)
@@ -282,8 +284,8 @@ func (r *Router) transfer(ctx context.Context, route telephony.Route) error {
 }
 
 func (r *Router) do(ctx context.Context, cmd telephony.Command) error {
-	// Also when the client that answered has gone, or the bridge is shutting down: it is decided,
-	// and a person is on the line.
+	// Also if the client that answered has disconnected, or the bridge is shutting down: the call
+	// is decided, and a caller waits on the line.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opts.Timeout)
 	defer cancel()
 	return r.opts.Exchange.Do(ctx, cmd)

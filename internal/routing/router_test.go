@@ -234,7 +234,7 @@ func TestTransferHasNotEndedWhileItIsTriedAgain(t *testing.T) {
 	r.begin("5")
 	r.begin("5")
 	r.end("5")
-	second := r.underWay["5"]
+	second := r.inProgress["5"]
 	if second == nil {
 		t.Fatal("nothing can wait for the second")
 	}

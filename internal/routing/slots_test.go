@@ -123,7 +123,7 @@ func TestQuestionIsWithdrawnOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.TakeAllPlaces("b")
+		d.TakeAllSlots("b")
 		ctx, cancel := context.WithCancel(context.Background())
 		var running sync.WaitGroup
 		running.Go(func() { _ = d.Run(ctx) })
