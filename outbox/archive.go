@@ -183,8 +183,8 @@ func (o *Outbox) EndSessions(ctx context.Context) (generation uint64, err error)
 	return generation, o.engine.SetSetting(ctx, settingSessions, value)
 }
 
-// Writable says why events cannot be stored, or are in danger; nil if they are safe. A failed
-// Append counts until one succeeds, since on a full disk smaller changes still go through; one that
+// Writable returns why events cannot be stored or are in danger; nil if they are safe. A failed
+// Append counts until one succeeds, since smaller writes still go through on a full disk; one that
 // failed with store.ErrFull counts until there is room.
 func (o *Outbox) Writable(ctx context.Context) error {
 	o.mu.Lock()

@@ -43,7 +43,7 @@ type Options struct {
 	// RetrySchedule holds the waits after the first, second, … failed attempt. A delivery that
 	// fails after the last of them is dead.
 	RetrySchedule []time.Duration
-	// RoutingTimeout is how long it is of use to ask where a call should go.
+	// RoutingTimeout is how long the answer to a question where a call should go is of use.
 	RoutingTimeout time.Duration
 	// Retention is how long an event is kept after it was read; longer while an endpoint waits for
 	// it.

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Route is the question where a call should go, and what has become of it. Each call that asks has
-// one.
+// Route is the question where a call should go, with its replies, its outcome and the Transfer that
+// follows. Each call that asks has one.
 type Route struct {
 	CallID  string
 	EventID string // of the event that opened the question
@@ -89,8 +89,8 @@ const (
 	TransferFailed  TransferState = "failed"   // refused, or written and not answered
 )
 
-// Reply is what an endpoint, or the bearer of a token, replied to the question, or that it gives no
-// reply.
+// Reply is a reply of an endpoint, or of the bearer of a token, to the question; a ReplyNone
+// records that there will be none.
 type Reply struct {
 	By   string
 	At   time.Time

@@ -142,7 +142,7 @@ func migrate1Delivery(q *queue, k []byte) error {
 	}
 	r, err := q.rowsOf(binary.BigEndian.Uint64(k))
 	if err != nil {
-		return nil // its event is damaged: likewise
+		return nil // its event is damaged: the lane makes it dead too
 	}
 	store.Link(r, r.n)
 	return r.finish(time.Time{}, 0)

@@ -75,7 +75,7 @@ var (
 	ErrBadCursor = errors.New("the cursor is none that this list has given")
 	// ErrChanged means that a value has changed since it was read.
 	ErrChanged = errors.New("the value has changed since it was read")
-	// ErrTooLong means that a value has more bytes than it may.
+	// ErrTooLong means that a value exceeds its largest size.
 	ErrTooLong = errors.New("the value is too long to be kept")
 	// ErrBadState means that a name is not that of a state.
 	ErrBadState = errors.New("there is no such state")
