@@ -175,8 +175,8 @@ func (s suite) TestAQuestionWaitsForTheAttemptUnderWay(t *testing.T) {
 	})
 }
 
-// TestQuestionsThatWaitForTheirCallTakeNoPlace checks that, however often a call asks while another of
-// its webhooks is under way, the question of another call is asked at once.
+// TestQuestionsThatWaitForTheirCallTakeNoPlace checks that, however often a call asks while another
+// of its webhooks is under way, the question of another call is asked at once.
 func (s suite) TestQuestionsThatWaitForTheirCallTakeNoPlace(t *testing.T) {
 	const asks = 600 // more than there are places
 	c := &CRM{}
