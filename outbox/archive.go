@@ -174,6 +174,8 @@ func (o *Outbox) Sessions(ctx context.Context) (generation uint64, err error) {
 // EndSessions starts a new generation, and returns it when it is durable: all present sessions end,
 // also after a restart. The generation is a time, so that none recurs after a backup is restored.
 func (o *Outbox) EndSessions(ctx context.Context) (generation uint64, err error) {
+	o.sessions.Lock() // two callers must not get the same generation, nor store the older one last
+	defer o.sessions.Unlock()
 	generation, err = o.Sessions(ctx)
 	if err != nil {
 		return 0, err

@@ -22,11 +22,11 @@ func afterAttempt(
 	case store.Gone, store.Refused:
 		return d.Ended(store.Dead, now)
 	case store.Later:
-		d.Due = now.Add(o.RetryAfter).UnixNano()
-		return d
+		return putOff(d, o, now)
 	case store.Pause, store.Misconfigured, store.More:
 		return d
 	}
+	d.PutOff = false
 	wait := min(o.RetryAfter, maxRetryAfter)
 	if d.FailedAt == 0 || d.FailedAt > now.UnixNano() { // or the clock was set back
 		d.FailedAt = now.UnixNano()
@@ -54,8 +54,14 @@ func afterProbe(d store.Delivery, o store.Outcome, now time.Time) store.Delivery
 	case store.Refused:
 		return d.Ended(store.Dead, now)
 	case store.Later:
-		d.Due = now.Add(o.RetryAfter).UnixNano()
+		return putOff(d, o, now)
 	}
+	return d
+}
+
+// putOff returns a delivery that its sender wants to try later.
+func putOff(d store.Delivery, o store.Outcome, now time.Time) store.Delivery {
+	d.PutOff, d.Due = true, now.Add(min(o.RetryAfter, store.MaxPutOff)).UnixNano()
 	return d
 }
 

@@ -54,6 +54,7 @@ type lane struct {
 	wakeAll  func()                  // makes all lanes look for new deliveries
 	opts     Options
 	limit    *rate.Limiter // nil: no limit
+	withCall bool          // the sender keeps bytes for a call: see store.CallSender
 	redial   func() bool   // mayRedial, made once
 	logger   *slog.Logger
 	reading  *repeat.Log // failures to read the engine
@@ -68,8 +69,9 @@ type lane struct {
 	recorded    chan recorded
 
 	// The fields below are used by run alone.
-	ready       []store.Job // claimed, and not yet ordered
-	workers     int         // the number started
+	ready       []store.Job     // claimed, and not yet ordered
+	callsOut    map[string]bool // the calls with an order that is out
+	workers     int             // the number started
 	freeEnded   []attemptDone
 	results     []store.Result // not yet recorded
 	freeResults []store.Result
@@ -123,7 +125,8 @@ func newLane(e store.Endpoint, queue store.Lane, opts Options, publish func([]te
 		logger:      logger,
 		reading:     repeat.New(logger),
 		writing:     repeat.New(logger),
-		calls:       calls{underWay: map[string]bool{}},
+		calls:       newCalls(),
+		callsOut:    map[string]bool{},
 		minLife:     min(opts.RoutingTimeout, e.RingingTTL),
 		wake:        make(chan struct{}, 1),
 		orders:      make(chan order, 2*e.Concurrency),
@@ -132,6 +135,7 @@ func newLane(e store.Endpoint, queue store.Lane, opts Options, publish func([]te
 		recorded:    make(chan recorded),
 		stale:       true,
 	}
+	_, l.withCall = l.sender.(store.CallSender)
 	l.redial = l.mayRedial
 	l.handInTimer.Stop()
 	l.expireAt = time.Now()
@@ -252,10 +256,12 @@ func (l *lane) giveOrders(ctx context.Context, now time.Time, failing bool, slot
 			continue
 		}
 		if wait := l.rateWait(now); wait > 0 {
-			l.calls.leave(l.ready[i].Event.Call)
 			return now.Add(wait)
 		}
 		j := l.takeReady(i)
+		if j.Event.Call != "" {
+			l.callsOut[j.Event.Call] = true
+		}
 		ordered := int(l.ordered.Add(1))
 		if failing {
 			l.lastProbe = j.Number
@@ -269,15 +275,16 @@ func (l *lane) giveOrders(ctx context.Context, now time.Time, failing bool, slot
 	return at
 }
 
-// nextReady returns the index of the first delivery that may be tried now, or -1, and begins an
-// attempt of its call, which has none in flight. It ends expired deliveries on the way.
+// nextReady finds the first delivery that may be tried now: no order of its call is out, and no
+// question of it is asked or waits. It expires those that are too late on the way. It returns -1 if
+// there is none.
 func (l *lane) nextReady(now time.Time) int {
 	for i := 0; i < len(l.ready); {
 		j := &l.ready[i]
 		switch {
 		case l.isTooLate(j):
 			l.addExpired(l.takeReady(i), now)
-		case l.calls.enter(j.Event.Call):
+		case !l.callsOut[j.Event.Call] && l.calls.isFree(j.Event.Call):
 			return i
 		default:
 			i++
@@ -424,7 +431,8 @@ func (l *lane) expire(ctx context.Context, now time.Time) (at time.Time) {
 		// back.
 		later = now.Add(later.Sub(now))
 	}
-	l.expireAt = sooner(next, later)
+	// At least now and then: what an engine adds to its index later wakes no lane.
+	l.expireAt = sooner(sooner(next, later), now.Add(maxSleep))
 	return l.expireAt
 }
 
@@ -438,10 +446,16 @@ func (l *lane) collect() {
 	var news []telephony.Event
 	for i := range list {
 		e := &list[i]
-		l.calls.leave(e.result.Job.Event.Call)
+		delete(l.callsOut, e.result.Job.Event.Call)
 		if e.unmade {
+			if e.result.Job.Delivery.Expires != 0 {
+				l.expireAt = sooner(l.expireAt, time.Now()) // Expire has passed it over
+			}
 			l.queue.Release([]uint64{e.result.Job.Number})
 			l.stale = true
+			if l.withCall && e.isBegun {
+				l.calls.leave(e.result.Job.Event.Call)
+			}
 			continue
 		}
 		if e.verdict == store.More && l.failing {
@@ -516,8 +530,13 @@ func (l *lane) commitEnded(r recorded) {
 			}
 			continue
 		}
-		if result.Job.Delivery.Next != 0 || result.Now.State != store.Pending {
-			l.expireAt = sooner(l.expireAt, now.Add(minExpireGap)) // it may have held a delivery that has expired
+		if l.withCall && result.Attempt != nil {
+			l.leaveRecorded(result.Job.Event.Call)
+		}
+		d := &result.Job.Delivery
+		if d.Next != 0 || result.Now.State != store.Pending || d.Expires != 0 {
+			// It may have held a delivery that has expired, or have expired itself meanwhile.
+			l.expireAt = sooner(l.expireAt, now.Add(minExpireGap))
 		}
 		if result.Attempt == nil && !result.Overruled {
 			l.logExpired(&result.Job)
@@ -534,6 +553,20 @@ func (l *lane) commitEnded(r recorded) {
 	}
 	clear(r.results) // so that what was sent can be collected
 	l.freeResults = r.results[:0]
+}
+
+// leaveRecorded ends an attempt of a call once it is recorded, at an endpoint whose sender keeps
+// bytes for a call: the next attempt is to begin with those. What was claimed before is claimed
+// again.
+func (l *lane) leaveRecorded(call string) {
+	l.calls.leave(call)
+	l.ready = slices.DeleteFunc(l.ready, func(j store.Job) bool {
+		isOld := call != "" && j.Event.Call == call
+		if isOld {
+			l.queue.Release([]uint64{j.Number})
+		}
+		return isOld
+	})
 }
 
 // minExpireGap is how long a delivery that was released after its expiry may stay pending.

@@ -90,6 +90,7 @@ type Outbox struct {
 	nearlyFull chan struct{} // wakes prune early
 	failures   *repeat.Log   // failures to remove old events
 
+	sessions  sync.Mutex // held by EndSessions
 	mu        sync.Mutex
 	appendErr error // the error of the last Append; nil if it succeeded
 }

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"context"
 	"time"
 
 	"pzbridge/outbox/store"
@@ -13,9 +14,19 @@ import (
 // IsFailing reports whether an endpoint is only probed.
 func (o *Outbox) IsFailing(endpoint string) bool { return o.lane(endpoint).currentHealth().failing }
 
-// EnterCall begins an attempt at a question of a call; it returns false while another attempt of
-// the call is in flight at the endpoint.
-func (o *Outbox) EnterCall(endpoint, call string) bool { return o.lane(endpoint).calls.enter(call) }
+// EnterCall begins an attempt at a question of a call. It returns false while another attempt of
+// the call is under way at the endpoint.
+func (o *Outbox) EnterCall(endpoint, call string) bool {
+	return o.lane(endpoint).calls.enterQuestion(call)
+}
+
+// AwaitCall begins the attempt once no other attempt of the call is under way, and meanwhile lets
+// nothing else of the call begin. It returns false if ctx ends before.
+func (o *Outbox) AwaitCall(ctx context.Context, endpoint, call string) bool {
+	l := o.lane(endpoint)
+	defer wake(l.wake) // if ctx has ended, the lane may go on
+	return l.calls.awaitQuestion(ctx, call)
+}
 
 // LeaveCall ends that attempt.
 func (o *Outbox) LeaveCall(endpoint, call string) {

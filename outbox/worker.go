@@ -19,8 +19,9 @@ type order struct {
 
 // attemptDone is the result of an order.
 type attemptDone struct {
-	result store.Result
-	unmade bool // no attempt was made, or the shutdown has cut it off and its outcome is unknown
+	result  store.Result
+	isBegun bool // an attempt of the call was begun
+	unmade  bool // no attempt was made, or the shutdown has cut it off and its outcome is unknown
 
 	verdict store.Verdict
 	at      time.Time
@@ -41,11 +42,16 @@ func (l *lane) work(ctx, work context.Context) {
 		// Responses that have arrived are read before the next request is sent: in BenchmarkBridge
 		// that is two or three percent faster.
 		runtime.Gosched()
-		if ctx.Err() != nil || l.isOvertaken(&o) {
+		call := o.job.Event.Call
+		if ctx.Err() != nil || l.isOvertaken(&o) || !l.calls.enter(call) {
 			l.handIn(attemptDone{result: store.Result{Job: o.job}, unmade: true})
-		} else {
-			l.handIn(l.attempt(work, o.job, o.probe))
+			continue
 		}
+		done := l.attempt(work, o.job, o.probe)
+		if done.isBegun = true; !l.withCall { // else once it is recorded
+			l.calls.leave(call)
+		}
+		l.handIn(done)
 	}
 }
 
@@ -126,7 +132,7 @@ func (l *lane) updateHealth(o store.Outcome, probe bool, now time.Time) {
 func (l *lane) logAttempt(e *attemptDone) (news []telephony.Event) {
 	j, made := &e.result.Job, e.result.Attempt
 	l.logLine(e)
-	if isPostponed(e.verdict) {
+	if isPostponed(e.verdict) && e.result.Now.State == store.Pending {
 		return nil
 	}
 	l.opts.Observer.AttemptEnded(l.endpoint.Name, outcomeOf(e.result.Now), made.Took, e.at.Sub(j.Event.At))
@@ -186,10 +192,10 @@ func (l *lane) logLine(e *attemptDone) {
 	level, message := slog.LevelInfo, "delivered"
 	switch {
 	case d.State == store.Delivered:
-	case isPostponed(e.verdict):
-		message = "delivery goes on later"
 	case d.State == store.Dead:
 		level, message = slog.LevelError, "delivery is dead: it will not be tried again"
+	case isPostponed(e.verdict):
+		message = "delivery goes on later"
 	default:
 		level, message = slog.LevelWarn, "attempt failed"
 		next := "retry_in"

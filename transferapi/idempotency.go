@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"sync"
 	"time"
@@ -114,6 +115,9 @@ func (a *API) hasNewQuestion(ctx context.Context, cmd telephony.Command, at time
 		return false, nil
 	}
 	route, err := a.opts.Events.Route(ctx, cmd.CallID)
+	if errors.Is(err, store.ErrBadRecord) {
+		return false, nil // the next question writes it again
+	}
 	return err == nil && route != nil && route.AskedAt.After(at), err
 }
 

@@ -154,7 +154,9 @@ func (d *Dashboard) overview(ctx context.Context, t words) (overview, error) {
 		switch {
 		case errors.Is(err, store.ErrNoCall): // pruned just now
 		case err != nil:
-			return o, err
+			if o.Trouble == "" { // the rest of the page says what to do about it
+				o.Trouble, o.InDanger = err.Error(), true
+			}
 		default:
 			o.Calls = append(o.Calls, v)
 		}
@@ -445,8 +447,7 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 				continue // pruned just now
 			}
 			if err != nil {
-				d.renderError(w, r, err)
-				return
+				attempts = []store.Attempt{{Error: err.Error()}} // the rest of the page can be read
 			}
 			for n := range attempts {
 				attempts[n].Response = strings.ToValidUTF8(attempts[n].Response, "\uFFFD")

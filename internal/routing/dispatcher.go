@@ -23,17 +23,15 @@ const (
 	transferRetryWait = 500 * time.Millisecond
 	// storeRetryWait is the wait after a failed read or write of the engine.
 	storeRetryWait = time.Second
-	// callRetryWait is the wait before a question is tried again while another attempt of its call
-	// is in flight at the endpoint.
-	callRetryWait = 20 * time.Millisecond
 )
 
 // Outbox brings the effects of questions into the lanes of the endpoints.
 type Outbox interface {
 	IsFailing(endpoint string) bool
-	// EnterCall begins an attempt of a call; it returns false while another one is in flight at the
-	// endpoint.
+	// EnterCall begins an attempt of a call. It returns false while another one is under way at the
+	// endpoint. AwaitCall begins it once that has ended; it returns false if ctx ends before.
 	EnterCall(endpoint, call string) bool
+	AwaitCall(ctx context.Context, endpoint, call string) bool
 	LeaveCall(endpoint, call string)
 	QuestionTried(endpoint string, r store.Result, o store.Outcome, at time.Time)
 	QuestionExpired(endpoint string, j store.Job)
@@ -403,42 +401,38 @@ type attempt struct {
 	job        store.Job
 }
 
-// run asks until the endpoint has taken the question, or the answer is of no use any more. It
-// starts with a slot, and holds one only while a request is in flight: not while another attempt of
-// its call is, nor while the exchange carries out the answer, nor during a wait before the next
-// try.
+// run asks until the endpoint has taken the question, or it is of no use any more. It begins with a
+// slot, and holds one only while a request is in flight: not while another attempt of its call is,
+// nor while the exchange carries out an answer, nor before the next try.
 func (a *attempt) run(ctx, work context.Context) {
-	d, q, e := a.dispatcher, a.question, a.endpoint
 	for failed := 0; ; {
-		r, err := d.routeOf(ctx, &q.Question)
-		if err != nil {
-			e.slots.release()
-			return // the stored question stays as it is
-		}
-		if r.Outcome != telephony.RouteOpen || !time.Now().Before(q.answerBy) {
-			e.slots.release()
+		isEntered := a.enterCall(ctx)
+		isOpen, err := a.isOpen(ctx) // the wait before may have been long
+		if !isEntered || !isOpen {
+			if isEntered {
+				a.leave()
+			}
+			if err != nil || ctx.Err() != nil {
+				return // the delivery stays as it is stored
+			}
 			break
 		}
-		wait := callRetryWait
-		if d.opts.Outbox.EnterCall(e.name, a.job.Event.Call) {
-			o := a.try(ctx, work, failed == len(questionRetryWaits))
-			if o.Verdict == store.CutOff || a.job.Delivery.State != store.Pending {
-				return
-			}
-			if wait = 0; o.Verdict != store.More { // after More the same job comes again at once
-				wait = questionRetryWaits[min(failed, len(questionRetryWaits)-1)]
-				failed++
-			}
-		} else {
-			e.slots.release()
-		}
-		if !time.Now().Before(q.answerBy) {
-			break
-		}
-		if !sleepUntil(ctx, sooner(time.Now().Add(wait), q.answerBy)) {
+		o := a.try(ctx, work, failed == len(questionRetryWaits))
+		if o.Verdict == store.CutOff || a.job.Delivery.State != store.Pending {
 			return
 		}
-		if !e.slots.acquire(ctx, q.answerBy) {
+		wait := time.Duration(0) // after More the same job comes again at once
+		if o.Verdict != store.More {
+			wait = questionRetryWaits[min(failed, len(questionRetryWaits)-1)]
+			failed++
+		}
+		if !time.Now().Before(a.question.answerBy) {
+			break
+		}
+		if !sleepUntil(ctx, sooner(time.Now().Add(wait), a.question.answerBy)) {
+			return
+		}
+		if !a.endpoint.slots.acquire(ctx, a.question.answerBy) {
 			if ctx.Err() != nil {
 				return
 			}
@@ -448,7 +442,60 @@ func (a *attempt) run(ctx, work context.Context) {
 	claimed := a.job
 	a.job.Delivery = a.job.Delivery.Ended(store.Expired, time.Now())
 	a.record(ctx, store.Result{Job: claimed, Now: a.job.Delivery})
-	d.opts.Outbox.QuestionExpired(e.name, a.job)
+	a.dispatcher.opts.Outbox.QuestionExpired(a.endpoint.name, a.job)
+}
+
+// isOpen reports whether the question is undecided and there is still time for an answer. It fails
+// as read does.
+func (a *attempt) isOpen(ctx context.Context) (bool, error) {
+	r, err := a.dispatcher.routeOf(ctx, &a.question.Question)
+	return err == nil && r.Outcome == telephony.RouteOpen && time.Now().Before(a.question.answerBy), err
+}
+
+// enterCall begins an attempt of the call, with the slot that the attempt holds. While another
+// attempt of the call is under way, it leaves the slot to other questions. It returns false, and
+// holds no slot, if the time for answers is over before its turn, or ctx ends.
+func (a *attempt) enterCall(ctx context.Context) bool {
+	box, e, call := a.dispatcher.opts.Outbox, a.endpoint, a.job.Event.Call
+	if box.EnterCall(e.name, call) {
+		return true
+	}
+	e.slots.release()
+	waiting, cancel := context.WithDeadline(ctx, a.question.answerBy)
+	defer cancel()
+	if !box.AwaitCall(waiting, e.name, call) {
+		return false
+	}
+	if !e.slots.acquire(ctx, a.question.answerBy) || !a.readAgain(ctx) {
+		box.LeaveCall(e.name, call)
+		return false
+	}
+	return true
+}
+
+// readAgain reads the job again, since the attempt that it has waited for may have kept something.
+// It returns false, and releases the slot, if that fails as read does, or the question is not asked
+// any more.
+func (a *attempt) readAgain(ctx context.Context) bool {
+	var q store.Question
+	err := a.dispatcher.read(ctx, func() (err error) {
+		q, err = a.dispatcher.opts.Questions.Question(ctx, a.question.Number)
+		return err
+	})
+	job, isAsked := q.Asked[a.endpoint.name]
+	if err != nil || !isAsked {
+		a.endpoint.slots.release()
+		return false
+	}
+	job.MayRedial = a.job.MayRedial
+	a.job = job
+	return true
+}
+
+// leave ends the attempt of the call and releases the slot.
+func (a *attempt) leave() {
+	a.dispatcher.opts.Outbox.LeaveCall(a.endpoint.name, a.job.Event.Call)
+	a.endpoint.slots.release()
 }
 
 // try makes one request, and records the delivery after it; last means that there will be no other.
@@ -457,8 +504,9 @@ func (a *attempt) try(ctx, work context.Context, last bool) store.Outcome {
 	d, q, e := a.dispatcher, a.question, a.endpoint
 	began := time.Now()
 	o := a.send(work)
-	d.opts.Outbox.LeaveCall(e.name, a.job.Event.Call)
 	e.slots.release()
+	// After the attempt is recorded: the call's next one begins with what this one kept.
+	defer d.opts.Outbox.LeaveCall(e.name, a.job.Event.Call)
 	if o.Verdict == store.CutOff {
 		return o // the stored question stays as it is
 	}
@@ -513,7 +561,11 @@ func (a *attempt) record(ctx context.Context, r store.Result) {
 	a.dispatcher.persist(ctx, func() error {
 		return a.dispatcher.opts.Questions.RecordQuestion(context.WithoutCancel(ctx), a.endpoint.name, &r)
 	})
-	a.dispatcher.opts.Outbox.QuestionEnded(a.endpoint.name)
+	for _, e := range a.dispatcher.endpoints {
+		if e == a.endpoint || len(r.Events) > 0 { // which may be for any of them
+			a.dispatcher.opts.Outbox.QuestionEnded(e.name)
+		}
+	}
 }
 
 // handleResponse applies the reply in a response to the call. An endpoint without a token cannot
@@ -562,8 +614,8 @@ func afterQuestion(d store.Delivery, o store.Outcome, last bool, now time.Time) 
 	switch {
 	case o.Verdict == store.Done:
 		return d.Ended(store.Delivered, now)
-	case o.Verdict == store.More:
-		return d
+	case o.Verdict == store.More, (o.Verdict == store.Later || o.Verdict == store.Pause) && !last:
+		return d // it is neither a success nor a failure
 	case o.Verdict == store.Gone, o.Verdict == store.Refused, last:
 		return d.Ended(store.Dead, now)
 	}

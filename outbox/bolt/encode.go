@@ -76,11 +76,21 @@ func recordVersion(v []byte) byte {
 	return v[0] >> 4
 }
 
-// encodeDelivery: version and state (1 byte), redelivered (1), step (2), attempts (4), due (8),
-// failedAt (8), next (8), expires (8). Then the last attempts follow, oldest first.
+// The lower half of the first byte: the state, and whether the delivery is put off.
+const (
+	stateMask  = 0x3
+	putOffFlag = 0x4
+)
+
+// encodeDelivery: version, flags and state (1 byte), redelivered (1), step (2), attempts (4), due
+// (8), failedAt (8), next (8), expires (8). Then the last attempts follow, oldest first.
 func encodeDelivery(d store.Delivery, history []byte) []byte {
 	v := make([]byte, 0, headSize1+len(history))
-	v = append(v, deliveryVersion<<4|byte(d.State), d.Redelivered)
+	first := deliveryVersion<<4 | byte(d.State)
+	if d.PutOff {
+		first |= putOffFlag
+	}
+	v = append(v, first, d.Redelivered)
 	v = binary.BigEndian.AppendUint16(v, uint16(d.Step))
 	v = binary.BigEndian.AppendUint32(v, uint32(d.Attempts))
 	v = binary.BigEndian.AppendUint64(v, uint64(d.Due))
@@ -96,21 +106,22 @@ func decodeDelivery(v []byte) (d store.Delivery, history []byte, version byte, e
 		return store.Delivery{}, nil, 0, store.ErrBadRecord
 	}
 	version = recordVersion(v)
-	state, size := store.State(v[0]&0xf), headSize0
+	flags, size := v[0]&0xf&^stateMask, headSize0
 	if version == deliveryVersion {
 		size = headSize1
 	}
-	if version > deliveryVersion || state > store.Dead || len(v) < size {
+	if version > deliveryVersion || flags&^(version*putOffFlag) != 0 || len(v) < size {
 		return store.Delivery{}, nil, 0, store.ErrBadRecord
 	}
 	d = store.Delivery{
-		State:       state,
+		State:       store.State(v[0] & stateMask),
 		Redelivered: v[1],
 		Step:        int(binary.BigEndian.Uint16(v[2:])),
 		Attempts:    int(binary.BigEndian.Uint32(v[4:])),
 		Due:         int64(binary.BigEndian.Uint64(v[8:])),
 		FailedAt:    int64(binary.BigEndian.Uint64(v[16:])),
 		Next:        binary.BigEndian.Uint64(v[24:]),
+		PutOff:      flags != 0,
 	}
 	history = v[size:]
 	if version == deliveryVersion {

@@ -152,7 +152,10 @@ func (l *lane) nextInLine(tx *txn, now time.Time, after uint64) (f dueBatch) {
 	}
 	first = bytes.Clone(first)
 	for k := first; k != nil && len(f.damaged)+len(f.unreadable) < maxRead; {
-		if _, n := readTimeKey(k); !l.claimed[n] {
+		switch at, n := readTimeKey(k); {
+		case at > now.UnixNano(): // its sender has put it off
+			f.next = sooner(f.next, now.Add(time.Duration(at-now.UnixNano())))
+		case !l.claimed[n]:
 			f.add(tx, q, n)
 		}
 		if len(f.jobs) == 1 && !l.engine.isExpired(&f.jobs[0], now) {
@@ -351,6 +354,9 @@ func (l *lane) Expire(_ context.Context, now time.Time, limit int) (expired []st
 	if err != nil {
 		return nil, time.Time{}, err
 	}
+	if len(expired) == 0 { // they are asked for again, or damaged
+		return nil, now.Add(time.Second), nil
+	}
 	return expired, now, nil // at once again: what they held may be late too
 }
 
@@ -404,13 +410,15 @@ const lineBatch = 256
 
 // LineUp makes all that waits for its time due at once: see store.Lane.
 func (l *lane) LineUp(_ context.Context, now time.Time) error {
+	from := timeKey(1, 0)
 	for done := false; !done; {
+		var keys [][]byte
 		err := l.engine.commit(func(tx *txn) error {
 			q := tx.queue(l.endpoint)
 			var tried []uint64
-			var keys [][]byte
+			keys = nil
 			c := q.due.Cursor()
-			for k, _ := c.Seek(timeKey(1, 0)); k != nil && len(keys) < lineBatch; k, _ = c.Next() {
+			for k, _ := c.Seek(from); k != nil && len(keys) < lineBatch; k, _ = c.Next() {
 				_, n := readTimeKey(k)
 				tried, keys = append(tried, n), append(keys, bytes.Clone(k))
 			}
@@ -421,8 +429,12 @@ func (l *lane) LineUp(_ context.Context, now time.Time) error {
 					return err
 				}
 			}
-			for _, k := range keys { // what is still there belongs to no delivery
-				if err := q.due.Delete(k); err != nil {
+			for _, k := range keys {
+				at, n := readTimeKey(k)
+				if d, _, ok := q.get(n); ok && d.IsDue() && d.Due == at { // its sender has put it off
+					continue
+				}
+				if err := q.due.Delete(k); err != nil { // if it is still there, it belongs to no delivery
 					return err
 				}
 			}
@@ -430,6 +442,9 @@ func (l *lane) LineUp(_ context.Context, now time.Time) error {
 		})
 		if err != nil {
 			return err
+		}
+		if len(keys) > 0 {
+			from = append(keys[len(keys)-1], 0) // behind the last
 		}
 	}
 	return nil
@@ -511,6 +526,10 @@ func (l *lane) setBack(now time.Time) error {
 func (s *Engine) setBack(d store.Delivery, lastTried, now time.Time) store.Delivery {
 	ahead := time.Duration(d.Due - now.UnixNano())
 	switch {
+	case d.PutOff && d.FailedAt == 0:
+		if ahead > store.MaxPutOff {
+			d.Due = now.UnixNano()
+		}
 	case d.FailedAt == 0 && ahead > s.rules.Hold: // it waits for the one before it in its call
 		d.Due = now.Add(s.rules.Hold).UnixNano()
 	case d.FailedAt != 0 && (ahead > s.rules.LongestWait || lastTried.After(now)):

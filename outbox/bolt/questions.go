@@ -54,7 +54,11 @@ func isAsked(d store.Delivery) bool { return d.State == store.Pending && d.Due =
 
 // RecordQuestion stores how an attempt at a question ended.
 func (s *Engine) RecordQuestion(_ context.Context, endpoint string, r *store.Result) error {
-	return s.commit(func(tx *txn) error { return s.recordOne(tx.queue(endpoint), r) })
+	err := s.commit(func(tx *txn) error { return s.recordOne(tx.queue(endpoint), r) })
+	if err == nil && len(r.Events) > 0 {
+		s.notifyReaders()
+	}
+	return err
 }
 
 // EndQuestion takes an event from the questions: see store.Questions.

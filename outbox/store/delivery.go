@@ -37,7 +37,12 @@ type Delivery struct {
 	Redelivered uint8
 	// Expires is when a pending delivery becomes useless, in Unix nanoseconds; 0 means never.
 	Expires int64
+	// PutOff means that the sender has put the delivery off until Due: see Later.
+	PutOff bool
 }
+
+// MaxPutOff is the longest that a sender can put a delivery off at once.
+const MaxPutOff = 24 * time.Hour
 
 const (
 	// Held is the due time of a delivery that waits for an earlier event of its call.
@@ -57,7 +62,7 @@ func (d Delivery) IsDue() bool { return d.State == Pending && d.Due != Held && d
 
 // Ended returns the delivery in a final state.
 func (d Delivery) Ended(s State, now time.Time) Delivery {
-	d.State, d.Due = s, now.UnixNano()
+	d.State, d.Due, d.PutOff = s, now.UnixNano(), false
 	return d
 }
 
@@ -86,7 +91,11 @@ func (d Delivery) releasesAt(hold time.Duration) int64 {
 // changed to before. A delivery that has failed itself follows its own schedule.
 func (d Delivery) dueAfter(before Delivery, hold time.Duration) Delivery {
 	if d.FailedAt == 0 && d.Due != Asking {
-		d.Due = behind(&before, hold).Due
+		due := behind(&before, hold).Due
+		if d.PutOff && due != Held {
+			return d // it keeps the time that its sender has set
+		}
+		d.Due = due
 		if d.Due == 0 && d.Redelivered > 0 {
 			d.Due = before.Due // when before ended: see asRedelivered
 		}
@@ -101,7 +110,7 @@ func (d Delivery) backToQueue(before *Delivery, now time.Time) Delivery {
 	if d.FailedAt != 0 && d.Due > now.UnixNano() {
 		d.Step = max(0, d.Step-1)
 	}
-	d.Due, d.FailedAt = 0, 0
+	d.Due, d.FailedAt, d.PutOff = 0, 0, false
 	if before != nil && before.State == Pending {
 		d.Due = Held
 	}
@@ -112,7 +121,7 @@ func (d Delivery) backToQueue(before *Delivery, now time.Time) Delivery {
 // schedule, and behind the one before it in its call. Its due time is now, and therefore behind
 // untried deliveries of any call, since those may belong to calls that are still going on.
 func (d Delivery) asRedelivered(before *Delivery, now time.Time, hold time.Duration) Delivery {
-	d.State, d.Step, d.FailedAt, d.Expires = Pending, 0, 0, 0
+	d.State, d.Step, d.FailedAt, d.Expires, d.PutOff = Pending, 0, 0, 0, false
 	d.Redelivered = max(1, d.Redelivered+1)
 	if d.Due = behind(before, hold).Due; d.Due == 0 {
 		d.Due = now.UnixNano()

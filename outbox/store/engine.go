@@ -173,6 +173,12 @@ func NewResult(j Job, now Delivery, o *Outcome, began, ended time.Time, answerWi
 	made := o.Attempt(began, ended.Sub(began))
 	r := Result{Job: j, Now: now, Attempt: &made, Keep: o.Keep}
 	var err error
+	switch {
+	case len(o.Keep) > MaxKept:
+		r.Keep, err = nil, fmt.Errorf("%w: %d bytes for a call, %d are allowed", ErrTooLong, len(o.Keep), MaxKept)
+	case o.Keep != nil && j.Event.Call == "":
+		r.Keep, err = nil, errors.New("nothing can be kept for an event of no call")
+	}
 	for i := range o.Events {
 		e, wrong := Encode(&o.Events[i], answerWithin)
 		if wrong != nil {

@@ -86,11 +86,12 @@ func Redeliver(r Rows, n uint64, now time.Time, hold time.Duration) {
 	release(r, d, 0)
 }
 
-// LineUp makes a delivery that waits for its time due at once, in the order of events: its endpoint
-// has begun to fail and is only probed. A delivery that is due at once already stays as it is.
+// LineUp makes a delivery that waits for its time due at once, in the order of events, since an
+// endpoint that has begun to fail is only probed. One that is due at once already stays as it is,
+// and so does one that its sender has put off.
 func LineUp(r Rows, n uint64, now time.Time) {
 	d, ok := r.Get(n)
-	if !ok || !d.IsDue() || d.Due <= 0 {
+	if !ok || !d.IsDue() || d.Due <= 0 || d.PutOff && d.Due > now.UnixNano() {
 		return
 	}
 	at, before := r.Neighbour(n, -1, Delivery.IsPending)

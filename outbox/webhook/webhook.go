@@ -98,6 +98,14 @@ func (s *Sender) Close() {
 
 // Send makes one attempt: see store.Sender.
 func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
+	client := s.events
+	if j.IsQuestion {
+		client = s.questions
+	}
+	return s.send(ctx, j, client)
+}
+
+func (s *Sender) send(ctx context.Context, j store.Job, client *outbound.Client) store.Outcome {
 	if s.request == nil {
 		return store.Outcome{Verdict: store.Again, Err: errors.New("the endpoint's URL cannot be read")}
 	}
@@ -109,9 +117,8 @@ func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
 		Sign:      func(h http.Header, at time.Time) { s.signer.sign(h, id, at, body) },
 		MayRedial: j.MayRedial,
 	}
-	client := s.events
 	if j.IsQuestion {
-		client, r.Read = s.questions, readUntilReply
+		r.Read = readUntilReply
 	}
 	answer, err := client.Do(ctx, r)
 	switch {
@@ -159,7 +166,7 @@ func (s *Sender) Test(ctx context.Context) (eventID string, made store.Attempt, 
 	body := fmt.Sprintf(`{"id":%q,"type":"pzbridge.test","timestamp":%q,`+
 		`"data":{"text":"A test of the webhook. No call has happened.","pz":{"type":"test"}}}`,
 		eventID, began.UTC().Format("2006-01-02T15:04:05.000Z"))
-	o := s.Send(ctx, store.Job{EventID: eventID, Event: store.Event{Body: []byte(body)}})
+	o := s.send(ctx, store.Job{EventID: eventID, Event: store.Event{Body: []byte(body)}}, s.questions)
 	if o.Verdict == store.CutOff {
 		return "", store.Attempt{}, ctx.Err()
 	}
