@@ -531,8 +531,8 @@ func (a *attempt) result(now store.Delivery, o *store.Outcome, began, ended time
 		a.endpoint.logger.Error("an event of a sender cannot be stored", "err", err.Error())
 	}
 	a.job.Delivery = now
-	if o.Keep != nil {
-		a.job.Kept, a.job.KeptVersion = o.Keep, a.job.KeptVersion+1
+	if r.Keep != nil { // as it is stored
+		a.job.Kept, a.job.KeptVersion = r.Keep, a.job.KeptVersion+1
 	}
 	return r
 }
