@@ -4,7 +4,10 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
+	"testing/synctest"
 
 	"pzbridge/outbox/store/storetest"
 )
@@ -62,6 +65,32 @@ func TestGenerationOfSessionsNeverComesAgain(t *testing.T) {
 	with(func(b *storetest.Box) {
 		if got := current(b); known[got] {
 			t.Errorf("after a restore %d comes again", got)
+		}
+	})
+}
+
+// TestGenerationsOfSessionsThatBeginAtOnceDiffer checks that calls of EndSessions that run at the
+// same time, which stands still meanwhile, get a generation each, and that the newest stays.
+func TestGenerationsOfSessionsThatBeginAtOnceDiffer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := storetest.OpenBox(t, harness{}, storetest.Options{})
+		generations := make([]uint64, 32)
+		var ending sync.WaitGroup
+		for i := range generations {
+			ending.Go(func() {
+				var err error
+				if generations[i], err = b.EndSessions(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		ending.Wait()
+		slices.Sort(generations)
+		if got := slices.Compact(slices.Clone(generations)); len(got) != len(generations) {
+			t.Errorf("%d callers got %d generations: %d", len(generations), len(got), got)
+		}
+		if got, err := b.Sessions(); err != nil || got != generations[len(generations)-1] {
+			t.Errorf("%d is left of %d, %v", got, generations, err)
 		}
 	})
 }

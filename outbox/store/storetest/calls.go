@@ -206,3 +206,92 @@ func (s suite) TestQuestionsThatWaitForTheirCallTakeNoPlace(t *testing.T) {
 		stop()
 	})
 }
+
+// TestAQuestionWaitsForNoEventThatHasNotBegun checks that a question does not wait for an event of
+// its call which itself waits until the only worker has done with another call: the time for
+// answers would be over by then.
+func (s suite) TestAQuestionWaitsForNoEventThatHasNotBegun(t *testing.T) {
+	c := &CRM{}
+	Bubble(t, c, func(t *testing.T) {
+		c.Answer = newOverlaps(t, func(call string, sequence, _ int) (time.Duration, int) {
+			if call == "A" && sequence == 2 {
+				return 0, http.StatusOK
+			}
+			return 8 * time.Second, http.StatusOK
+		}).answer
+		e := Endpoint("crm")
+		e.Concurrency = 1
+		o := s.open(t, Options{DialContext: c.Net.Dial, Endpoints: []store.Endpoint{e}})
+		defer RunBox(t, o)()
+		began := time.Now()
+		MustAppend(t, o, Event("call.completed", "B"))
+		time.Sleep(100 * time.Millisecond)
+		MustAppend(t, o, Event("call.incoming", "A"))
+		time.Sleep(100 * time.Millisecond)
+		MustAppend(t, o, Event("call.transfer_requested", "A"))
+		time.Sleep(time.Minute)
+		checkArrivals(t, c, "B", began, "1 after 0s")
+		checkArrivals(t, c, "A", began, "2 after 200ms", "1 after 8s")
+		if got := States(t, o, "crm"); got[store.Delivered] != 3 {
+			t.Errorf("states: %v", got)
+		}
+	})
+}
+
+// TestAQuestionGoesBeforeItsCallsBacklog checks that a question goes as soon as the attempt of its
+// call that is under way has ended, before all that waits of the call, which then goes on in order.
+func (s suite) TestAQuestionGoesBeforeItsCallsBacklog(t *testing.T) {
+	c := &CRM{}
+	Bubble(t, c, func(t *testing.T) {
+		const backlog = 5
+		c.Answer = newOverlaps(t, func(_ string, sequence, _ int) (time.Duration, int) {
+			if sequence > backlog {
+				return 0, http.StatusOK
+			}
+			return 2 * time.Second, http.StatusOK
+		}).answer
+		o := s.open(t, Options{DialContext: c.Net.Dial})
+		defer RunBox(t, o)()
+		began := time.Now()
+		for range backlog {
+			MustAppend(t, o, Event("call.outgoing", "A"))
+		}
+		time.Sleep(100 * time.Millisecond)
+		MustAppend(t, o, Event("call.transfer_requested", "A"))
+		time.Sleep(time.Minute)
+		checkArrivals(t, c, "A", began,
+			"1 after 0s", "6 after 2s", "2 after 2s", "3 after 4s", "4 after 6s", "5 after 8s")
+	})
+}
+
+// TestAQuestionIsNotAskedOnceItIsDecided checks that a question is not asked if the caller has hung
+// up while it waited for the attempt of its call that was under way.
+func (s suite) TestAQuestionIsNotAskedOnceItIsDecided(t *testing.T) {
+	c := &CRM{}
+	Bubble(t, c, func(t *testing.T) {
+		c.Answer = newOverlaps(t, func(_ string, sequence, _ int) (time.Duration, int) {
+			if sequence == 1 {
+				return 5 * time.Second, http.StatusOK
+			}
+			return 0, http.StatusOK
+		}).answer
+		o := s.open(t, Options{DialContext: c.Net.Dial})
+		defer RunBox(t, o)()
+		began := time.Now()
+		MustAppend(t, o, Event("call.incoming", "A"))
+		time.Sleep(100 * time.Millisecond)
+		question := Event("call.transfer_requested", "A")
+		MustAppend(t, o, question)
+		time.Sleep(time.Second)
+		MustAppend(t, o, Event("call.completed", "A"))
+		time.Sleep(time.Minute)
+		checkArrivals(t, c, "A", began, "1 after 0s", "3 after 5s")
+		d, attempts, err := o.Delivery(question.ID + ".crm")
+		if err != nil || d.State != "expired" || d.Attempts != 0 || len(attempts) != 0 {
+			t.Errorf("the question: %+v, %+v, %v", d, attempts, err)
+		}
+		if r, err := o.Route("A"); err != nil || r.Outcome != telephony.RouteOver {
+			t.Errorf("its route: %+v, %v", r, err)
+		}
+	})
+}

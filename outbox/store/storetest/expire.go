@@ -484,3 +484,56 @@ func (s suite) TestStepOfTheClockExpiresNothingBeforeItsTime(t *testing.T) {
 		})
 	}
 }
+
+// TestTooLateWhileItIsProbedExpires checks that what becomes too late while its failing endpoint is
+// probed with it, when nothing else is there to wake the lane, expires when the probe has failed.
+func (s suite) TestTooLateWhileItIsProbedExpires(t *testing.T) {
+	const takes = 14 * time.Second
+	c := &CRM{Answer: func(n int, _ Received, w http.ResponseWriter) {
+		if n > failingAfter {
+			time.Sleep(takes)
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}}
+	Bubble(t, c, func(t *testing.T) {
+		e := Endpoint("crm")
+		e.RingingTTL = 12 * time.Second
+		o := s.open(t, Options{
+			DialContext:   c.Net.Dial,
+			Endpoints:     []store.Endpoint{e},
+			RetrySchedule: slices.Repeat([]time.Duration{100 * time.Millisecond}, 2*failingAfter),
+		})
+		defer RunBox(t, o)()
+		MustAppend(t, o, Event("call.incoming", "A"))
+		time.Sleep(10 * time.Second) // it was tried for two, and the first probe comes five later
+		if n := c.Count(); n != failingAfter+1 {
+			t.Fatalf("%d webhooks, want a probe behind %d", n, failingAfter)
+		}
+		time.Sleep(time.Until(c.Received()[failingAfter].At.Add(takes + time.Second)))
+		if got := stateOf(t, o, "A"); got != "expired" || c.Count() != failingAfter+1 {
+			t.Errorf("%s after %d webhooks", got, c.Count())
+		}
+	})
+}
+
+// TestTooLateWhileItWaitsForAWorkerExpires checks that what becomes too late while it waits for the
+// only worker expires when the worker is free, though the endpoint is paused from then on.
+func (s suite) TestTooLateWhileItWaitsForAWorkerExpires(t *testing.T) {
+	c := &CRM{Answer: func(n int, r Received, w http.ResponseWriter) {
+		time.Sleep(10 * time.Second)
+		pause(n, r, w)
+	}}
+	Bubble(t, c, func(t *testing.T) {
+		e := Endpoint("crm")
+		e.Concurrency, e.RingingTTL = 1, 5*time.Second
+		o := s.open(t, Options{DialContext: c.Net.Dial, Endpoints: []store.Endpoint{e}})
+		defer RunBox(t, o)()
+		MustAppend(t, o, Event("call.completed", "B"))
+		time.Sleep(time.Second)
+		MustAppend(t, o, Event("call.incoming", "A"))
+		time.Sleep(10 * time.Second)
+		if got := stateOf(t, o, "A"); got != "expired" || c.Count() != 1 {
+			t.Errorf("%s after %d webhooks", got, c.Count())
+		}
+	})
+}

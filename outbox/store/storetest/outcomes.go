@@ -1,9 +1,11 @@
 package storetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pzbridge/internal/logtest"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -394,4 +397,169 @@ func (s suite) TestNotes(t *testing.T) {
 	if got := get(now.Add(1000 * time.Hour)); got != "c/2" {
 		t.Errorf("after a restart: %s", got)
 	}
+}
+
+// What an attempt keeps reaches the call's next one, also where that was claimed before, as an
+// event or a question that waited for the end of the attempt.
+func (s suite) TestKeptBytesReachTheNextAttemptOfTheCall(t *testing.T) {
+	for _, next := range []telephony.EventType{telephony.EventCompleted, telephony.EventTransferRequested} {
+		t.Run(string(next), func(t *testing.T) {
+			o := Options{OrderHold: time.Second, RetrySchedule: []time.Duration{100 * time.Millisecond}}
+			s.inOutcomes(t, o, func(n int, j store.Job) store.Outcome {
+				if n == 1 {
+					return store.Outcome{Verdict: store.Again, Status: 500}
+				}
+				if n == 2 {
+					time.Sleep(5 * time.Second)
+				}
+				return store.Outcome{Verdict: store.Done, Status: 200, Keep: append(slices.Clone(j.Kept), '.')}
+			}, func(t *testing.T, b *Box, crm *scripted) {
+				MustAppend(t, b, Event("call.outgoing", "7"))
+				time.Sleep(500 * time.Millisecond) // the second attempt is under way
+				MustAppend(t, b, Event(next, "7")) // which no longer holds it after a second
+				time.Sleep(10 * time.Second)
+				MustAppend(t, b, Event("call.completed", "7"))
+				synctest.Wait()
+				if got, want := crm.times(), "1@0s 1@100ms 2@5.1s 3@10.5s"; got != want {
+					t.Errorf("%s, want %s", got, want)
+				}
+				for i, j := range crm.got() {
+					want := max(0, i-1)
+					if string(j.Kept) != strings.Repeat(".", want) || j.KeptVersion != uint64(want) {
+						t.Errorf("attempt %d begins with %q, version %d", i+1, j.Kept, j.KeptVersion)
+					}
+				}
+			})
+		})
+	}
+}
+
+// Bytes that cannot be kept, be they too many or of an event of no call, are left out, which is
+// logged with the reason: the attempt is recorded without them, and its lane goes on.
+func (s suite) TestBytesThatCannotBeKeptStopNoLane(t *testing.T) {
+	for name, c := range map[string]struct {
+		kind telephony.EventType
+		call string
+		keep int
+		want string
+	}{
+		"too many": {
+			kind: "call.completed",
+			call: "7",
+			keep: store.MaxKept + 1,
+			want: fmt.Sprintf("%d bytes for a call, %d are allowed", store.MaxKept+1, store.MaxKept),
+		},
+		"too many of a question": {
+			kind: "call.transfer_requested",
+			call: "7",
+			keep: store.MaxKept + 1,
+			want: fmt.Sprintf("%d bytes for a call, %d are allowed", store.MaxKept+1, store.MaxKept),
+		},
+		"of no call": {
+			kind: "pz.event",
+			keep: 1,
+			want: "nothing can be kept for an event of no call",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log logtest.Buffer
+			o := Options{
+				RetrySchedule: []time.Duration{time.Second, time.Second},
+				Logger:        slog.New(slog.NewTextHandler(&log, nil)),
+			}
+			s.inOutcomes(t, o, func(n int, j store.Job) store.Outcome {
+				if j.Kept != nil || j.KeptVersion != 0 {
+					t.Errorf("attempt %d begins with %d bytes, version %d", n, len(j.Kept), j.KeptVersion)
+				}
+				if n <= 2 {
+					return store.Outcome{
+						Verdict: store.Again,
+						Status:  500,
+						Keep:    bytes.Repeat([]byte{byte(n)}, c.keep),
+					}
+				}
+				return store.Outcome{Verdict: store.Done, Status: 200}
+			}, func(t *testing.T, b *Box, crm *scripted) {
+				e := Event(c.kind, c.call)
+				MustAppend(t, b, e)
+				time.Sleep(time.Minute)
+				MustAppend(t, b, Event("call.completed", c.call))
+				synctest.Wait()
+				if got := States(t, b, "crm"); got[store.Delivered] != 2 || len(crm.got()) != 4 {
+					t.Errorf("%v, sent %s", got, crm.times())
+				}
+				_, attempts, err := b.Delivery(e.ID + ".crm")
+				var statuses []int
+				for _, a := range attempts {
+					statuses = append(statuses, a.Status)
+				}
+				if err != nil || !slices.Equal(statuses, []int{500, 500, 200}) {
+					t.Errorf("%+v, %v", attempts, err)
+				}
+				if n := strings.Count(log.String(), c.want); n != 2 {
+					t.Errorf("it is logged %d times:\n%s", n, log.String())
+				}
+			})
+		})
+	}
+}
+
+// A question that takes several requests has all its tries for a failure that comes behind them.
+func (s suite) TestMoreCostsAQuestionNoTry(t *testing.T) {
+	s.inOutcomes(t, Options{RoutingTimeout: time.Minute}, func(n int, j store.Job) store.Outcome {
+		switch {
+		case n <= 2*questionAttempts:
+			return store.Outcome{Verdict: store.More, Keep: append(slices.Clone(j.Kept), '.')}
+		case n == 2*questionAttempts+1:
+			return store.Outcome{Verdict: store.Again, Status: 500}
+		}
+		return store.Outcome{Verdict: store.Done, Status: 200}
+	}, func(t *testing.T, b *Box, crm *scripted) {
+		MustAppend(t, b, Event("call.transfer_requested", "7"))
+		time.Sleep(2 * time.Minute)
+		want := strings.Repeat("1@0s ", 2*questionAttempts+1) + "1@500ms"
+		if got := crm.times(); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+		if got := States(t, b, "crm"); got[store.Delivered] != 1 {
+			t.Errorf("%v", got)
+		}
+	})
+}
+
+// Events that come with the answer to a question go at once to all who get them, and to readers.
+func (s suite) TestEventsOfAQuestionsAnswerWakeAllWhoGetThem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		crm := newScripted(func(_ int, j store.Job) store.Outcome {
+			o := store.Outcome{Verdict: store.Done}
+			if j.IsQuestion {
+				time.Sleep(time.Second)
+				o.Events = []telephony.Event{Event("sms.sent", "8")}
+			}
+			return o
+		})
+		other := newScripted(func(int, store.Job) store.Outcome { return store.Outcome{Verdict: store.Done} })
+		e := Endpoint("other")
+		e.Events = store.Filter{"sms.*"}
+		b := s.open(t, Options{
+			Endpoints: []store.Endpoint{Endpoint("crm"), e},
+			Senders:   map[string]store.Sender{"crm": crm, "other": other},
+		})
+		defer RunBox(t, b)()
+		MustAppend(t, b, Event("call.transfer_requested", "7"))
+		synctest.Wait()
+		changed := b.Changed()
+		time.Sleep(2 * time.Second)
+		if got := other.times(); got != "1@1s" {
+			t.Errorf("the other has got %q", got)
+		}
+		if got := crm.times(); got != "1@0s 1@1s" {
+			t.Errorf("the one that was asked has got %q", got)
+		}
+		select {
+		case <-changed:
+		default:
+			t.Error("readers were not woken")
+		}
+	})
 }

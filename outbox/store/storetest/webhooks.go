@@ -1,9 +1,12 @@
 package storetest
 
 import (
+	"bytes"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -123,5 +126,64 @@ func (s suite) TestRedialsCountTowardsTheRate(t *testing.T) {
 		if n := dials.Load(); n != 1 {
 			t.Errorf("%d dials", n)
 		}
+	})
+}
+
+// TestATestGoesPastWhatWaits checks that a test webhook goes at once, though the events that are
+// under way leave no connection free and more of them wait.
+func (s suite) TestATestGoesPastWhatWaits(t *testing.T) {
+	const takes = 14 * time.Second
+	c := &CRM{Answer: func(_ int, r Received, _ http.ResponseWriter) {
+		if !bytes.Contains(r.Body, []byte("pzbridge.test")) {
+			time.Sleep(takes)
+		}
+	}}
+	Bubble(t, c, func(t *testing.T) {
+		e := Endpoint("crm")
+		e.Concurrency = 2
+		o := s.open(t, Options{DialContext: c.Net.Dial, Endpoints: []store.Endpoint{e}})
+		stop := RunBox(t, o)
+		defer time.Sleep(takes) // until the CRM has answered those that the stop cuts off
+		defer stop()
+		for i := range 10 {
+			MustAppend(t, o, Event("call.completed", fmt.Sprint(i)))
+		}
+		time.Sleep(time.Second)
+		began := time.Now()
+		id, made, err := o.SendTest(t.Context(), "crm")
+		if took := time.Since(began); err != nil || made.Status != http.StatusOK || took != 0 {
+			t.Errorf("%+v after %s, %v", made, took, err)
+		}
+		hooks := c.Received()
+		if len(hooks) != e.Concurrency+1 || idOf(t, hooks[len(hooks)-1]) != id {
+			t.Errorf("%d webhooks came, want the test %s behind %d events", len(hooks), id, e.Concurrency)
+		}
+	})
+}
+
+// TestATestTakesNoConnectionOfEvents checks that an event goes at once while a test webhook is
+// under way, though the endpoint gets one event at a time.
+func (s suite) TestATestTakesNoConnectionOfEvents(t *testing.T) {
+	c := &CRM{Answer: func(_ int, r Received, _ http.ResponseWriter) {
+		if bytes.Contains(r.Body, []byte("pzbridge.test")) {
+			time.Sleep(10 * time.Second)
+		}
+	}}
+	Bubble(t, c, func(t *testing.T) {
+		e := Endpoint("crm")
+		e.Concurrency = 1
+		o := s.open(t, Options{DialContext: c.Net.Dial, Endpoints: []store.Endpoint{e}})
+		defer RunBox(t, o)()
+		began := time.Now()
+		var testing sync.WaitGroup
+		testing.Go(func() {
+			if _, made, err := o.SendTest(t.Context(), "crm"); err != nil || made.Took != 10*time.Second {
+				t.Errorf("the test: %+v, %v", made, err)
+			}
+		})
+		time.Sleep(time.Second)
+		MustAppend(t, o, Event("call.completed", "A"))
+		testing.Wait()
+		checkArrivals(t, c, "A", began, "1 after 1s")
 	})
 }
