@@ -108,7 +108,7 @@ func (l *lane) attempt(work context.Context, j store.Job, probe bool) attemptDon
 	l.updateHealth(o, probe, now)
 	result, err := store.NewResult(j, next, &o, began, now, l.opts.RoutingTimeout)
 	if err != nil {
-		l.logger.Error("an event of a sender cannot be stored", "err", err.Error())
+		l.logger.Error("a part of what a sender returned cannot be stored", "err", err.Error())
 	}
 	return attemptDone{result: result, verdict: o.Verdict, at: now, expires: expires}
 }

@@ -528,7 +528,7 @@ func (a *attempt) try(ctx, work context.Context, last bool) store.Outcome {
 func (a *attempt) result(now store.Delivery, o *store.Outcome, began, ended time.Time) store.Result {
 	r, err := store.NewResult(a.job, now, o, began, ended, a.dispatcher.opts.Timeout)
 	if err != nil {
-		a.endpoint.logger.Error("an event of a sender cannot be stored", "err", err.Error())
+		a.endpoint.logger.Error("a part of what a sender returned cannot be stored", "err", err.Error())
 	}
 	a.job.Delivery = now
 	if r.Keep != nil { // as it is stored
