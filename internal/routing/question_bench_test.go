@@ -19,6 +19,7 @@ import (
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
 	"pzbridge/internal/telephony"
+	"pzbridge/outbox/bolt/bolttest"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
 	"pzbridge/relay"
@@ -75,7 +76,7 @@ func startBridge(b *testing.B, e store.Endpoint, pending int) *pztest.Server {
 	}
 	lines := asynclog.New(nowhere, nil)
 	b.Cleanup(func() { lines.Close(); _ = nowhere.Close() })
-	opts := storetest.WithDefaults(b, files{}, storetest.Options{
+	opts := storetest.WithDefaults(b, bolttest.Harness{}, storetest.Options{
 		Endpoints:      []store.Endpoint{e},
 		RetrySchedule:  []time.Duration{time.Second},
 		Retention:      time.Hour,
@@ -85,7 +86,7 @@ func startBridge(b *testing.B, e store.Endpoint, pending int) *pztest.Server {
 		Logger:         slog.New(slog.NewJSONHandler(lines, nil)), // lines are made and written, as they are by default
 	})
 	fill(b, opts, pending)
-	box, err := storetest.Open(files{}, opts)
+	box, err := storetest.Open(bolttest.Harness{}, opts)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -102,7 +103,7 @@ func startBridge(b *testing.B, e store.Endpoint, pending int) *pztest.Server {
 // fill appends events, five to a call.
 func fill(b *testing.B, opts storetest.Options, n int) {
 	b.Helper()
-	box, err := storetest.Open(files{}, opts)
+	box, err := storetest.Open(bolttest.Harness{}, opts)
 	if err != nil {
 		b.Fatal(err)
 	}

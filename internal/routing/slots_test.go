@@ -5,7 +5,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,44 +16,15 @@ import (
 	"pzbridge/internal/logtest"
 	"pzbridge/internal/routing"
 	"pzbridge/internal/telephony"
-	"pzbridge/outbox/bolt"
+	"pzbridge/outbox/bolt/bolttest"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
 	"pzbridge/outbox/webhook"
 )
 
-// files opens engines in files.
-type files struct{}
-
-func (files) Place(t testing.TB) string { return filepath.Join(t.TempDir(), "outbox.db") }
-
-func (files) Open(o storetest.EngineOptions) (store.Engine, error) {
-	e, err := bolt.Open(bolt.Options{
-		Path:      o.Place,
-		MaxBytes:  o.MaxBytes,
-		Rules:     o.Rules,
-		Logger:    o.Logger,
-		Clock:     o.Clock,
-		Committed: o.Committed,
-	})
-	if err != nil {
-		return nil, err // not a nil *bolt.Engine in an interface
-	}
-	return e, nil
-}
-
-func (files) Check(testing.TB, store.Engine) {}
-
-// silence is a router to which no question matters.
-type silence struct{}
-
-func (silence) Settle(context.Context, string, string, bool, []telephony.Reply) {}
-func (silence) Answer(context.Context, string, string, string, string) error    { return nil }
-func (silence) NoAnswer(context.Context, string, string, string, string)        {}
-
 // calledLate is a router whose exchange takes three seconds. It notes what comes once it is over.
 type calledLate struct {
-	silence
+	storetest.Silence
 	mu   sync.Mutex
 	over bool
 	late []string
@@ -94,14 +64,14 @@ func TestQuestionIsWithdrawnOnce(t *testing.T) {
 		const timeout = 4 * time.Second
 		endpoints := []store.Endpoint{storetest.Endpoint("a"), storetest.Endpoint("b")}
 		endpoints[0].Timeout = time.Minute
-		opts := storetest.WithDefaults(t, files{}, storetest.Options{
+		opts := storetest.WithDefaults(t, bolttest.Harness{}, storetest.Options{
 			DialContext:    c.Net.Dial,
 			Endpoints:      endpoints,
 			RoutingTimeout: timeout,
 			Grace:          20 * time.Second,
 			Logger:         slog.New(slog.NewTextHandler(&log, nil)),
 		})
-		box, err := storetest.Open(files{}, opts)
+		box, err := storetest.Open(bolttest.Harness{}, opts)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -155,7 +125,7 @@ func TestQuestionIsWithdrawnOnce(t *testing.T) {
 }
 
 // slowExchange takes long to do what an answer asks for.
-type slowExchange struct{ silence }
+type slowExchange struct{ storetest.Silence }
 
 func (slowExchange) Answer(context.Context, string, string, string, string) error {
 	time.Sleep(3 * time.Second)
@@ -174,7 +144,7 @@ func TestSlowExchangeHoldsNoPlaces(t *testing.T) {
 	storetest.Bubble(t, c, func(t *testing.T) {
 		e := storetest.Endpoint("crm")
 		e.Tokens = []string{"a token"}
-		box := storetest.OpenBox(t, files{}, storetest.Options{
+		box := storetest.OpenBox(t, bolttest.Harness{}, storetest.Options{
 			DialContext: c.Net.Dial,
 			Endpoints:   []store.Endpoint{e},
 			Logger:      slog.New(slog.DiscardHandler),

@@ -68,3 +68,25 @@ func TestWhatWaitsFollowsAClockThatWasSetBack(t *testing.T) {
 		}
 	}
 }
+
+// TestWhatIsPutOffKeepsItsTimeWhenTheClockIsSetBack checks that the time that a sender has set
+// stays, up to the longest that it can set, and that a record keeps that it is put off.
+func TestWhatIsPutOffKeepsItsTimeWhenTheClockIsSetBack(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	s := &Engine{rules: store.Rules{Hold: time.Minute, LongestWait: time.Hour}}
+	for ahead, want := range map[time.Duration]time.Duration{
+		time.Second:                   time.Second,
+		5 * time.Hour:                 5 * time.Hour,
+		store.MaxPutOff:               store.MaxPutOff,
+		store.MaxPutOff + time.Second: 0,
+	} {
+		d := store.Delivery{PutOff: true, Due: now.Add(ahead).UnixNano()}
+		kept, _, _, err := decodeDelivery(encodeDelivery(d, nil))
+		if err != nil || kept != d {
+			t.Errorf("%s: stored is %+v, %v", ahead, kept, err)
+		}
+		if got := time.Duration(s.setBack(kept, now.Add(time.Hour), now).Due - now.UnixNano()); got != want {
+			t.Errorf("%s ahead becomes %s, want %s", ahead, got, want)
+		}
+	}
+}
