@@ -19,8 +19,8 @@
 //	                                                 encodeDelivery
 //	endpoints/NAME/due        time, number        -> nothing; one for each delivery that may be
 //	                                                 tried at that time
-//	endpoints/NAME/expiry     time, number        -> nothing; one for each of these that expires
-//	                                                 at that time
+//	endpoints/NAME/expiry     second, block       -> a byte; one for each block of 64 deliveries
+//	                                                 of which some may expire in that second
 //	endpoints/NAME/kept       call key            -> version, what the endpoint's sender has kept
 //	                                                 for the call
 //	endpoints/NAME/notes      name                -> version, end, value

@@ -5,8 +5,6 @@ import (
 	"encoding/binary"
 	"time"
 
-	bolt "go.etcd.io/bbolt"
-
 	"pzbridge/outbox/store"
 )
 
@@ -136,23 +134,18 @@ func (q *queue) giveUp(n uint64, now time.Time, hold time.Duration) error {
 	return r.finish(now, hold)
 }
 
-// dropDamaged takes a delivery out of the due index whose place there cannot be known from its
+// dropDamaged takes a delivery out of the due index, where its place cannot be known from its
 // record.
 func (q *queue) dropDamaged(n uint64) error {
-	for _, index := range []*bolt.Bucket{q.due, q.expiry} {
-		c := index.Cursor()
-		for k, _ := c.First(); k != nil; k, _ = c.Next() {
-			if _, other := readTimeKey(k); other != n {
-				continue
-			}
-			if err := c.Delete(); err != nil {
-				return err
-			}
-			if index == q.due && q.record(n) != nil { // it was pending, or it would not have stood there
-				q.pendingNoMore()
-			}
-			break
+	c := q.due.Cursor()
+	for k, _ := c.First(); k != nil; k, _ = c.Next() {
+		if _, other := readTimeKey(k); other != n {
+			continue
 		}
+		if q.record(n) != nil { // it was pending, or it would not have stood there
+			q.pendingNoMore()
+		}
+		return c.Delete()
 	}
 	return nil
 }

@@ -146,14 +146,14 @@ type queue struct {
 	root, deliveries, due, expiry *bolt.Bucket
 	kept, notes                   *bolt.Bucket
 
-	counts                     counts
-	changed                    bool
-	byNumber, byTime, byExpiry seeker            // in deliveries, due and expiry
-	together                   map[uint64][]byte // see readTogether
-	recent                     [2]recent
-	at                         int    // where in recent the next record goes
-	buf                        []byte // for a record of attempts, until it is put
-	rows                       rows
+	counts           counts
+	changed          bool
+	byNumber, byTime seeker            // in deliveries and due
+	together         map[uint64][]byte // see readTogether
+	recent           [2]recent
+	at               int    // where in recent the next record goes
+	buf              []byte // for a record of attempts, until it is put
+	rows             rows
 }
 
 // recent is a record that was read a moment ago, since most are read, then changed.
@@ -284,14 +284,9 @@ func (q *queue) put(n uint64, d store.Delivery, history []byte) error {
 			return err
 		}
 	}
-	wasExpiring, isExpiring := wasDue && before.Expires != 0, isDue && d.Expires != 0
-	if wasExpiring && (!isExpiring || before.Expires != d.Expires) {
-		if err := drop(&q.byExpiry, q.expiry, before.Expires, n); err != nil {
-			return err
-		}
-	}
-	if isExpiring && (!wasExpiring || before.Expires != d.Expires || recordVersion(record) == 0) {
-		if err := q.expiry.Put(timeKey(d.Expires, n), nil); err != nil {
+	isIndexed := wasDue && before.Expires == d.Expires && recordVersion(record) != 0
+	if isDue && d.Expires != 0 && !isIndexed {
+		if err := q.addExpiry(d.Expires, n); err != nil {
 			return err
 		}
 	}
@@ -315,7 +310,7 @@ func (q *queue) remove(n uint64) error {
 	}
 	q.changed = true
 	q.counts.less(d.State)
-	return errors.Join(drop(&q.byTime, q.due, d.Due, n), drop(&q.byExpiry, q.expiry, d.Expires, n), q.forget(n))
+	return errors.Join(drop(&q.byTime, q.due, d.Due, n), q.forget(n))
 }
 
 // forget takes a delivery's record away.
