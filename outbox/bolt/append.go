@@ -113,27 +113,15 @@ func (s *Engine) isWanted(e *store.NewEvent) bool {
 	return false
 }
 
-// knows reports whether an event with this ID is stored, and gives its number. IDs hold their time,
-// so most are larger than all that are stored, which is known without looking.
+// knows reports whether an event with this ID is stored, and gives its number.
 func (tx *txn) knows(id uuid.UUID) (n uint64, known bool) {
-	if tx.newest == nil {
-		tx.newest = []byte{}
-		if k, _ := tx.ids.Cursor().Last(); k != nil {
-			tx.newest = bytes.Clone(k)
-		}
-	}
-	if bytes.Compare(id[:], tx.newest) > 0 {
-		tx.newest = append(tx.newest[:0], id[:]...)
-		return 0, false
-	}
-	v, known := tx.byID.find(tx.ids, binary.BigEndian.Uint64(id[:]), binary.BigEndian.Uint64(id[8:]))
-	return decodeNumber(v), known
+	v := tx.ids.Get(id[:])
+	return decodeNumber(v), v != nil
 }
 
 // appendDelivery stores the duty to deliver event n, the one with the sequence in its call; last is
 // the number of the event before it, 0 if there is none.
 func (s *Engine) appendDelivery(q *queue, n uint64, e *store.NewEvent, sequence, last uint64, asks bool) error {
-	q.remember(n, nil) // it is new, so there is nothing to look up
 	if s.rules.Reads(q.name) {
 		return q.put(n, store.Delivery{}.Ended(store.Delivered, e.At), nil) // it is there to be read
 	}

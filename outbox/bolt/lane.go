@@ -62,15 +62,12 @@ func (f *dueBatch) add(tx *txn, q *queue, n uint64) {
 	})
 	if err != nil {
 		f.unreadable, f.met = append(f.unreadable, n), err
-		q.byNumber, tx.byNumber = seeker{}, seeker{} // the cursors may stand on the damaged page
 	}
 }
 
 func (f *dueBatch) read(tx *txn, q *queue, n uint64) {
-	v, _ := q.byNumber.next(q.deliveries, n)
-	d, _, ok := q.decode(n, v)
-	v, _ = tx.byNumber.next(tx.events, n)
-	e, err := decodeEvent(v)
+	d, _, ok := q.get(n)
+	e, err := decodeEvent(tx.events.Get(number(n)))
 	if !ok || err != nil {
 		f.damaged = append(f.damaged, n)
 		return
@@ -269,11 +266,6 @@ func (l *lane) recordSingly(results []store.Result) error {
 func (s *Engine) record(endpoint string, results []store.Result) error {
 	return s.commit(func(tx *txn) error {
 		q := tx.queue(endpoint)
-		numbers := make([]uint64, len(results))
-		for i := range results {
-			numbers[i] = results[i].Job.Number
-		}
-		q.readTogether(numbers)
 		for i := range results {
 			if err := s.recordOne(q, &results[i]); err != nil {
 				return err

@@ -1,10 +1,8 @@
 package bolt
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
-	"slices"
 
 	"github.com/google/uuid"
 	bolt "go.etcd.io/bbolt"
@@ -50,14 +48,11 @@ type txn struct {
 
 	meta, events, ids, calls, routes, questions, keys, ages, endpoints *bolt.Bucket
 
-	queues   map[string]*queue
-	byID     seeker                       // in ids
-	byNumber seeker                       // in events
-	cursor   *bolt.Cursor                 // of calls: see lastOf
-	inUse    int64                        // bytes of the file, as the transaction began; 0 until it was asked for
-	prints   map[string]map[[16]byte]bool // fingerprints of a call: see isReplay
-	known    []string                     // see names
-	newest   []byte                       // the largest ID that is stored, nil until it was looked for: see knows
+	queues map[string]*queue
+	cursor *bolt.Cursor                 // of calls: see lastOf
+	inUse  int64                        // bytes of the file, as the transaction began; 0 until it was asked for
+	prints map[string]map[[16]byte]bool // fingerprints of a call: see isReplay
+	known  []string                     // see names
 }
 
 func newTxn(tx *bolt.Tx, rules *store.Rules) *txn {
@@ -146,86 +141,14 @@ type queue struct {
 	root, deliveries, due, expiry *bolt.Bucket
 	kept, notes                   *bolt.Bucket
 
-	counts           counts
-	changed          bool
-	byNumber, byTime seeker            // in deliveries and due
-	together         map[uint64][]byte // see readTogether
-	recent           [2]recent
-	at               int    // where in recent the next record goes
-	buf              []byte // for a record of attempts, until it is put
-	rows             rows
-}
-
-// recent is a record that was read a moment ago, since most are read, then changed.
-type recent struct {
-	number uint64
-	record []byte
-}
-
-// seeker looks up keys of one bucket. Each look of the bucket's own makes a new cursor.
-type seeker struct {
-	cursor *bolt.Cursor
-	key    [16]byte // room for one
-}
-
-// find goes to a number, or to a time and a number, or to an ID as two numbers, and gives the value
-// there.
-func (f *seeker) find(b *bolt.Bucket, numbers ...uint64) (v []byte, found bool) {
-	if f.cursor == nil {
-		f.cursor = b.Cursor()
-	}
-	key := f.key[:0]
-	for _, n := range numbers {
-		key = binary.BigEndian.AppendUint64(key, n)
-	}
-	k, v := f.cursor.Seek(key)
-	if !bytes.Equal(k, key) {
-		return nil, false
-	}
-	return v, true
-}
-
-// next is find for a number that probably comes right behind the last one, which takes a fraction
-// of the time. The bucket must not have been changed since.
-func (f *seeker) next(b *bolt.Bucket, n uint64) (v []byte, found bool) {
-	if f.cursor != nil {
-		if k, v := f.cursor.Next(); len(k) == 8 && binary.BigEndian.Uint64(k) == n {
-			return v, true
-		}
-	}
-	return f.find(b, n)
+	counts  counts
+	changed bool
+	buf     []byte // for a record of attempts, until it is put
+	rows    rows
 }
 
 // record gives the record of a delivery as it is stored, nil if there is none. It belongs to bbolt.
-func (q *queue) record(n uint64) []byte {
-	if v, known := q.together[n]; known {
-		return v
-	}
-	for i := range q.recent {
-		if q.recent[i].number == n {
-			return q.recent[i].record
-		}
-	}
-	v, _ := q.byNumber.find(q.deliveries, n)
-	q.remember(n, v)
-	return v
-}
-
-// remember keeps what is known of a record.
-func (q *queue) remember(n uint64, record []byte) {
-	q.recent[q.at] = recent{n, record}
-	q.at = (q.at + 1) % len(q.recent)
-}
-
-// outdate forgets what is known of a record, since it is being changed.
-func (q *queue) outdate(n uint64) {
-	delete(q.together, n)
-	for i := range q.recent {
-		if q.recent[i].number == n {
-			q.recent[i] = recent{}
-		}
-	}
-}
+func (q *queue) record(n uint64) []byte { return q.deliveries.Get(number(n)) }
 
 // get gives a delivery and its last attempts as they are stored; the attempts belong to bbolt. It
 // is false when there is none, and when its record is damaged.
@@ -248,20 +171,6 @@ func (q *queue) decode(n uint64, record []byte) (d store.Delivery, history []byt
 	return d, history, true
 }
 
-// readTogether reads deliveries that are going to be changed, all before the first is: to look up
-// one between two changes takes as long as to change it.
-func (q *queue) readTogether(numbers []uint64) {
-	slices.Sort(numbers)
-	q.together = make(map[uint64][]byte, len(numbers))
-	for i, n := range numbers {
-		if i == 0 {
-			q.together[n], _ = q.byNumber.find(q.deliveries, n)
-		} else {
-			q.together[n], _ = q.byNumber.next(q.deliveries, n)
-		}
-	}
-}
-
 // put writes a delivery with its last attempts, and its places in the indexes.
 func (q *queue) put(n uint64, d store.Delivery, history []byte) error {
 	record := q.record(n)
@@ -275,7 +184,7 @@ func (q *queue) put(n uint64, d store.Delivery, history []byte) error {
 	}
 	wasDue, isDue := had && before.IsDue(), d.IsDue()
 	if wasDue && (!isDue || before.Due != d.Due) {
-		if err := drop(&q.byTime, q.due, before.Due, n); err != nil {
+		if err := q.due.Delete(timeKey(before.Due, n)); err != nil {
 			return err
 		}
 	}
@@ -290,16 +199,7 @@ func (q *queue) put(n uint64, d store.Delivery, history []byte) error {
 			return err
 		}
 	}
-	q.outdate(n)
 	return q.deliveries.Put(number(n), encodeDelivery(d, history))
-}
-
-// drop takes a delivery out of an index.
-func drop(in *seeker, index *bolt.Bucket, at int64, n uint64) error {
-	if _, found := in.find(index, uint64(at), n); !found {
-		return nil
-	}
-	return in.cursor.Delete()
 }
 
 // remove takes a delivery away with its places in the indexes.
@@ -310,12 +210,11 @@ func (q *queue) remove(n uint64) error {
 	}
 	q.changed = true
 	q.counts.less(d.State)
-	return errors.Join(drop(&q.byTime, q.due, d.Due, n), q.forget(n))
+	return errors.Join(q.due.Delete(timeKey(d.Due, n)), q.forget(n))
 }
 
 // forget takes a delivery's record away.
 func (q *queue) forget(n uint64) error {
-	q.outdate(n)
 	return q.deliveries.Delete(number(n))
 }
 
