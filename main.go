@@ -285,10 +285,11 @@ func (o observers) AttemptEnded(endpoint, outcome string, took, age time.Duratio
 	o.stats.AttemptEnded(endpoint, outcome, took, age)
 }
 
-// connectionsNeeded returns the largest number of connections that the bridge opens at a time: two
-// to the server, since a new one may open before the old one has closed, and those to the CRMs.
+// connectionsNeeded returns the number of connections to budget for: two to the server, since a new
+// one may open before the old one has closed, and those to the CRMs. Routing may open more to a CRM
+// that is slow to answer, up to routing.MaxQuestions, and those come out of what is left.
 func connectionsNeeded(cfg config.Config) int {
-	const questions = 32 // per CRM
+	const questions = 32 // per CRM, at a time
 	n := 2
 	for _, e := range cfg.Endpoints {
 		n += e.Concurrency + questions

@@ -218,7 +218,9 @@ func (l *lane) dispatch(ctx context.Context, hire func()) (at time.Time) {
 		if l.busy() {
 			return time.Time{} // deliveries in flight change, and cannot be lined up
 		}
-		if err := l.queue.LineUp(ctx, now); err != nil {
+		if err := l.queue.LineUp(ctx, now); ctx.Err() != nil {
+			return time.Time{}
+		} else if err != nil {
 			l.setStuck(err)
 			l.reading.Failed("what waits for a failing endpoint cannot be lined up", err)
 			return now.Add(storeRetryWait)
@@ -329,7 +331,10 @@ func (l *lane) claim(ctx context.Context, now time.Time, failing bool) (at time.
 	if failing {
 		c, err = l.queue.Probe(ctx, now, l.lastProbe)
 	} else {
-		c, err = l.queue.Claim(ctx, now, limit)
+		c, err = l.queue.Claim(ctx, now, limit, l.callsOut)
+	}
+	if err != nil && ctx.Err() != nil {
+		return time.Time{} // a shutdown has broken it off
 	}
 	if err != nil {
 		l.setStuck(err)

@@ -77,7 +77,7 @@ func BenchmarkRecordOutcomes(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			c, err := lane.Claim(b.Context(), time.Now(), n)
+			c, err := lane.Claim(b.Context(), time.Now(), n, nil)
 			if err != nil || len(c.Jobs) != n {
 				b.Fatal(len(c.Jobs), err)
 			}

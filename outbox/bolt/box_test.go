@@ -31,7 +31,7 @@ func dueNow(t testing.TB, s *Engine, limit int) dueBatch {
 	var f dueBatch
 	l := laneOf(t, s, "crm")
 	if err := s.view(func(tx *txn) error {
-		f = l.dueAt(tx, time.Now(), limit)
+		f = l.dueAt(tx, time.Now(), limit, nil)
 		return nil
 	}); err != nil {
 		t.Fatal(err)

@@ -234,7 +234,7 @@ func TestClockSetBackOverADamagedDelivery(t *testing.T) {
 		}
 	}
 	damageDelivery(t, engineOf(o), 1)
-	if err := laneOf(t, engineOf(o), "crm").setBack(time.Now()); err != nil {
+	if err := laneOf(t, engineOf(o), "crm").setBack(t.Context(), time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	if f := dueNow(t, engineOf(o), 10); len(f.jobs) != 2 {

@@ -52,6 +52,8 @@ type dueBatch struct {
 	unreadable []uint64
 	met        error // what was met there
 	withCall   bool
+	busy       map[string]bool // the calls whose deliveries are left out
+	skipped    int             // deliveries of such calls
 }
 
 // add adds a delivery.
@@ -72,6 +74,10 @@ func (f *dueBatch) read(tx *txn, q *queue, n uint64) {
 		f.damaged = append(f.damaged, n)
 		return
 	}
+	if f.busy[e.Call] {
+		f.skipped++
+		return
+	}
 	j := store.Job{Number: n, Delivery: d, Event: e, EventID: e.ID.String()}
 	if f.withCall {
 		q.addCall(&j)
@@ -80,13 +86,15 @@ func (f *dueBatch) read(tx *txn, q *queue, n uint64) {
 }
 
 // Claim takes deliveries that may be tried: see store.Lane.
-func (l *lane) Claim(_ context.Context, now time.Time, limit int) (store.Claimed, error) {
-	if err := l.followClock(now); err != nil {
+func (l *lane) Claim(
+	ctx context.Context, now time.Time, limit int, busy map[string]bool,
+) (store.Claimed, error) {
+	if err := l.followClock(ctx, now); err != nil {
 		return store.Claimed{}, err
 	}
 	return l.claim(now, func() (f dueBatch, err error) {
 		err = l.engine.view(func(tx *txn) error {
-			f = l.dueAt(tx, now, limit)
+			f = l.dueAt(tx, now, limit, busy)
 			return nil
 		})
 		return f, err
@@ -96,13 +104,13 @@ func (l *lane) Claim(_ context.Context, now time.Time, limit int) (store.Claimed
 // dueAt looks for deliveries that may be tried: those that have not been tried in the order of
 // events, while a part of the room is for those whose time has come, oldest first. Else a backlog
 // of the former would keep the latter waiting for as long as it lasts.
-func (l *lane) dueAt(tx *txn, now time.Time, limit int) (f dueBatch) {
+func (l *lane) dueAt(tx *txn, now time.Time, limit int, busy map[string]bool) (f dueBatch) {
 	q := tx.queue(l.endpoint)
-	f.withCall = l.withCall
+	f.withCall, f.busy = l.withCall, busy
 	f.jobs = make([]store.Job, 0, min(uint64(limit), q.counts[store.Pending]))
 	c := q.due.Cursor()
 	take := func(k []byte, until int64, limit int) []byte {
-		for ; k != nil && len(f.jobs) < limit; k, _ = c.Next() {
+		for ; k != nil && len(f.jobs) < limit && f.skipped < maxRead; k, _ = c.Next() {
 			at, n := readTimeKey(k)
 			if at > until {
 				break
@@ -313,9 +321,12 @@ func sooner(a, b time.Time) time.Time {
 const lineBatch = 256
 
 // LineUp makes all that waits for its time due at once: see store.Lane.
-func (l *lane) LineUp(_ context.Context, now time.Time) error {
+func (l *lane) LineUp(ctx context.Context, now time.Time) error {
 	from := timeKey(1, 0)
 	for done := false; !done; {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		var keys [][]byte
 		err := l.engine.commit(func(tx *txn) error {
 			q := tx.queue(l.endpoint)
@@ -365,12 +376,12 @@ func (l *lane) lineUp(q *queue, n uint64, now time.Time) error {
 
 // followClock gives the deliveries that are to be tried later the time that they should have, where
 // the wall clock was set back since the last claim. What it was before the start is not known.
-func (l *lane) followClock(now time.Time) error {
+func (l *lane) followClock(ctx context.Context, now time.Time) error {
 	l.mu.Lock()
 	wasSetBack := l.lastSeen.IsZero() || now.Round(0).Before(l.lastSeen)
 	l.mu.Unlock()
 	if wasSetBack {
-		if err := l.setBack(now); err != nil {
+		if err := l.setBack(ctx, now); err != nil {
 			return fmt.Errorf("give what waits the time of a clock that was set back: %w", err)
 		}
 	}
@@ -380,8 +391,11 @@ func (l *lane) followClock(now time.Time) error {
 	return nil
 }
 
-func (l *lane) setBack(now time.Time) error {
+func (l *lane) setBack(ctx context.Context, now time.Time) error {
 	for from := timeKey(now.UnixNano()+1, 0); from != nil; {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 		var wrong []uint64
 		err := l.engine.view(func(tx *txn) error {
 			q := tx.queue(l.endpoint)

@@ -293,7 +293,7 @@ func (r *modelRun) step(what int) {
 		r.check(err)
 		m.redeliver(i, time.Now())
 	case what == 19:
-		r.check(laneOf(t, s, "crm").setBack(time.Now()))
+		r.check(laneOf(t, s, "crm").setBack(t.Context(), time.Now()))
 		m.setBack(time.Now())
 	case what == 20: // a restart, maybe an upgrade
 		r.check(r.box.Close())

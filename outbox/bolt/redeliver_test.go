@@ -142,7 +142,7 @@ func TestRedeliveredAfterDamageIsNotGivenUp(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	claimed, err := queue.Claim(t.Context(), time.Now(), 1)
+	claimed, err := queue.Claim(t.Context(), time.Now(), 1, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -122,8 +122,9 @@ type Lane interface {
 	// Claim takes up to limit deliveries that may be tried at now; they belong to the caller until
 	// Record or Release. An earlier pending delivery of a call holds the later ones, unless it
 	// first failed at least the hold ago. Untried deliveries come in the order of events; a quarter
-	// of the limit is for retries that are due.
-	Claim(ctx context.Context, now time.Time, limit int) (Claimed, error)
+	// of the limit is for retries that are due. Deliveries of the busy calls, of which an attempt is
+	// under way, are left out; a claim may look at no more than some thousands of those.
+	Claim(ctx context.Context, now time.Time, limit int, busy map[string]bool) (Claimed, error)
 	// Probe takes one delivery with which to probe a failing endpoint: the next after a number in
 	// the order of events, then from the beginning. LineUp has put all deliveries in that order.
 	Probe(ctx context.Context, now time.Time, after uint64) (Claimed, error)
@@ -136,7 +137,8 @@ type Lane interface {
 	// to look again; zero means when the next delivery comes.
 	Expire(ctx context.Context, now time.Time, limit int) (expired []Job, next time.Time, err error)
 	// LineUp makes all deliveries that wait for their time due at once, in the order of events.
-	// None may be claimed. It takes several transactions; a repeated call continues.
+	// None may be claimed. It takes several transactions and ends between two with ctx; a repeated
+	// call continues.
 	LineUp(ctx context.Context, now time.Time) error
 }
 

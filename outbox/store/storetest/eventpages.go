@@ -281,7 +281,7 @@ func deliverFirst(t *testing.T, b *Box, endpoint string, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	claimed, err := lane.Claim(t.Context(), time.Now(), n)
+	claimed, err := lane.Claim(t.Context(), time.Now(), n, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

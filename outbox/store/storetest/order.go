@@ -218,3 +218,53 @@ func (s suite) TestOrderThroughAPause(t *testing.T) {
 		}
 	})
 }
+
+// TestManyDueEventsOfACallHoldUpNoOther checks that a call of which more is due than a lane keeps
+// in memory holds up no other call while an attempt of it is under way.
+func (s suite) TestManyDueEventsOfACallHoldUpNoOther(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it takes seconds")
+	}
+	const events = 700
+	var hangs atomic.Bool
+	c := &CRM{}
+	c.Answer = func(_ int, r Received, w http.ResponseWriter) {
+		if call, _ := callOf(t, r); call != "A" {
+			return
+		}
+		if hangs.Load() {
+			time.Sleep(29 * time.Second)
+		}
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	Bubble(t, c, func(t *testing.T) {
+		e := Endpoint("crm")
+		e.Timeout = 30 * time.Second
+		o := s.open(t, Options{
+			DialContext:   c.Net.Dial,
+			Endpoints:     []store.Endpoint{e},
+			OrderHold:     time.Millisecond,
+			RetrySchedule: []time.Duration{time.Hour, time.Hour},
+			Logger:        slog.New(slog.DiscardHandler),
+		})
+		stop := RunBox(t, o)
+		for i := range events {
+			MustAppend(t, o, Event("call.completed", "A"), Event("call.completed", fmt.Sprint("B", i)))
+			time.Sleep(10 * time.Millisecond)
+		}
+		hangs.Store(true)
+		others := events
+		for range 150 { // until all are due again, while others show that the endpoint is well
+			time.Sleep(30 * time.Second)
+			MustAppend(t, o, Event("call.completed", fmt.Sprint("B", others)))
+			others++
+		}
+		time.Sleep(time.Second)
+		if got := States(t, o, "crm"); got[store.Pending] < 600 || got[store.Delivered] != others {
+			t.Errorf("%d events of other calls were stored; the states are %v", others, got)
+		}
+		hangs.Store(false)
+		time.Sleep(time.Minute)
+		stop()
+	})
+}

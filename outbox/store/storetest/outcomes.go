@@ -312,7 +312,7 @@ func (s suite) TestStaleKeptBytesCountAsASuccessAlone(t *testing.T) {
 	}
 	claim := func() store.Job {
 		t.Helper()
-		c, err := lane.Claim(ctx, time.Now(), 1)
+		c, err := lane.Claim(ctx, time.Now(), 1, nil)
 		if err != nil || len(c.Jobs) != 1 {
 			t.Fatal(c, err)
 		}

@@ -195,7 +195,7 @@ func (s suite) TestGivenUpEventHoldsNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	claimed, err := lane.Claim(t.Context(), time.Now(), 10)
+	claimed, err := lane.Claim(t.Context(), time.Now(), 10, nil)
 	if len(claimed.Jobs) != 1 || err != nil {
 		t.Errorf("%d are due, %v", len(claimed.Jobs), err)
 	}

@@ -42,19 +42,19 @@ func (s suite) TestClockSetBack(t *testing.T) {
 					t.Fatal(err)
 				}
 				if test.isRunning {
-					if _, err := lane.Claim(t.Context(), time.Now(), 64); err != nil {
+					if _, err := lane.Claim(t.Context(), time.Now(), 64, nil); err != nil {
 						t.Fatal(err)
 					}
 				}
 				now := time.Now().Add(-test.back)
-				got, err := lane.Claim(t.Context(), now, 64)
+				got, err := lane.Claim(t.Context(), now, 64, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
 				if len(got.Jobs) != test.ready || test.ready > 0 && got.Jobs[0].Number != 1 {
 					t.Errorf("%d are ready, want %d: %+v", len(got.Jobs), test.ready, got.Jobs)
 				}
-				got, err = lane.Claim(t.Context(), now, 64) // as if they were under way
+				got, err = lane.Claim(t.Context(), now, 64, nil) // as if they were under way
 				if err != nil {
 					t.Fatal(err)
 				}
