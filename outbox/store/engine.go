@@ -122,8 +122,8 @@ type Lane interface {
 	// Claim takes up to limit deliveries that may be tried at now; they belong to the caller until
 	// Record or Release. An earlier pending delivery of a call holds the later ones, unless it
 	// first failed at least the hold ago. Untried deliveries come in the order of events; a quarter
-	// of the limit is for retries that are due. Deliveries of the busy calls, of which an attempt is
-	// under way, are left out; a claim may look at no more than some thousands of those.
+	// of the limit is for retries that are due. Deliveries of the busy calls, of which an attempt
+	// is under way, are left out; a claim may look at no more than some thousands of those.
 	Claim(ctx context.Context, now time.Time, limit int, busy map[string]bool) (Claimed, error)
 	// Probe takes one delivery with which to probe a failing endpoint: the next after a number in
 	// the order of events, then from the beginning. LineUp has put all deliveries in that order.
