@@ -1,7 +1,6 @@
 package telephony
 
 import (
-	"errors"
 	"fmt"
 	"time"
 )
@@ -28,6 +27,7 @@ type Route struct {
 	// TransferError is why the Transfer was not done.
 	TransferAt    time.Time
 	TransferError string
+	TransferCause Cause `json:",omitzero"` // of TransferError
 	// WrittenBy is the ID of the change whose caller writes the Transfer.
 	WrittenBy string        `json:",omitempty"`
 	Refused   *RefusedError `json:",omitempty"` // nil where a Transfer failed without an answer
@@ -92,11 +92,17 @@ const (
 // Reply is a reply of an endpoint, or of the bearer of a token, to the question; a ReplyNone
 // records that there will be none.
 type Reply struct {
-	By   string
-	At   time.Time
-	Kind ReplyKind
-	To   string // the number of a ReplyNumber
-	Why  string // the reason of a ReplyNone
+	By    string
+	At    time.Time
+	Kind  ReplyKind
+	To    string // the number of a ReplyNumber
+	Why   string // the reason of a ReplyNone
+	Cause Cause  `json:",omitzero"` // of Why
+}
+
+// NoReply returns the reply of an endpoint that gives none, with the reason.
+func NoReply(endpoint string, why error) Reply {
+	return Reply{By: endpoint, Kind: ReplyNone, Why: why.Error(), Cause: CauseOf(why)}
 }
 
 // ReplyKind is the kind of a Reply.
@@ -114,14 +120,19 @@ const (
 var (
 	// ErrNeverAsked means that the call has not asked where to go, or that its route is no longer
 	// stored.
-	ErrNeverAsked = errors.New("this call has not asked where to go")
+	ErrNeverAsked = &Fault{Code: CodeNeverAsked, Text: "this call has not asked where to go"}
 	// ErrRouteClosed means that the question was closed without a winner.
-	ErrRouteClosed = errors.New("the question where this call goes is closed: " +
-		"nobody had answered with a number in time")
+	ErrRouteClosed = &Fault{
+		Code: CodeRouteClosed,
+		Text: "the question where this call goes is closed: nobody had answered with a number in time",
+	}
 	// ErrNotKept means that a decision could not be stored; nothing was sent.
-	ErrNotKept = errors.New("the answer could not be stored in the outbox, so the call was not transferred")
+	ErrNotKept = &Fault{
+		Code: CodeNotKept,
+		Text: "the answer could not be stored in the outbox, so the call was not transferred",
+	}
 	// ErrCallOver means that the call has ended.
-	ErrCallOver = errors.New("the call is over")
+	ErrCallOver = &Fault{Code: CodeCallOver, Text: "the call is over"}
 )
 
 // DecidedError means that the call already goes to another number.
@@ -130,6 +141,9 @@ type DecidedError struct{ Winner, To string }
 func (e *DecidedError) Error() string {
 	return fmt.Sprintf("the call goes to %s: %s answered first", e.To, e.Winner)
 }
+
+// Cause returns the code with the number and who has answered with it.
+func (e *DecidedError) Cause() Cause { return Cause{CodeDecided, []string{e.To, e.Winner}} }
 
 // RouteChange is a change of a route, as a value: an engine may apply it more than once, each time
 // to the route as it is then.
@@ -151,9 +165,11 @@ type RouteChange struct {
 	// DeclineOnSilence means that an empty Transfer is to be written where no endpoint wants the
 	// call.
 	DeclineOnSilence bool
-	// Transfer, TransferError and Refused are the result of a Transfer, in a RouteTransferEnded.
+	// Transfer, TransferError with its cause, and Refused are the result of a Transfer, in a
+	// RouteTransferEnded.
 	Transfer      TransferState
 	TransferError string
+	TransferCause Cause
 	Refused       *RefusedError
 }
 

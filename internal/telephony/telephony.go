@@ -6,7 +6,6 @@
 package telephony
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -131,17 +130,25 @@ type Command struct {
 // command and did not carry it out.
 var (
 	// ErrNotConnected means that there is no connection to the exchange; nothing was sent.
-	ErrNotConnected = errors.New("not connected to the Prostie Zvonki server")
+	ErrNotConnected = &Fault{Code: CodeNotConnected, Text: "not connected to the Prostie Zvonki server"}
 	// ErrOutboxFull means that events cannot be stored, so the connection to the exchange is not
 	// read and the answer to a command could not be received. Nothing was sent.
-	ErrOutboxFull = errors.New("the outbox is full or cannot be written, " +
-		"so the Prostie Zvonki server is not listened to")
+	ErrOutboxFull = &Fault{
+		Code: CodeNotListening,
+		Text: "the outbox is full or cannot be written, so the Prostie Zvonki server is not listened to",
+	}
 	// ErrNotSent means that the command could not be written to the socket in time; the exchange
 	// did not get it.
-	ErrNotSent = errors.New("the command could not be written to the Prostie Zvonki server in time")
+	ErrNotSent = &Fault{
+		Code: CodeNotSent,
+		Text: "the command could not be written to the Prostie Zvonki server in time",
+	}
 	// ErrNoAnswer means that the command was written and no answer came in time: it may have been
 	// carried out.
-	ErrNoAnswer = errors.New("no answer from the Prostie Zvonki server in time: the command may have been carried out")
+	ErrNoAnswer = &Fault{
+		Code: CodeNoAnswer,
+		Text: "no answer from the Prostie Zvonki server in time: the command may have been carried out",
+	}
 )
 
 // RefusedError is the exchange's refusal of a command.
@@ -161,16 +168,31 @@ func (e *RefusedError) Error() string {
 	return fmt.Sprintf("the Prostie Zvonki server refused: %s (code %s)", meaning, e.Code)
 }
 
+// Cause returns the code of the refusal.
+func (e *RefusedError) Cause() Cause {
+	switch {
+	case e.Details != "":
+		return Cause{CodeRefused, []string{e.Details, e.Code}}
+	case e.Code == "1":
+		return Cause{CodeRefusedIdentity, []string{e.Code}}
+	}
+	return Cause{CodeRefusedUnexplained, []string{e.Code}}
+}
+
 // NotAllowedError means that the operator's policy forbids a command; nothing was sent.
 type NotAllowedError struct {
 	Reason     string        // its name in the metrics
-	Text       string        // for a person
+	Code       Code          // for a face
+	Text       string        // what is not allowed
 	Field      string        // the field of the command that is not allowed; empty if it is none
 	Number     string        // the value of Field
 	RetryAfter time.Duration // the wait until it is allowed; 0 if waiting does not help
 }
 
 func (e *NotAllowedError) Error() string { return e.Text }
+
+// Cause returns the code of the limit.
+func (e *NotAllowedError) Cause() Cause { return Cause{Code: e.Code} }
 
 // ConnectionState is the state of the connection to the exchange.
 type ConnectionState string
@@ -189,7 +211,10 @@ type Connection struct {
 	Since         time.Time // when it was connected, or when the connection was lost
 	CloseCode     int       // of the last connection that the server closed; 0 if none did
 	CloseMeaning  string    // CloseCode in words
+	CloseCause    Cause     // CloseCode for a face
 	LastError     string    // why there is no connection; empty while Connected
+	LastCause     Cause     // of LastError
+	EndedByClose  bool      // LastError is that the server closed the connection, with CloseCode
 	DialsAt       time.Time // the time of the next dial, while Disconnected
 	ServerVersion string    // as the server reports it; empty before that
 	// Form is the encoding of the server's messages, "base64" or "xml"; empty while there is no
