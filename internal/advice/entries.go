@@ -1,0 +1,222 @@
+package advice
+
+import "pzbridge/internal/telephony"
+
+// entries has one entry for each code.
+var entries = map[telephony.Code]entry{
+	// The outbox.
+	telephony.CodeFull: {
+		" (OUTBOX_MAX_BYTES)",
+		"хранилище заполнено: в нём события, которые CRM ещё не приняла" +
+			"[; занято {1}, разрешено {2}] (OUTBOX_MAX_BYTES)",
+	},
+	telephony.CodeNoDelivery: {
+		": OUTBOX_RETENTION may have removed it",
+		"такой доставки нет: возможно, она уже удалена (OUTBOX_RETENTION)",
+	},
+	telephony.CodeNoCall: {
+		": OUTBOX_RETENTION may have removed them",
+		"о таком звонке ничего не известно: возможно, его события уже удалены (OUTBOX_RETENTION)",
+	},
+	telephony.CodeBadCursor: {"", "это не курсор из этого списка"},
+	telephony.CodeChanged:   {"", "значение за это время изменилось"},
+	telephony.CodeTooLong:   {"", "значение слишком длинное, чтобы его сохранить"},
+	telephony.CodeBadState:  {"", "такого состояния нет"},
+	telephony.CodeBadRecord: {"", "запись о нём в хранилище повреждена"},
+	telephony.CodeDamaged: {
+		": stop the bridge and restore a backup, or move the file away to start with an empty one",
+		"страница файла хранилища повреждена[ ({1})]: остановите мост и восстановите резервную копию " +
+			"или уберите файл, чтобы начать с пустого",
+	},
+	telephony.CodeFileGone: {
+		": take GET /v1/backup before you restart it, and put that in place with pzbridge restore, " +
+			"or all that waits is lost",
+		"файл хранилища удалён, перемещён или заменён при работающем мосте: до перезапуска скачайте копию " +
+			"(GET /v1/backup) и поставьте её на место командой pzbridge restore, " +
+			"иначе всё, что ждёт доставки, пропадёт",
+	},
+	telephony.CodePruned: {
+		"; OUTBOX_RETENTION is how long they stay",
+		"события после этого курсора удалены: они слишком старые (OUTBOX_RETENTION) или хранилище было почти " +
+			"заполнено; либо восстановлена резервная копия[; самые старые из оставшихся идут после «{1}»]",
+	},
+	telephony.CodeNoEndpoint: {"", "CRM с таким именем нет[: «{1}»]"},
+	telephony.CodeNoURL:      {"", "у этой CRM нет URL: она читает события сама[: «{1}»]"},
+	telephony.CodeFileInUse: {
+		"",
+		"файл открыт другой программой: с одним файлом хранилища может работать только один мост",
+	},
+	telephony.CodeBridgeRuns: {
+		"; stop the bridge first",
+		"файл открыт другой программой: сначала остановите мост",
+	},
+	telephony.CodeNotOutbox: {
+		": restore it from a backup, or move it away to start with an empty one",
+		"файл — не хранилище или повреждён[ ({1})]: восстановите его из резервной копии или уберите, " +
+			"чтобы начать с пустого",
+	},
+	telephony.CodeBadBackup: {
+		": take another backup",
+		"файл — не хранилище или повреждён: возьмите другую резервную копию",
+	},
+	telephony.CodeNewerFile: {
+		": use that version again, or a backup from before the upgrade",
+		"файл — от более новой версии pzbridge[ (его формат — {1}, эта версия читает до {2})]: " +
+			"вернитесь к той версии или возьмите резервную копию, сделанную до обновления",
+	},
+	telephony.CodeLinkToNothing: {": remove the link", "это ссылка на файл, которого нет: удалите ссылку"},
+	telephony.CodeNoRightToWrite: {
+		": give user {1} the right to write in {2}",
+		"нет доступа: дайте пользователю {1} право записи в {2}",
+	},
+	telephony.CodeNoRightToRead: {
+		": give user {1} the right to read {2}",
+		"нет доступа: дайте пользователю {1} право читать {2}",
+	},
+	telephony.CodeNoRightToFile: {
+		": give user {1} the right to read and write it",
+		"нет доступа: дайте пользователю {1} право читать и менять файл",
+	},
+	telephony.CodeClockWrong: {
+		"; set it, by NTP if you can",
+		"часы этой машины неверны[: они показывают {1}], а эта версия вышла позже; поставьте их, лучше по NTP",
+	},
+	telephony.CodeDiskFull: {"", "на диске нет места"},
+
+	// Commands, and answers to the question where a call goes.
+	telephony.CodeNotConnected: {"", "нет соединения с сервером «Простых Звонков»"},
+	telephony.CodeNotListening: {
+		"",
+		"хранилище заполнено или недоступно для записи, поэтому мост не читает от сервера «Простых Звонков»",
+	},
+	telephony.CodeNotSent: {"", "команду не удалось вовремя передать серверу «Простых Звонков»"},
+	telephony.CodeNoAnswer: {
+		"",
+		"сервер «Простых Звонков» не ответил вовремя: команда, возможно, выполнена",
+	},
+	telephony.CodeRefused: {"", "сервер «Простых Звонков» отказал: {1} (код {2})"},
+	telephony.CodeRefusedIdentity: {
+		"",
+		"сервер «Простых Звонков» отказал: ошибка авторизации (код {1})",
+	},
+	telephony.CodeRefusedUnexplained: {
+		"",
+		"сервер «Простых Звонков» отказал и не объяснил причину (код {1})",
+	},
+	telephony.CodeFromNotAllowed: {" (CALL_FROM)", "с этого номера звонить не разрешено (CALL_FROM)"},
+	telephony.CodeToNotAllowed:   {" (CALL_TO)", "на этот номер звонить не разрешено (CALL_TO)"},
+	telephony.CodeCommandRate: {
+		": CALL_RATE is how many calls a minute it may start, and how many SMS it may send",
+		"слишком много команд с этим токеном: CALL_RATE — сколько звонков в минуту он может начать " +
+			"и сколько SMS послать",
+	},
+	telephony.CodeCommandsClosed: {
+		"",
+		"слишком много команд с этим токеном отклонено: десять минут они не принимаются",
+	},
+	telephony.CodeNeverAsked: {"", "этот звонок не спрашивал, куда его переадресовать"},
+	telephony.CodeRouteClosed: {
+		"",
+		"вопрос, куда переадресовать звонок, закрыт: никто вовремя не назвал номер",
+	},
+	telephony.CodeNotKept:  {"", "ответ не удалось сохранить, поэтому звонок не переведён"},
+	telephony.CodeCallOver: {"", "звонок завершён"},
+	telephony.CodeDecided:  {"", "звонок уже переводится на {1}: первым был ответ {2}"},
+	telephony.CodeNoReply:  {" (ROUTING_TIMEOUT)", "нет ответа за {1} (ROUTING_TIMEOUT)"},
+	telephony.CodeNoReplyNoToken: {
+		"",
+		"вопрос принят без ответа, а токена, чтобы ответить позже, нет",
+	},
+	telephony.CodeBadReplyNoToken: {"", "ответ не засчитан, а токена, чтобы ответить позже, нет: {1}"},
+	telephony.CodeNotAsked:        {"", "вопрос не задан: ждали ответа на {1} других"},
+
+	// The connection to the exchange.
+	telephony.CodeForbidden: {
+		": check PZ_PASSWORD, and that PZ_URL is a Prostie Zvonki server",
+		"сервер отказал в подключении (HTTP 403): проверьте PZ_PASSWORD и то, что по адресу PZ_URL — сервер " +
+			"«Простых Звонков»",
+	},
+	telephony.CodeHandshake: {
+		": check that PZ_URL is a Prostie Zvonki server",
+		"сервер ответил на подключение HTTP {1}: проверьте, что по адресу PZ_URL — сервер «Простых Звонков»",
+	},
+	telephony.CodeNoServer: {
+		": check that PZ_URL is a Prostie Zvonki server",
+		"на подключение ответил не сервер «Простых Звонков» ({1}): проверьте PZ_URL",
+	},
+	telephony.CodeUntrusted: {
+		": name its CA in PZ_TLS_CA_FILE or, if the certificate is really that server's, " +
+			"set PZ_TLS_FINGERPRINT={1}",
+		"сертификат сервера не вызывает доверия: укажите его центр сертификации в PZ_TLS_CA_FILE или, " +
+			"если сертификат действительно этого сервера, задайте PZ_TLS_FINGERPRINT={1}",
+	},
+	telephony.CodeOtherCertificate: {
+		" (PZ_TLS_FINGERPRINT)",
+		"отпечаток сертификата сервера — {1}, а это не PZ_TLS_FINGERPRINT",
+	},
+	telephony.CodeOldTLS: {
+		": an old connector needs PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY=true",
+		"нет общей с сервером версии TLS: старому коннектору нужны PZ_TLS_FINGERPRINT и PZ_TLS_LEGACY=true",
+	},
+	telephony.CodePerhapsTLS: {
+		": if the server speaks TLS, use wss:// in PZ_URL",
+		"{1} закрыл соединение при подключении: если сервер использует TLS, укажите wss:// в PZ_URL",
+	},
+	telephony.CodeUnidentified: {
+		": check that PZ_URL is a Prostie Zvonki server",
+		"сервер не ответил за {1} ни в base64, ни в XML: проверьте, что по адресу PZ_URL — сервер «Простых Звонков»",
+	},
+	telephony.CodeSilent:         {"", "сервер молчит уже {1}: соединение считается потерянным"},
+	telephony.CodeEndlessMessage: {"", "сообщение сервера не закончилось за {1}: соединение считается потерянным"},
+	telephony.CodeNotReading:     {"", "сервер ничего не принимает: соединение считается потерянным"},
+	telephony.CodeSwitchedOff:    {"", "соединение отключено на этой странице или с помощью PUT /v1/connection"},
+	telephony.CodeStopping:       {"", "мост останавливается"},
+	telephony.CodeEnded:          {"", "сервер завершил соединение"},
+	telephony.CodeGoingAway:      {"", "сервер выключается"},
+	telephony.CodeEndedSilently:  {"", "сервер завершил соединение, не назвав причины"},
+	telephony.CodeBrokeOff:       {"", "соединение оборвалось"},
+	telephony.CodeServerError:    {"", "на сервере произошла ошибка"},
+	telephony.CodeRestarting:     {"", "сервер перезапускается"},
+	telephony.CodeLicenceUnchecked: {
+		"",
+		"сервер не смог проверить свой лицензионный ключ",
+	},
+	telephony.CodeLicenceInvalid: {
+		": ask the vendor of Prostie Zvonki",
+		"лицензионный ключ сервера недействителен: обратитесь к разработчику «Простых Звонков»",
+	},
+	telephony.CodeLicenceExpired: {
+		": renew it with the vendor of Prostie Zvonki",
+		"срок лицензионного ключа сервера истёк: продлите его у разработчика «Простых Звонков»",
+	},
+	telephony.CodeLicenceKind: {"", "лицензионный ключ сервера — не для этого вида коннектора к АТС"},
+	telephony.CodeLicenceVersion: {
+		"",
+		"лицензионный ключ сервера — не для этой версии коннектора к АТС",
+	},
+	telephony.CodeLicenceClient: {
+		": set PZ_CLIENT_TYPE to the type that the licence names",
+		"у сервера нет лицензии на эту CRM: укажите в PZ_CLIENT_TYPE тип из лицензии",
+	},
+	telephony.CodeTooManyUsers: {"", "к серверу подключено слишком много пользователей"},
+	telephony.CodeWrongPassword: {
+		": set PZ_PASSWORD to the server's",
+		"пароль неверен: укажите в PZ_PASSWORD пароль сервера",
+	},
+	telephony.CodeSameGUID: {
+		": stop it, or give one of the two another PZ_CLIENT_GUID",
+		"другая программа подключилась с тем же GUID и заняла место этой: остановите её или дайте одной из двух " +
+			"другой PZ_CLIENT_GUID",
+	},
+	telephony.CodeClosedUnknown:     {"", "сервер закрыл соединение с кодом {1}, которого нет в документации"},
+	telephony.CodeConnectionRefused: {"", "в соединении отказано[ ({1})]"},
+	telephony.CodeConnectionReset:   {"", "соединение сброшено"},
+	telephony.CodeNoHost:            {"", "такого имени нет[: {1}]"},
+	telephony.CodeTimeout:           {"", "время ожидания истекло"},
+
+	// A CRM's response.
+	telephony.CodeNoResponse:  {"", "нет ответа за {1}"},
+	telephony.CodeBadRedirect: {"", "ответ перенаправляет по адресу, который нельзя разобрать"},
+	telephony.CodeBadStatus:   {"", "у ответа код состояния {1}, а такого не бывает"},
+	telephony.CodeBadURL:      {"", "URL этой CRM нельзя разобрать"},
+}
