@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/asynclog"
 	"pzbridge/internal/config"
 )
@@ -87,7 +88,7 @@ func (p Program) Main(ctx context.Context, args []string) int {
 		return exitUsage
 	}
 	stderr := asynclog.New(p.Err, nil) // a blocked reader must not keep the program from exiting
-	fmt.Fprintln(stderr, "pzbridge:", err)
+	fmt.Fprintln(stderr, "pzbridge:", advice.English(err))
 	stderr.Close()
 	if errors.As(err, &usage) || errors.As(err, &wrong) {
 		return exitUsage

@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/term"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/config"
 	"pzbridge/internal/pz"
 )
@@ -145,7 +146,7 @@ func (c *console) runLine(line string) bool {
 func (c *console) printError(err error) bool {
 	if err != nil {
 		c.failed = true
-		fmt.Fprintln(c.out, "Error:", printable(err.Error()))
+		fmt.Fprintln(c.out, "Error:", printable(advice.English(err)))
 	}
 	return err != nil
 }
@@ -176,7 +177,7 @@ func (c *console) open(url, guid, password string) error {
 			c.in.print(printable(strings.TrimSpace(string(e.XML()))))
 		}
 	}
-	onEnd := func(err error) { c.in.print("Disconnected: " + err.Error()) }
+	onEnd := func(err error) { c.in.print("Disconnected: " + advice.English(err)) }
 	l, err := dialLink(c.ctx, url, id, onEvent, onEnd)
 	if err != nil {
 		return err

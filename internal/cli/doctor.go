@@ -20,6 +20,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/net/idna"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/config"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
@@ -259,10 +260,11 @@ func firstFailure(ctx context.Context, session *relay.Session) string {
 		case <-tick.C:
 			c := session.Connection()
 			if c.State == telephony.Disconnected && c.LastError != "" {
-				if c.CloseCode != 0 {
-					return fmt.Sprintf("it closed the connection with code %d: %s", c.CloseCode, c.CloseMeaning)
+				if c.EndedByClose {
+					return fmt.Sprintf("it closed the connection with code %d: %s", c.CloseCode,
+						advice.EnglishText(c.CloseMeaning, c.CloseCause))
 				}
-				return c.LastError
+				return advice.EnglishText(c.LastError, c.LastCause)
 			}
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"pzbridge/internal/telephony"
 )
 
 const (
@@ -47,6 +49,23 @@ func TestLongLogValuesAreCut(t *testing.T) {
 		if line := out.String(); len(line) > 2<<10 || strings.Count(line, "ж") < 500 ||
 			!strings.Contains(line, "ж…") || !strings.Contains(line, "crm") || !utf8.ValidString(line) {
 			t.Errorf("%d bytes: %s", len(line), line)
+		}
+	}
+}
+
+// An error in the log says what to do about it, and is cut like any other long value.
+func TestErrorsInTheLog(t *testing.T) {
+	for _, format := range []string{"json", "text"} {
+		var out bytes.Buffer
+		logger := Config{LogFormat: format}.Logger(&out)
+		logger.Warn("failed", "err", &telephony.Fault{Code: telephony.CodeToNotAllowed, Text: "not allowed"})
+		if line := out.String(); !strings.Contains(line, `"not allowed (CALL_TO)"`) {
+			t.Errorf("%s", line)
+		}
+		out.Reset()
+		logger.Info("failed", "err", errors.New(strings.Repeat("ж", 130<<10)))
+		if line := out.String(); len(line) > 2<<10 || !strings.Contains(line, "ж…") {
+			t.Errorf("%d bytes", len(line))
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/pz"
 	"pzbridge/outbox/store"
@@ -423,17 +424,22 @@ func isPrivate(host string) bool {
 func (c Config) Logger(out io.Writer) *slog.Logger {
 	opts := &slog.HandlerOptions{Level: c.LogLevel, ReplaceAttr: shorten}
 	if c.LogFormat == "text" {
-		return slog.New(slog.NewTextHandler(out, opts))
+		return slog.New(advice.Handler(slog.NewTextHandler(out, opts)))
 	}
-	return slog.New(slog.NewJSONHandler(out, opts))
+	return slog.New(advice.Handler(slog.NewJSONHandler(out, opts)))
 }
 
 // maxLogged is the maximum number of bytes of a string value in the log. A value from the exchange,
 // such as a call's ID, may be very long and recur in many lines.
 const maxLogged = 1 << 10
 
-// shorten cuts a string attribute to maxLogged bytes.
+// shorten cuts a string attribute, or the text of an error, to maxLogged bytes.
 func shorten(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindAny {
+		if err, ok := a.Value.Any().(error); ok {
+			a.Value = slog.StringValue(err.Error())
+		}
+	}
 	if a.Value.Kind() == slog.KindString && len(a.Value.String()) > maxLogged {
 		return slog.String(a.Key, strings.ToValidUTF8(a.Value.String()[:maxLogged], "")+"…")
 	}

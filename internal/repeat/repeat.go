@@ -39,7 +39,7 @@ func (l *Log) Failed(message string, err error, args ...any) {
 	}
 	l.mu.Unlock()
 	if !quiet {
-		args = append([]any{"err", err.Error(), "failures", count}, args...)
+		args = append([]any{"err", err, "failures", count}, args...)
 		l.logger.Log(context.Background(), slog.LevelWarn, message, args...)
 	}
 }
