@@ -21,6 +21,7 @@ type EndpointStatus struct {
 	Since       time.Time // when it began to fail; zero if it is not failing
 	NextAttempt time.Time // the time of the next probe, or the end of the pause
 	LastError   string    // of the last failed attempt, while the endpoint is failing or paused
+	LastCause   telephony.Cause
 	// Pending, Delivered, Expired and Dead count the stored deliveries. For an endpoint that reads,
 	// Pending counts those that it has not read, store.MaxUnread at most.
 	Pending, Delivered, Expired, Dead uint64

@@ -32,7 +32,7 @@ type health struct {
 	probes      int       // the number of failed probes since then
 	probeAt     time.Time // the time of the next probe
 	pausedUntil time.Time // as the endpoint has requested
-	lastError   string    // of the last failed attempt
+	lastError   error     // of the last failed attempt
 }
 
 // after returns the health after an attempt has ended; probe means that the attempt was one. Random
@@ -50,7 +50,7 @@ func (h health) after(o store.Outcome, probe bool, now time.Time, random float64
 		h.probeAt = now // the same job comes again at once, also at an endpoint that is failing
 		return h
 	}
-	h.lastError = o.Text()
+	h.lastError = o.Failure()
 	switch {
 	case o.Verdict == store.Pause:
 		h.pausedUntil = later(h.pausedUntil, now.Add(o.RetryAfter))

@@ -92,7 +92,7 @@ func TestPauseKeepsItsReason(t *testing.T) {
 	now := time.Now()
 	taken := store.Outcome{Verdict: store.Done, Status: http.StatusOK}
 	h := health{}.after(paused(time.Minute), false, now, 0).after(taken, false, now, 0)
-	if state, _ := h.state(now); state != statePaused || h.lastError != "HTTP 429" {
+	if state, _ := h.state(now); state != statePaused || h.lastError.Error() != "HTTP 429" {
 		t.Errorf("%s: %q", state, h.lastError)
 	}
 }

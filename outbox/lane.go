@@ -531,14 +531,18 @@ func (l *lane) status(now time.Time) EndpointStatus {
 	l.mu.Unlock()
 	s := EndpointStatus{Name: l.endpoint.Name}
 	s.State, s.NextAttempt = h.state(now)
+	var last error
 	if s.State != stateOK {
-		s.LastError = h.lastError
+		last = h.lastError
 	}
 	if h.failing {
 		s.Since = h.since
 	}
 	if stuck != nil {
-		s.State, s.Since, s.LastError = stateFailing, since, stuck.Error()
+		s.State, s.Since, last = stateFailing, since, stuck
+	}
+	if last != nil {
+		s.LastError, s.LastCause = last.Error(), telephony.CauseOf(last)
 	}
 	return s
 }

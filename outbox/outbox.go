@@ -180,7 +180,7 @@ func (o *Outbox) appendOperational(news []telephony.Event) {
 		news[i].ID, news[i].Time = uuid.Must(uuid.NewV7()).String(), time.Now()
 	}
 	if _, err := o.append(context.Background(), news); err != nil {
-		o.opts.Logger.Warn("operational events cannot be stored", "events", len(news), "err", err.Error())
+		o.opts.Logger.Warn("operational events cannot be stored", "events", len(news), "err", err)
 	}
 }
 

@@ -69,12 +69,16 @@ func (o *Outbox) checkWebhookEndpoint(name string) error {
 	case e == nil:
 		return errNoEndpoint(name)
 	case e.Reads():
-		return fmt.Errorf("%w: %q", store.ErrNoURL, name)
+		return errNoURL(name)
 	}
 	return nil
 }
 
-func errNoEndpoint(name string) error { return fmt.Errorf("%w: %q", store.ErrNoEndpoint, name) }
+func errNoEndpoint(name string) error {
+	return store.ErrNoEndpoint.With(fmt.Sprintf(": %q", name), name)
+}
+
+func errNoURL(name string) error { return store.ErrNoURL.With(fmt.Sprintf(": %q", name), name) }
 
 // Tester is a Sender that can send a test.
 type Tester interface {
@@ -92,14 +96,14 @@ func (o *Outbox) SendTest(ctx context.Context, endpoint string) (eventID string,
 	l := o.lane(endpoint)
 	tester, ok := l.sender.(Tester)
 	if !ok {
-		return "", store.Attempt{}, fmt.Errorf("%w: %q", store.ErrNoURL, endpoint)
+		return "", store.Attempt{}, errNoURL(endpoint)
 	}
 	if eventID, made, err = tester.Test(ctx); err != nil {
 		return "", store.Attempt{}, err
 	}
 	args := []any{"event_id", eventID, "status", made.Status}
 	if made.Error != "" {
-		args = []any{"event_id", eventID, "err", made.Error}
+		args = []any{"event_id", eventID, "err", made.Failure()}
 	}
 	l.logger.Info("test sent", append(args, "took", made.Took.Round(time.Microsecond).String())...)
 	return eventID, made, nil

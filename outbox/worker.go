@@ -108,7 +108,7 @@ func (l *lane) attempt(work context.Context, j store.Job, probe bool) attemptDon
 	l.updateHealth(o, probe, now)
 	result, err := store.NewResult(j, next, &o, began, now, l.opts.RoutingTimeout)
 	if err != nil {
-		l.logger.Error("a part of what a sender returned cannot be stored", "err", err.Error())
+		l.logger.Error("a part of what a sender returned cannot be stored", "err", err)
 	}
 	return attemptDone{result: result, verdict: o.Verdict, at: now, expires: expires}
 }
@@ -163,7 +163,7 @@ func (l *lane) logHealthChange(t *healthChange) (news []telephony.Event) {
 			"failures", after.failures, "err", after.lastError,
 			"next_probe_in", after.probeAt.Sub(t.at).Round(time.Millisecond).String())
 		return []telephony.Event{{
-			Type: telephony.EventEndpointFailing, Endpoint: l.endpoint.Name, Reason: after.lastError,
+			Type: telephony.EventEndpointFailing, Endpoint: l.endpoint.Name, Reason: after.lastError.Error(),
 		}}
 	case !after.failing && before.failing:
 		l.logger.Info("endpoint has recovered: what has waited is delivered now",
@@ -185,7 +185,7 @@ func (l *lane) logLine(e *attemptDone) {
 		slog.String("took", made.Took.Round(time.Microsecond).String()),
 	)
 	if made.Error != "" {
-		attrs = append(attrs, slog.String("err", made.Error))
+		attrs = append(attrs, slog.Any("err", made.Failure()))
 	} else {
 		attrs = append(attrs, slog.Int("status", made.Status))
 	}

@@ -15,9 +15,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/go-retryablehttp"
@@ -148,7 +146,7 @@ func (c *Client) Do(ctx context.Context, r Request) (Answer, error) {
 		}
 		return Answer{}, ctx.Err()
 	case limited.Err() != nil && err != nil:
-		return Answer{}, fmt.Errorf("no answer within %s", c.opts.Timeout)
+		return Answer{}, coded(codeNoResponse, c.opts.Timeout.String(), "no answer within %s")
 	case err != nil:
 		return Answer{}, c.redact(err)
 	}
@@ -159,7 +157,8 @@ func (c *Client) Do(ctx context.Context, r Request) (Answer, error) {
 	body := read(io.LimitReader(resp.Body, maxBody), cancel)
 	_ = resp.Body.Close()
 	if resp.StatusCode < 100 { // net/http accepts any three digits
-		return Answer{}, fmt.Errorf("the answer has the status %03d, which is none", resp.StatusCode)
+		return Answer{}, coded(codeBadStatus, fmt.Sprintf("%03d", resp.StatusCode),
+			"the answer has the status %s, which is none")
 	}
 	return Answer{
 		Status:     resp.StatusCode,
@@ -187,23 +186,6 @@ func mayRedial(ctx context.Context, err error) bool {
 	isTimeout := errors.As(err, &netErr) && netErr.Timeout()
 	return ctx.Err() == nil && !x.answered.Load() && !isTimeout &&
 		(x.req.MayRedial == nil || x.req.MayRedial())
-}
-
-// isBadLocation reports whether net/http could not parse the address of a redirect. It has no
-// sentinel for that; a test pins the text.
-func isBadLocation(err error) bool { return strings.Contains(err.Error(), "Location header") }
-
-// redact removes the URL from an error, since its path and query may hold a token, and secrets from
-// the rest: net/http quotes responses that it cannot parse.
-func (c *Client) redact(err error) error {
-	var urlErr *url.Error
-	for errors.As(err, &urlErr) {
-		err = urlErr.Err
-	}
-	if isBadLocation(err) {
-		return errors.New("the answer redirects to an address that cannot be read")
-	}
-	return errors.New(c.opts.Redact.Replace(err.Error()))
 }
 
 // parseRetryAfter reads the header: seconds or a date (RFC 9110, 10.2.3), bounded by maxRetryAfter.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"pzbridge/internal/pipenet"
+	"pzbridge/internal/telephony"
 )
 
 // post sends one small request.
@@ -24,6 +26,38 @@ func post(t *testing.T, c *Client) (Answer, error) {
 		t.Fatal(err)
 	}
 	return c.Do(t.Context(), Request{HTTP: r, Body: []byte("{}")})
+}
+
+// The codes are those that the package telephony declares, and the words of net/http are pinned.
+func TestErrorsHaveTheirCodes(t *testing.T) {
+	for answer, want := range map[string]telephony.Cause{
+		"HTTP/1.1 302 Found\r\nLocation: http://[\r\nContent-Length: 0\r\n\r\n": {Code: telephony.CodeBadRedirect},
+		"HTTP/1.1 099 x\r\nContent-Length: 0\r\n\r\n": {
+			Code: telephony.CodeBadStatus,
+			Args: []string{"099"},
+		},
+		"HTTP/1.1 200 OK": {Code: telephony.CodeNoResponse, Args: []string{"15s"}}, // and no more
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := New(Options{
+				Connections: 1,
+				Timeout:     15 * time.Second,
+				Redact:      NewRedactor("http://crm.example/hook", nil),
+				DialContext: func(context.Context, string, string) (net.Conn, error) {
+					near, far := net.Pipe()
+					go func() {
+						_, _ = far.Read(make([]byte, 4096))
+						_, _ = io.WriteString(far, answer)
+					}()
+					return near, nil
+				},
+			})
+			defer c.Close()
+			if _, err := post(t, c); !reflect.DeepEqual(telephony.CauseOf(err), want) {
+				t.Errorf("%q: %v, %+v", answer, err, telephony.CauseOf(err))
+			}
+		})
+	}
 }
 
 // An answer that cannot be read is an answer: the endpoint has got the request, and gets it again

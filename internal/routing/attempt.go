@@ -138,7 +138,7 @@ func (a *attempt) try(ctx, work context.Context, last bool) store.Outcome {
 	d.opts.Outbox.QuestionTried(e.name, result, o, now)
 	a.record(ctx, result)
 	if a.job.Delivery.State == store.Dead {
-		a.noAnswer(work, o.Text())
+		a.noAnswer(work, o.Failure())
 	}
 	return o
 }
@@ -147,7 +147,7 @@ func (a *attempt) try(ctx, work context.Context, last bool) store.Outcome {
 func (a *attempt) result(now store.Delivery, o *store.Outcome, began, ended time.Time) store.Result {
 	r, err := store.NewResult(a.job, now, o, began, ended, a.dispatcher.opts.Timeout)
 	if err != nil {
-		a.endpoint.logger.Error("a part of what a sender returned cannot be stored", "err", err.Error())
+		a.endpoint.logger.Error("a part of what a sender returned cannot be stored", "err", err)
 	}
 	a.job.Delivery = now
 	if r.Keep != nil { // as it is stored
@@ -171,7 +171,16 @@ func (a *attempt) send(work context.Context) store.Outcome {
 	}
 	return store.Outcome{
 		Verdict: store.Again,
-		Err:     fmt.Errorf("no answer within ROUTING_TIMEOUT (%s)", a.dispatcher.opts.Timeout),
+		Err:     noReplyWithin(a.dispatcher.opts.Timeout),
+	}
+}
+
+// noReplyWithin is the error of an endpoint that has not responded while its answer was of use.
+func noReplyWithin(timeout time.Duration) error {
+	return &telephony.Fault{
+		Code: telephony.CodeNoReply,
+		Args: []string{timeout.String()},
+		Text: fmt.Sprintf("no answer within %s", timeout),
 	}
 }
 
@@ -196,12 +205,12 @@ func (a *attempt) handleResponse(work context.Context, o store.Outcome) {
 	switch {
 	case o.Reply != nil && o.Reply.Err != nil:
 		err = o.Reply.Err
-		log.Warn("an answer to the question where a call goes does not count", "err", err.Error())
+		log.Warn("an answer to the question where a call goes does not count", "err", err)
 	case o.Reply != nil:
 		err = a.dispatcher.opts.Router.Answer(work, a.job.Event.Call, a.question.Opened, a.endpoint.name, o.Reply.To)
 		if !errors.As(err, &notAllowed) { // the policy has logged that, and it counts as no answer
 			if err != nil {
-				log.Info("an endpoint answered where a call goes, to no effect", "err", err.Error())
+				log.Info("an endpoint answered where a call goes, to no effect", "err", err)
 			}
 			return
 		}
@@ -211,16 +220,27 @@ func (a *attempt) handleResponse(work context.Context, o store.Outcome) {
 	}
 	switch {
 	case notAllowed != nil: // the page of the call shows why the answer has no effect
-		a.noAnswer(work, "its answer is not allowed: "+err.Error())
+		a.noAnswer(work, fmt.Errorf("its answer is not allowed: %w", err))
 	case a.endpoint.canAnswerLater:
 	case err != nil:
-		a.noAnswer(work, "its answer does not count, and it has no token to answer later: "+err.Error())
+		a.noAnswer(work, &telephony.Fault{
+			Code: telephony.CodeBadReplyNoToken,
+			Args: []string{err.Error()},
+			Text: "its answer does not count, and it has no token to answer later",
+			Err:  err,
+		})
 	default:
-		a.noAnswer(work, "it took the question without an answer, and has no token to answer later")
+		a.noAnswer(work, errNoReplyNoToken)
 	}
 }
 
-func (a *attempt) noAnswer(work context.Context, why string) {
+// errNoReplyNoToken means that an endpoint cannot answer any more.
+var errNoReplyNoToken = &telephony.Fault{
+	Code: telephony.CodeNoReplyNoToken,
+	Text: "it took the question without an answer, and has no token to answer later",
+}
+
+func (a *attempt) noAnswer(work context.Context, why error) {
 	if a.question.Opened == a.job.EventID { // otherwise it may still answer the first one
 		a.dispatcher.opts.Router.NoAnswer(work, a.job.Event.Call, a.question.Opened, a.endpoint.name, why)
 	}

@@ -44,7 +44,7 @@ type Outbox interface {
 type Decider interface {
 	Settle(ctx context.Context, callID, eventID string, timeUp bool, notAsked []telephony.Reply)
 	Answer(ctx context.Context, callID, eventID, by, to string) error
-	NoAnswer(ctx context.Context, callID, eventID, endpoint, why string)
+	NoAnswer(ctx context.Context, callID, eventID, endpoint string, why error)
 }
 
 // Options configures a Dispatcher.
@@ -192,7 +192,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 func (d *Dispatcher) read(ctx context.Context, read func() error) error {
 	for err := read(); err != nil; err = read() {
 		if errors.Is(err, store.ErrBadRecord) {
-			d.opts.Logger.Error("a question where a call should go cannot be read, and is given up", "err", err.Error())
+			d.opts.Logger.Error("a question where a call should go cannot be read, and is given up", "err", err)
 			return err
 		}
 		d.reading.Failed("a question where a call should go cannot be read", err)
@@ -316,7 +316,7 @@ func (d *Dispatcher) askAll(ctx, work context.Context, q *question) (notAsked []
 		for _, a := range waiting {
 			if why, isWithdrawn := a.endpoint.slots.withdraw(a.ticket); isWithdrawn {
 				left--
-				out = append(out, telephony.Reply{By: a.endpoint.name, Kind: telephony.ReplyNone, Why: why})
+				out = append(out, telephony.NoReply(a.endpoint.name, why))
 			}
 		}
 		return out

@@ -70,7 +70,7 @@ func Change(route *telephony.Route, c telephony.RouteChange) (result telephony.R
 	case result.Stale:
 	case c.Kind == telephony.RouteTransferEnded:
 		route.Transfer, route.TransferAt = c.Transfer, c.Now
-		route.TransferError, route.Refused = c.TransferError, c.Refused
+		route.TransferError, route.TransferCause, route.Refused = c.TransferError, c.TransferCause, c.Refused
 	case isRepeated:
 		result.Write = route.Transfer == telephony.TransferWriting
 	case c.Kind == telephony.RouteAnswer:

@@ -92,10 +92,10 @@ func (r *Router) Settle(ctx context.Context, callID, eventID string, timeUp bool
 }
 
 // NoAnswer records that an endpoint will give no answer to the question which an event has opened.
-func (r *Router) NoAnswer(ctx context.Context, callID, eventID, endpoint, why string) {
+func (r *Router) NoAnswer(ctx context.Context, callID, eventID, endpoint string, why error) {
 	r.changeQuietly(ctx, callID, telephony.RouteChange{
 		Kind: telephony.RouteSettle, EventID: eventID,
-		Replies: []telephony.Reply{{By: endpoint, Kind: telephony.ReplyNone, Why: why}},
+		Replies: []telephony.Reply{telephony.NoReply(endpoint, why)},
 	})
 }
 
@@ -106,7 +106,7 @@ func (r *Router) changeQuietly(ctx context.Context, callID string, c telephony.R
 	switch {
 	case err != nil:
 		r.opts.Logger.Error("what was heard of a call that asks where to go cannot be kept",
-			"call_id", callID, "err", err.Error())
+			"call_id", callID, "err", err)
 	case result.Write:
 		_ = r.write(ctx, result.After) // write logs the error
 	}
@@ -243,9 +243,12 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 	case err == nil:
 	case errors.Is(err, telephony.ErrNotConnected), errors.Is(err, telephony.ErrOutboxFull),
 		errors.Is(err, telephony.ErrNotSent):
-		c.Transfer, c.TransferError = telephony.TransferNotSent, err.Error()
+		c.Transfer = telephony.TransferNotSent
 	default:
-		c.Transfer, c.TransferError = telephony.TransferFailed, err.Error()
+		c.Transfer = telephony.TransferFailed
+	}
+	if err != nil {
+		c.TransferError, c.TransferCause = err.Error(), telephony.CauseOf(err)
 	}
 	errors.As(err, &c.Refused)
 	// Also if the client that answered has disconnected, or the bridge is shutting down.
@@ -256,7 +259,7 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 		args = append(args, "winner", route.Winner)
 	}
 	if err := errors.Join(err, storeErr); err != nil {
-		r.opts.Logger.Warn("call is decided, but that did not get through", append(args, "err", err.Error())...)
+		r.opts.Logger.Warn("call is decided, but that did not get through", append(args, "err", err)...)
 	} else {
 		r.opts.Logger.Info("call is decided", args...)
 	}

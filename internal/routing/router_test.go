@@ -157,10 +157,14 @@ func TestWinnerThatRepeatsItsNumberGetsTheResult(t *testing.T) {
 		{telephony.ErrOutboxFull, 2},
 	} {
 		pbx := &answering{err: c.err}
-		r := newRouter(t, openRoute("e", time.Minute, "a"), RouterOptions{Exchange: pbx})
+		route := openRoute("e", time.Minute, "a")
+		r := newRouter(t, route, RouterOptions{Exchange: pbx})
 		first, second := r.Answer(t.Context(), "5", "", "a", "101"), r.Answer(t.Context(), "5", "", "a", "101")
 		if !reflect.DeepEqual(first, c.err) || !reflect.DeepEqual(second, c.err) || pbx.commands != c.commands {
 			t.Errorf("%v: first %v, then %v, by %d commands", c.err, first, second, pbx.commands)
+		}
+		if got, want := route.kept.TransferCause, telephony.CauseOf(c.err); !reflect.DeepEqual(got, want) {
+			t.Errorf("%v: stored is %+v, want %+v", c.err, got, want)
 		}
 	}
 }
@@ -291,7 +295,7 @@ func TestEndOfTimeClosesItsOwnQuestion(t *testing.T) {
 		return func(ctx context.Context, r *Router) { r.Settle(ctx, "5", eventID, timeUp, nil) }
 	}
 	noAnswer := func(eventID string) func(context.Context, *Router) {
-		return func(ctx context.Context, r *Router) { r.NoAnswer(ctx, "5", eventID, "a", "HTTP 410") }
+		return func(ctx context.Context, r *Router) { r.NoAnswer(ctx, "5", eventID, "a", errors.New("HTTP 410")) }
 	}
 	for name, c := range map[string]struct {
 		do   func(context.Context, *Router)

@@ -3,8 +3,11 @@ package routing
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
+
+	"pzbridge/internal/telephony"
 )
 
 const (
@@ -99,13 +102,17 @@ func (s *slots) fill() {
 
 // withdraw removes a ticket from the queue, and returns the reason for the route. It returns false
 // if the attempt has begun, or was withdrawn before.
-func (s *slots) withdraw(t *ticket) (why string, isWithdrawn bool) {
+func (s *slots) withdraw(t *ticket) (why error, isWithdrawn bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t.state != queued {
-		return "", false
+		return nil, false
 	}
 	t.state = withdrawn
 	s.fill()
-	return fmt.Sprintf("not asked: %d other questions were under way at it", s.inUse), true
+	return &telephony.Fault{
+		Code: telephony.CodeNotAsked,
+		Args: []string{strconv.Itoa(s.inUse)},
+		Text: fmt.Sprintf("not asked: %d other questions were under way at it", s.inUse),
+	}, true
 }

@@ -38,7 +38,9 @@ func (c *calledLate) note(s string) {
 	}
 }
 
-func (c *calledLate) NoAnswer(_ context.Context, _, _, by, _ string) { c.note("no answer of " + by) }
+func (c *calledLate) NoAnswer(_ context.Context, _, _, by string, _ error) {
+	c.note("no answer of " + by)
+}
 
 func (c *calledLate) Answer(_ context.Context, _, _, by, _ string) error {
 	time.Sleep(3 * time.Second) // the exchange's reply

@@ -28,9 +28,7 @@ func (s *Engine) Append(_ context.Context, events []store.NewEvent) (out store.A
 		used := tx.inUse
 		out.NearlyFull = float64(used) >= nearlyFullAt*float64(s.maxBytes)
 		if used >= s.maxBytes {
-			return fmt.Errorf("%w: %s of it are in use, %s are allowed (OUTBOX_MAX_BYTES); "+
-				"it holds events that a CRM has not taken yet",
-				store.ErrFull, humanize.IBytes(uint64(used)), humanize.IBytes(uint64(s.maxBytes)))
+			return full(used, s.maxBytes)
 		}
 		for i := range events {
 			n, asks, err := s.appendOne(tx, &events[i])
@@ -47,6 +45,14 @@ func (s *Engine) Append(_ context.Context, events []store.NewEvent) (out store.A
 		s.notifyReaders()
 	}
 	return out, err
+}
+
+// full is store.ErrFull with the bytes that are in use, and how many may be.
+func full(used, allowed int64) error {
+	inUse, limit := humanize.IBytes(uint64(used)), humanize.IBytes(uint64(allowed))
+	text := fmt.Sprintf(": it holds events that a CRM has not taken yet; %s of it are in use, %s are allowed",
+		inUse, limit)
+	return store.ErrFull.With(text, inUse, limit)
 }
 
 // appendOne stores one event, unless it is known, gives its number, and says whether endpoints are

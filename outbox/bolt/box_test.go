@@ -118,7 +118,7 @@ type silence struct{}
 
 func (silence) Settle(context.Context, string, string, bool, []telephony.Reply) {}
 func (silence) Answer(context.Context, string, string, string, string) error    { return nil }
-func (silence) NoAnswer(context.Context, string, string, string, string)        {}
+func (silence) NoAnswer(context.Context, string, string, string, error)         {}
 
 // completed gives an event that a call is over, of each of these calls.
 func completed(calls ...string) (events []telephony.Event) {

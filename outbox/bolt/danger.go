@@ -35,8 +35,7 @@ type danger struct {
 
 // keepDamage examines the error of an operation on the file. If the error reports a damaged page,
 // keepDamage remembers the first such damage until the file is opened again, since other pages may
-// be damaged too, and returns an error that states what to do about a file in use. It returns any
-// other error as it is.
+// be damaged too, and returns store.ErrDamaged with it. It returns any other error as it is.
 func (d *danger) keepDamage(err error) error {
 	var found damage
 	if !errors.As(err, &found) || errors.Is(err, store.ErrDamaged) {
@@ -50,7 +49,7 @@ func (d *danger) keepDamage(err error) error {
 	}
 	d.mu.Unlock()
 	if first {
-		d.logger.Error("the outbox is damaged", "err", kept.Error())
+		d.logger.Error("the outbox is damaged", "err", kept)
 	}
 	return kept
 }
@@ -88,14 +87,14 @@ func (d *danger) watch(ctx context.Context, keepDoubt func() error) {
 		_ = keepDoubt()
 		if gone := d.isGone(); gone != wasGone {
 			if wasGone = gone; gone {
-				d.logger.Error("the outbox's file is gone", "path", d.path, "err", store.ErrFileGone.Error())
+				d.logger.Error("the outbox's file is gone", "path", d.path, "err", store.ErrFileGone)
 			} else {
 				d.logger.Info("the outbox's file is there again", "path", d.path)
 			}
 		}
 		if err := d.clock.Check(); (err != nil) != wasWrong {
 			if wasWrong = err != nil; wasWrong {
-				d.logger.Error("the clock is wrong: nothing is dropped as too old meanwhile", "err", err.Error())
+				d.logger.Error("the clock is wrong: nothing is dropped as too old meanwhile", "err", err)
 			} else {
 				d.logger.Info("the clock is right again")
 			}

@@ -207,7 +207,7 @@ func describe(e store.Event, endpoint string, d store.Delivery, history []byte) 
 			begin = ends[len(ends)-2]
 		}
 		last := decodeAttempts(history[begin:])[0]
-		out.LastStatus, out.LastError = last.Status, last.Error
+		out.LastStatus, out.LastError, out.LastCause = last.Status, last.Error, last.Cause
 	}
 	switch {
 	case d.State != store.Pending:

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/logtest"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
@@ -256,10 +257,11 @@ func TestMissingRightIsNamed(t *testing.T) {
 		return err
 	}
 	const missing = "permission denied: give user 0 the right to "
-	if err := asAnotherUser(path); err == nil || err.Error() != missing+"read and write it" {
+	if err := asAnotherUser(path); err == nil || advice.English(err) != missing+"read and write it" {
 		t.Errorf("the file: %v", err)
 	}
-	if err := asAnotherUser(filepath.Join(folder, "none.db")); err == nil || err.Error() != missing+"write in "+folder {
+	if err := asAnotherUser(filepath.Join(folder, "none.db")); err == nil ||
+		advice.English(err) != missing+"write in "+folder {
 		t.Errorf("the folder: %v", err)
 	}
 }

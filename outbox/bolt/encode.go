@@ -143,7 +143,8 @@ const (
 //
 // One attempt: time in Unix milliseconds (8 bytes), duration in µs (8), status (2), response and
 // error (each: length (2), text), number of steps (1), and of each step: status (2), what and
-// response (each likewise).
+// response (each likewise). The highest bit of the number of steps says that the cause of the error
+// follows the steps: number of its values (1), code and values (each likewise).
 func addAttempt(buf, history []byte, a store.Attempt) []byte {
 	if ends := attemptEnds(history); len(ends) >= maxAttempts {
 		history = history[ends[len(ends)-maxAttempts]:]
@@ -154,12 +155,46 @@ func addAttempt(buf, history []byte, a store.Attempt) []byte {
 	v = binary.BigEndian.AppendUint16(v, uint16(a.Status))
 	v = appendText(appendText(v, cut(a.Response, maxResponse)), cut(a.Error, maxError))
 	steps := a.Steps[:min(len(a.Steps), store.MaxSteps)]
-	v = append(v, byte(len(steps)))
+	count := byte(len(steps))
+	if a.Cause.Code != "" {
+		count |= causeFlag
+	}
+	v = append(v, count)
 	for _, s := range steps {
 		v = binary.BigEndian.AppendUint16(v, uint16(s.Status))
 		v = appendText(appendText(v, cut(s.What, maxResponse)), cut(s.Response, maxResponse))
 	}
+	if count&causeFlag != 0 {
+		v = appendCause(v, a.Cause)
+	}
 	return v
+}
+
+const (
+	causeFlag = 0x80 // in the number of an attempt's steps
+	maxValues = 4    // of a cause
+)
+
+func appendCause(v []byte, c telephony.Cause) []byte {
+	values := c.Args[:min(len(c.Args), maxValues)]
+	v = appendText(append(v, byte(len(values))), cut(string(c.Code), maxError))
+	for _, value := range values {
+		v = appendText(v, cut(value, maxError))
+	}
+	return v
+}
+
+// cutCause takes a cause from a record of which it is known to be whole.
+func cutCause(v []byte) (c telephony.Cause) {
+	values := int(v[0])
+	code, v := cutText(v[1:])
+	c.Code = telephony.Code(code)
+	for range values {
+		var value string
+		value, v = cutText(v)
+		c.Args = append(c.Args, value)
+	}
+	return c
 }
 
 func appendText(v []byte, text string) []byte {
@@ -196,12 +231,18 @@ func attemptEnd(v []byte, at int) int {
 	if at < 0 || at == len(v) {
 		return -1
 	}
-	steps := int(v[at])
+	steps, hasCause := int(v[at]&^causeFlag), v[at]&causeFlag != 0
 	at++
 	for range steps {
 		if at = skipTexts(v, at+2, 2); at < 0 {
 			return -1
 		}
+	}
+	if hasCause {
+		if at == len(v) {
+			return -1
+		}
+		return skipTexts(v, at+1, 1+int(v[at]))
 	}
 	return at
 }
@@ -244,11 +285,16 @@ func decodeAttempts(history []byte) []store.Attempt {
 		v = v[attemptHead:]
 		a.Response, v = cutText(v)
 		a.Error, v = cutText(v)
-		for v = v[1:]; len(v) > 0; {
+		count := v[0]
+		v = v[1:]
+		for range count &^ causeFlag {
 			s := store.Step{Status: int(binary.BigEndian.Uint16(v))}
 			s.What, v = cutText(v[2:])
 			s.Response, v = cutText(v)
 			a.Steps = append(a.Steps, s)
+		}
+		if count&causeFlag != 0 {
+			a.Cause = cutCause(v)
 		}
 		list = append(list, a)
 	}

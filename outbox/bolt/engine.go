@@ -44,16 +44,19 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"pzbridge/internal/clock"
+	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
 
 // The ways in which opening a file can fail.
 var (
 	// ErrInUse means that another process has the file open.
-	ErrInUse = errors.New("another process has it open: only one bridge may run on one outbox file")
+	ErrInUse = &telephony.Fault{
+		Code: telephony.CodeFileInUse,
+		Text: "another process has it open: only one bridge may run on one outbox file",
+	}
 	// ErrNotOutbox means that the file is something else, or damaged.
-	ErrNotOutbox = errors.New("the file is no outbox, or is damaged: " +
-		"restore it from a backup, or move it away to start with an empty one")
+	ErrNotOutbox = &telephony.Fault{Code: telephony.CodeNotOutbox, Text: "the file is no outbox, or is damaged"}
 )
 
 // Options is the path of the file and the rules that apply to it.

@@ -7,8 +7,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
+
+	"pzbridge/internal/telephony"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -54,15 +55,16 @@ func Compact(path string) (before, after int64, err error) {
 	}
 	before, after, err = compact(target)
 	if err != nil {
-		err = fmt.Errorf("compact the outbox %s: %w", path, stopFirst(err))
+		err = fmt.Errorf("compact the outbox %s: %w", path, inCommand(err))
 	}
 	return before, after, err
 }
 
-// stopFirst adds to ErrInUse what to do: the file is open in a bridge, or in another command.
-func stopFirst(err error) error {
+// inCommand gives ErrInUse the code for a command: the file is open in a bridge, or in another
+// command.
+func inCommand(err error) error {
 	if errors.Is(err, ErrInUse) {
-		return fmt.Errorf("%w; stop the bridge first", err)
+		return &telephony.Fault{Code: telephony.CodeBridgeRuns, Err: err}
 	}
 	return err
 }
@@ -83,7 +85,7 @@ func compact(path string) (before, after int64, err error) {
 		if removed := os.Remove(copied); !errors.Is(removed, fs.ErrNotExist) {
 			err = errors.Join(err, removed)
 		}
-		return 0, 0, missingRight(err, "write in "+filepath.Dir(path))
+		return 0, 0, missingRight(err, telephony.CodeNoRightToWrite, filepath.Dir(path))
 	}
 	if err := copyModeAndOwner(copied, path); err != nil {
 		return 0, 0, errors.Join(err, os.Remove(copied))
@@ -125,7 +127,7 @@ func copyTo(path string, src *bolt.DB) error {
 func Restore(path, backup string) (before string, err error) {
 	before, err = restore(path, backup)
 	if err != nil {
-		err = fmt.Errorf("restore the outbox %s from %s: %w", path, backup, stopFirst(err))
+		err = fmt.Errorf("restore the outbox %s from %s: %w", path, backup, inCommand(err))
 	}
 	return before, err
 }
@@ -143,7 +145,7 @@ func restore(path, backup string) (before string, err error) {
 		}
 		before = unusedName(path + ".before-restore")
 	} else if _, err := os.Lstat(path); err == nil {
-		return "", errors.New("it is a link to a file that is not there: remove the link")
+		return "", &telephony.Fault{Code: telephony.CodeLinkToNothing, Text: "it is a link to a file that is not there"}
 	}
 	copied := unusedName(path + ".restore") // the backup itself may have the name without a number
 	if err := copyFile(copied, backup); err != nil {
@@ -153,7 +155,7 @@ func restore(path, backup string) (before string, err error) {
 		err = renumber(copied, time.Now())
 	}
 	if errors.Is(err, ErrNotOutbox) {
-		err = badBackup{err}
+		err = &telephony.Fault{Code: telephony.CodeBadBackup, Err: err} // it is not the outbox that is to be restored
 	}
 	switch {
 	case err != nil:
@@ -178,16 +180,6 @@ func restore(path, backup string) (before string, err error) {
 	}
 	return before, syncFolder(filepath.Dir(path))
 }
-
-// badBackup is ErrNotOutbox for a backup. Its text replaces the advice to restore the outbox.
-type badBackup struct{ error }
-
-func (b badBackup) Error() string {
-	const text = "the file is no outbox, or is damaged: take another backup"
-	return strings.Replace(b.error.Error(), ErrNotOutbox.Error(), text, 1)
-}
-
-func (b badBackup) Unwrap() error { return b.error }
 
 // copyModeAndOwner gives a file the mode and the owner of the file that it is to replace: the
 // bridge may run as another user than this command.
@@ -217,7 +209,7 @@ func unusedName(name string) string {
 func copyFile(to, from string) error {
 	src, err := os.Open(from)
 	if err != nil {
-		return missingRight(err, "read "+from)
+		return missingRight(err, telephony.CodeNoRightToRead, from)
 	}
 	defer func() { _ = src.Close() }()
 	if info, err := src.Stat(); err == nil && info.IsDir() {
@@ -228,7 +220,7 @@ func copyFile(to, from string) error {
 	}
 	dst, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return missingRight(err, "write in "+filepath.Dir(to))
+		return missingRight(err, telephony.CodeNoRightToWrite, filepath.Dir(to))
 	}
 	_, err = io.Copy(dst, src)
 	if err = errors.Join(err, dst.Sync(), dst.Close()); err != nil {
@@ -253,7 +245,7 @@ func isOutbox(path string) error {
 			// The last pages may be free, so reading every record does not detect that they are
 			// missing.
 			if info, err := os.Stat(path); err != nil || info.Size() < tx.Size() {
-				return errors.Join(fmt.Errorf("%w (its end is missing)", ErrNotOutbox), err)
+				return errors.Join(damage{ErrNotOutbox, "its end is missing"}, err)
 			}
 			if err := tooNew(decodeNumber(meta.Get(keySchema))); err != nil {
 				return err

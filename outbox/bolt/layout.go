@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strconv"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
 
 	"pzbridge/internal/repeat"
+	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
 
@@ -27,7 +29,7 @@ var migrations = map[uint64]func(*txn) error{1: migrate1, 2: migrate2, 3: migrat
 func (s *Engine) prepare(tx *bolt.Tx) error {
 	if first, _ := tx.Cursor().First(); first != nil {
 		if meta := tx.Bucket(bucketMeta); meta == nil || meta.Get(keySchema) == nil {
-			return fmt.Errorf("%w (another program has made it)", ErrNotOutbox)
+			return damage{ErrNotOutbox, "another program has made it"}
 		}
 	}
 	for _, name := range topBuckets {
@@ -74,7 +76,7 @@ func migrate(tx *bolt.Tx, rules *store.Rules) error {
 	for ; version < schema; version++ {
 		step, ok := migrations[version]
 		if !ok {
-			return fmt.Errorf("%w (its layout is %d)", ErrNotOutbox, version)
+			return damage{ErrNotOutbox, fmt.Sprintf("its layout is %d", version)}
 		}
 		if err := step(t); err != nil {
 			return fmt.Errorf("bring the file from layout %d to %d: %w", version, version+1, err)
@@ -86,9 +88,12 @@ func migrate(tx *bolt.Tx, rules *store.Rules) error {
 // tooNew returns an error if this version does not support a layout.
 func tooNew(version uint64) error {
 	if version > schema {
-		return fmt.Errorf("the file is of a newer version of pzbridge "+
-			"(its layout is %d, this version reads up to %d): "+
-			"use that version again, or a backup from before the upgrade", version, schema)
+		return &telephony.Fault{
+			Code: telephony.CodeNewerFile,
+			Args: []string{strconv.FormatUint(version, 10), strconv.Itoa(schema)},
+			Text: fmt.Sprintf("the file is of a newer version of pzbridge "+
+				"(its layout is %d, this version reads up to %d)", version, schema),
+		}
 	}
 	return nil
 }

@@ -7,8 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"time"
+
+	"pzbridge/internal/telephony"
 
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
@@ -37,13 +40,18 @@ func guarded(read func() error) (err error) {
 
 // damage is an error with what was found in a file, and the sentinel for what it means.
 type damage struct {
-	meaning error
+	meaning *telephony.Fault
 	found   string
 }
 
 func (d damage) Error() string { return fmt.Sprintf("%s (%s)", d.meaning, d.found) }
 
 func (d damage) Unwrap() error { return d.meaning }
+
+// Cause returns the code with what was found.
+func (d damage) Cause() telephony.Cause {
+	return telephony.Cause{Code: d.meaning.Code, Args: []string{d.found}}
+}
 
 // openFile opens the file for this process alone, creates it if necessary, and maps mapped bytes of
 // it at first; 0 maps its present size.
@@ -95,13 +103,12 @@ func openError(path string, err error) error {
 		return ErrInUse
 	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum),
 		errors.Is(err, berrors.ErrVersionMismatch), strings.Contains(err.Error(), "file size too small"):
-		return fmt.Errorf("%w (%w)", ErrNotOutbox, err)
+		return damage{ErrNotOutbox, err.Error()}
 	case errors.Is(err, fs.ErrPermission):
-		needs := "write in " + filepath.Dir(path)
-		if _, err := os.Stat(path); err == nil {
-			needs = "read and write it"
+		if _, missing := os.Stat(path); missing != nil {
+			return missingRight(err, telephony.CodeNoRightToWrite, filepath.Dir(path))
 		}
-		return missingRight(err, needs)
+		return missingRight(err, telephony.CodeNoRightToFile)
 	}
 	return withoutPath(err)
 }
@@ -115,10 +122,15 @@ func withoutPath(err error) error {
 	return err
 }
 
-// missingRight adds to a permission error which right to give.
-func missingRight(err error, right string) error {
+// missingRight adds to a permission error the code for the right that is missing, with this
+// process's user and what the right is to.
+func missingRight(err error, code telephony.Code, to ...string) error {
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%w: give user %d the right to %s", withoutPath(err), os.Getuid(), right)
+		return &telephony.Fault{
+			Code: code,
+			Args: append([]string{strconv.Itoa(os.Getuid())}, to...),
+			Err:  withoutPath(err),
+		}
 	}
 	return err
 }

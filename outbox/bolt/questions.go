@@ -76,7 +76,7 @@ func (s *Engine) EndQuestion(
 			}
 			r := q.rowsAt(n, e.Call, e.Sequence, 0)
 			if i := slices.IndexFunc(notAsked, func(r telephony.Reply) bool { return r.By == name }); i >= 0 {
-				r.attempt = &store.Attempt{At: now, Error: notAsked[i].Why}
+				r.attempt = &store.Attempt{At: now, Error: notAsked[i].Why, Cause: notAsked[i].Cause}
 			}
 			d = d.Ended(store.Expired, now)
 			store.End(r, n, d, s.rules.Hold)

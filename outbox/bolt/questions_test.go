@@ -31,7 +31,7 @@ func (a *answers) Answer(_ context.Context, call, _, endpoint, to string) error 
 	return nil
 }
 
-func (*answers) NoAnswer(context.Context, string, string, string, string) {}
+func (*answers) NoAnswer(context.Context, string, string, string, error) {}
 
 // appendUnasked stores a question of which routing does not learn, as where its commit seems to
 // fail.

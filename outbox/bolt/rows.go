@@ -129,7 +129,7 @@ func (q *queue) giveUp(n uint64, now time.Time, hold time.Duration) error {
 	if !ok && eventErr == nil {
 		d.Next, _ = r.Neighbour(n, +1, store.Delivery.IsPending)
 	}
-	r.attempt = &store.Attempt{At: now, Error: store.ErrBadRecord.Error()}
+	r.attempt = &store.Attempt{At: now, Error: store.ErrBadRecord.Error(), Cause: store.ErrBadRecord.Cause()}
 	store.End(r, n, d.Ended(store.Dead, now), hold)
 	return r.finish(now, hold)
 }

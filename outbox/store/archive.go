@@ -68,6 +68,7 @@ type DeliveryView struct {
 	// LastStatus is the HTTP status of the last response; 0 if there was none.
 	LastStatus int
 	LastError  string // why the last attempt had no response
+	LastCause  telephony.Cause
 	// NextAttempt is when a pending delivery is tried next; zero while an earlier event of its call
 	// holds it, and for a question that is being asked.
 	NextAttempt time.Time
@@ -138,9 +139,13 @@ type EventPage struct {
 type PrunedError struct{ Oldest string }
 
 func (e *PrunedError) Error() string {
-	return fmt.Sprintf("events after this cursor have been removed from the outbox (by OUTBOX_RETENTION, "+
-		"or earlier since it was nearly full), or a backup was restored; "+
-		"the oldest that are left come after %q", e.Oldest)
+	return fmt.Sprintf("events after this cursor have been removed from the outbox, as too old or since it was "+
+		"nearly full, or a backup was restored; the oldest that are left come after %q", e.Oldest)
+}
+
+// Cause returns the code with the oldest cursor.
+func (e *PrunedError) Cause() telephony.Cause {
+	return telephony.Cause{Code: telephony.CodePruned, Args: []string{e.Oldest}}
 }
 
 // Standing counts the deliveries of an endpoint.

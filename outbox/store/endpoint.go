@@ -2,10 +2,11 @@ package store
 
 import (
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net/http"
 	"time"
+
+	"pzbridge/internal/telephony"
 )
 
 // Endpoint is a CRM: where its events go, how they are signed, and which of them it gets.
@@ -74,7 +75,7 @@ var Formats = []Format{FormatStandard, FormatFlat, FormatForm, FormatPZ}
 // The ways in which a request about an endpoint can fail.
 var (
 	// ErrNoEndpoint means that no endpoint of that name is configured.
-	ErrNoEndpoint = errors.New("there is no endpoint of that name")
+	ErrNoEndpoint = &telephony.Fault{Code: telephony.CodeNoEndpoint, Text: "there is no endpoint of that name"}
 	// ErrNoURL means that the endpoint has no URL, so that nothing can be sent to it.
-	ErrNoURL = errors.New("the endpoint has no URL: it reads its events")
+	ErrNoURL = &telephony.Fault{Code: telephony.CodeNoURL, Text: "the endpoint has no URL: it reads its events"}
 )

@@ -66,34 +66,34 @@ type Rules struct {
 var (
 	// ErrFull means that the store has reached its limit. It ends by itself, when endpoints take
 	// the deliveries that wait for them, or events become old enough to be removed.
-	ErrFull = errors.New("the outbox is full")
+	ErrFull = &telephony.Fault{Code: telephony.CodeFull, Text: "the outbox is full"}
 	// ErrNotFound means that there is no such delivery or event.
-	ErrNotFound = errors.New("there is no such delivery: OUTBOX_RETENTION may have removed it")
+	ErrNotFound = &telephony.Fault{Code: telephony.CodeNoDelivery, Text: "there is no such delivery"}
 	// ErrNoCall means that no event of a call is stored.
-	ErrNoCall = errors.New("no event of this call is known: OUTBOX_RETENTION may have removed them")
+	ErrNoCall = &telephony.Fault{Code: telephony.CodeNoCall, Text: "no event of this call is known"}
 	// ErrBadCursor means that a cursor was not made by this list.
-	ErrBadCursor = errors.New("the cursor is none that this list has given")
+	ErrBadCursor = &telephony.Fault{Code: telephony.CodeBadCursor, Text: "the cursor is none that this list has given"}
 	// ErrChanged means that a value has changed since it was read.
-	ErrChanged = errors.New("the value has changed since it was read")
+	ErrChanged = &telephony.Fault{Code: telephony.CodeChanged, Text: "the value has changed since it was read"}
 	// ErrTooLong means that a value exceeds its largest size.
-	ErrTooLong = errors.New("the value is too long to be kept")
+	ErrTooLong = &telephony.Fault{Code: telephony.CodeTooLong, Text: "the value is too long to be kept"}
 	// ErrBadState means that a name is not that of a state.
-	ErrBadState = errors.New("there is no such state")
+	ErrBadState = &telephony.Fault{Code: telephony.CodeBadState, Text: "there is no such state"}
 	// ErrBadRecord means that a record has a form which this program does not write.
-	ErrBadRecord = errors.New("its record in the outbox is damaged")
+	ErrBadRecord = &telephony.Fault{Code: telephony.CodeBadRecord, Text: "its record in the outbox is damaged"}
 )
 
 // Problems of a store that arise while the bridge runs. Neither stops anything by itself; readiness
 // reports them, and each is logged once.
 var (
 	// ErrDamaged means that a page of the file cannot be read or is not valid.
-	ErrDamaged = errors.New("a page of the outbox's file is damaged: " +
-		"stop the bridge and restore a backup, or move the file away to start with an empty one")
+	ErrDamaged = &telephony.Fault{Code: telephony.CodeDamaged, Text: "a page of the outbox's file is damaged"}
 	// ErrFileGone means that the file is no longer at its path. Writes go to a file without a name,
 	// which disappears with the process.
-	ErrFileGone = errors.New("the outbox's file was removed, moved or replaced while the bridge runs: " +
-		"take GET /v1/backup before you restart it, and put that in place with pzbridge restore, " +
-		"or all that waits is lost")
+	ErrFileGone = &telephony.Fault{
+		Code: telephony.CodeFileGone,
+		Text: "the outbox's file was removed, moved or replaced while the bridge runs",
+	}
 )
 
 // Appender stores events.

@@ -121,18 +121,21 @@ type RouteReply struct {
 }
 
 // Text describes the outcome in a few words.
-func (o Outcome) Text() string {
+func (o Outcome) Text() string { return o.Failure().Error() }
+
+// Failure returns the outcome as an error: Err, or the status.
+func (o Outcome) Failure() error {
 	if o.Err != nil {
-		return o.Err.Error()
+		return o.Err
 	}
-	return fmt.Sprintf("HTTP %d", o.Status)
+	return fmt.Errorf("HTTP %d", o.Status)
 }
 
 // Attempt returns the outcome as it is stored.
 func (o Outcome) Attempt(began time.Time, took time.Duration) Attempt {
 	a := Attempt{At: began, Took: took, Status: o.Status, Response: o.Response, Steps: o.Steps}
 	if o.Err != nil {
-		a.Error = o.Err.Error()
+		a.Error, a.Cause = o.Err.Error(), telephony.CauseOf(o.Err)
 	}
 	return a
 }
@@ -141,10 +144,16 @@ func (o Outcome) Attempt(began time.Time, took time.Duration) Attempt {
 type Attempt struct {
 	At       time.Time
 	Took     time.Duration
-	Status   int    // of the response; 0 if there was none
-	Response string // the first 1 KiB of the response's body, without secrets
-	Error    string // why there was no response; contains no secret
-	Steps    []Step // of an attempt that made several requests
+	Status   int             // of the response; 0 if there was none
+	Response string          // the first 1 KiB of the response's body, without secrets
+	Error    string          // why there was no response; contains no secret
+	Cause    telephony.Cause // of Error; contains no secret
+	Steps    []Step          // of an attempt that made several requests
+}
+
+// Failure returns Error with its cause, or the status, as an error.
+func (a *Attempt) Failure() error {
+	return &telephony.Fault{Code: a.Cause.Code, Args: a.Cause.Args, Text: a.Text()}
 }
 
 // Text describes the outcome in a few words.

@@ -9,7 +9,6 @@ package webhook
 import (
 	"context"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -19,6 +18,7 @@ import (
 	"github.com/google/uuid"
 
 	"pzbridge/internal/outbound"
+	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
 
@@ -107,7 +107,7 @@ func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
 
 func (s *Sender) send(ctx context.Context, j store.Job, client *outbound.Client) store.Outcome {
 	if s.request == nil {
-		return store.Outcome{Verdict: store.Again, Err: errors.New("the endpoint's URL cannot be read")}
+		return store.Outcome{Verdict: store.Again, Err: errBadURL}
 	}
 	// The closure holds only what Sign needs: with the whole job, the job would escape to the heap.
 	id, body := j.EventID, render(s.endpoint.Format, j.Event.Body)
@@ -139,6 +139,8 @@ func (s *Sender) send(ctx context.Context, j store.Job, client *outbound.Client)
 	}
 	return o
 }
+
+var errBadURL = &telephony.Fault{Code: telephony.CodeBadURL, Text: "the endpoint's URL cannot be read"}
 
 // classify maps a status to its meaning, and is the only place that does.
 func classify(status int) store.Verdict {

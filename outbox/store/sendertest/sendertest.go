@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"pzbridge/internal/pipenet"
+	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
 
@@ -106,6 +107,9 @@ func (s Sender) everyStatusHasAVerdict(t *testing.T) {
 func check(t *testing.T, what string, o store.Outcome) {
 	t.Helper()
 	text := o.Text() + o.Response + string(o.Keep)
+	for _, c := range telephony.Causes(o.Err) {
+		text += strings.Join(c.Args, " ")
+	}
 	for _, step := range o.Steps {
 		text += step.What + step.Response
 	}

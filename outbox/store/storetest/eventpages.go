@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -399,8 +400,8 @@ func CheckReadState(t testing.TB, b *Box, when string, want ReadState) {
 		}
 		for _, d := range found {
 			one, _, err := b.Delivery(d.ID)
-			if err != nil || one != d || d.ToBeRead != (state == "pending") || !d.NextAttempt.IsZero() ||
-				d.Ended.IsZero() != d.ToBeRead {
+			if err != nil || !reflect.DeepEqual(one, d) || d.ToBeRead != (state == "pending") ||
+				!d.NextAttempt.IsZero() || d.Ended.IsZero() != d.ToBeRead {
 				t.Errorf("%s: %+v, alone %+v (%v)", when, d, one, err)
 			}
 		}

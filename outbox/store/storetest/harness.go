@@ -239,7 +239,7 @@ type Silence struct{}
 
 func (Silence) Settle(context.Context, string, string, bool, []telephony.Reply) {}
 func (Silence) Answer(context.Context, string, string, string, string) error    { return nil }
-func (Silence) NoAnswer(context.Context, string, string, string, string)        {}
+func (Silence) NoAnswer(context.Context, string, string, string, error)         {}
 
 // Endpoints is Outbox.Endpoints.
 func (b *Box) Endpoints() ([]outbox.EndpointStatus, error) {

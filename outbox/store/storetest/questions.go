@@ -274,19 +274,26 @@ func (s suite) TestSecondQuestionIsAskedAfterClockWasSetBack(t *testing.T) {
 // noAnswers notes why no answer is to be expected of endpoints.
 type noAnswers struct {
 	Silence
-	mu  sync.Mutex
-	why []string
+	mu    sync.Mutex
+	why   []string
+	codes []telephony.Code
 }
 
 // NoAnswer notes why.
-func (n *noAnswers) NoAnswer(_ context.Context, _, _, _, why string) {
+func (n *noAnswers) NoAnswer(_ context.Context, _, _, _ string, why error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.why = append(n.why, why)
+	n.why, n.codes = append(n.why, why.Error()), append(n.codes, telephony.CauseOf(why).Code)
 }
 
 // TestCallSaysWhyAnAnswerDoesNotCount checks that it does not say that there was none.
 func (s suite) TestCallSaysWhyAnAnswerDoesNotCount(t *testing.T) {
+	codes := map[string]telephony.Code{
+		"OK":                    telephony.CodeNoReplyNoToken,
+		`{"transfer_to":null}`:  telephony.CodeNoReplyNoToken,
+		`{"transfer_to":true}`:  telephony.CodeBadReplyNoToken,
+		`{"transfer_to":"1;x"}`: telephony.CodeBadReplyNoToken,
+	}
 	for body, want := range map[string]string{
 		"OK":                    "without an answer",
 		`{"transfer_to":null}`:  "without an answer",
@@ -301,8 +308,8 @@ func (s suite) TestCallSaysWhyAnAnswerDoesNotCount(t *testing.T) {
 			MustAppend(t, b, Event("call.transfer_requested", "5"))
 			time.Sleep(time.Second)
 			stop()
-			if len(router.why) != 1 || !strings.Contains(router.why[0], want) {
-				t.Errorf("%s: %q", body, router.why)
+			if len(router.why) != 1 || !strings.Contains(router.why[0], want) || router.codes[0] != codes[body] {
+				t.Errorf("%s: %q, %q", body, router.why, router.codes)
 			}
 		})
 	}
@@ -482,7 +489,7 @@ func (s suite) TestManyQuestionsAtOnceAreBounded(t *testing.T) {
 			list, _, err := b.Deliveries(store.DeliveryQuery{State: "expired", Limit: calls})
 			notAsked := 0
 			for _, d := range list {
-				if d.Attempts == 0 && strings.HasPrefix(d.LastError, "not asked: ") {
+				if d.Attempts == 0 && d.LastCause.Code == telephony.CodeNotAsked {
 					notAsked++
 				}
 			}

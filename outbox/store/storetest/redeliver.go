@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -88,7 +89,7 @@ func (s suite) TestDeliveriesAreListedWithTheirAttempts(t *testing.T) {
 			Limit:    1,
 		})[1]
 		d, attempts, err := o.Delivery(dead.ID)
-		if err != nil || d != dead || len(attempts) != 1 {
+		if err != nil || !reflect.DeepEqual(d, dead) || len(attempts) != 1 {
 			t.Fatalf("%+v, %v, %v", d, attempts, err)
 		}
 		if d.ID != d.EventID+".crm" || d.Sequence != 1 || d.Attempts != 1 || d.LastStatus != 410 ||
