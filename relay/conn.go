@@ -113,7 +113,11 @@ func (c *conn) endError(err error) error {
 	case c.writeErr == nil || errors.As(err, &closed): // a close code explains more than a failed write
 		return err
 	case errors.As(c.writeErr, &timeout) && timeout.Timeout():
-		return fmt.Errorf("the server takes nothing, so the connection counts as dead: %w", c.writeErr)
+		return &telephony.Fault{
+			Code: telephony.CodeNotReading,
+			Text: "the server takes nothing, so the connection counts as dead",
+			Err:  c.writeErr,
+		}
 	}
 	return fmt.Errorf("write to the server: %w", c.writeErr)
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"pzbridge/internal/pz"
+	"pzbridge/internal/telephony"
 )
 
 // dialTimeout bounds the time from the first packet to the response to the handshake.
@@ -33,8 +36,8 @@ type DialOptions struct {
 }
 
 // Dial connects to a server and performs the handshake, within 15 s. A server that refuses the
-// password or the licence may accept the handshake first and close the socket right after. Where
-// the cause is known, the error says what to do; it never holds a secret.
+// password or the licence may accept the handshake first and close the socket right after. The
+// error never holds a secret.
 func Dial(ctx context.Context, o DialOptions) (*Socket, error) {
 	limited, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -69,11 +72,16 @@ func Dial(ctx context.Context, o DialOptions) (*Socket, error) {
 	}
 	switch {
 	case errors.Is(err, websocket.ErrBadHandshake) && resp.StatusCode == http.StatusForbidden:
-		return nil, errors.New("the server refused the handshake with HTTP 403: " +
-			"check PZ_PASSWORD, and that PZ_URL is a Prostie Zvonki server")
+		return nil, &telephony.Fault{
+			Code: telephony.CodeForbidden,
+			Text: "the server refused the handshake with HTTP 403",
+		}
 	case errors.Is(err, websocket.ErrBadHandshake):
-		return nil, fmt.Errorf("the server answered the handshake with HTTP %d: "+
-			"check that PZ_URL is a Prostie Zvonki server", resp.StatusCode)
+		return nil, &telephony.Fault{
+			Code: telephony.CodeHandshake,
+			Args: []string{strconv.Itoa(resp.StatusCode)},
+			Text: fmt.Sprintf("the server answered the handshake with HTTP %d", resp.StatusCode),
+		}
 	case err != nil:
 		return nil, dialError(o.URL, o.Identity.Redact(err))
 	}
@@ -101,25 +109,36 @@ func (o DialOptions) tls() *tls.Config {
 	return cfg
 }
 
-// dialError adds what to do to a dial error, where the cause is known.
+// dialError gives a dial error its code, where the cause is known.
 func dialError(u *url.URL, err error) error {
 	var untrusted *tls.CertificateVerificationError
 	var refused *net.OpError
 	switch {
 	case errors.As(err, &untrusted):
 		sum := sha256.Sum256(untrusted.UnverifiedCertificates[0].Raw)
-		return fmt.Errorf("%w: name its CA in PZ_TLS_CA_FILE or, if the certificate is really that server's, "+
-			"set PZ_TLS_FINGERPRINT=%x", err, sum)
+		return &telephony.Fault{Code: telephony.CodeUntrusted, Args: []string{hex.EncodeToString(sum[:])}, Err: err}
 	case errors.Is(err, pz.ErrNoHTTP), errors.Is(err, errLongHead):
-		return fmt.Errorf("%w: check that PZ_URL is a Prostie Zvonki server", err)
-	case strings.Contains(err.Error(), "protocol version"), strings.Contains(err.Error(), "handshake failure"):
-		return fmt.Errorf("%w: an old connector needs PZ_TLS_FINGERPRINT and PZ_TLS_LEGACY=true", err)
+		return &telephony.Fault{Code: telephony.CodeNoServer, Args: []string{err.Error()}, Err: err}
+	case isTLSVersion(err):
+		return &telephony.Fault{Code: telephony.CodeOldTLS, Err: err}
 	case u.Scheme == "ws" && hungUp(err):
-		return fmt.Errorf("dial %s: %w: if the server speaks TLS, use wss:// in PZ_URL", u.Host, err)
+		return &telephony.Fault{
+			Code: telephony.CodePerhapsTLS,
+			Args: []string{u.Host},
+			Text: "dial " + u.Host,
+			Err:  err,
+		}
 	case errors.As(err, &refused): // its text names the host
 		return err
 	}
 	return fmt.Errorf("dial %s: %w", u.Host, err)
+}
+
+// isTLSVersion reports whether the two ends have no version of TLS, or no cipher, in common.
+// crypto/tls has no sentinel for that; a test pins its texts.
+func isTLSVersion(err error) bool {
+	text := err.Error()
+	return strings.Contains(text, "protocol version") || strings.Contains(text, "handshake failure")
 }
 
 // hungUp reports whether the peer closed the connection during the handshake.

@@ -58,6 +58,9 @@ type Options struct {
 	Logger       *slog.Logger
 	Observer     Observer     // may be nil
 	Clock        *clock.Clock // computes ages for ReplayMaxAge; nil is a clock that starts now
+	// Explain returns the text of an error for the Reason of an EventDisconnected; nil stands for
+	// error.Error.
+	Explain func(error) string
 
 	// DialContext opens the connection below the WebSocket; nil dials TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)

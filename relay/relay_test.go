@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"reflect"
 	"runtime"
 	"slices"
 	"strings"
@@ -26,6 +27,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/clock"
 	"pzbridge/internal/logtest"
 	"pzbridge/internal/pipenet"
@@ -493,7 +495,8 @@ func TestWrongPasswordIsReportedWithoutIt(t *testing.T) {
 	inWorld(t, pztest.Options{Password: "sesame"}, wrong, func(t *testing.T, w *world) {
 		time.Sleep(time.Second)
 		c := w.session.Connection()
-		if c.State != telephony.Disconnected || !strings.Contains(c.LastError, "PZ_PASSWORD") {
+		if c.State != telephony.Disconnected || c.LastCause.Code != telephony.CodeWrongPassword ||
+			c.CloseCause.Code != telephony.CodeWrongPassword || !c.EndedByClose {
 			t.Errorf("connection: %+v", c)
 		}
 		if strings.Contains(w.log.String(), "hunter2") || strings.Contains(w.log.String(), "aHVudGVyMg") {
@@ -742,7 +745,7 @@ func TestCertificateIsTrustedByCAOrFingerprint(t *testing.T) {
 			if err == nil {
 				socket.Close()
 			}
-			if (err == nil) != (c.wrong == "") || err != nil && !strings.Contains(err.Error(), c.wrong) {
+			if (err == nil) != (c.wrong == "") || err != nil && !strings.Contains(advice.English(err), c.wrong) {
 				t.Errorf("got %v", err)
 			}
 		})
@@ -890,7 +893,8 @@ func TestEnableConnectsAndDisconnects(t *testing.T) {
 // Each change of the connection is announced once, with its reason, however many attempts fail in
 // between.
 func TestConnectionChangesAreAnnouncedOnce(t *testing.T) {
-	inWorld(t, pztest.Options{}, nil, func(t *testing.T, w *world) {
+	explain := func(o *Options) { o.Explain = advice.English }
+	inWorld(t, pztest.Options{}, explain, func(t *testing.T, w *world) {
 		synctest.Wait()
 		w.server.Disconnect(4008, "")
 		time.Sleep(10 * time.Minute)
@@ -910,7 +914,9 @@ func TestConnectionChangesAreAnnouncedOnce(t *testing.T) {
 			got = append(got, string(e.Type)+" "+e.Reason)
 		}
 		want := []string{
-			"bridge.connected ", "bridge.disconnected connection closed with code 4008: " + pz.CloseMeaning(4008),
+			"bridge.connected ",
+			"bridge.disconnected connection closed with code 4008: the password is wrong: " +
+				"set PZ_PASSWORD to the server's",
 			"bridge.connected ", "bridge.disconnected it was switched off",
 			"bridge.connected ", "bridge.disconnected the bridge is shutting down",
 		}
@@ -1354,11 +1360,58 @@ func TestLongRefusalIsShortened(t *testing.T) {
 	}
 }
 
+// Each close code that is documented has a code of its own, and no other has.
+func TestCloseCodesHaveTheirCauses(t *testing.T) {
+	seen := map[telephony.Code]int{}
+	for code := 1000; code < 5000; code++ {
+		c := closeCause(code)
+		isDocumented := !strings.Contains(pz.CloseMeaning(code), "not documented")
+		if isDocumented != (c.Code != telephony.CodeClosedUnknown) {
+			t.Errorf("%d: %+v", code, c)
+		}
+		if isDocumented {
+			if other, twice := seen[c.Code]; twice {
+				t.Errorf("%d and %d have the same code", code, other)
+			}
+			seen[c.Code] = code
+		}
+	}
+	want := telephony.Cause{Code: telephony.CodeClosedUnknown, Args: []string{"4999"}}
+	if got := telephony.CauseOf(closeError{&websocket.CloseError{Code: 4999}}); !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v", got)
+	}
+}
+
+// A dial that fails names why.
+func TestDialErrorsHaveTheirCodes(t *testing.T) {
+	for answer, want := range map[string]telephony.Code{
+		"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n": telephony.CodeForbidden,
+		"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n": telephony.CodeHandshake,
+		"SSH-2.0-OpenSSH_9.2\r\n":                             telephony.CodeNoServer,
+		"HTTP/1.1 101 x\r\nno colon\r\n\r\n":                  telephony.CodeNoServer,
+	} {
+		if _, err := dialRaw(t, newRawServer(answer)); telephony.CauseOf(err).Code != want {
+			t.Errorf("%q: %v, %+v", answer, err, telephony.CauseOf(err))
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := l.Addr().String()
+	_ = l.Close()
+	_, err = Dial(t.Context(), DialOptions{URL: &url.URL{Scheme: "ws", Host: address}})
+	want := telephony.Cause{Code: telephony.CodeConnectionRefused, Args: []string{address}}
+	if got := telephony.CauseOf(err); !reflect.DeepEqual(got, want) {
+		t.Errorf("%v: %+v", err, got)
+	}
+}
+
 // A server that closes the connection during a handshake without TLS may expect TLS.
 func TestHangupWithoutTLSSuggestsWSS(t *testing.T) {
 	for scheme, hint := range map[string]bool{"ws": true, "wss": false} {
 		err := dialError(&url.URL{Scheme: scheme, Host: "pbx:10150"}, fmt.Errorf("read: %w", syscall.ECONNRESET))
-		if strings.Contains(err.Error(), "use wss://") != hint {
+		if strings.Contains(advice.English(err), "use wss://") != hint {
 			t.Errorf("%s: %v", scheme, err)
 		}
 	}

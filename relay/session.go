@@ -64,6 +64,9 @@ func New(opts Options) (*Session, error) {
 	if opts.Observer == nil {
 		opts.Observer = unobserved{}
 	}
+	if opts.Explain == nil {
+		opts.Explain = error.Error
+	}
 	if opts.Clock == nil {
 		opts.Clock = clock.New(time.Time{}, time.Time{})
 	}
@@ -122,7 +125,7 @@ func (s *Session) Run(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
-	s.disconnected(errors.New("the bridge is shutting down"), maxRedialWait)
+	s.disconnected(errStopping, maxRedialWait)
 	return s.intake.finish()
 }
 
@@ -144,7 +147,7 @@ func (s *Session) Enable(enabled bool) {
 	case s.status.State == telephony.Disabled:
 		now := time.Now()
 		s.status.State, s.status.Since = telephony.Disconnected, now
-		s.status.LastError, s.status.DialsAt = "", now
+		s.status.LastError, s.status.LastCause, s.status.DialsAt = "", telephony.Cause{}, now
 	}
 }
 
@@ -156,9 +159,11 @@ func (s *Session) markDisabled() {
 	s.status = telephony.Connection{
 		State:        telephony.Disabled,
 		Since:        time.Now(),
-		LastError:    "it was switched off, on the dashboard or with PUT /v1/connection",
+		LastError:    errSwitchedOff.Error(),
+		LastCause:    errSwitchedOff.Cause(),
 		CloseCode:    s.status.CloseCode,
 		CloseMeaning: s.status.CloseMeaning,
+		CloseCause:   s.status.CloseCause,
 	}
 }
 
@@ -287,15 +292,27 @@ func (s *Session) identify(ctx context.Context, c *conn) {
 func (s *Session) reportSilence() {
 	s.updateStatus(func(c *telephony.Connection) {
 		if c.State == telephony.Connecting {
-			c.LastError = errSilentServer.Error()
+			c.LastError, c.LastCause, c.EndedByClose = errSilentServer.Error(), errSilentServer.Cause(), false
 		}
 	})
-	s.opts.Logger.Warn("the Prostie Zvonki server lets the bridge in and says nothing", "err", errSilentServer.Error())
+	s.opts.Logger.Warn("the Prostie Zvonki server lets the bridge in and says nothing", "err", errSilentServer)
 }
 
-// errSilentServer means that the peer accepts the connection and sends nothing.
-var errSilentServer = fmt.Errorf("it has not answered within %s, in base64 or as XML: "+
-	"check that PZ_URL is a Prostie Zvonki server", identifyTimeout)
+var (
+	// errSilentServer means that the peer accepts the connection and sends nothing.
+	errSilentServer = &telephony.Fault{
+		Code: telephony.CodeUnidentified,
+		Args: []string{identifyTimeout.String()},
+		Text: fmt.Sprintf("it has not answered within %s, in base64 or as XML", identifyTimeout),
+	}
+	// errStopping means that Run ends.
+	errStopping = &telephony.Fault{Code: telephony.CodeStopping, Text: "the bridge is shutting down"}
+	// errSwitchedOff means that the session is disabled.
+	errSwitchedOff = &telephony.Fault{
+		Code: telephony.CodeSwitchedOff,
+		Text: "it was switched off, on the dashboard or with PUT /v1/connection",
+	}
+)
 
 // connected makes a connection the live one, for commands, unless the session gives it up.
 func (s *Session) connected(ctx context.Context, c *conn, version string) {
@@ -314,6 +331,7 @@ func (s *Session) connected(ctx context.Context, c *conn, version string) {
 		FormOfAddress: c.expected.String(),
 		CloseCode:     s.status.CloseCode,
 		CloseMeaning:  s.status.CloseMeaning,
+		CloseCause:    s.status.CloseCause,
 	}
 	s.mu.Unlock()
 	s.intake.enqueueOperational(telephony.Event{Type: telephony.EventConnected})
@@ -326,12 +344,14 @@ func (s *Session) disconnected(err error, wait time.Duration) {
 	s.updateStatus(func(c *telephony.Connection) {
 		if c.State == telephony.Connected {
 			c.Since = time.Now()
-			s.intake.enqueueOperational(telephony.Event{Type: telephony.EventDisconnected, Reason: err.Error()})
+			s.intake.enqueueOperational(telephony.Event{Type: telephony.EventDisconnected, Reason: s.opts.Explain(err)})
 		}
-		c.State, c.LastError, c.DialsAt = telephony.Disconnected, err.Error(), time.Now().Add(wait)
+		c.State, c.DialsAt = telephony.Disconnected, time.Now().Add(wait)
+		c.LastError, c.LastCause = err.Error(), telephony.CauseOf(err)
 		var closed *websocket.CloseError
-		if errors.As(err, &closed) {
+		if c.EndedByClose = errors.As(err, &closed); c.EndedByClose {
 			c.CloseCode, c.CloseMeaning = closed.Code, pz.CloseMeaning(closed.Code)
+			c.CloseCause = closeCause(closed.Code)
 		}
 	})
 }

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
 
 	"pzbridge/internal/pz"
+	"pzbridge/internal/telephony"
 )
 
 // Socket is an open connection to a server. It reads and writes documents in the form that the
@@ -140,7 +142,11 @@ func (s *Socket) readError(err error) error {
 	case errors.Is(err, errEndlessMessage):
 		return err
 	case errors.As(err, &timeout) && timeout.Timeout():
-		return fmt.Errorf("the server has been silent for %s: the connection counts as dead", maxSilence)
+		return &telephony.Fault{
+			Code: telephony.CodeSilent,
+			Args: []string{maxSilence.String()},
+			Text: fmt.Sprintf("the server has been silent for %s: the connection counts as dead", maxSilence),
+		}
 	}
 	return fmt.Errorf("read from the server: %w", err)
 }
@@ -153,3 +159,32 @@ func (e closeError) Error() string {
 }
 
 func (e closeError) Unwrap() error { return e.frame }
+
+// Cause returns the cause of the close code.
+func (e closeError) Cause() telephony.Cause { return closeCause(e.frame.Code) }
+
+// closeCause returns the cause of a close code.
+func closeCause(code int) telephony.Cause {
+	if c, ok := closeCauses[code]; ok {
+		return telephony.Cause{Code: c}
+	}
+	return telephony.Cause{Code: telephony.CodeClosedUnknown, Args: []string{strconv.Itoa(code)}}
+}
+
+var closeCauses = map[int]telephony.Code{
+	websocket.CloseNormalClosure:     telephony.CodeEnded,
+	websocket.CloseGoingAway:         telephony.CodeGoingAway,
+	websocket.CloseNoStatusReceived:  telephony.CodeEndedSilently,
+	websocket.CloseAbnormalClosure:   telephony.CodeBrokeOff,
+	websocket.CloseInternalServerErr: telephony.CodeServerError,
+	websocket.CloseServiceRestart:    telephony.CodeRestarting,
+	pz.CloseLicenceUnchecked:         telephony.CodeLicenceUnchecked,
+	pz.CloseLicenceInvalid:           telephony.CodeLicenceInvalid,
+	pz.CloseLicenceExpired:           telephony.CodeLicenceExpired,
+	pz.CloseLicenceKind:              telephony.CodeLicenceKind,
+	pz.CloseLicenceVersion:           telephony.CodeLicenceVersion,
+	pz.CloseLicenceClient:            telephony.CodeLicenceClient,
+	pz.CloseTooManyUsers:             telephony.CodeTooManyUsers,
+	pz.CloseInvalidPassword:          telephony.CodeWrongPassword,
+	pz.CloseSameGUID:                 telephony.CodeSameGUID,
+}

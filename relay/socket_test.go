@@ -142,7 +142,7 @@ func TestHandshakeResponseIsBounded(t *testing.T) {
 		"a status line": strings.Repeat("x", 1<<20),
 	} {
 		_, err := dialRaw(t, newRawServer(answer))
-		if !errors.Is(err, errLongHead) || !strings.Contains(err.Error(), "PZ_URL") {
+		if !errors.Is(err, errLongHead) || telephony.CauseOf(err).Code != telephony.CodeNoServer {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -421,7 +421,8 @@ func TestSilentServerGetsNoCommand(t *testing.T) {
 		defer server.far.Close()
 		session := rawSession(t, &sink{}, server.dial)
 		time.Sleep(identifyTimeout + time.Second)
-		if c := session.Connection(); c.State != telephony.Connecting || !strings.Contains(c.LastError, "PZ_URL") {
+		c := session.Connection()
+		if c.State != telephony.Connecting || c.LastCause.Code != telephony.CodeUnidentified {
 			t.Errorf("after %s: %+v", identifyTimeout, c)
 		}
 		err := session.Do(t.Context(), telephony.Command{Kind: telephony.CommandCall, From: "1", To: "2"})

@@ -7,6 +7,8 @@ import (
 	"net"
 	"time"
 
+	"pzbridge/internal/telephony"
+
 	"github.com/gorilla/websocket"
 )
 
@@ -21,8 +23,12 @@ var (
 	errLongHead = errors.New("the answer to the handshake is longer than 64 KiB")
 	// errEndlessMessage means that the peer sends parts of a message and never its end: it is
 	// alive, but no message arrives.
-	errEndlessMessage = fmt.Errorf("a message of the server has not ended within %s: "+
-		"the connection counts as dead", messageTimeout)
+	errEndlessMessage = &telephony.Fault{
+		Code: telephony.CodeEndlessMessage,
+		Args: []string{messageTimeout.String()},
+		Text: fmt.Sprintf("a message of the server has not ended within %s: the connection counts as dead",
+			messageTimeout),
+	}
 )
 
 // stream is the connection that the WebSocket library reads, above TLS. It bounds the response to

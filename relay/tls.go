@@ -6,7 +6,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/hex"
-	"fmt"
+
+	"pzbridge/internal/telephony"
 )
 
 // TLS returns a configuration for wss that trusts roots (nil for the system's CAs) or, with a
@@ -23,8 +24,12 @@ func TLS(roots *x509.CertPool, fingerprint []byte, legacy bool) *tls.Config {
 	cfg.VerifyConnection = func(state tls.ConnectionState) error {
 		sum := sha256.Sum256(state.PeerCertificates[0].Raw)
 		if subtle.ConstantTimeCompare(sum[:], fingerprint) != 1 {
-			return fmt.Errorf("the server's certificate has the fingerprint %s, which is not PZ_TLS_FINGERPRINT",
-				hex.EncodeToString(sum[:]))
+			found := hex.EncodeToString(sum[:])
+			return &telephony.Fault{
+				Code: telephony.CodeOtherCertificate,
+				Args: []string{found},
+				Text: "the server's certificate has the fingerprint " + found + ", which is not the configured one",
+			}
 		}
 		return nil
 	}

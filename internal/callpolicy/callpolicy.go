@@ -115,6 +115,7 @@ func (p *Policy) check(b *bearer, cmd telephony.Command, now time.Time) *telepho
 	if wait := b.closedUntil.Sub(now); wait > 0 {
 		return &telephony.NotAllowedError{
 			Reason:     ReasonClosed,
+			Code:       telephony.CodeCommandsClosed,
 			Text:       "too many commands with this token were refused, so it can give none for ten minutes",
 			RetryAfter: wait,
 		}
@@ -122,7 +123,8 @@ func (p *Policy) check(b *bearer, cmd telephony.Command, now time.Time) *telepho
 	if cmd.Kind != telephony.CommandTransfer && !p.opts.From.match(cmd.From) {
 		return &telephony.NotAllowedError{
 			Reason: ReasonFrom,
-			Text:   "the operator has not allowed commands to begin at this number (CALL_FROM)",
+			Code:   telephony.CodeFromNotAllowed,
+			Text:   "the operator has not allowed commands to begin at this number",
 			Field:  "from",
 			Number: cmd.From,
 		}
@@ -130,16 +132,17 @@ func (p *Policy) check(b *bearer, cmd telephony.Command, now time.Time) *telepho
 	if !p.opts.To.match(cmd.To) {
 		return &telephony.NotAllowedError{
 			Reason: ReasonTo,
-			Text:   "the operator has not allowed commands to go to this number (CALL_TO)",
+			Code:   telephony.CodeToNotAllowed,
+			Text:   "the operator has not allowed commands to go to this number",
 			Field:  "to",
 			Number: cmd.To,
 		}
 	}
 	if wait := b.wait(cmd.Kind, now); wait > 0 {
 		return &telephony.NotAllowedError{
-			Reason: ReasonRate,
-			Text: "too many commands with this token: " +
-				"CALL_RATE is how many calls a minute it may start, and how many SMS it may send",
+			Reason:     ReasonRate,
+			Code:       telephony.CodeCommandRate,
+			Text:       "too many commands with this token",
 			RetryAfter: wait,
 		}
 	}
@@ -184,7 +187,7 @@ func (p *Policy) logRefusal(
 	case refusal.Reason == ReasonRate:
 		b.rateLoggedAt = now
 	}
-	args := []any{"by", by, "kind", string(cmd.Kind), "err", refusal.Error()}
+	args := []any{"by", by, "kind", string(cmd.Kind), "err", refusal}
 	if refusal.Number != "" {
 		args = append(args, "number", refusal.Number)
 	}

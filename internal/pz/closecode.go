@@ -15,8 +15,8 @@ const (
 	CloseSameGUID         = 4009
 )
 
-// closeCodes gives, for each close code, the meaning that an administrator reads, and whether
-// dialling again soon may succeed.
+// closeCodes gives, for each close code, what it means, and whether dialling again soon may
+// succeed.
 var closeCodes = map[int]struct {
 	meaning   string
 	retriable bool
@@ -28,19 +28,14 @@ var closeCodes = map[int]struct {
 	1011:                  {"the server met an error of its own", true},
 	1012:                  {"the server is restarting", true},
 	CloseLicenceUnchecked: {"the server could not check its licence key", true},
-	CloseLicenceInvalid:   {"the server's licence key is invalid: ask the vendor of Prostie Zvonki", false},
-	CloseLicenceExpired:   {"the server's licence key has expired: renew it with the vendor of Prostie Zvonki", false},
+	CloseLicenceInvalid:   {"the server's licence key is invalid", false},
+	CloseLicenceExpired:   {"the server's licence key has expired", false},
 	CloseLicenceKind:      {"the server's licence key is not for this kind of PBX connector", false},
 	CloseLicenceVersion:   {"the server's licence key is not for this version of the PBX connector", false},
-	CloseLicenceClient: {
-		"the server has no licence for this CRM: set PZ_CLIENT_TYPE to the type that the licence names", false,
-	},
-	CloseTooManyUsers:    {"too many users are connected to the server", true},
-	CloseInvalidPassword: {"the password is wrong: set PZ_PASSWORD to the server's", false},
-	CloseSameGUID: {
-		"another client connected with the same GUID and took this one's place: " +
-			"stop it, or give one of the two another PZ_CLIENT_GUID", false,
-	},
+	CloseLicenceClient:    {"the server has no licence for this CRM", false},
+	CloseTooManyUsers:     {"too many users are connected to the server", true},
+	CloseInvalidPassword:  {"the password is wrong", false},
+	CloseSameGUID:         {"another client connected with the same GUID and took this one's place", false},
 }
 
 // CloseMeaning describes a close code in one clause, for a log line or a page.
