@@ -21,6 +21,7 @@ import (
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/google/uuid"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/cli"
 	"pzbridge/internal/clock"
@@ -89,7 +90,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		debug.SetGCPercent(gcPercent)
 	}
 	if _, err := memlimit.Set(memlimit.WithRatio(memoryShare)); err != nil {
-		logger.Debug("no limit of memory was found", "err", err.Error())
+		logger.Debug("no limit of memory was found", "err", err)
 	}
 	counters := metrics.New(version)
 	stats := dashboard.NewStats()
@@ -145,6 +146,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Clock:        ages,
 		Grace:        cfg.ShutdownGrace / 4,
 		Sink:         events,
+		Explain:      advice.English,
 		Logger:       logger,
 		Observer:     observers{counters, stats},
 	})

@@ -17,6 +17,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/telephony"
 )
 
@@ -177,11 +178,11 @@ func (a *API) carryOut(ctx context.Context, w http.ResponseWriter, by string, cm
 		}
 		return answer{problem: &p}
 	}
-	a.opts.Logger.Warn("command failed", append(args, "err", err.Error())...)
+	a.opts.Logger.Warn("command failed", append(args, "err", err)...)
 	if p.Status == http.StatusServiceUnavailable {
 		c := a.opts.Exchange.Connection()
 		if c.LastError != "" {
-			p.Detail += " The reason: " + c.LastError + "."
+			p.Detail += " The reason: " + lastError(c) + "."
 		}
 		wait := math.Ceil(time.Until(c.DialsAt).Seconds())
 		setRetryAfter(w, max(minRetryAfter, int(wait)))
@@ -314,9 +315,10 @@ func readObject(
 	return body, members, nil
 }
 
-// sentence turns an error's text into a sentence, with a capital letter and a full stop.
+// sentence returns an error, and what to do about it, as a sentence with a capital letter and a
+// full stop.
 func sentence(err error) string {
-	text := err.Error()
+	text := advice.English(err)
 	first, size := utf8.DecodeRuneInString(text)
 	return string(unicode.ToUpper(first)) + text[size:] + "."
 }

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -72,7 +73,7 @@ func showDelivery(d store.DeliveryView, attempts []store.Attempt) delivery {
 		Held:          d.State == "pending" && d.NextAttempt.IsZero() && !d.ToBeRead,
 		Attempts:      d.Attempts,
 		LastStatus:    d.LastStatus,
-		LastError:     d.LastError,
+		LastError:     advice.EnglishText(d.LastError, d.LastCause),
 		NextAttemptAt: d.NextAttempt,
 		EndedAt:       d.Ended,
 		Redelivered:   d.Redelivered,
@@ -89,7 +90,7 @@ func showAttempt(a store.Attempt) attempt {
 		Duration: float64(a.Took.Microseconds()) / 1000,
 		Status:   a.Status,
 		Response: strings.ToValidUTF8(a.Response, "\uFFFD"),
-		Error:    a.Error,
+		Error:    advice.EnglishText(a.Error, a.Cause),
 	}
 }
 
@@ -284,7 +285,7 @@ func (a *API) listEndpoints(w http.ResponseWriter, r *http.Request) {
 			State:         e.State,
 			Since:         e.Since.UTC(),
 			NextAttemptAt: e.NextAttempt.UTC(),
-			LastError:     e.LastError,
+			LastError:     advice.EnglishText(e.LastError, e.LastCause),
 			LastReadAt:    e.LastRead.UTC(),
 			Deliveries: counts{
 				Pending:   e.Pending,
@@ -324,10 +325,10 @@ func (a *API) backup(w http.ResponseWriter, r *http.Request) {
 	})
 	switch {
 	case err != nil && !started:
-		a.opts.Logger.Warn("backup cannot be made", "err", err.Error())
+		a.opts.Logger.Warn("backup cannot be made", "err", err)
 		deliveryProblem(err).write(w)
 	case err != nil:
-		a.opts.Logger.Warn("backup was broken off", "err", err.Error())
+		a.opts.Logger.Warn("backup was broken off", "err", err)
 		panic(http.ErrAbortHandler) // a normal return could look like a complete backup
 	default:
 		a.opts.Logger.Info("backup sent", "took", time.Since(began).Round(time.Millisecond).String())

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -335,7 +336,7 @@ func showRoute(r telephony.Route, visible func(name string) bool) *routing {
 				At:         p.At.UTC(),
 				Kind:       p.Kind,
 				TransferTo: p.To,
-				Reason:     telephony.BriefText(p.Why),
+				Reason:     telephony.BriefText(advice.EnglishText(p.Why, p.Cause)),
 			})
 		}
 	}
@@ -344,7 +345,7 @@ func showRoute(r telephony.Route, visible func(name string) bool) *routing {
 			To:    r.To,
 			State: r.Transfer,
 			At:    r.TransferAt.UTC(),
-			Error: telephony.BriefText(r.TransferError),
+			Error: telephony.BriefText(advice.EnglishText(r.TransferError, r.TransferCause)),
 		}
 	}
 	return out

@@ -174,7 +174,12 @@ func TestCallShowsAnEndpointItsOwnPart(t *testing.T) {
 		Kind:    telephony.RouteSettle,
 		EventID: route.EventID,
 		Now:     now,
-		Replies: []telephony.Reply{{By: "other", Kind: telephony.ReplyNone, Why: "HTTP 410"}},
+		Replies: []telephony.Reply{{
+			By:    "other",
+			Kind:  telephony.ReplyNone,
+			Why:   "no answer within 10s",
+			Cause: telephony.Cause{Code: telephony.CodeNoReply, Args: []string{"10s"}},
+		}},
 	}, telephony.RouteChange{
 		Kind:    telephony.RouteAnswer,
 		Now:     now,
@@ -195,7 +200,8 @@ func TestCallShowsAnEndpointItsOwnPart(t *testing.T) {
 		}
 	}
 	if len(all.Events) != 3 || len(all.Events[0].Deliveries) != 2 || len(all.Events[1].Deliveries) != 1 ||
-		len(all.Routing.Replies) != 2 || len(all.Routing.Asked) != 2 || all.Routing.Winner != "crm" ||
+		len(all.Routing.Replies) != 2 || all.Routing.Replies[0].Reason != "no answer within 10s (ROUTING_TIMEOUT)" ||
+		len(all.Routing.Asked) != 2 || all.Routing.Winner != "crm" ||
 		all.Routing.Transfer.State != "done" || all.Routing.OverAt.IsZero() {
 		t.Errorf("the operator sees %+v, %+v", all, all.Routing)
 	}

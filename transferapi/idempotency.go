@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -62,7 +63,7 @@ func (a *API) carryOutOnce(
 		return answer{problem: &problem{
 			Status: http.StatusServiceUnavailable,
 			Detail: "The Idempotency-Key could not be stored, so nothing was sent; try again. The reason: " +
-				err.Error() + ".",
+				advice.English(err) + ".",
 		}}
 	case earlier == nil:
 	case earlier.Request != request:
@@ -90,7 +91,7 @@ func (a *API) carryOutOnce(
 		claim.Status, claim.Answer, claim.At = result.code(), result.json(), time.Now()
 	}
 	if err = a.opts.Keys.SettleKey(context.WithoutCancel(ctx), caller(r), hash, claim); err != nil {
-		a.opts.Logger.Error("what became of an Idempotency-Key cannot be stored", "err", err.Error())
+		a.opts.Logger.Error("what became of an Idempotency-Key cannot be stored", "err", err)
 	}
 	return result
 }

@@ -7,7 +7,7 @@ import (
 	"slices"
 	"time"
 
-	"pzbridge/internal/clock"
+	"pzbridge/internal/advice"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -29,7 +29,7 @@ func (a *API) switchConnection(w http.ResponseWriter, r *http.Request) {
 	if err := a.opts.Outbox.Connect(r.Context(), *request.Enabled); err != nil {
 		problem{
 			Status: http.StatusServiceUnavailable,
-			Detail: "It could not be stored, so nothing has changed: " + err.Error() + ".",
+			Detail: "It could not be stored, so nothing has changed: " + advice.English(err) + ".",
 		}.write(w)
 		return
 	}
@@ -78,15 +78,18 @@ func (a *API) connection(w http.ResponseWriter, _ *http.Request) {
 		State:         c.State,
 		Enabled:       c.State != telephony.Disabled,
 		Since:         c.Since.UTC(),
-		LastError:     c.LastError,
+		LastError:     lastError(c),
 		ServerVersion: telephony.Brief(c.ServerVersion),
 		Form:          c.Form,
 	}
 	if c.CloseCode != 0 {
-		answer.LastClose = &lastClose{c.CloseCode, c.CloseMeaning}
+		answer.LastClose = &lastClose{c.CloseCode, advice.EnglishText(c.CloseMeaning, c.CloseCause)}
 	}
 	writeJSON(w, http.StatusOK, answer)
 }
+
+// lastError returns why there is no connection, and what to do about it; empty if there is one.
+func lastError(c telephony.Connection) string { return advice.EnglishText(c.LastError, c.LastCause) }
 
 // alive answers 200 while the process runs. It leaves out the connection to the exchange: a restart
 // of the bridge would not bring it back.
@@ -120,11 +123,11 @@ func outboxFault(err error) fault {
 		return fault{"The outbox's file is gone.", sentence(err)}
 	case errors.Is(err, store.ErrDamaged):
 		return fault{"The outbox is damaged.", sentence(err)}
-	case errors.Is(err, clock.ErrWrong):
+	case telephony.CauseOf(err).Code == telephony.CodeClockWrong:
 		return fault{"The clock of this machine is wrong.", sentence(err)}
 	}
 	const brief, rest = "The outbox cannot be written", ". Events wait in memory."
-	return fault{brief + rest, brief + ": " + err.Error() + rest}
+	return fault{brief + rest, brief + ": " + advice.English(err) + rest}
 }
 
 // ready answers 200 if events can arrive and be stored, else 503, with the faults. A CRM that does
@@ -138,21 +141,21 @@ func (a *API) ready(w http.ResponseWriter, r *http.Request) {
 		detail := "There is no connection to the Prostie Zvonki server"
 		f := fault{detail + ".", detail + "."}
 		if c.LastError != "" {
-			f.full = detail + ": " + c.LastError + "."
+			f.full = detail + ": " + lastError(c) + "."
 		}
 		problems = append(problems, f)
 	}
 	list, err := a.opts.Outbox.Endpoints(r.Context())
 	if err != nil {
 		const brief = "How the CRMs stand cannot be read from the outbox"
-		warnings = append(warnings, fault{brief + ".", brief + ": " + err.Error() + "."})
+		warnings = append(warnings, fault{brief + ".", brief + ": " + advice.English(err) + "."})
 	}
 	for _, e := range list {
 		if e.State != "ok" && e.State != "reads" {
 			warnings = append(warnings, fault{
 				"A CRM does not take its events.",
 				fmt.Sprintf("The endpoint %s is %s: %s. What is for it waits (%d events).",
-					e.Name, e.State, e.LastError, e.Pending),
+					e.Name, e.State, advice.EnglishText(e.LastError, e.LastCause), e.Pending),
 			})
 		}
 	}

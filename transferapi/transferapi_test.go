@@ -442,7 +442,9 @@ func TestOperatorSeesConnectionAndFaults(t *testing.T) {
 		Since:        time.Unix(1e9, 0),
 		CloseCode:    4008,
 		CloseMeaning: "the password is wrong",
-		LastError:    "closed",
+		CloseCause:   telephony.Cause{Code: telephony.CodeWrongPassword},
+		LastError:    "refused with HTTP 403",
+		LastCause:    telephony.Cause{Code: telephony.CodeForbidden},
 	}}
 	o := newBox(t)
 	o.err = errors.New("no space left on device")
@@ -455,12 +457,13 @@ func TestOperatorSeesConnectionAndFaults(t *testing.T) {
 		return w.Code, strings.TrimSpace(w.Body.String())
 	}
 	want := `{"state":"disconnected","enabled":true,"since":"2001-09-09T01:46:40Z",` +
-		`"last_close":{"code":4008,"meaning":"the password is wrong"},"last_error":"closed"}`
+		`"last_close":{"code":4008,"meaning":"the password is wrong: set PZ_PASSWORD to the server's"},` +
+		`"last_error":"refused with HTTP 403: check PZ_PASSWORD, and that PZ_URL is a Prostie Zvonki server"}`
 	if status, body := get("/v1/connection"); status != 200 || body != want {
 		t.Errorf("connection: %d %s", status, body)
 	}
 	if status, body := get("/readyz"); status != 503 || !strings.Contains(body, "no space left") ||
-		!strings.Contains(body, "no connection") {
+		!strings.Contains(body, "no connection to the Prostie Zvonki server: refused with HTTP 403: check PZ_") {
 		t.Errorf("not ready: %d %s", status, body)
 	}
 	e.connection, o.err = telephony.Connection{State: telephony.Connected, ServerVersion: "v1"}, nil
@@ -573,6 +576,25 @@ func request(t *testing.T, a *API, method, path, token, body string, into any) i
 }
 
 // A CRM sees its own deliveries, the operator all of them, and only the operator redelivers.
+// The API explains an error that was stored without its remedy.
+func TestStoredErrorsAreExplained(t *testing.T) {
+	const text, want = "no answer within 10s", "no answer within 10s (ROUTING_TIMEOUT)"
+	cause := telephony.Cause{Code: telephony.CodeNoReply, Args: []string{"10s"}}
+	attempts := []store.Attempt{{Error: text, Cause: cause}}
+	d := showDelivery(store.DeliveryView{LastError: text, LastCause: cause}, attempts)
+	if d.LastError != want || d.LastAttempts[0].Error != want {
+		t.Errorf("%+v", d)
+	}
+	route := showRoute(telephony.Route{
+		Transfer:      telephony.TransferFailed,
+		TransferError: text,
+		TransferCause: cause,
+	}, func(string) bool { return true })
+	if route.Transfer.Error != want {
+		t.Errorf("%+v", route.Transfer)
+	}
+}
+
 func TestDeliveriesAreListedAndRedelivered(t *testing.T) {
 	o := newBox(t)
 	var ids []string

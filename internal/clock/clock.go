@@ -10,7 +10,6 @@
 package clock
 
 import (
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -23,8 +22,21 @@ const (
 	tolerance = time.Minute
 )
 
-// ErrWrong means that the clock shows a time before the program was built.
-var ErrWrong = errors.New("the clock of this machine is wrong")
+// WrongError means that the clock shows a time before the program was built.
+type WrongError struct{ Shows time.Time }
+
+func (e *WrongError) Error() string {
+	return fmt.Sprintf("the clock of this machine is wrong: it says %s, which is before this program was built",
+		e.date())
+}
+
+func (e *WrongError) date() string { return e.Shows.UTC().Format(time.DateOnly) }
+
+// Code and Args name the error for those who show it: see the package telephony.
+func (e *WrongError) Code() string { return "clock_wrong" }
+
+// Args returns the date that the clock shows.
+func (e *WrongError) Args() []string { return []string{e.date()} }
 
 // Clock computes ages. Its methods are safe for concurrent use.
 type Clock struct {
@@ -138,12 +150,11 @@ func (c *Clock) Freshness(at time.Time) time.Duration {
 	return age
 }
 
-// Check fails with ErrWrong while the clock shows a time before the program was built.
+// Check fails with a *WrongError while the clock shows a time before the program was built.
 func (c *Clock) Check() error {
 	wall, _ := c.read()
 	if wall.Before(c.built) {
-		return fmt.Errorf("%w: it says %s, which is before this program was built; set it, by NTP if you can",
-			ErrWrong, wall.UTC().Format(time.DateOnly))
+		return &WrongError{wall}
 	}
 	return nil
 }

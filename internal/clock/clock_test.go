@@ -4,6 +4,8 @@ import (
 	"errors"
 	"testing"
 	"time"
+
+	"pzbridge/internal/telephony"
 )
 
 // machine has a clock that can be set.
@@ -101,8 +103,11 @@ func drift(m *machine, c *Clock) {
 func TestClockBeforeTheBuildIsWrong(t *testing.T) {
 	m := &machine{wall: time.Unix(100, 0)}
 	c := Reading(start, time.Time{}, m.read)
-	if err := c.Check(); !errors.Is(err, ErrWrong) {
+	if err := c.Check(); !errors.As(err, new(*WrongError)) {
 		t.Errorf("in 1970: %v", err)
+	}
+	if got := telephony.CauseOf(c.Check()); got.Code != telephony.CodeClockWrong || got.Args[0] != "1970-01-01" {
+		t.Errorf("in 1970: %+v", got)
 	}
 	m.set(start.Sub(m.wall))
 	if err := c.Check(); err != nil {

@@ -16,7 +16,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"html/template"
 	"io/fs"
 	"log/slog"
@@ -231,7 +230,8 @@ func (d *Dashboard) logout(w http.ResponseWriter, r *http.Request) {
 	if known {
 		generation, err := d.opts.Outbox.EndSessions(r.Context())
 		if err != nil {
-			d.renderError(w, r, fmt.Errorf("only this browser is signed out, since that cannot be stored: %w", err))
+			t := wordsFor(r)
+			d.renderProblem(w, r, t[notSignedOut]+": "+t.explain(err))
 			return
 		}
 		d.sessionGeneration.Store(generation)
@@ -312,7 +312,7 @@ func (d *Dashboard) sendTest(w http.ResponseWriter, r *http.Request) {
 func (d *Dashboard) switchConnection(w http.ResponseWriter, r *http.Request) {
 	enabled, err := strconv.ParseBool(r.PostFormValue("enabled"))
 	if err != nil {
-		d.renderError(w, r, errors.New("the form does not say whether to switch the connection on or off"))
+		d.renderProblem(w, r, wordsFor(r)[badSwitch])
 		return
 	}
 	if err := d.opts.Outbox.Connect(r.Context(), enabled); err != nil {
@@ -325,5 +325,9 @@ func (d *Dashboard) switchConnection(w http.ResponseWriter, r *http.Request) {
 }
 
 func (d *Dashboard) renderError(w http.ResponseWriter, r *http.Request, err error) {
-	d.render(w, r, http.StatusBadRequest, "failed", map[string]any{"Problem": wordsFor(r).translate(err.Error())})
+	d.renderProblem(w, r, wordsFor(r).explain(err))
+}
+
+func (d *Dashboard) renderProblem(w http.ResponseWriter, r *http.Request, text string) {
+	d.render(w, r, http.StatusBadRequest, "failed", map[string]any{"Problem": text})
 }

@@ -15,7 +15,6 @@ import (
 	"strings"
 	"time"
 
-	"pzbridge/internal/clock"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
 	"pzbridge/outbox/store"
@@ -31,7 +30,7 @@ var templateFuncs = template.FuncMap{
 	"iso":      func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"zone":     func() string { return time.Now().Format("UTC-07:00") },
 	"short":    func(t words, d time.Duration) string { return t.short(d) },
-	"say":      func(t words, text string) string { return t.translate(text) },
+	"say":      func(t words, text string, c telephony.Cause) string { return t.say(text, c) },
 	"callPath": callPath,
 	"brief":    telephony.Brief,
 }
@@ -69,7 +68,7 @@ func (d *Dashboard) render(w http.ResponseWriter, r *http.Request, status int, n
 		In:      d.Knows(r),
 		Data:    data,
 	}); err != nil {
-		d.opts.Logger.Error("a page cannot be shown", "page", name, "err", err.Error())
+		d.opts.Logger.Error("a page cannot be shown", "page", name, "err", err)
 		http.Error(w, "The page cannot be shown; the log says why.", http.StatusInternalServerError)
 		return
 	}
@@ -86,7 +85,7 @@ type overview struct {
 	Connection telephony.Connection
 	Connected  bool
 	Enabled    bool
-	ShowClose  bool   // show the last close code, which the last error does not contain
+	ShowClose  bool   // show the last close code, which is not the last error
 	Trouble    string // the outbox's error; empty if it is writable
 	InDanger   bool   // events are stored nevertheless; Trouble contains the remedy
 	InUse      string
@@ -115,16 +114,16 @@ func (d *Dashboard) overview(ctx context.Context, t words) (overview, error) {
 	}
 	o.Connected = o.Connection.State == telephony.Connected
 	o.Enabled = o.Connection.State != telephony.Disabled
-	o.ShowClose = o.Connection.CloseCode != 0 && !strings.Contains(o.Connection.LastError, o.Connection.CloseMeaning)
+	o.ShowClose = o.Connection.CloseCode != 0 && !o.Connection.EndedByClose
 	inUse, err := d.opts.Outbox.InUse(ctx)
 	if err != nil {
 		return o, err
 	}
 	o.InUse = fmt.Sprintf("%d / %d %s", inUse>>20, d.opts.MaxBytes>>20, t["MiB"])
 	if err := d.opts.Outbox.Writable(ctx); err != nil {
-		o.Trouble = err.Error()
+		o.Trouble = t.explain(err)
 		o.InDanger = errors.Is(err, store.ErrFileGone) || errors.Is(err, store.ErrDamaged) ||
-			errors.Is(err, clock.ErrWrong)
+			telephony.CauseOf(err).Code == telephony.CodeClockWrong
 	}
 	list, err := d.opts.Outbox.Endpoints(ctx)
 	if err != nil {
@@ -155,7 +154,7 @@ func (d *Dashboard) overview(ctx context.Context, t words) (overview, error) {
 		case errors.Is(err, store.ErrNoCall): // pruned just now
 		case err != nil:
 			if o.Trouble == "" { // the rest of the page says what to do about it
-				o.Trouble, o.InDanger = err.Error(), true
+				o.Trouble, o.InDanger = t.explain(err), true
 			}
 		default:
 			o.Calls = append(o.Calls, v)
@@ -206,7 +205,7 @@ func (d *Dashboard) live(w http.ResponseWriter, r *http.Request) {
 		}
 		var b bytes.Buffer
 		if err := d.pages.ExecuteTemplate(&b, "overview", o); err != nil {
-			d.opts.Logger.Error("a page cannot be shown", "page", "overview", "err", err.Error())
+			d.opts.Logger.Error("a page cannot be shown", "page", "overview", "err", err)
 			return
 		}
 		const keepAlive = 20 // ticks
@@ -360,7 +359,7 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 		case telephony.ReplyNumber:
 			text = p.By + " → " + p.To
 		case telephony.ReplyNone:
-			text = p.By + ": " + t["no answer"] + " (" + t.translate(telephony.BriefText(p.Why)) + ")"
+			text = p.By + ": " + t["no answer"] + " (" + telephony.BriefText(t.say(p.Why, p.Cause)) + ")"
 		}
 		steps = append(steps, step{At: p.At, Kind: "answered", Text: text})
 	}
@@ -370,7 +369,7 @@ func routeSteps(t words, r *telephony.Route) (steps []step) {
 			text = t["not redirected"]
 		}
 		if r.TransferError != "" {
-			text += ": " + t.translate(telephony.BriefText(r.TransferError))
+			text += ": " + telephony.BriefText(t.say(r.TransferError, r.TransferCause))
 		}
 		steps = append(steps, step{At: r.TransferAt, Kind: "transferred", Text: text})
 	}
@@ -423,7 +422,7 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 	after, _ := strconv.ParseUint(r.FormValue("after"), 10, 64) // an invalid number counts as 0, the beginning
 	v, err := d.callView(r.Context(), wordsFor(r), r.PathValue("id"), after)
 	if errors.Is(err, store.ErrNoCall) {
-		d.render(w, r, http.StatusNotFound, "failed", map[string]any{"Problem": wordsFor(r).translate(err.Error())})
+		d.render(w, r, http.StatusNotFound, "failed", map[string]any{"Problem": wordsFor(r).explain(err)})
 		return
 	}
 	if err != nil {
@@ -447,7 +446,8 @@ func (d *Dashboard) call(w http.ResponseWriter, r *http.Request) {
 				continue // pruned just now
 			}
 			if err != nil {
-				attempts = []store.Attempt{{Error: err.Error()}} // the rest of the page can be read
+				// The rest of the page can be read.
+				attempts = []store.Attempt{{Error: err.Error(), Cause: telephony.CauseOf(err)}}
 			}
 			for n := range attempts {
 				attempts[n].Response = strings.ToValidUTF8(attempts[n].Response, "\uFFFD")

@@ -3,11 +3,10 @@ package dashboard
 import (
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
-	"pzbridge/internal/clock"
-	"pzbridge/outbox/store"
+	"pzbridge/internal/advice"
+	"pzbridge/internal/telephony"
 
 	"golang.org/x/text/language"
 )
@@ -37,12 +36,20 @@ func (t words) short(d time.Duration) string {
 	return fmt.Sprintf("%d %s", int(d.Hours()/24), t["d"])
 }
 
-// translate returns an error's text in the page's language. Unknown phrases stay in English.
-func (t words) translate(text string) string {
+// explain returns an error, and what to do about it, in the page's language.
+func (t words) explain(err error) string {
 	if t["lang"] == "ru" {
-		return russianPhrases.Replace(text)
+		return advice.Russian(err)
 	}
-	return text
+	return advice.English(err)
+}
+
+// say is explain for a text that was kept with its cause.
+func (t words) say(text string, c telephony.Cause) string {
+	if t["lang"] == "ru" {
+		return advice.RussianText(text, c)
+	}
+	return advice.EnglishText(text, c)
 }
 
 // wordsFor chooses the language by Accept-Language: Russian if it is preferred, else English.
@@ -75,8 +82,12 @@ func english() words {
 	return w
 }
 
-const noToken = "This bridge has no API_TOKEN. Set one to use this page, and start it anew with it " +
-	"(docker compose up -d)."
+const (
+	noToken = "This bridge has no API_TOKEN. Set one to use this page, and start it anew with it " +
+		"(docker compose up -d)."
+	notSignedOut = "only this browser is signed out, since that cannot be stored"
+	badSwitch    = "the form does not say whether to switch the connection on or off"
+)
 
 var russian = words{
 	"lang":                                   "ru",
@@ -96,6 +107,7 @@ var russian = words{
 	"since":                             "с",
 	"dials again at":                    "новая попытка в",
 	"last closed with code":             "последний раз закрыто с кодом",
+	"connection closed with code":       "соединение закрыто с кодом",
 	"Pause the connection":              "Приостановить соединение",
 	"Resume the connection":             "Возобновить соединение",
 	"Outbox":                            "Хранилище",
@@ -151,6 +163,8 @@ var russian = words{
 	"It was taken.":                     "Принято.",
 	"It was not taken.":                 "Не принято.",
 	"That did not work.":                "Не получилось.",
+	notSignedOut:                        "вышел только этот браузер, так как это нельзя сохранить",
+	badSwitch:                           "форма не говорит, включить соединение или отключить",
 	"The request is too long to be shown whole.": "Запрос слишком длинный, чтобы показать его целиком.",
 	"From the beginning":                         "С начала",
 	"Later events":                               "Дальнейшие события",
@@ -175,72 +189,3 @@ var russian = words{
 	"sms.status":                                 "статус SMS",
 	"pz.event":                                   "другое событие",
 }
-
-// russianPhrases translates the phrases of errors. Texts of the network and of CRMs stay unchanged.
-var russianPhrases = strings.NewReplacer(
-	store.ErrFileGone.Error(),
-	"файл хранилища удалён, перемещён или заменён при работающем мосте: до перезапуска скачайте копию "+
-		"(GET /v1/backup) и поставьте её на место командой pzbridge restore, иначе всё, что ждёт доставки, пропадёт",
-	store.ErrDamaged.Error(),
-	"страница файла хранилища повреждена: остановите мост и восстановите резервную копию или уберите файл, чтобы "+
-		"начать с пустого",
-	clock.ErrWrong.Error(), "часы этой машины неверны",
-	"connection closed with code ", "соединение закрыто с кодом ",
-	"the server ended the connection", "сервер завершил соединение",
-	"the server is going away", "сервер выключается",
-	"the connection broke off", "соединение оборвалось",
-	"the server met an error of its own", "на сервере произошла ошибка",
-	"the server is restarting", "сервер перезапускается",
-	"the server could not check its licence key", "сервер не смог проверить свой лицензионный ключ",
-	"the server's licence key is invalid: ask the vendor of Prostie Zvonki",
-	"лицензионный ключ сервера недействителен: обратитесь к разработчику «Простых Звонков»",
-	"the server's licence key has expired: renew it with the vendor of Prostie Zvonki",
-	"срок лицензионного ключа сервера истёк: продлите его у разработчика «Простых Звонков»",
-	"the server's licence key is not for this kind of PBX connector",
-	"лицензионный ключ сервера — не для этого вида коннектора к АТС",
-	"the server's licence key is not for this version of the PBX connector",
-	"лицензионный ключ сервера — не для этой версии коннектора к АТС",
-	"the server has no licence for this CRM: set PZ_CLIENT_TYPE to the type that the licence names",
-	"у сервера нет лицензии на эту CRM: укажите в PZ_CLIENT_TYPE тип из лицензии",
-	"too many users are connected to the server", "к серверу подключено слишком много пользователей",
-	"the password is wrong: set PZ_PASSWORD to the server's", "пароль неверен: укажите в PZ_PASSWORD пароль сервера",
-	"another client connected with the same GUID and took this one's place: stop it, or give one of the two "+
-		"another PZ_CLIENT_GUID",
-	"другая программа подключилась с тем же GUID и заняла место этой: остановите её или дайте одной из двух "+
-		"другой PZ_CLIENT_GUID",
-	"the server refused the handshake with HTTP 403: check PZ_PASSWORD, and that PZ_URL is a Prostie Zvonki server",
-	"сервер отказал в подключении (HTTP 403): проверьте PZ_PASSWORD и то, что по адресу PZ_URL — сервер "+
-		"«Простых Звонков»",
-	"the server answered the handshake with HTTP ", "сервер ответил на подключение HTTP ",
-	": check that PZ_URL is a Prostie Zvonki server", ": проверьте, что по адресу PZ_URL — сервер «Простых Звонков»",
-	"the server has been silent for ", "сервер молчит уже ",
-	": the connection counts as dead", ": соединение считается потерянным",
-	"connect: connection refused", "в соединении отказано",
-	"no such host", "такого имени нет",
-	"no answer within ", "нет ответа за ",
-	"only this browser is signed out, since that cannot be stored: ",
-	"вышел только этот браузер, так как это нельзя сохранить: ",
-	"the outbox is full: ", "хранилище заполнено: ",
-	" of it are in use, ", " занято, ",
-	" are allowed (OUTBOX_MAX_BYTES); it holds events that a CRM has not taken yet",
-	" разрешено (OUTBOX_MAX_BYTES); в нём события, которые CRM ещё не приняла",
-	"no space left on device", "на диске нет места",
-	"it took the question without an answer, and has no token to answer later",
-	"вопрос принят без ответа, а токена, чтобы ответить позже, нет",
-	"its answer does not count, and it has no token to answer later: ",
-	"ответ не засчитан, а токена, чтобы ответить позже, нет: ",
-	"the operator has not allowed commands to go to this number (CALL_TO)",
-	"на этот номер звонить не разрешено (CALL_TO)",
-	"too many commands with this token were refused, so it can give none for ten minutes",
-	"слишком много команд с этим токеном отклонено: десять минут они не принимаются",
-	"not connected to the Prostie Zvonki server", "нет соединения с сервером «Простых Звонков»",
-	"no answer from the Prostie Zvonki server in time: the command may have been carried out",
-	"сервер «Простых Звонков» не ответил вовремя: команда, возможно, выполнена",
-	"the Prostie Zvonki server refused: ", "сервер «Простых Звонков» отказал: ",
-	"no event of this call is known: OUTBOX_RETENTION may have removed them",
-	"о таком звонке ничего не известно: возможно, его события уже удалены (OUTBOX_RETENTION)",
-	"there is no such delivery: OUTBOX_RETENTION may have removed it",
-	"такой доставки нет: возможно, она уже удалена (OUTBOX_RETENTION)",
-	"there is no endpoint of that name", "CRM с таким именем нет",
-	"the endpoint has no URL: it reads its events", "у этой CRM нет URL: она читает события сама",
-)
