@@ -985,7 +985,8 @@ func TestCallRulesHoldOnEveryWay(t *testing.T) {
 	defer crm.Close()
 	vars := variables(t, server, newReceiver(t, nil),
 		"ENDPOINT_0_URL="+crm.URL, "ENDPOINT_1_NAME=poller", "ENDPOINT_1_TOKEN="+token,
-		"ENDPOINT_1_EVENTS=call.completed", "CALL_TO=+7*,internal", "METRICS_PUBLIC=true", "CALL_RATE=2")
+		"ENDPOINT_1_EVENTS=call.completed", "CALL_TO=+7*,internal", "INTERNAL_DIGITS=3",
+		"METRICS_PUBLIC=true", "CALL_RATE=2")
 	bridge := start(t, vars)
 	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
 	if err := server.Generate(asking("5", "7343")); err != nil {
@@ -1014,6 +1015,8 @@ func TestCallRulesHoldOnEveryWay(t *testing.T) {
 	}{
 		{"/v1/calls", `{"from":"101","to":"` + abroad + `"}`, 403},
 		{"/v1/calls", `{"from":"+79001112233","to":"102"}`, 403},
+		{"/v1/calls", `{"from":"1010","to":"102"}`, 403},
+		{"/v1/calls", `{"from":"101","to":"1020"}`, 403},
 		{"/v1/transfers", `{"call_id":"5","to":"` + abroad + `"}`, 403},
 		{"/v1/sms", `{"from":"101","to":"` + abroad + `","text":"x"}`, 403},
 		{"/v1/calls", `{"from":"101","to":"102"}`, 200},
@@ -1030,7 +1033,7 @@ func TestCallRulesHoldOnEveryWay(t *testing.T) {
 		}
 	}
 	eventually(t, "each has its line", func() bool {
-		return strings.Count(bridge.log.String(), `"msg":"command refused"`) == 6
+		return strings.Count(bridge.log.String(), `"msg":"command refused"`) == 8
 	})
 	resp, err := http.Get("http://" + vars["LISTEN_ADDR"] + "/metrics")
 	if err != nil {

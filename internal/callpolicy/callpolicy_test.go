@@ -9,8 +9,18 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pzbridge/internal/phone"
 	"pzbridge/internal/telephony"
 )
+
+func plan(t *testing.T, internalDigits int) *phone.Plan {
+	t.Helper()
+	p, err := phone.New(phone.Options{Region: "RU", InternalDigits: internalDigits})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
 
 func TestNumberPatterns(t *testing.T) {
 	for list, cases := range map[string]map[string]bool{
@@ -33,7 +43,7 @@ func TestNumberPatterns(t *testing.T) {
 		"*":                 {"101": true, "+44 20": true, "SIP/trunk/79001112233": true, "*72": true},
 		"+.5[0-9]":          {"+.5[09]": true, "+15": false, "+.54": false},
 	} {
-		n, err := ParseNumbers(list)
+		n, err := ParseNumbers(list, plan(t, 6))
 		if err != nil {
 			t.Errorf("%s: %v", list, err)
 			continue
@@ -45,8 +55,35 @@ func TestNumberPatterns(t *testing.T) {
 		}
 	}
 	for _, list := range []string{"", "+7*,", ",", "+7*;internal", "\x00"} {
-		if _, err := ParseNumbers(list); err == nil {
+		if _, err := ParseNumbers(list, plan(t, 6)); err == nil {
 			t.Errorf("%q is taken", list)
+		}
+	}
+}
+
+// How long an extension may be is a setting, also where a name stands before its digits. With 0
+// there are none.
+func TestExtensionsAreThoseOfThePlan(t *testing.T) {
+	for digits, cases := range map[int]map[string]bool{
+		0: {"1": false, "101": false, "ivan": false, "SIP/101": false, "+1": false},
+		3: {
+			"101": true, "1-01": true, " 10 1 ": true, "1010": false, "+10": false, "ivan": true, "ivan101": true,
+			"ivan1010": false, "SIP/101": true, "SIP/1010": false, "PJSIP/101-0000002f": true,
+			"PJSIP/1010-0000002f": false,
+		},
+		9: {
+			"1234567": true, "123456789": true, "1234567890": false, "SIP/123456789": true, "8 10 500 21234": false,
+			"SIP/trunk/79001112233": false,
+		},
+	} {
+		n, err := ParseNumbers("internal", plan(t, digits))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for number, want := range cases {
+			if n.match(number) != want {
+				t.Errorf("up to %d digits: %q is %v", digits, number, !want)
+			}
 		}
 	}
 }
@@ -60,7 +97,7 @@ func (r refusals) CommandRefused(by string, _ telephony.CommandKind, reason stri
 
 func numbers(t *testing.T, list string) Numbers {
 	t.Helper()
-	n, err := ParseNumbers(list)
+	n, err := ParseNumbers(list, plan(t, 6))
 	if err != nil {
 		t.Fatal(err)
 	}

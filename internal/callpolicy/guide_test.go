@@ -46,7 +46,7 @@ func TestMisspeltWordsAreRefused(t *testing.T) {
 		"Internal": true, "INTERNAL,+7*": true, "internall": false, "intenal": false, "all": false,
 		"SIP/*": true, "ivan,petr": true, "*": true,
 	} {
-		if _, err := ParseNumbers(list); (err == nil) != fits {
+		if _, err := ParseNumbers(list, plan(t, 6)); (err == nil) != fits {
 			t.Errorf("%s: %v", list, err)
 		}
 	}

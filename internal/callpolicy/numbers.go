@@ -7,6 +7,9 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+	"unicode/utf8"
+
+	"pzbridge/internal/phone"
 )
 
 // Numbers is a set of telephone numbers, given by patterns. The zero value is empty.
@@ -16,10 +19,11 @@ type Numbers struct{ list []func(number string) bool }
 const internalWord = "internal"
 
 // ParseNumbers parses a list such as "+7*,89?????????,internal", separated by commas: patterns, in
-// which * stands for any characters and ? for one character, and the word internal, in any case.
-// Spaces, hyphens and parentheses are ignored, in patterns and in numbers. It fails for an empty
-// part, and for a part that can match no number or is probably a misspelt word.
-func ParseNumbers(s string) (Numbers, error) {
+// which * stands for any characters and ? for one character, and the word internal, in any case,
+// whose meaning depends on the plan. Spaces, hyphens and parentheses are ignored, in patterns and
+// in numbers. It fails for an empty part, and for a part that can match no number or is probably a
+// misspelt word.
+func ParseNumbers(s string, plan *phone.Plan) (Numbers, error) {
 	var n Numbers
 	for pattern := range strings.SplitSeq(s, ",") {
 		pattern = strings.TrimSpace(pattern)
@@ -27,7 +31,7 @@ func ParseNumbers(s string) (Numbers, error) {
 		case pattern == "":
 			return Numbers{}, errors.New("must be a list such as +7*,internal, without an empty part")
 		case strings.EqualFold(pattern, internalWord):
-			n.list = append(n.list, isInternal)
+			n.list = append(n.list, func(number string) bool { return isInternal(number, plan) })
 		case isMisspelt(pattern):
 			return Numbers{}, fmt.Errorf("%q is no pattern: "+
 				"write patterns such as +7*, * for all numbers, and the word internal, separated by commas", pattern)
@@ -70,30 +74,29 @@ func compact(s string) string {
 	}, s)
 }
 
-// maxInternal is the maximum number of digits of an internal extension.
-const maxInternal = 6
-
 // channel matches the name of a channel of one call: an extension to which the PBX adds a counter
 // in hexadecimal digits, such as PJSIP/101-0000002f. The pattern allows one slash only, so a trunk
 // with a number behind it does not match.
 var channel = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9]*/[^/]+)-0000[0-9a-f]{4}$`)
 
-// isInternal reports whether a number is an extension: at most maxInternal digits, or a name that
-// starts with a letter and has at most maxInternal digits, counted over the whole name. So neither
+// isInternal reports whether a number is an extension: one by the plan, or a name that starts with
+// a letter and has at most as many digits, counted over the whole name. So neither
 // SIP/trunk/79001112233 is an extension, nor a number with letters for pauses between its digits.
-func isInternal(number string) bool {
+// If the plan has no extensions, no name is one either.
+func isInternal(number string, plan *phone.Plan) bool {
 	if m := channel.FindStringSubmatch(number); m != nil {
 		number = m[1]
 	}
 	number = compact(number)
-	digits := strings.Map(func(r rune) rune {
-		if unicode.IsDigit(r) {
-			return r
-		}
-		return -1
-	}, number)
-	if number == "" || len(digits) > maxInternal {
-		return false
+	if plan.IsInternal(number) {
+		return true
 	}
-	return digits == number || unicode.IsLetter([]rune(number)[0])
+	digits := 0
+	for _, r := range number {
+		if unicode.IsDigit(r) {
+			digits++
+		}
+	}
+	first, _ := utf8.DecodeRuneInString(number)
+	return unicode.IsLetter(first) && digits <= plan.InternalDigits() && plan.InternalDigits() > 0
 }

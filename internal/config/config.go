@@ -24,6 +24,7 @@ import (
 	"github.com/joho/godotenv"
 
 	"pzbridge/internal/callpolicy"
+	"pzbridge/internal/phone"
 	"pzbridge/internal/pz"
 	"pzbridge/outbox/store"
 )
@@ -56,6 +57,8 @@ type text struct {
 	ListenAddr      string `env:"LISTEN_ADDR" envDefault:":8080"`
 	APIToken        string `env:"API_TOKEN"`
 	APIRate         string `env:"API_RATE" envDefault:"50"`
+	PhoneRegion     string `env:"PHONE_REGION" envDefault:"RU"`
+	InternalDigits  string `env:"INTERNAL_DIGITS" envDefault:"6"`
 	CallRate        string `env:"CALL_RATE" envDefault:"30"`
 	CallFrom        string `env:"CALL_FROM" envDefault:"internal"`
 	CallTo          string `env:"CALL_TO" envDefault:"*"`
@@ -107,9 +110,10 @@ type Config struct {
 	// call has asked a routing question and no CRM has won it, or none has yet.
 	QuietWithoutWinner bool
 	ListenAddr         string
-	APITokens          []string // of the operator; empty: the operator has no access
-	APIRate            float64  // requests a second for each token
-	CallRate           float64  // calls a minute for each token, and as many SMS
+	APITokens          []string    // of the operator; empty: the operator has no access
+	APIRate            float64     // requests a second for each token
+	Phone              *phone.Plan // PHONE_REGION and INTERNAL_DIGITS
+	CallRate           float64     // calls a minute for each token, and as many SMS
 	CallFrom, CallTo   callpolicy.Numbers
 	MetricsPublic      bool // /metrics needs no token
 	BehindProxy        bool // the X-Forwarded-Proto header of a proxy is trusted

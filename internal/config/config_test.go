@@ -98,6 +98,29 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+func TestNumbersAreReadByRegionAndDigits(t *testing.T) {
+	for _, c := range []struct {
+		vars         []string
+		number, e164 string
+		internal     string // the longest extension
+	}{
+		{nil, "83430112233", "+73430112233", "123456"},
+		{[]string{"PHONE_REGION=by", "INTERNAL_DIGITS=3"}, "8 029 123-45-67", "+375291234567", "123"},
+		{[]string{"PHONE_REGION=UA", "INTERNAL_DIGITS=0"}, "050 1234567", "+380501234567", ""},
+	} {
+		cfg, err := Load(minimal(c.vars...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e164, _ := cfg.Phone.E164(c.number); e164 != c.e164 {
+			t.Errorf("%v: %s is %q", c.vars, c.number, e164)
+		}
+		if cfg.Phone.IsInternal(c.internal) != (c.internal != "") || cfg.Phone.IsInternal(c.internal+"1") {
+			t.Errorf("%v: extensions have up to %d digits", c.vars, cfg.Phone.InternalDigits())
+		}
+	}
+}
+
 func TestSizesAndRatesAreParsed(t *testing.T) {
 	c, err := Load(minimal("OUTBOX_MAX_BYTES=500 MB", "ENDPOINT_0_RATE=0.5"))
 	if err != nil {
@@ -200,6 +223,11 @@ func TestEachMistakeNamesItsVariable(t *testing.T) {
 		{"COMMAND_TIMEOUT=0", "COMMAND_TIMEOUT", "at least"},
 		{"COMMAND_TIMEOUT=61s", "COMMAND_TIMEOUT", "at most"},
 		{"CALL_RATE=0", "CALL_RATE", "calls a minute"},
+		{"PHONE_REGION=XX", "PHONE_REGION", `there is no region "XX": use the two letters`},
+		{"PHONE_REGION=Russia", "PHONE_REGION", "such as RU"},
+		{"INTERNAL_DIGITS=10", "INTERNAL_DIGITS", "from 0 to 9"},
+		{"INTERNAL_DIGITS=-1", "INTERNAL_DIGITS", "from 0 to 9"},
+		{"INTERNAL_DIGITS=four", "INTERNAL_DIGITS", "from 0 to 9"},
 		{"CALL_FROM=internal;+7*", "CALL_FROM", "can match no number"},
 		{"CALL_TO=+7*,,internal", "CALL_TO", "without an empty part"},
 		{"LISTEN_ADDR=8080", "LISTEN_ADDR", "host:port"},
@@ -261,6 +289,8 @@ func TestMisspeltVariablesAreRefused(t *testing.T) {
 		"LISTEN_ADR":            "LISTEN_ADDR",
 		"COMAND_TIMOUT":         "COMMAND_TIMEOUT",
 		"ORDERHOLD":             "ORDER_HOLD",
+		"PHONE_REGON":           "PHONE_REGION",
+		"INTERNAL_DIGIT":        "INTERNAL_DIGITS",
 		"SHUTDOWN_GRAC":         "SHUTDOWN_GRACE",
 		"ENDPOINT_NAME":         "ENDPOINT_0_NAME",
 		"ENDPIONT_12_SECRET":    "ENDPOINT_12_SECRET",

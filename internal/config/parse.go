@@ -21,6 +21,7 @@ import (
 
 	"pzbridge/internal/advice"
 	"pzbridge/internal/callpolicy"
+	"pzbridge/internal/phone"
 	"pzbridge/internal/pz"
 	"pzbridge/outbox/store"
 )
@@ -60,8 +61,9 @@ func (t text) parse(p *problems) Config {
 		ShutdownGrace:   parseDuration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
 	}
 	c.CallRate = parseRatePer("CALL_RATE", "calls", "minute", t.CallRate, p)
-	c.CallFrom = parseNumbers("CALL_FROM", t.CallFrom, p)
-	c.CallTo = parseNumbers("CALL_TO", t.CallTo, p)
+	c.Phone = parsePlan(t.PhoneRegion, t.InternalDigits, p)
+	c.CallFrom = parseNumbers("CALL_FROM", t.CallFrom, c.Phone, p)
+	c.CallTo = parseNumbers("CALL_TO", t.CallTo, c.Phone, p)
 	c.MetricsPublic = parseChoice("METRICS_PUBLIC", t.MetricsPublic, "true", "false", p)
 	c.BehindProxy = parseChoice("API_BEHIND_PROXY", t.BehindProxy, "true", "false", p)
 	c.DeclineOnSilence = parseChoice("ROUTING_ON_SILENCE", t.OnSilence, "decline", "nothing", p)
@@ -250,9 +252,24 @@ func parseRatePer(variable, what, unit, s string, p *problems) float64 {
 	return rate
 }
 
-// parseNumbers parses the list of the numbers that commands may use.
-func parseNumbers(variable, s string, p *problems) callpolicy.Numbers {
-	n, err := callpolicy.ParseNumbers(s)
+// parsePlan parses PHONE_REGION and INTERNAL_DIGITS. It returns nil if one of them is wrong.
+func parsePlan(region, internalDigits string, p *problems) *phone.Plan {
+	digits, err := strconv.Atoi(internalDigits)
+	if err != nil || digits < 0 || digits > phone.MaxInternalDigits {
+		p.add("INTERNAL_DIGITS", "must be a number from 0 to %d; it is %q", phone.MaxInternalDigits, internalDigits)
+		digits = 0
+	}
+	plan, err := phone.New(phone.Options{Region: region, InternalDigits: digits})
+	if err != nil {
+		p.add("PHONE_REGION", "%v", err)
+	}
+	return plan
+}
+
+// parseNumbers parses the list of the numbers that commands may use. The plan may be nil if the
+// result is not used.
+func parseNumbers(variable, s string, plan *phone.Plan, p *problems) callpolicy.Numbers {
+	n, err := callpolicy.ParseNumbers(s, plan)
 	if err != nil {
 		p.add(variable, "%v", err)
 	}
