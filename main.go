@@ -114,6 +114,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Endpoints:      cfg.Endpoints,
 		Senders:        senders,
 		Formatter:      webhook.Formatter{},
+		Numbers:        cfg.Phone,
 		RetrySchedule:  cfg.RetrySchedule,
 		RoutingTimeout: cfg.RoutingTimeout,
 		Retention:      cfg.OutboxRetention,
@@ -198,6 +199,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Backup:         engine,
 		Deliveries:     box,
 		Events:         box,
+		Calls:          box,
 		Keys:           engine,
 		Metrics:        counters.Handler(),
 		MetricsPublic:  cfg.MetricsPublic,
@@ -308,6 +310,7 @@ func rules(cfg config.Config) store.Rules {
 		OrderHold:          cfg.OrderHold,
 		RoutingTimeout:     cfg.RoutingTimeout,
 		QuietWithoutWinner: cfg.QuietWithoutWinner,
+		Numbers:            cfg.Phone,
 	})
 	r.Receive, r.ChangeRoute = routing.Receive(cfg.Endpoints, cfg.RoutingTimeout), routing.Change
 	return r

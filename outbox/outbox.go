@@ -29,6 +29,7 @@ import (
 	"github.com/google/uuid"
 
 	"pzbridge/internal/clock"
+	"pzbridge/internal/phone"
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
@@ -40,6 +41,7 @@ type Options struct {
 	Endpoints []store.Endpoint
 	Senders   map[string]store.Sender // by endpoint; an endpoint that reads its events has none
 	Formatter Formatter
+	Numbers   *phone.Plan // reads the numbers of calls
 	// RetrySchedule holds the waits after the first, second, … failed attempt. A delivery that
 	// fails after the last of them is dead.
 	RetrySchedule []time.Duration
@@ -61,8 +63,9 @@ type Options struct {
 }
 
 func (o *Options) validate() error {
-	if o.Engine == nil || o.Formatter == nil || o.Logger == nil || o.Retention <= 0 || o.RoutingTimeout <= 0 {
-		return errors.New("outbox: Options.Engine, Formatter, Retention, RoutingTimeout and Logger must be set")
+	isComplete := o.Engine != nil && o.Formatter != nil && o.Numbers != nil && o.Logger != nil
+	if !isComplete || o.Retention <= 0 || o.RoutingTimeout <= 0 {
+		return errors.New("outbox: Options.Engine, Formatter, Numbers, Retention, RoutingTimeout and Logger must be set")
 	}
 	if err := store.ValidateEndpoints(o.Endpoints); err != nil {
 		return fmt.Errorf("outbox: %w", err)
@@ -149,7 +152,7 @@ func (o *Outbox) Append(ctx context.Context, events []telephony.Event) (question
 func (o *Outbox) append(ctx context.Context, events []telephony.Event) (questions []uint64, err error) {
 	encoded := make([]store.NewEvent, len(events))
 	for i := range events {
-		e, err := store.Encode(&events[i], o.opts.RoutingTimeout)
+		e, err := store.Encode(o.withSides(events[i]), o.opts.RoutingTimeout)
 		if err != nil {
 			return nil, fmt.Errorf("event %s: %w", events[i].ID, err)
 		}
@@ -164,6 +167,15 @@ func (o *Outbox) append(ctx context.Context, events []telephony.Event) (question
 	}
 	o.wakeLanes()
 	return appended.Questions, nil
+}
+
+// withSides returns an event with the employee and the client among its numbers.
+func (o *Outbox) withSides(e telephony.Event) *telephony.Event {
+	if e.CallID != "" {
+		sides := o.opts.Numbers.Split(string(e.Direction), e.From, e.To)
+		e.Client, e.Extension, e.Internal = sides.Client, sides.Extension, sides.Internal
+	}
+	return &e
 }
 
 // appendOperational stores events about the bridge itself, if an endpoint subscribes to them. It

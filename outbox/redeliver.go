@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"pzbridge/outbox/store"
 )
 
@@ -29,37 +31,62 @@ func (o *Outbox) Redeliver(ctx context.Context, id string) (store.DeliveryView, 
 	return d, err
 }
 
-// RedeliverAll makes many deliveries again, or with DryRun only counts them, and returns their
-// number. Events that are appended meanwhile are not among them. Fails with store.ErrNoEndpoint,
-// store.ErrNoURL or store.ErrBadState. If the engine fails on the way, what was done until then
-// stays done, and is counted.
-func (o *Outbox) RedeliverAll(ctx context.Context, r store.Redelivery) (count int, err error) {
+// RedeliverAll makes many deliveries again, or with DryRun only counts them. It returns the number
+// by which Redelivery finds what comes of them, and how many they are. Events that are appended
+// meanwhile are not among them. Fails with store.ErrNoEndpoint, store.ErrNoURL or
+// store.ErrBadState. If the engine fails on the way, what was done until then stays done, and is
+// counted.
+func (o *Outbox) RedeliverAll(ctx context.Context, r store.Redelivery) (number uint32, count int, err error) {
 	if err := o.checkWebhookEndpoint(r.Endpoint); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	for _, s := range r.States {
 		if s != store.Missing && (!slices.Contains(store.StateNames[:], s) || s == store.Pending.String()) {
-			return 0, fmt.Errorf("%w as %q: there are delivered, expired, dead and %s",
+			return 0, 0, fmt.Errorf("%w as %q: there are delivered, expired, dead and %s",
 				store.ErrBadState, s, store.Missing)
 		}
 	}
 	last, err := o.engine.LastNumber(ctx)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
+	}
+	if !r.DryRun {
+		r.Token = uuid.New()
+		if r.Number, err = o.engine.AddRedelivery(ctx, r, time.Now()); err != nil {
+			return 0, 0, err
+		}
 	}
 	for from := uint64(0); from <= last; {
 		if ctx.Err() != nil {
-			return count, ctx.Err()
+			return r.Number, count, ctx.Err()
 		}
 		var n int
 		if n, from, err = o.engine.RedeliverSome(ctx, r, from, last, time.Now()); err != nil {
-			return count, err
+			return r.Number, count, err
 		}
 		if count += n; n > 0 && !r.DryRun {
 			o.wakeLanes() // so that the first need not wait for the last
 		}
 	}
-	return count, nil
+	return r.Number, count, nil
+}
+
+// Redelivery returns a redelivery of many, and what has come of it. Fails with
+// store.ErrNoRedelivery.
+func (o *Outbox) Redelivery(ctx context.Context, number uint32) (store.RedeliveryState, error) {
+	if number == 0 {
+		return store.RedeliveryState{}, store.ErrNoRedelivery
+	}
+	list, err := o.engine.Redeliveries(ctx, number, 1)
+	if err != nil {
+		return store.RedeliveryState{}, err
+	}
+	return list[0], nil
+}
+
+// Redeliveries returns the latest redeliveries of many, the newest first.
+func (o *Outbox) Redeliveries(ctx context.Context, limit int) ([]store.RedeliveryState, error) {
+	return o.engine.Redeliveries(ctx, 0, limit)
 }
 
 // checkWebhookEndpoint fails with store.ErrNoEndpoint or store.ErrNoURL if nothing can be sent to

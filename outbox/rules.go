@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"pzbridge/internal/phone"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -21,13 +22,18 @@ type RulesOptions struct {
 	// if the call has asked where to go and no endpoint has won it (yet). Otherwise all endpoints
 	// get them.
 	QuietWithoutWinner bool
+	Numbers            *phone.Plan // reads the numbers of calls
 }
 
 // Rules returns the rules of delivery for an engine: which endpoint gets an event, and until when.
 // The rules for routes are those of package routing.
 func Rules(opts RulesOptions) store.Rules {
 	byName := map[string]*store.Endpoint{}
-	rules := store.Rules{Hold: opts.OrderHold, LongestWait: longestWait(opts.RetrySchedule, opts.OrderHold)}
+	rules := store.Rules{
+		Hold:        opts.OrderHold,
+		LongestWait: longestWait(opts.RetrySchedule, opts.OrderHold),
+		NumberKey:   opts.Numbers.Key,
+	}
 	for i := range opts.Endpoints {
 		e := &opts.Endpoints[i]
 		byName[e.Name] = e

@@ -10,6 +10,9 @@ var entries = map[telephony.Code]entry{
 		"хранилище заполнено: в нём события, которые CRM ещё не приняла" +
 			"[; занято {1}, разрешено {2}] (OUTBOX_MAX_BYTES)",
 	},
+	telephony.CodeNoRedelivery: {
+		russian: "такой повторной отправки нет",
+	},
 	telephony.CodeNoDelivery: {
 		": OUTBOX_RETENTION may have removed it",
 		"такой доставки нет: возможно, она уже удалена (OUTBOX_RETENTION)",

@@ -14,6 +14,7 @@ const (
 	// The outbox.
 	CodeFull           Code = "outbox_full" // args: bytes in use, bytes allowed
 	CodeNoDelivery     Code = "no_such_delivery"
+	CodeNoRedelivery   Code = "no_such_redelivery"
 	CodeNoCall         Code = "no_such_call"
 	CodeBadCursor      Code = "bad_cursor"
 	CodeChanged        Code = "changed_meanwhile"

@@ -67,6 +67,17 @@ const (
 	Outgoing Direction = "outgoing"
 )
 
+// Outcome is how a call ended.
+type Outcome string
+
+// The outcomes. The exchange tells the seconds of talk alone: whether the line was busy, or the
+// call was declined, cannot be known.
+const (
+	OutcomeAnswered Outcome = "answered"
+	OutcomeMissed   Outcome = "missed"    // an incoming call that was not answered
+	OutcomeNoAnswer Outcome = "no_answer" // an outgoing one
+)
+
 // SMSStatus is the state of an SMS.
 type SMSStatus string
 
@@ -85,7 +96,11 @@ type Event struct {
 	Time   time.Time // when the bridge read it, UTC
 	CallID string    // an unsigned 64-bit decimal; anything else is kept as it came
 
-	From, To, Line     string
+	From, To, Line string
+	// Client is the number of the client, in E.164 if it is valid; Extension that of the employee.
+	// Internal means that no client takes part.
+	Client, Extension  string
+	Internal           bool
 	Direction          Direction
 	StartedAt, EndedAt time.Time // UTC, whole seconds
 	Duration           *int64    // seconds of talk; nil when unknown, since 0 is a valid length

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"iter"
 
 	"github.com/dustin/go-humanize"
 	"github.com/google/uuid"
@@ -73,17 +74,24 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 		return 0, false, err
 	}
 	// The number and what the call keeps of the event are the same bytes.
-	kept := append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(e.Fingerprint)), n), e.Fingerprint[:]...)
-	key, place := kept[:8], callKey(e.Call)
-	sequence, last := tx.lastOf(place)
+	entry, place := s.entryFor(n, e), callKey(e.Call)
+	key := entry[:8]
+	sequence, before := tx.lastOf(place)
 	sequence++
-	if err := tx.events.Put(key, encodeEvent(e, sequence)); err != nil {
+	last := numberAt(before)
+	if e.Call != "" {
+		if err := tx.indexNumbers(n, entry, before); err != nil {
+			return 0, false, err
+		}
+	}
+	outcome := store.OutcomeOf(e, tx.backwards(place))
+	if err := tx.events.Put(key, encodeEvent(e, sequence, outcome)); err != nil {
 		return 0, false, err
 	}
 	if err := tx.ids.Put(e.ID[:], key); err != nil {
 		return 0, false, err
 	}
-	if err := tx.calls.Put(binary.BigEndian.AppendUint64(place, sequence), kept); err != nil {
+	if err := tx.calls.Put(binary.BigEndian.AppendUint64(place, sequence), entry); err != nil {
 		return 0, false, err
 	}
 	if prints, read := tx.prints[e.Call]; read {
@@ -144,8 +152,31 @@ func (s *Engine) appendDelivery(q *queue, n uint64, e *store.NewEvent, sequence,
 	return r.finish(e.At, s.rules.Hold)
 }
 
-// lastOf gives the sequence and the number of a call's latest event, 0 if it has none.
-func (tx *txn) lastOf(place []byte) (sequence, n uint64) {
+// backwards gives the heads of a call's events, the latest first.
+func (tx *txn) backwards(place []byte) iter.Seq[store.Event] {
+	return func(yield func(store.Event) bool) {
+		const farthest = 100 // a call with more events does not end with the last of many legs
+		c := tx.calls.Cursor()
+		sequence, v := tx.lastOf(place)
+		if sequence == 0 {
+			return
+		}
+		k, _ := c.Seek(binary.BigEndian.AppendUint64(bytes.Clone(place), sequence))
+		for range farthest {
+			if !bytes.HasPrefix(k, place) {
+				return
+			}
+			e, _, err := decodeEventHead(tx.events.Get(number(numberAt(v))))
+			if err == nil && !yield(e) {
+				return
+			}
+			k, v = c.Prev()
+		}
+	}
+}
+
+// lastOf gives the sequence and the entry of a call's latest event, 0 and nil if it has none.
+func (tx *txn) lastOf(place []byte) (sequence uint64, entry callEntry) {
 	if tx.cursor == nil {
 		tx.cursor = tx.calls.Cursor() // to be used again: each one allocates
 	}
@@ -157,15 +188,15 @@ func (tx *txn) lastOf(place []byte) (sequence, n uint64) {
 		// bbolt's Last never returns in a bucket of several pages of which everything was deleted
 		// in this transaction; First does.
 		if first, _ := c.First(); first == nil {
-			return 0, 0
+			return 0, nil
 		}
 		step = c.Last
 	}
 	k, v := step()
 	if !bytes.HasPrefix(k, place) || len(k) != len(place)+8 || len(v) < 8 {
-		return 0, 0
+		return 0, nil
 	}
-	return binary.BigEndian.Uint64(k[len(place):]), binary.BigEndian.Uint64(v)
+	return binary.BigEndian.Uint64(k[len(place):]), v
 }
 
 // isReplay reports whether a replayed event says what is stored of its call already.
@@ -178,8 +209,8 @@ func (tx *txn) isReplay(e *store.NewEvent) bool {
 		prefix := callKey(e.Call)
 		c := tx.calls.Cursor()
 		for k, v := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, v = c.Next() {
-			if len(v) == 8+16 { // else it is damaged
-				prints[[16]byte(v[8:])] = true
+			if print, ok := callEntry(v).print(); ok {
+				prints[print] = true
 			}
 		}
 		tx.prints[e.Call] = prints

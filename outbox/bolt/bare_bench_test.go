@@ -104,7 +104,7 @@ func (p *bare) Append(_ context.Context, events []telephony.Event) error {
 		if err != nil {
 			return err
 		}
-		values[i] = encodeEvent(&r, 1)
+		values[i] = encodeEvent(&r, 1, "")
 	}
 	err := p.put("events", len(values), func(i int) ([]byte, []byte) {
 		return number(p.last + 1 + uint64(i)), values[i]

@@ -165,7 +165,7 @@ func bareAppend(b *testing.B, e telephony.Event, i uint64) func(*txn) error {
 		b.Fatal(err)
 	}
 	n := number(i)
-	value, call := encodeEvent(&r, 1), append(callKey(r.Call), number(1)...)
+	value, call := encodeEvent(&r, 1, ""), append(callKey(r.Call), number(1)...)
 	place, due := append(n[:8:8], r.Fingerprint[:]...), timeKey(0, i)
 	pendingDelivery := encodeDelivery(store.Delivery{}, nil)
 	return func(tx *txn) error {

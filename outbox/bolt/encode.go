@@ -66,6 +66,7 @@ func callKey(call string) []byte {
 const (
 	headSize0       = 32
 	headSize1       = 40
+	requestSize     = 4
 	deliveryVersion = 1
 )
 
@@ -76,19 +77,25 @@ func recordVersion(v []byte) byte {
 	return v[0] >> 4
 }
 
-// The lower half of the first byte: the state, and whether the delivery is put off.
+// The lower half of the first byte: the state, whether the delivery is put off, and whether the
+// number of a request stands behind the head.
 const (
-	stateMask  = 0x3
-	putOffFlag = 0x4
+	stateMask   = 0x3
+	putOffFlag  = 0x4
+	requestFlag = 0x8
 )
 
 // encodeDelivery: version, flags and state (1 byte), redelivered (1), step (2), attempts (4), due
-// (8), failedAt (8), next (8), expires (8). Then the last attempts follow, oldest first.
+// (8), failedAt (8), next (8), expires (8), and unless it is 0 the number of a request (4). Then the
+// last attempts follow, oldest first.
 func encodeDelivery(d store.Delivery, history []byte) []byte {
-	v := make([]byte, 0, headSize1+len(history))
+	v := make([]byte, 0, headSize1+requestSize+len(history))
 	first := deliveryVersion<<4 | byte(d.State)
 	if d.PutOff {
 		first |= putOffFlag
+	}
+	if d.Request != 0 {
+		first |= requestFlag
 	}
 	v = append(v, first, d.Redelivered)
 	v = binary.BigEndian.AppendUint16(v, uint16(d.Step))
@@ -96,7 +103,11 @@ func encodeDelivery(d store.Delivery, history []byte) []byte {
 	v = binary.BigEndian.AppendUint64(v, uint64(d.Due))
 	v = binary.BigEndian.AppendUint64(v, uint64(d.FailedAt))
 	v = binary.BigEndian.AppendUint64(v, d.Next)
-	return append(binary.BigEndian.AppendUint64(v, uint64(d.Expires)), history...)
+	v = binary.BigEndian.AppendUint64(v, uint64(d.Expires))
+	if d.Request != 0 {
+		v = binary.BigEndian.AppendUint32(v, d.Request)
+	}
+	return append(v, history...)
 }
 
 // decodeDelivery gives a delivery, its last attempts, which may be a part of v, and the version of
@@ -109,8 +120,11 @@ func decodeDelivery(v []byte) (d store.Delivery, history []byte, version byte, e
 	flags, size := v[0]&0xf&^stateMask, headSize0
 	if version == deliveryVersion {
 		size = headSize1
+		if flags&requestFlag != 0 {
+			size += requestSize
+		}
 	}
-	if version > deliveryVersion || flags&^(version*putOffFlag) != 0 || len(v) < size {
+	if version > deliveryVersion || version == 0 && flags != 0 || len(v) < size {
 		return store.Delivery{}, nil, 0, store.ErrBadRecord
 	}
 	d = store.Delivery{
@@ -121,11 +135,14 @@ func decodeDelivery(v []byte) (d store.Delivery, history []byte, version byte, e
 		Due:         int64(binary.BigEndian.Uint64(v[8:])),
 		FailedAt:    int64(binary.BigEndian.Uint64(v[16:])),
 		Next:        binary.BigEndian.Uint64(v[24:]),
-		PutOff:      flags != 0,
+		PutOff:      flags&putOffFlag != 0,
 	}
 	history = v[size:]
 	if version == deliveryVersion {
 		d.Expires = int64(binary.BigEndian.Uint64(v[32:]))
+		if flags&requestFlag != 0 {
+			d.Request = binary.BigEndian.Uint32(v[headSize1:])
+		}
 	} else if len(history) > 0 {
 		history = upgradeAttempts(history)
 	}
@@ -317,15 +334,15 @@ func lastTried(history []byte) (at time.Time) {
 
 // encodeEvent: ID (16 bytes), sequence (8), time in Unix milliseconds (8), type and call (each:
 // length as 4 bytes, text), body.
-func encodeEvent(e *store.NewEvent, sequence uint64) []byte {
-	v := make([]byte, 0, 40+len(e.Type)+len(e.Call)+len(e.Body)+20)
+func encodeEvent(e *store.NewEvent, sequence uint64, outcome telephony.Outcome) []byte {
+	v := make([]byte, 0, 40+len(e.Type)+len(e.Call)+len(e.Body)+48)
 	v = append(v, e.ID[:]...)
 	v = binary.BigEndian.AppendUint64(v, sequence)
 	v = binary.BigEndian.AppendUint64(v, uint64(e.At.UnixMilli()))
 	for _, text := range [...]string{string(e.Type), e.Call} {
 		v = append(binary.BigEndian.AppendUint32(v, uint32(len(text))), text...)
 	}
-	return e.AppendBody(v, sequence)
+	return e.AppendBody(v, sequence, outcome)
 }
 
 func decodeEvent(v []byte) (store.Event, error) {

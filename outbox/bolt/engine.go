@@ -6,7 +6,8 @@
 //	                          clock (a step of it that does not count yet)
 //	events                    number              -> an event: see encodeEvent
 //	ids                       event ID            -> number
-//	calls                     call key, sequence  -> number, fingerprint
+//	calls                     call key, sequence  -> number, fingerprint, keys of its phone numbers
+//	numbers                   phone number, number -> a byte: see indexNumbers
 //	routes                    call key            -> a telephony.Route as JSON
 //	questions                 number              -> nothing; one for each event that endpoints
 //	                                                 are being asked about
@@ -14,6 +15,7 @@
 //	                                                 encodeClaim
 //	key_ages/NAME             time, hash          -> the bytes that a bearer's key takes: see
 //	                                                 putKey
+//	redeliveries              number of a request -> a store.RedeliveryState as JSON
 //	endpoints/NAME            counts, reader, failing, filled
 //	endpoints/NAME/deliveries number              -> a delivery and its last attempts: see
 //	                                                 encodeDelivery

@@ -27,13 +27,19 @@ var migrations = map[uint64]func(*txn) error{1: migrate1, 2: migrate2, 3: migrat
 
 // prepare creates the buckets that are missing and brings an older file to the present layout.
 func (s *Engine) prepare(tx *bolt.Tx) error {
-	if first, _ := tx.Cursor().First(); first != nil {
+	first, _ := tx.Cursor().First()
+	if first != nil {
 		if meta := tx.Bucket(bucketMeta); meta == nil || meta.Get(keySchema) == nil {
 			return damage{ErrNotOutbox, "another program has made it"}
 		}
 	}
 	for _, name := range topBuckets {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
+			return err
+		}
+	}
+	if first == nil { // a new file has no events of an older layout
+		if err := tx.Bucket(bucketMeta).Put(keyNumbered, number(filledWhole)); err != nil {
 			return err
 		}
 	}
@@ -158,9 +164,9 @@ func migrate1Delivery(q *queue, k []byte) error {
 // an event that is being asked about.
 func migrate2(*txn) error { return nil }
 
-// migrate3 comes from layout 3, in which deliveries had no expiry time and no index by it:
-// fillIndexes fills that while the bridge runs. The time for which an endpoint has been failing was
-// not stored among its notes.
+// migrate3 comes from layout 3, in which deliveries had no expiry time and no index by it, and
+// calls no index by number: fillIndexes fills them while the bridge runs. The time for which an
+// endpoint has been failing was not stored among its notes.
 func migrate3(tx *txn) error {
 	for _, name := range tx.names() {
 		q := tx.queue(name)
@@ -191,26 +197,36 @@ const fillBatch = 256
 // fillRetryWait is the wait after a step that failed.
 const fillRetryWait = time.Second
 
-// fillIndexes rewrites pending deliveries of an older layout, so that they stand in the index by
-// expiry, in steps that survive a kill. Until it is done, a delivery that has expired is found only
-// when a lane claims it.
+// fillIndexes rewrites what an older layout has stored, so that it stands in the indexes, in steps
+// that survive a kill. Until it is done, a delivery that has expired is found only when a lane
+// claims it, and older calls are not found by their number.
 func (s *Engine) fillIndexes(ctx context.Context) {
 	failures := repeat.New(s.logger)
 	for _, name := range s.rules.Endpoints {
-		for done := false; !done; {
-			var err error
-			if done, err = s.fillSome(name); err != nil {
-				failures.Failed("the index by expiry cannot be filled", err)
-			}
-			if errors.Is(err, store.ErrDamaged) { // those of other endpoints may be sound
-				break
-			}
-			if ctx.Err() != nil || err != nil && !sleep(ctx, fillRetryWait) {
-				return
-			}
+		if !s.fill(ctx, failures, func() (bool, error) { return s.fillSome(name) }) {
+			return
 		}
 	}
-	failures.Recovered("the index by expiry is filled")
+	if s.fill(ctx, failures, s.fillNumbers) {
+		failures.Recovered("the indexes are filled")
+	}
+}
+
+// fill takes one step after another until all is done, or cannot be since a page is damaged. It is
+// false if ctx has ended.
+func (s *Engine) fill(ctx context.Context, failures *repeat.Log, step func() (done bool, err error)) bool {
+	for {
+		done, err := step()
+		if err != nil {
+			failures.Failed("an index of the outbox cannot be filled", err)
+		}
+		switch {
+		case done || errors.Is(err, store.ErrDamaged): // what another index is made of may be sound
+			return true
+		case ctx.Err() != nil || err != nil && !sleep(ctx, fillRetryWait):
+			return false
+		}
+	}
 }
 
 // fillSome rewrites the next batch of an endpoint, and reports whether that was the last.
@@ -260,4 +276,75 @@ func (q *queue) oldDeliveries(after uint64) (old []uint64, next uint64) {
 		}
 	}
 	return old, filledWhole
+}
+
+// keyNumbered holds the number of the event up to which the index by number is filled; filledWhole
+// means all of it.
+var keyNumbered = []byte("numbered")
+
+// fillNumbers adds the next batch of events to the index by number, and reports whether that was
+// the last.
+func (s *Engine) fillNumbers() (done bool, err error) {
+	var old []uint64
+	var next uint64
+	err = s.view(func(tx *txn) error {
+		filled := decodeNumber(tx.meta.Get(keyNumbered))
+		if done = filled == filledWhole; !done {
+			old, next = tx.eventsAfter(filled, fillBatch)
+		}
+		return nil
+	})
+	if err != nil || done {
+		return done, err
+	}
+	err = s.commit(func(tx *txn) error {
+		for _, n := range old {
+			if err := s.fillNumbersOf(tx, n); err != nil {
+				return err
+			}
+		}
+		return tx.meta.Put(keyNumbered, number(next))
+	})
+	return next == filledWhole, err
+}
+
+// eventsAfter returns the next numbers of events after a number, and where to go on.
+func (tx *txn) eventsAfter(after uint64, limit int) (list []uint64, next uint64) {
+	c := tx.events.Cursor()
+	for k, _ := c.Seek(number(after + 1)); k != nil; k, _ = c.Next() {
+		if len(list) == limit {
+			return list, list[limit-1]
+		}
+		list = append(list, decodeNumber(k))
+	}
+	return list, filledWhole
+}
+
+// fillNumbersOf adds an event to the index by number, unless it has gone or stands there already.
+func (s *Engine) fillNumbersOf(tx *txn, n uint64) error {
+	e, body, err := decodeEventHead(tx.events.Get(number(n)))
+	if err != nil || e.Call == "" {
+		return nil // what is damaged is found by its number never
+	}
+	place := binary.BigEndian.AppendUint64(callKey(e.Call), e.Sequence)
+	entry := callEntry(tx.calls.Get(place))
+	if entry.isIndexed() || len(entry) < callEntryHead {
+		return nil
+	}
+	from, to := store.NumbersIn(body)
+	entry = s.withKeys(bytes.Clone(entry), from, to)
+	var before callEntry
+	if k, v := seekBefore(tx.calls.Cursor(), place); bytes.HasPrefix(k, callKey(e.Call)) {
+		before = v
+	}
+	if err := tx.indexNumbers(n, entry, before); err != nil {
+		return err
+	}
+	return tx.calls.Put(place, entry)
+}
+
+// seekBefore goes to the last key before another, which is there.
+func seekBefore(c *bolt.Cursor, key []byte) (k, v []byte) {
+	c.Seek(key)
+	return c.Prev()
 }

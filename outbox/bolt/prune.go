@@ -147,7 +147,7 @@ func (p *pruning) goesOn(tx *txn, n uint64, e store.Event) bool {
 		return false
 	}
 	_, last := tx.lastOf(callKey(e.Call))
-	return last == n
+	return numberAt(last) == n
 }
 
 // isWaitedFor reports whether an event has to stay: it would go early while its call goes on, it
@@ -197,9 +197,12 @@ func (p *pruning) remove(tx *txn, k []byte, givenUp map[string]int) (bool, error
 			return false, err
 		}
 	}
+	place := binary.BigEndian.AppendUint64(callKey(e.Call), e.Sequence)
+	entry := callEntry(bytes.Clone(tx.calls.Get(place)))
 	return true, errors.Join(
 		tx.forgetRoute(e),
-		tx.calls.Delete(binary.BigEndian.AppendUint64(callKey(e.Call), e.Sequence)),
+		tx.calls.Delete(place),
+		tx.unindexNumbers(n, entry, place),
 		tx.forgetCall(e.Call),
 		tx.ids.Delete(e.ID[:]),
 		tx.events.Delete(k),

@@ -125,8 +125,8 @@ func TestLastOfACallInAnEmptiedBucket(t *testing.T) {
 				return err
 			}
 		}
-		if sequence, n := tx.lastOf(callKey("1999")); sequence != 0 || n != 0 {
-			t.Errorf("event %d with sequence %d is the last", n, sequence)
+		if sequence, entry := tx.lastOf(callKey("1999")); sequence != 0 || entry != nil {
+			t.Errorf("the event with sequence %d is the last", sequence)
 		}
 		return undo
 	})

@@ -132,7 +132,7 @@ func FuzzDecode(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	f.Add(encodeEvent(&e, 1))
+	f.Add(encodeEvent(&e, 1, ""))
 	f.Fuzz(func(_ *testing.T, v []byte) {
 		_, _, _, _ = decodeDelivery(v)
 		_, _ = decodeEvent(v)

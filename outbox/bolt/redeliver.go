@@ -17,7 +17,7 @@ func (s *Engine) Redeliver(_ context.Context, eventID, endpoint string, now time
 		if n, known = tx.numberOf(eventID); !known {
 			return nil
 		}
-		return s.redeliver(tx.queue(endpoint), n, now)
+		return s.redeliver(tx.queue(endpoint), n, now, 0)
 	})
 	if err == nil && !known {
 		return store.ErrNotFound
@@ -47,9 +47,13 @@ func (s *Engine) RedeliverSome(
 	}
 	err = s.commit(func(tx *txn) error {
 		for _, n := range choose(tx) {
-			if err := s.redeliver(tx.queue(r.Endpoint), n, now); err != nil {
+			if err := s.redeliver(tx.queue(r.Endpoint), n, now, r.Number); err != nil {
 				return err
 			}
+		}
+		if state := tx.redelivery(r.Number); state != nil {
+			state.Chosen += count
+			state.Whole = next > last
 		}
 		return nil
 	})
@@ -112,7 +116,7 @@ func (s *Engine) wants(r store.Redelivery, q *queue, n uint64, e *store.Event) b
 }
 
 // redeliver makes a delivery pending again, or for the first time.
-func (s *Engine) redeliver(q *queue, n uint64, now time.Time) error {
+func (s *Engine) redeliver(q *queue, n uint64, now time.Time, request uint32) error {
 	r, err := q.rowsOf(n)
 	if err != nil {
 		return nil // its event is damaged, so it cannot be delivered, and the page of its call says so
@@ -129,6 +133,6 @@ func (s *Engine) redeliver(q *queue, n uint64, now time.Time) error {
 			return err
 		}
 	}
-	store.Redeliver(r, n, now, s.rules.Hold)
+	store.Redeliver(r, n, now, s.rules.Hold, request)
 	return r.finish(now, s.rules.Hold)
 }

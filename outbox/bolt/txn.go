@@ -3,6 +3,7 @@ package bolt
 import (
 	"encoding/binary"
 	"errors"
+	"time"
 
 	"github.com/google/uuid"
 	bolt "go.etcd.io/bbolt"
@@ -15,6 +16,7 @@ var (
 	bucketEvents     = []byte("events")
 	bucketIDs        = []byte("ids")
 	bucketCalls      = []byte("calls")
+	bucketNumbers    = []byte("numbers")
 	bucketRoutes     = []byte("routes")
 	bucketQuestions  = []byte("questions")
 	bucketKeys       = []byte("keys")
@@ -25,6 +27,7 @@ var (
 	bucketExpiry     = []byte("expiry")
 	bucketKept       = []byte("kept")
 	bucketNotes      = []byte("notes")
+	bucketRequests   = []byte("redeliveries")
 
 	keySchema = []byte("schema")
 	keyPruned = []byte("pruned")
@@ -33,8 +36,8 @@ var (
 
 // topBuckets are the buckets of every file.
 var topBuckets = [][]byte{
-	bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketRoutes, bucketQuestions, bucketKeys, bucketKeyAges,
-	bucketEndpoints,
+	bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketNumbers, bucketRoutes, bucketQuestions, bucketKeys, bucketKeyAges,
+	bucketEndpoints, bucketRequests,
 }
 
 // maxRead is how many records one read goes through at most: a long one would keep pages from being
@@ -46,22 +49,23 @@ type txn struct {
 	*bolt.Tx
 	rules *store.Rules
 
-	meta, events, ids, calls, routes, questions, keys, ages, endpoints *bolt.Bucket
+	meta, events, ids, calls, numbers, routes, questions, keys, ages, endpoints, requests *bolt.Bucket
 
 	queues map[string]*queue
-	cursor *bolt.Cursor                 // of calls: see lastOf
-	inUse  int64                        // bytes of the file, as the transaction began; 0 until it was asked for
-	prints map[string]map[[16]byte]bool // fingerprints of a call: see isReplay
-	known  []string                     // see names
+	cursor *bolt.Cursor                      // of calls: see lastOf
+	inUse  int64                             // bytes of the file, as the transaction began; 0 until it was asked for
+	prints map[string]map[[16]byte]bool      // fingerprints of a call: see isReplay
+	known  []string                          // see names
+	states map[uint32]*store.RedeliveryState // see redelivery
 }
 
 func newTxn(tx *bolt.Tx, rules *store.Rules) *txn {
 	t := &txn{
 		Tx: tx, rules: rules,
 		meta: tx.Bucket(bucketMeta), events: tx.Bucket(bucketEvents), ids: tx.Bucket(bucketIDs),
-		calls: tx.Bucket(bucketCalls), routes: tx.Bucket(bucketRoutes), questions: tx.Bucket(bucketQuestions),
-		keys: tx.Bucket(bucketKeys), ages: tx.Bucket(bucketKeyAges), endpoints: tx.Bucket(bucketEndpoints),
-		queues: map[string]*queue{}, prints: map[string]map[[16]byte]bool{},
+		calls: tx.Bucket(bucketCalls), numbers: tx.Bucket(bucketNumbers), routes: tx.Bucket(bucketRoutes), questions: tx.Bucket(bucketQuestions),
+		keys: tx.Bucket(bucketKeys), ages: tx.Bucket(bucketKeyAges), endpoints: tx.Bucket(bucketEndpoints), requests: tx.Bucket(bucketRequests),
+		queues: map[string]*queue{}, states: map[uint32]*store.RedeliveryState{}, prints: map[string]map[[16]byte]bool{},
 	}
 	fill(t.events)
 	fill(t.ids)
@@ -121,7 +125,7 @@ func (tx *txn) putCounts() error {
 			}
 		}
 	}
-	return nil
+	return tx.putRedeliveries()
 }
 
 // numberOf gives the number of the event with an ID.
@@ -175,6 +179,9 @@ func (q *queue) decode(n uint64, record []byte) (d store.Delivery, history []byt
 func (q *queue) put(n uint64, d store.Delivery, history []byte) error {
 	record := q.record(n)
 	before, _, had := q.decode(n, record)
+	if had && before.State == store.Pending && before.Request != 0 {
+		q.tx.countRedelivered(before, d)
+	}
 	if !had || before.State != d.State {
 		q.changed = true
 		q.counts[d.State]++
@@ -210,6 +217,9 @@ func (q *queue) remove(n uint64) error {
 	}
 	q.changed = true
 	q.counts.less(d.State)
+	if d.State == store.Pending && d.Request != 0 {
+		q.tx.countRedelivered(d, d.Ended(store.Dead, time.Time{}))
+	}
 	return errors.Join(q.due.Delete(timeKey(d.Due, n)), q.forget(n))
 }
 

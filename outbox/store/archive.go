@@ -22,6 +22,11 @@ type Archive interface {
 	// LatestCalls returns the IDs of up to limit calls, that of the newest event first. It looks at
 	// the newest few thousand events.
 	LatestCalls(ctx context.Context, limit int) ([]string, error)
+	// Calls lists calls, the one with the newest event first; a search by number may give those of
+	// a number in the order of their first events. Fails with ErrBadCursor.
+	Calls(ctx context.Context, q CallQuery) (CallList, error)
+	// CallHead returns what is known of a call as a whole. Fails with ErrNoCall.
+	CallHead(ctx context.Context, callID string) (CallHead, error)
 	// Deliveries lists deliveries, those of the newest event first. Fails with ErrBadCursor or
 	// ErrBadState.
 	Deliveries(ctx context.Context, q DeliveryQuery) (DeliveryPage, error)
@@ -44,11 +49,18 @@ type Archive interface {
 	// Redeliver makes one delivery pending from the start of the schedule, behind the pending ones
 	// before it in its call. Fails with ErrNotFound.
 	Redeliver(ctx context.Context, eventID, endpoint string, now time.Time) error
-	// RedeliverSome does the same for the next few deliveries that a selection matches, from one
-	// number up to another, or only counts them. They are chosen and changed in one transaction.
+	// AddRedelivery stores a redelivery of many, and returns the number by which it is known. Of one
+	// Token it stores one. The newest MaxRedeliveries are kept.
+	AddRedelivery(ctx context.Context, r Redelivery, now time.Time) (number uint32, err error)
+	// RedeliverSome does the same as Redeliver for the next few deliveries that a redelivery of many
+	// selects, from one number up to another, or only counts them. They are chosen and changed in
+	// one transaction, in which the redelivery is chosen whole if next is beyond last.
 	RedeliverSome(
 		ctx context.Context, r Redelivery, from, last uint64, now time.Time,
 	) (count int, next uint64, err error)
+	// Redeliveries returns the stored redeliveries of many, the newest first: the one with a number,
+	// or up to limit if number is 0. Fails with ErrNoRedelivery.
+	Redeliveries(ctx context.Context, number uint32, limit int) ([]RedeliveryState, error)
 	// LastNumber returns the number of the event that was appended last, also if it has been
 	// removed.
 	LastNumber(ctx context.Context) (uint64, error)
@@ -90,6 +102,43 @@ type DeliveryQuery struct {
 type DeliveryPage struct {
 	Deliveries []DeliveryView
 	Cursor     string // for the rest; empty if there is none
+}
+
+// CallQuery selects calls to list. An empty field matches all.
+type CallQuery struct {
+	// Key is of the number to search for: see Rules.NumberKey. It holds the digits in reverse
+	// order, so that the last digits of a number are the beginning of its key.
+	Key       string
+	Match     KeyMatch
+	Since     time.Time // of the latest event
+	Until     time.Time // of the latest event, which is before it
+	Direction telephony.Direction
+	Outcome   telephony.Outcome
+	State     string // of the call's deliveries at some endpoint: see CallStanding.State
+
+	Limit  int    // at least 1
+	Cursor string // where the last page ended; empty begins with the newest
+}
+
+// KeyMatch is how the key of a query is compared with that of a number.
+type KeyMatch int
+
+// The ways to compare.
+const (
+	KeyEquals   KeyMatch = iota // the whole number
+	KeyBegins                   // the last digits of a number
+	KeyContains                 // any digits of the number in a call's latest event; without an index
+)
+
+// CallList is one page of a list of calls. A query looks at a bounded number of events, so a page
+// may be short, or empty, although more follow its cursor.
+type CallList struct {
+	Calls  []CallHead
+	Cursor string // for the rest; empty if there is none
+	Looked int    // calls that this page has looked at
+	// Unindexed means that older calls are not found by their number yet: an older version has
+	// stored them, and the index is still being filled.
+	Unindexed bool
 }
 
 // CallEvent is an event of a call, with its deliveries.
@@ -172,7 +221,42 @@ type Redelivery struct {
 	Since, Until time.Time
 	States       []string              // delivered, expired, dead, Missing; none means all of them
 	Types        []telephony.EventType // none means all
-	DryRun       bool                  // only count
+	DryRun       bool                  `json:"-"` // only count
+	// Token is what the caller has chosen at random, so that AddRedelivery may be repeated. Number is
+	// what that has returned; 0 for a DryRun.
+	Token  [16]byte
+	Number uint32
+}
+
+// MaxRedeliveries is how many redeliveries of many are kept.
+const MaxRedeliveries = 1000
+
+// RedeliveryState is a redelivery of many, and what has come of it.
+type RedeliveryState struct {
+	Redelivery
+	At     time.Time // when it was requested
+	Chosen int       // deliveries so far
+	Whole  bool      // all of them are chosen
+	// What has become of them: the rest is pending. Superseded are those that were requested again
+	// before they had ended.
+	Delivered, Expired, Dead, Superseded int
+}
+
+// Pending returns how many of the deliveries have not ended.
+func (r *RedeliveryState) Pending() int {
+	return max(0, r.Chosen-r.Delivered-r.Expired-r.Dead-r.Superseded)
+}
+
+// Add counts a delivery that has ended.
+func (r *RedeliveryState) Add(s State) {
+	switch s {
+	case Delivered:
+		r.Delivered++
+	case Expired:
+		r.Expired++
+	case Dead:
+		r.Dead++
+	}
 }
 
 // Matches reports whether a redelivery selects an event, apart from the state of its delivery.

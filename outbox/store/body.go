@@ -9,9 +9,9 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// encodeBody writes the standard body member by member, and returns the position of the sequence in
-// it. It is written by hand because encoding a struct by reflection took most of the processor time
-// of storing an event.
+// encodeBody writes the standard body member by member, and returns the position in it of what is
+// known only when the event is stored: the sequence, and the outcome of the call. It is written by
+// hand because encoding a struct by reflection took most of the processor time of storing an event.
 func encodeBody(e *telephony.Event, asks bool, answerWithin time.Duration) (written []byte, gap int) {
 	b := body{buf: make([]byte, 0, bodySize(e))}
 	b.open()
@@ -30,6 +30,12 @@ func encodeBody(e *telephony.Event, asks bool, answerWithin time.Duration) (writ
 	b.optional("to", e.To)
 	b.optional("line", e.Line)
 	b.optional("direction", string(e.Direction))
+	b.optional("client_number", e.Client)
+	b.optional("extension", e.Extension)
+	if e.Internal {
+		b.name("internal")
+		b.buf = append(b.buf, "true"...)
+	}
 	if asks {
 		b.timestamp("answer_by", e.Time.Add(answerWithin))
 	}
@@ -57,8 +63,8 @@ func encodeBody(e *telephony.Event, asks bool, answerWithin time.Duration) (writ
 
 // bodySize returns an upper estimate of the length of a body in bytes.
 func bodySize(e *telephony.Event) int {
-	const fixed, member = 352, 8
-	n := fixed + len(e.CallID) + len(e.From) + len(e.To) + len(e.RecordingURL) + len(e.Text)
+	const fixed, member = 400, 8
+	n := fixed + len(e.CallID) + len(e.From) + len(e.To) + len(e.Client) + len(e.Extension) + len(e.RecordingURL) + len(e.Text)
 	for _, a := range e.Wire {
 		n += member + len(a.Name) + len(a.Value)
 	}

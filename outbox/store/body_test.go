@@ -91,7 +91,7 @@ func TestBody(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := e.AppendBody(nil, 7); string(got) != c.want || !json.Valid(got) {
+		if got := e.AppendBody(nil, 7, ""); string(got) != c.want || !json.Valid(got) {
 			t.Errorf("%s:\n got %s\nwant %s", name, got, c.want)
 		}
 	}

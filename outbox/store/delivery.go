@@ -35,6 +35,8 @@ type Delivery struct {
 	// Redelivered counts the redeliveries that were requested, and so distinguishes one request
 	// from the next. Above 0, the delivery does not expire.
 	Redelivered uint8
+	// Request is the number of the redelivery of many that requested this one last; 0 if none did.
+	Request uint32
 	// Expires is when a pending delivery becomes useless, in Unix nanoseconds; 0 means never.
 	Expires int64
 	// PutOff means that the sender has put the delivery off until Due: see Later.
@@ -120,8 +122,9 @@ func (d Delivery) backToQueue(before *Delivery, now time.Time) Delivery {
 // asRedelivered returns a delivery after a redelivery was requested: from the start of the
 // schedule, and behind the one before it in its call. Its due time is now, and therefore behind
 // untried deliveries of any call, since those may belong to calls that are still going on.
-func (d Delivery) asRedelivered(before *Delivery, now time.Time, hold time.Duration) Delivery {
+func (d Delivery) asRedelivered(before *Delivery, now time.Time, hold time.Duration, request uint32) Delivery {
 	d.State, d.Step, d.FailedAt, d.Expires, d.PutOff = Pending, 0, 0, 0, false
+	d.Request = request
 	d.Redelivered = max(1, d.Redelivered+1)
 	if d.Due = behind(before, hold).Due; d.Due == 0 {
 		d.Due = now.UnixNano()

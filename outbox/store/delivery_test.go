@@ -31,7 +31,7 @@ func TestWhenAnEventGoes(t *testing.T) {
 			again.Due = now.UnixNano() // behind what has not been tried
 		}
 		dead := Delivery{State: Dead, Attempts: 7, Step: 6, FailedAt: 5}
-		if got := dead.asRedelivered(c.before, now, hold); got != again {
+		if got := dead.asRedelivered(c.before, now, hold, 0); got != again {
 			t.Errorf("%s: asked for again, it is %+v", c.name, got)
 		}
 		if c.before == nil {

@@ -58,6 +58,9 @@ type Rules struct {
 	IsFor func(endpoint string, e *Event, route *telephony.Route) bool
 	// Expires returns when an event becomes useless to an endpoint; zero means never.
 	Expires func(endpoint string, e *Event) time.Time
+	// NumberKey returns the key under which the calls with a number are found: see CallQuery. It is
+	// empty for a text that is no number.
+	NumberKey func(number string) string
 	// ChangeRoute applies a change to a route.
 	ChangeRoute func(route *telephony.Route, c telephony.RouteChange) telephony.RouteResult
 }
@@ -77,6 +80,8 @@ var (
 	ErrChanged = &telephony.Fault{Code: telephony.CodeChanged, Text: "the value has changed since it was read"}
 	// ErrTooLong means that a value exceeds its largest size.
 	ErrTooLong = &telephony.Fault{Code: telephony.CodeTooLong, Text: "the value is too long to be kept"}
+	// ErrNoRedelivery means that there is no redelivery of that number, or none any more.
+	ErrNoRedelivery = &telephony.Fault{Code: telephony.CodeNoRedelivery, Text: "there is no such redelivery"}
 	// ErrBadState means that a name is not that of a state.
 	ErrBadState = &telephony.Fault{Code: telephony.CodeBadState, Text: "there is no such state"}
 	// ErrBadRecord means that a record has a form which this program does not write.
@@ -100,7 +105,8 @@ var (
 type Appender interface {
 	// Append stores events in the order given, with their deliveries, their sequence in their call
 	// and their effect on its route: all of them or none. An event whose ID is stored already is
-	// left out, and so is a replay of a stored event. Fails with ErrFull.
+	// left out, and so is a replay of a stored event. OutcomeOf decides how a call has ended, by
+	// what is stored of it in the same transaction. Fails with ErrFull.
 	Append(ctx context.Context, events []NewEvent) (Appended, error)
 }
 

@@ -22,15 +22,17 @@ type Event struct {
 	Body []byte
 }
 
-// NewEvent is an event that is to be stored. Its body lacks the sequence, which the engine assigns;
-// the other fields are what the engine needs to place it.
+// NewEvent is an event that is to be stored. Its body lacks the sequence and the outcome, which the
+// engine assigns; the other fields are what the engine needs for that and to place it.
 type NewEvent struct {
 	Event
-	From        string    // the caller
+	From, To    string
+	Direction   telephony.Direction
+	Talked      bool      // the event contains a time of talk
 	Replayed    bool      // the exchange sends it again, because the bridge was disconnected
 	EndedAt     time.Time // when the call ended; zero if the event does not contain it
 	Fingerprint [16]byte  // equal for two events with the same content of the same call
-	gap         int       // the position of the sequence in Body; unused without a call
+	gap         int       // the position in Body of what the engine assigns; unused without a call
 }
 
 // Asks reports whether the event is a question for whose answer a caller waits on the line.
@@ -38,13 +40,16 @@ func (e *NewEvent) Asks() bool {
 	return e.Type == telephony.EventTransferRequested && e.Call != "" && !e.Replayed
 }
 
-// AppendBody appends the body with a sequence.
-func (e *NewEvent) AppendBody(buf []byte, sequence uint64) []byte {
+// AppendBody appends the body with a sequence and, unless it is empty, an outcome.
+func (e *NewEvent) AppendBody(buf []byte, sequence uint64, outcome telephony.Outcome) []byte {
 	if e.Call == "" {
 		return append(buf, e.Body...)
 	}
 	buf = append(buf, e.Body[:e.gap]...)
 	buf = strconv.AppendUint(buf, sequence, 10)
+	if outcome != "" {
+		buf = append(append(append(buf, `,"outcome":"`...), outcome...), '"')
+	}
 	return append(buf, e.Body[e.gap:]...)
 }
 
@@ -59,6 +64,9 @@ func Encode(e *telephony.Event, answerWithin time.Duration) (NewEvent, error) {
 	n := NewEvent{
 		Event:       Event{ID: id, At: e.Time, Type: e.Type, Call: e.CallID},
 		From:        e.From,
+		To:          e.To,
+		Direction:   e.Direction,
+		Talked:      e.Duration != nil && *e.Duration > 0,
 		Replayed:    e.Replayed,
 		EndedAt:     e.EndedAt,
 		Fingerprint: e.Fingerprint,

@@ -66,18 +66,19 @@ func Record(r Rows, n uint64, claimed, now Delivery, hold time.Duration) (overru
 	if overruled = isAsked && now.State != Delivered; overruled {
 		now = before
 	}
-	now.Attempts, now.Next = attempts, before.Next
+	now.Attempts, now.Next, now.Request = attempts, before.Next, before.Request
 	r.Put(n, now)
 	release(r, now, hold)
 	return overruled
 }
 
 // Redeliver makes a delivery pending again, or for the first time. It then holds the later
-// deliveries of its call that have not been tried.
-func Redeliver(r Rows, n uint64, now time.Time, hold time.Duration) {
+// deliveries of its call that have not been tried. Request is the number of the redelivery of many
+// that requests it, 0 if it is requested alone.
+func Redeliver(r Rows, n uint64, now time.Time, hold time.Duration, request uint32) {
 	at, before := r.Neighbour(n, -1, Delivery.IsPending)
 	d, _ := r.Get(n)
-	d = d.asRedelivered(pointer(at, before), now, hold)
+	d = d.asRedelivered(pointer(at, before), now, hold, request)
 	d.Next, _ = r.Neighbour(n, +1, Delivery.IsPending)
 	r.Put(n, d)
 	if at != 0 {

@@ -97,7 +97,7 @@ func TestFormatsAreThoseOfTheGoldenFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, sent := Formatter{}.Render(f, e.AppendBody(nil, 3))
+			_, sent := Formatter{}.Render(f, e.AppendBody(nil, 3, ""))
 			if f == store.FormatForm {
 				if _, err := url.ParseQuery(string(sent)); err != nil {
 					t.Errorf("%s: %v", sent, err)
@@ -149,7 +149,7 @@ func TestEveryFormatIsSigned(t *testing.T) {
 			t.Fatal(err)
 		}
 		job := store.Job{EventID: event.ID, Event: encoded.Event}
-		job.Event.Body = encoded.AppendBody(nil, 1)
+		job.Event.Body = encoded.AppendBody(nil, 1, "")
 		for _, f := range store.Formats {
 			s := New(store.Endpoint{
 				Name:        "crm",

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"pzbridge/internal/clock"
+	"pzbridge/internal/phone"
 	"pzbridge/internal/routing"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
@@ -106,6 +107,15 @@ func WithDefaults(t testing.TB, h Harness, o Options) Options {
 	return o
 }
 
+// numbers are those of a company in Russia.
+var numbers = func() *phone.Plan {
+	p, err := phone.New(phone.Options{Region: "RU", InternalDigits: 6})
+	if err != nil {
+		panic(err)
+	}
+	return p
+}()
+
 // Rules gives the rules of an outbox with these options.
 func (o *Options) Rules() store.Rules {
 	r := outbox.Rules(outbox.RulesOptions{
@@ -114,6 +124,7 @@ func (o *Options) Rules() store.Rules {
 		OrderHold:          o.OrderHold,
 		RoutingTimeout:     o.RoutingTimeout,
 		QuietWithoutWinner: o.QuietWithoutWinner,
+		Numbers:            numbers,
 	})
 	r.Receive, r.ChangeRoute = routing.Receive(o.Endpoints, o.RoutingTimeout), routing.Change
 	return r
@@ -164,6 +175,7 @@ func Open(h Harness, o Options) (*Box, error) {
 		Endpoints:      o.Endpoints,
 		Senders:        b.senders,
 		Formatter:      webhook.Formatter{},
+		Numbers:        numbers,
 		RetrySchedule:  o.RetrySchedule,
 		RoutingTimeout: o.RoutingTimeout,
 		Retention:      o.Retention,
@@ -264,7 +276,8 @@ func (b *Box) Redeliver(id string) (store.DeliveryView, error) {
 
 // RedeliverAll is Outbox.RedeliverAll.
 func (b *Box) RedeliverAll(ctx context.Context, r store.Redelivery) (int, error) {
-	return b.Outbox.RedeliverAll(ctx, r)
+	_, count, err := b.Outbox.RedeliverAll(ctx, r)
+	return count, err
 }
 
 // Events is Outbox.Events.

@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -518,5 +519,93 @@ func (s suite) TestOverruledAttemptIsCounted(t *testing.T) {
 		if err != nil || d.State != "delivered" || d.Attempts != 2 || len(attempts) != 2 {
 			t.Errorf("%+v, %d attempts are kept, %v", d, len(attempts), err)
 		}
+	})
+}
+
+// TestARedeliveryOfManySaysWhatCameOfIt checks that a redelivery of many counts its deliveries as they
+// end, across a restart, and those that are requested again meanwhile.
+func (s suite) TestARedeliveryOfManySaysWhatCameOfIt(t *testing.T) {
+	var refuses atomic.Bool
+	c := &CRM{Answer: func(_ int, r Received, w http.ResponseWriter) {
+		if call, _ := callOf(t, r); refuses.Load() || call == "3" {
+			w.WriteHeader(http.StatusGone)
+		}
+	}}
+	Bubble(t, c, func(t *testing.T) {
+		opts := Options{Place: s.Place(t), DialContext: c.Net.Dial, Logger: slog.New(slog.DiscardHandler)}
+		refuses.Store(true)
+		o, closeBox := s.openAgain(t, opts)
+		stop := RunBox(t, o)
+		for i := range 10 {
+			MustAppend(t, o, Event("call.completed", fmt.Sprint(i)))
+		}
+		time.Sleep(time.Second)
+		stop()
+		refuses.Store(false)
+		since := time.Now().Add(-time.Hour)
+		again := func(types ...telephony.EventType) (uint32, int) {
+			number, count, err := o.Outbox.RedeliverAll(t.Context(), store.Redelivery{
+				Endpoint: "crm",
+				Since:    since,
+				States:   []string{"dead"},
+				Types:    types,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return number, count
+		}
+		first, count := again()
+		if count != 10 {
+			t.Fatalf("%d are sent again", count)
+		}
+		check := func(number uint32, want string) {
+			t.Helper()
+			r, err := o.Outbox.Redelivery(t.Context(), number)
+			got := fmt.Sprintf("%d: %d pending, %d delivered, %d dead, %d superseded, %v",
+				r.Chosen, r.Pending(), r.Delivered, r.Dead, r.Superseded, r.Whole)
+			if err != nil || got != want {
+				t.Errorf("redelivery %d is %s, %v; want %s", number, got, err, want)
+			}
+		}
+		check(first, "10: 10 pending, 0 delivered, 0 dead, 0 superseded, true")
+		// One of them is requested once more, alone, before it has ended.
+		page, _, err := o.Deliveries(store.DeliveryQuery{Endpoint: "crm", CallID: "5", Limit: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := o.Redeliver(page[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		check(first, "10: 9 pending, 0 delivered, 0 dead, 1 superseded, true")
+		closeBox()
+		o, closeBox = s.openAgain(t, opts)
+		check(first, "10: 9 pending, 0 delivered, 0 dead, 1 superseded, true")
+		stop = RunBox(t, o)
+		time.Sleep(time.Second)
+		check(first, "10: 0 pending, 8 delivered, 1 dead, 1 superseded, true")
+		second, count := again()
+		if count != 1 || second == first {
+			t.Fatalf("%d are sent again by redelivery %d", count, second)
+		}
+		time.Sleep(time.Second)
+		check(second, "1: 0 pending, 0 delivered, 1 dead, 0 superseded, true")
+		check(first, "10: 0 pending, 8 delivered, 1 dead, 1 superseded, true")
+		none, count := again("sms.sent")
+		if count != 0 {
+			t.Errorf("%d SMS are sent again", count)
+		}
+		check(none, "0: 0 pending, 0 delivered, 0 dead, 0 superseded, true")
+		list, err := o.Outbox.Redeliveries(t.Context(), 2)
+		if err != nil || len(list) != 2 || list[0].Number != none || list[1].Number != second {
+			t.Errorf("the latest redeliveries are %+v, %v", list, err)
+		}
+		for _, number := range []uint32{0, none + 1} {
+			if _, err := o.Outbox.Redelivery(t.Context(), number); !errors.Is(err, store.ErrNoRedelivery) {
+				t.Errorf("redelivery %d: %v", number, err)
+			}
+		}
+		stop()
+		closeBox()
 	})
 }

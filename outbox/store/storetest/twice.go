@@ -106,6 +106,13 @@ func (e *twiceEngine) Redeliver(ctx context.Context, eventID, endpoint string, n
 	return e.Engine.Redeliver(ctx, eventID, endpoint, now)
 }
 
+func (e *twiceEngine) AddRedelivery(ctx context.Context, r store.Redelivery, now time.Time) (uint32, error) {
+	if number, err := e.Engine.AddRedelivery(ctx, r, now); err != nil {
+		return number, err
+	}
+	return e.Engine.AddRedelivery(ctx, r, now)
+}
+
 func (e *twiceEngine) RedeliverSome(
 	ctx context.Context, r store.Redelivery, from, last uint64, now time.Time,
 ) (count int, next uint64, err error) {

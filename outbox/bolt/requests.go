@@ -1,0 +1,112 @@
+package bolt
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"time"
+
+	"pzbridge/outbox/store"
+)
+
+// AddRedelivery stores a redelivery of many: see store.Archive.
+func (s *Engine) AddRedelivery(_ context.Context, r store.Redelivery, now time.Time) (number uint32, err error) {
+	err = s.commit(func(tx *txn) error {
+		const recent = 16 // requests, among which a repeated one is looked for
+		c := tx.requests.Cursor()
+		k, v := c.Last()
+		for i := 0; k != nil && i < recent; i++ {
+			var known store.RedeliveryState
+			if json.Unmarshal(v, &known) == nil && known.Token == r.Token {
+				number = known.Number
+				return nil
+			}
+			k, v = c.Prev()
+		}
+		next, err := tx.requests.NextSequence()
+		if err != nil {
+			return err
+		}
+		number = uint32(next)
+		r.Number = number
+		tx.states[number] = &store.RedeliveryState{Redelivery: r, At: now.UTC()}
+		if number > store.MaxRedeliveries {
+			return tx.requests.Delete(requestKey(number - store.MaxRedeliveries))
+		}
+		return nil
+	})
+	return number, err
+}
+
+func requestKey(number uint32) []byte { return binary.BigEndian.AppendUint32(nil, number) }
+
+// Redeliveries gives the stored redeliveries of many: see store.Archive.
+func (s *Engine) Redeliveries(
+	_ context.Context, number uint32, limit int,
+) (list []store.RedeliveryState, err error) {
+	err = s.view(func(tx *txn) error {
+		if number != 0 {
+			state := tx.redelivery(number)
+			if state == nil {
+				return store.ErrNoRedelivery
+			}
+			list = append(list, *state)
+			return nil
+		}
+		c := tx.requests.Cursor()
+		for k, v := c.Last(); k != nil && len(list) < limit; k, v = c.Prev() {
+			var state store.RedeliveryState
+			if json.Unmarshal(v, &state) == nil {
+				list = append(list, state)
+			}
+		}
+		return nil
+	})
+	return list, err
+}
+
+// redelivery gives a redelivery of many to be changed in this transaction, nil if it is not known.
+func (tx *txn) redelivery(number uint32) *store.RedeliveryState {
+	if state, read := tx.states[number]; read {
+		return state
+	}
+	var state *store.RedeliveryState
+	if v := tx.requests.Get(requestKey(number)); v != nil {
+		state = &store.RedeliveryState{}
+		if json.Unmarshal(v, state) != nil {
+			state = nil
+		}
+	}
+	tx.states[number] = state
+	return state
+}
+
+// countRedelivered counts what becomes of a pending delivery that a redelivery of many has
+// requested.
+func (tx *txn) countRedelivered(before, after store.Delivery) {
+	state := tx.redelivery(before.Request)
+	switch {
+	case state == nil: // it is no longer kept
+	case after.State != store.Pending:
+		state.Add(after.State)
+	case after.Request != before.Request:
+		state.Superseded++
+	}
+}
+
+// putRedeliveries writes the redeliveries of many that were read to be changed.
+func (tx *txn) putRedeliveries() error {
+	for number, state := range tx.states {
+		if state == nil {
+			continue
+		}
+		v, err := json.Marshal(state)
+		if err != nil {
+			return err
+		}
+		if err := tx.requests.Put(requestKey(number), v); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,225 @@
+package bolt
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"math"
+	"slices"
+	"sort"
+	"strconv"
+	"time"
+
+	"pzbridge/outbox/store"
+)
+
+// maxHeadEvents is how many of a call's events its head is made of, the latest.
+const maxHeadEvents = 100
+
+// clockSlack is how far the times of events may be out of order, since the clock is set now and
+// then: a search that goes back in time ends only this long before its bound.
+const clockSlack = time.Hour
+
+// CallHead gives what is known of a call as a whole: see store.Archive.
+func (s *Engine) CallHead(_ context.Context, callID string) (head store.CallHead, err error) {
+	err = s.view(func(tx *txn) (err error) {
+		head, err = s.headOf(tx, callID)
+		return err
+	})
+	return head, err
+}
+
+func (s *Engine) headOf(tx *txn, callID string) (store.CallHead, error) {
+	var events []store.Event
+	var numbers []uint64
+	for n, e := range tx.eventsBackwards(callID) {
+		events, numbers = append(events, e), append(numbers, n)
+		if len(events) == maxHeadEvents {
+			break
+		}
+	}
+	if len(events) == 0 {
+		return store.CallHead{}, store.ErrNoCall
+	}
+	slices.Reverse(events)
+	head := store.HeadOf(callID, events)
+	for _, name := range tx.names() {
+		standing := store.CallStanding{Endpoint: name}
+		for i := range events {
+			n := numbers[len(numbers)-1-i]
+			if d, _, ok := tx.queue(name).get(n); ok {
+				d, _ = s.shown(tx, name, n, d)
+				standing.Add(events[i].Type, d.State)
+			}
+		}
+		if standing != (store.CallStanding{Endpoint: name}) {
+			head.Deliveries = append(head.Deliveries, standing)
+		}
+	}
+	return head, nil
+}
+
+// eventsBackwards gives the events of a call that can be read, with their numbers, the latest
+// first.
+func (tx *txn) eventsBackwards(callID string) func(yield func(uint64, store.Event) bool) {
+	return func(yield func(uint64, store.Event) bool) {
+		if callID == "" {
+			return
+		}
+		next := tx.eventsBefore(callID, math.MaxUint64)
+		for n, v := next(); v != nil; n, v = next() {
+			if e, err := decodeEvent(v); err == nil && !yield(n, e) {
+				return
+			}
+		}
+	}
+}
+
+// Calls lists calls: see store.Archive.
+func (s *Engine) Calls(_ context.Context, q store.CallQuery) (list store.CallList, err error) {
+	below := uint64(math.MaxUint64)
+	if q.Cursor != "" {
+		if below, err = strconv.ParseUint(q.Cursor, 10, 64); err != nil {
+			return store.CallList{}, store.ErrBadCursor
+		}
+	}
+	err = s.view(func(tx *txn) error {
+		f := callSearch{CallQuery: q, engine: s, tx: tx, known: map[string]bool{}}
+		if q.Key != "" && q.Match != store.KeyContains {
+			f.byNumber(below)
+			f.list.Unindexed = decodeNumber(tx.meta.Get(keyNumbered)) != filledWhole
+		} else {
+			f.byTime(below)
+		}
+		list = f.list
+		return nil
+	})
+	return list, err
+}
+
+// callSearch is a search for calls under way.
+type callSearch struct {
+	store.CallQuery
+	engine *Engine
+	tx     *txn
+	list   store.CallList
+	known  map[string]bool // the calls that were looked at
+}
+
+// byNumber looks at the calls that the index by number has below a number, the newest first.
+func (f *callSearch) byNumber(below uint64) {
+	const batch = 256
+	entries := f.tx.numberEntries(f.CallQuery, below, batch)
+	for _, n := range entries {
+		e, _, err := decodeEventHead(f.tx.events.Get(number(n)))
+		if err != nil {
+			continue
+		}
+		if e.At.Before(f.Since.Add(-clockSlack)) {
+			return // its later entries are older
+		}
+		if !f.look(e.Call, n) {
+			return
+		}
+	}
+	if len(entries) == batch {
+		f.list.Cursor = cursorBelow(entries[batch-1])
+	}
+}
+
+// byTime looks at all calls whose latest event is below a number, the newest first.
+func (f *callSearch) byTime(below uint64) {
+	if !f.Until.IsZero() {
+		below = min(below, f.tx.firstSince(f.Until.Add(clockSlack)))
+	}
+	if below == 0 {
+		return
+	}
+	c := f.tx.events.Cursor()
+	looked := 0
+	for k, v := seekBack(c, below-1); k != nil; k, v = c.Prev() {
+		n := binary.BigEndian.Uint64(k)
+		if looked == maxLooked {
+			f.list.Cursor = cursorBelow(n + 1)
+			return
+		}
+		looked++
+		e, _, err := decodeEventHead(v)
+		switch {
+		case err != nil || e.Call == "":
+		case e.At.Before(f.Since.Add(-clockSlack)):
+			return
+		case f.tx.isLatest(&e, n) && !f.look(e.Call, n):
+			return
+		}
+	}
+}
+
+// isLatest reports whether an event is the latest of its call, at which a list has it.
+func (tx *txn) isLatest(e *store.Event, n uint64) bool {
+	_, last := tx.lastOf(callKey(e.Call))
+	return numberAt(last) == n
+}
+
+// firstSince gives the number of the first event that was read at a time or later, one above all
+// if there is none. Events are numbered in the order in which they were read.
+func (tx *txn) firstSince(at time.Time) uint64 {
+	c := tx.events.Cursor()
+	k, _ := c.First()
+	first, last := decodeNumber(k), tx.events.Sequence()
+	if k == nil {
+		return 0
+	}
+	return first + uint64(sort.Search(int(last-first+1), func(i int) bool {
+		k, v := c.Seek(number(first + uint64(i)))
+		e, _, err := decodeEventHead(v)
+		return k == nil || err == nil && !e.At.Before(at)
+	}))
+}
+
+// cursorBelow is the cursor of the calls that a search finds at events below a number.
+func cursorBelow(n uint64) string { return strconv.FormatUint(n, 10) }
+
+// look adds a call, which was found at an event, if the search is for it. It is false once the page
+// was full before: only then is it known that another call follows.
+func (f *callSearch) look(callID string, n uint64) bool {
+	if f.known[callID] {
+		return true
+	}
+	f.known[callID] = true
+	f.list.Looked++
+	if f.Match == store.KeyContains && !f.containsKey(callID) {
+		return true
+	}
+	head, err := f.engine.headOf(f.tx, callID)
+	switch {
+	case err != nil || !f.isFor(&head):
+	case len(f.list.Calls) == f.Limit:
+		f.list.Cursor = cursorBelow(n + 1)
+		return false
+	default:
+		f.list.Calls = append(f.list.Calls, head)
+	}
+	return true
+}
+
+func (f *callSearch) isFor(h *store.CallHead) bool {
+	hasState := func(s store.CallStanding) bool { return s.State().String() == f.State }
+	return !h.Latest.Before(f.Since) && (f.Until.IsZero() || h.Latest.Before(f.Until)) &&
+		(f.Direction == "" || h.Direction == f.Direction) &&
+		(f.Outcome == "" || h.Outcome == f.Outcome) &&
+		(f.State == "" || slices.ContainsFunc(h.Deliveries, hasState))
+}
+
+// containsKey reports whether a number of a call's latest event contains the digits of the query.
+func (f *callSearch) containsKey(callID string) bool {
+	_, entry := f.tx.lastOf(callKey(callID))
+	list := entry.keys()
+	if !entry.isIndexed() { // an older version has stored it
+		if e, err := decodeEvent(f.tx.events.Get(number(numberAt(entry)))); err == nil {
+			from, to := store.NumbersIn(e.Body)
+			list = [2][]byte{[]byte(f.engine.rules.NumberKey(from)), []byte(f.engine.rules.NumberKey(to))}
+		}
+	}
+	return bytes.Contains(list[0], []byte(f.Key)) || bytes.Contains(list[1], []byte(f.Key))
+}

@@ -1,0 +1,385 @@
+package storetest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pzbridge/internal/phone"
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
+	"pzbridge/outbox/store"
+)
+
+// callEvent is an event of a call between two numbers.
+func callEvent(kind telephony.EventType, call, from, to string) telephony.Event {
+	e := Event(kind, call)
+	e.From, e.To, e.Direction = from, to, telephony.Incoming
+	if kind == telephony.EventOutgoing || kind == telephony.EventOutgoingAnswered {
+		e.Direction = telephony.Outgoing
+	}
+	return e
+}
+
+// completed is the end of a call with so many seconds of talk.
+func completed(call, from, to string, direction telephony.Direction, talk int64) telephony.Event {
+	e := callEvent(telephony.EventCompleted, call, from, to)
+	e.Direction, e.Duration = direction, &talk
+	return e
+}
+
+// find gives the IDs of the calls that a search finds, on all its pages.
+func find(t *testing.T, b *Box, f outbox.CallFilter) (calls []string) {
+	t.Helper()
+	if f.Limit == 0 {
+		f.Limit = 3
+	}
+	for range 1000 {
+		found, err := b.Outbox.FindCalls(t.Context(), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(found.Calls) > f.Limit {
+			t.Fatalf("%d calls on a page of %d", len(found.Calls), f.Limit)
+		}
+		for _, h := range found.Calls {
+			calls = append(calls, h.CallID)
+		}
+		if found.Cursor == "" {
+			return calls
+		}
+		f.Cursor = found.Cursor
+	}
+	t.Fatal("there is no end of pages")
+	return nil
+}
+
+func checkFound(t *testing.T, b *Box, f outbox.CallFilter, want ...string) {
+	t.Helper()
+	if got := find(t, b, f); !slices.Equal(got, want) {
+		t.Errorf("%+v: calls %v were found, want %v", f, got, want)
+	}
+}
+
+// TestTheOutcomeIsDecidedWhenACallEnds checks that the end of a call says how it ended, by the time
+// of talk and by what is stored of it, in the webhook as in the list of calls.
+func (s suite) TestTheOutcomeIsDecidedWhenACallEnds(t *testing.T) {
+	const in, out = telephony.Incoming, telephony.Outgoing
+	cases := []struct {
+		name   string
+		events []telephony.EventType
+		end    telephony.Event
+		want   telephony.Outcome
+	}{
+		{"talk", nil, completed("", "", "", in, 5), telephony.OutcomeAnswered},
+		{"nothing else is known", nil, completed("", "", "", in, 0), telephony.OutcomeMissed},
+		{"missed", []telephony.EventType{"call.incoming"}, completed("", "", "", in, 0), telephony.OutcomeMissed},
+		{"no seconds of talk", []telephony.EventType{"call.incoming", "call.incoming_answered"},
+			completed("", "", "", in, 0), telephony.OutcomeAnswered},
+		{"no answer", []telephony.EventType{"call.outgoing"}, completed("", "", "", out, 0), telephony.OutcomeNoAnswer},
+		{"client answered", []telephony.EventType{"call.outgoing", "call.outgoing_answered"},
+			completed("", "", "", out, 0), telephony.OutcomeAnswered},
+		{"direction from before", []telephony.EventType{"call.transfer_requested"},
+			completed("", "", "", "", 0), telephony.OutcomeMissed},
+		{"no direction", nil, completed("", "", "", "", 0), ""},
+		{"second leg", []telephony.EventType{"call.incoming", "call.incoming_answered", "call.completed"},
+			completed("", "", "", in, 0), telephony.OutcomeAnswered},
+	}
+	c := &CRM{}
+	Bubble(t, c, func(t *testing.T) {
+		o := s.open(t, Options{DialContext: c.Net.Dial})
+		stop := RunBox(t, o)
+		for _, tc := range cases {
+			for _, kind := range tc.events {
+				MustAppend(t, o, Event(kind, tc.name))
+			}
+			tc.end.CallID, tc.end.ID, tc.end.Time = tc.name, Event("", "").ID, time.Now()
+			MustAppend(t, o, tc.end)
+		}
+		// The ID of an answered call is used again by the server after a restart.
+		MustAppend(t, o, Event("call.incoming_answered", "again"), completed("again", "", "", in, 60))
+		time.Sleep(time.Hour)
+		MustAppend(t, o, Event("call.incoming", "again"), completed("again", "", "", in, 0))
+		time.Sleep(time.Minute)
+		stop()
+		told := map[string]telephony.Outcome{}
+		for _, r := range c.Received() {
+			var body struct {
+				Type telephony.EventType
+				Data struct {
+					CallID  string `json:"call_id"`
+					Outcome telephony.Outcome
+				}
+			}
+			if err := json.Unmarshal(r.Body, &body); err != nil {
+				t.Fatal(err)
+			}
+			if body.Type != telephony.EventCompleted && body.Data.Outcome != "" {
+				t.Errorf("%s has an outcome", body.Type)
+			}
+			told[body.Data.CallID] = body.Data.Outcome
+		}
+		for _, tc := range cases {
+			h, err := o.Outbox.CallHead(t.Context(), tc.name)
+			if err != nil || h.Outcome != tc.want || told[tc.name] != tc.want || !h.Completed {
+				t.Errorf("%s: %q in the webhook, %q in the head, %v; want %q",
+					tc.name, told[tc.name], h.Outcome, err, tc.want)
+			}
+		}
+		if told["again"] != telephony.OutcomeMissed {
+			t.Errorf("the second call with an ID: %q", told["again"])
+		}
+	})
+}
+
+// TestNumbersOfACallAreNamed checks that a webhook says which number is the client's, in E.164, and
+// which the employee's, beside the numbers as they came.
+func (s suite) TestNumbersOfACallAreNamed(t *testing.T) {
+	c := &CRM{}
+	Bubble(t, c, func(t *testing.T) {
+		o := s.open(t, Options{DialContext: c.Net.Dial})
+		stop := RunBox(t, o)
+		MustAppend(t, o,
+			callEvent("call.incoming", "1", "83430112233", "101"),
+			callEvent("call.outgoing", "2", "102", "8 (343) 011-22-33"),
+			callEvent("call.incoming", "3", "101", "102"))
+		time.Sleep(time.Second)
+		stop()
+		for _, r := range c.Received() {
+			var body struct{ Data map[string]any }
+			if err := json.Unmarshal(r.Body, &body); err != nil {
+				t.Fatal(err)
+			}
+			d := body.Data
+			got := fmt.Sprint(d["from"], " ", d["to"], " ", d["client_number"], " ", d["extension"], " ", d["internal"])
+			want := map[string]string{
+				"1": "83430112233 101 +73430112233 101 <nil>",
+				"2": "102 8 (343) 011-22-33 +73430112233 102 <nil>",
+				"3": "101 102 <nil> 102 true",
+			}[fmt.Sprint(d["call_id"])]
+			if got != want {
+				t.Errorf("call %v: %s, want %s", d["call_id"], got, want)
+			}
+		}
+	})
+}
+
+// TestCallsAreFoundByNumber checks that a call is found by its numbers in any form, by the last
+// digits of one, and by digits in the middle of one.
+func (s suite) TestCallsAreFoundByNumber(t *testing.T) {
+	opts := Options{Place: s.Place(t)}
+	o, closeBox := s.openAgain(t, opts)
+	MustAppend(t, o,
+		callEvent("call.incoming", "A", "83430112233", "101"),
+		callEvent("call.outgoing", "B", "101", "+7 910 123-45-67"),
+		callEvent("call.incoming", "C", "+73430112233", "7"), // another form of the number of A
+		callEvent("call.incoming", "D", "+493012345678", "2233"),
+		callEvent("call.incoming_answered", "A", "83430112233", "102")) // A is taken by another
+	check := func() {
+		t.Helper()
+		for _, number := range []string{
+			"+73430112233", "83430112233", "73430112233", "3430112233", "+7 (343) 011-22-33", "0112233",
+		} {
+			checkFound(t, o, outbox.CallFilter{Number: number}, "C", "A")
+		}
+		checkFound(t, o, outbox.CallFilter{Number: "2233"}, "D", "C", "A")
+		checkFound(t, o, outbox.CallFilter{Number: "2233", Limit: 1}, "D", "C", "A")
+		checkFound(t, o, outbox.CallFilter{Number: "101"}, "B", "A")
+		checkFound(t, o, outbox.CallFilter{Number: "102"}, "A")
+		checkFound(t, o, outbox.CallFilter{Number: "7"}, "C")
+		checkFound(t, o, outbox.CallFilter{Number: "4301"}, "A", "C")
+		checkFound(t, o, outbox.CallFilter{Number: "9999"})
+		checkFound(t, o, outbox.CallFilter{Number: "012"})
+	}
+	check()
+	found, err := o.Outbox.FindCalls(t.Context(), outbox.CallFilter{Number: "4301", Limit: 5})
+	if err != nil || !found.AnyDigits {
+		t.Errorf("by digits in the middle of a number: %+v, %v", found, err)
+	}
+	_, err = o.Outbox.FindCalls(t.Context(), outbox.CallFilter{Number: "+12", Limit: 5})
+	if !errors.Is(err, phone.ErrTooFewDigits) {
+		t.Errorf("by two digits: %v", err)
+	}
+	closeBox()
+	o, _ = s.openAgain(t, opts)
+	check()
+}
+
+// TestCallsAreFoundByWhatTheyAre checks each filter of a search, and that they hold together.
+func (s suite) TestCallsAreFoundByWhatTheyAre(t *testing.T) {
+	c := &CRM{Answer: func(_ int, r Received, w http.ResponseWriter) {
+		if strings.Contains(string(r.Body), `"call_id":"3"`) {
+			w.WriteHeader(http.StatusGone)
+		}
+	}}
+	Bubble(t, c, func(t *testing.T) {
+		o := s.open(t, Options{DialContext: c.Net.Dial, Logger: slog.New(slog.DiscardHandler)})
+		stop := RunBox(t, o)
+		defer stop()
+		began := time.Now()
+		const in, out = telephony.Incoming, telephony.Outgoing
+		for i, e := range []telephony.Event{
+			completed("1", "+73430112233", "101", in, 5),
+			completed("2", "+73430112233", "101", in, 0),
+			completed("3", "101", "+73430112233", out, 0),
+			completed("4", "101", "+79101234567", out, 7),
+			callEvent("call.incoming", "5", "+79101234567", "101"),
+		} {
+			e.Time = began.Add(time.Duration(i) * 5 * time.Hour)
+			MustAppend(t, o, e)
+			time.Sleep(5 * time.Hour)
+		}
+		at := func(i int) time.Time { return began.Add(time.Duration(i) * 5 * time.Hour) }
+		checkFound(t, o, outbox.CallFilter{}, "5", "4", "3", "2", "1")
+		checkFound(t, o, outbox.CallFilter{Direction: in}, "5", "2", "1")
+		checkFound(t, o, outbox.CallFilter{Direction: out, Outcome: telephony.OutcomeAnswered}, "4")
+		checkFound(t, o, outbox.CallFilter{Outcome: telephony.OutcomeMissed}, "2")
+		checkFound(t, o, outbox.CallFilter{Outcome: telephony.OutcomeNoAnswer}, "3")
+		checkFound(t, o, outbox.CallFilter{State: "dead"}, "3")
+		checkFound(t, o, outbox.CallFilter{State: "delivered"}, "5", "4", "2", "1")
+		checkFound(t, o, outbox.CallFilter{Since: at(1), Until: at(3)}, "3", "2")
+		checkFound(t, o, outbox.CallFilter{Since: at(3)}, "5", "4")
+		checkFound(t, o, outbox.CallFilter{Until: at(1)}, "1")
+		checkFound(t, o, outbox.CallFilter{Number: "0112233", Since: at(1)}, "3", "2")
+		checkFound(t, o, outbox.CallFilter{Number: "0112233", Direction: in, Until: at(1)}, "1")
+		if _, err := o.Outbox.FindCalls(t.Context(), outbox.CallFilter{State: "lost", Limit: 1}); !errors.Is(err, store.ErrBadState) {
+			t.Errorf("a state that there is not: %v", err)
+		}
+		for _, cursor := range []string{"x", "-1", "any.x"} {
+			f := outbox.CallFilter{Number: "0112233", Cursor: cursor, Limit: 1}
+			if _, err := o.Outbox.FindCalls(t.Context(), f); !errors.Is(err, store.ErrBadCursor) {
+				t.Errorf("cursor %q: %v", cursor, err)
+			}
+		}
+	})
+}
+
+// TestPagesOfCallsMissNone checks that pages bring each call once, the latest first, while new
+// calls come in.
+func (s suite) TestPagesOfCallsMissNone(t *testing.T) {
+	for _, number := range []string{"", "+73430112233", "2233", "4301"} {
+		o := s.open(t, Options{})
+		var want []string
+		for i := range 30 {
+			call := fmt.Sprint(100 + i)
+			MustAppend(t, o, callEvent("call.incoming", call, "+73430112233", "101"),
+				completed(call, "+73430112233", "101", telephony.Incoming, 5))
+			want = append(want, call)
+		}
+		slices.Reverse(want)
+		var got []string
+		for f := (outbox.CallFilter{Number: number, Limit: 7}); ; {
+			found, err := o.Outbox.FindCalls(t.Context(), f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, h := range found.Calls {
+				got = append(got, h.CallID)
+			}
+			MustAppend(t, o, callEvent("call.incoming", fmt.Sprint(900+len(got)), "+73430112233", "101"))
+			if f.Cursor = found.Cursor; f.Cursor == "" {
+				break
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("by %q: %v", number, got)
+		}
+	}
+}
+
+// TestACallIsFoundForAsLongAsAnythingOfItIsStored checks that removed calls are found no longer,
+// and that a call of which an event waits for an endpoint is found by its number though its first
+// event has gone.
+func (s suite) TestACallIsFoundForAsLongAsAnythingOfItIsStored(t *testing.T) {
+	c := &CRM{}
+	c.Answer = func(_ int, r Received, w http.ResponseWriter) {
+		if call, n := callOf(t, r); call == "waits" && n == 2 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}
+	Bubble(t, c, func(t *testing.T) {
+		o := s.open(t, Options{
+			DialContext:   c.Net.Dial,
+			Retention:     48 * time.Hour,
+			RetrySchedule: slices.Repeat([]time.Duration{time.Hour}, 1000),
+			Logger:        slog.New(slog.DiscardHandler),
+		})
+		stop := RunBox(t, o)
+		for _, call := range []string{"goes", "waits"} {
+			MustAppend(t, o, callEvent("call.incoming", call, "+73430112233", "101"),
+				completed(call, "+73430112233", "101", telephony.Incoming, 5))
+		}
+		checkFound(t, o, outbox.CallFilter{Number: "+73430112233"}, "waits", "goes")
+		time.Sleep(72 * time.Hour)
+		synctest.Wait()
+		for _, number := range []string{"+73430112233", "2233", "101", ""} {
+			checkFound(t, o, outbox.CallFilter{Number: number}, "waits")
+		}
+		page, err := o.Call("waits", 0)
+		if err != nil || len(page.Events) != 1 {
+			t.Errorf("of the call that waits, %d events are left, %v", len(page.Events), err)
+		}
+		stop()
+	})
+}
+
+// TestTheHeadOfACallSaysHowItsDeliveriesStand checks what the head of a call says of it.
+func (s suite) TestTheHeadOfACallSaysHowItsDeliveriesStand(t *testing.T) {
+	c := &CRM{}
+	c.Answer = func(_ int, r Received, w http.ResponseWriter) {
+		if _, n := callOf(t, r); r.Path == "/refuses" && n == 2 {
+			w.WriteHeader(http.StatusGone)
+		}
+	}
+	Bubble(t, c, func(t *testing.T) {
+		takes, refuses := Endpoint("takes"), Endpoint("refuses")
+		refuses.URL = "http://crm.example/refuses"
+		none := Endpoint("none")
+		none.Events = store.Filter{"sms.*"}
+		o := s.open(t, Options{DialContext: c.Net.Dial, Endpoints: []store.Endpoint{takes, refuses, none}})
+		stop := RunBox(t, o)
+		began := time.Now()
+		MustAppend(t, o, callEvent("call.incoming", "1", "83430112233", "101"))
+		head := func() store.CallHead {
+			h, err := o.Outbox.CallHead(t.Context(), "1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return h
+		}
+		if h := head(); h.Completed || h.Outcome != "" || h.Duration != nil {
+			t.Errorf("while it rings: %+v", h)
+		}
+		time.Sleep(5 * time.Second)
+		MustAppend(t, o, completed("1", "83430112233", "101", telephony.Incoming, 42))
+		time.Sleep(time.Second)
+		stop()
+		h := head()
+		if !h.Completed || h.Outcome != telephony.OutcomeAnswered || *h.Duration != 42 || h.Client != "+73430112233" ||
+			h.Extension != "101" || h.From != "83430112233" || h.Direction != telephony.Incoming || h.IsSMS || h.Internal ||
+			!h.Began.Equal(began.Truncate(time.Millisecond)) {
+			t.Errorf("the head is %+v", h)
+		}
+		var got []string
+		for _, d := range h.Deliveries {
+			got = append(got, fmt.Sprintf("%s %s %d/%d", d.Endpoint, d.State(), d.Delivered, d.Dead))
+		}
+		if want := []string{"refuses dead 1/1", "takes delivered 2/0"}; !slices.Equal(got, want) {
+			t.Errorf("its deliveries are %q, want %q", got, want)
+		}
+		if _, err := o.Outbox.CallHead(t.Context(), "2"); !errors.Is(err, store.ErrNoCall) {
+			t.Errorf("a call that there is not: %v", err)
+		}
+		MustAppend(t, o, Event("sms.sent", "sms"))
+		if h, err := o.Outbox.CallHead(t.Context(), "sms"); err != nil || !h.IsSMS {
+			t.Errorf("an SMS: %+v, %v", h, err)
+		}
+	})
+}
