@@ -24,7 +24,9 @@ type Deliveries interface {
 	Deliveries(ctx context.Context, q store.DeliveryQuery) (store.DeliveryPage, error)
 	Delivery(ctx context.Context, id string) (store.DeliveryView, []store.Attempt, error)
 	Redeliver(ctx context.Context, id string) (store.DeliveryView, error)
-	RedeliverAll(ctx context.Context, r store.Redelivery) (int, error)
+	RedeliverAll(ctx context.Context, r store.Redelivery) (number uint32, count int, err error)
+	Redelivery(ctx context.Context, number uint32) (store.RedeliveryState, error)
+	Redeliveries(ctx context.Context, limit int) ([]store.RedeliveryState, error)
 }
 
 const (
@@ -161,73 +163,6 @@ func (a *API) redeliver(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusAccepted, showDelivery(d, nil))
 }
 
-// undelivered is the default of states in redeliverAll. Delivered events are redelivered only if
-// the request names that state.
-var undelivered = []string{"dead", "expired"}
-
-// redeliverAll queues again all deliveries that a filter selects, or with dry_run counts them.
-func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
-	var request struct {
-		Endpoint string   `json:"endpoint"`
-		Since    string   `json:"since"`
-		Until    string   `json:"until"`
-		States   []string `json:"states"`
-		Types    []string `json:"types"`
-		DryRun   bool     `json:"dry_run"`
-	}
-	if refusal := readJSON(w, r, &request); refusal != nil {
-		refusal.write(w)
-		return
-	}
-	what := store.Redelivery{Endpoint: request.Endpoint, States: request.States, DryRun: request.DryRun}
-	if len(what.States) == 0 {
-		what.States = undelivered
-	}
-	var errSince, errUntil, errEndpoint, errTypes error
-	if what.Since, errSince = readTime("since", request.Since); request.Since == "" {
-		errSince = &fieldError{
-			"since",
-			"is missing: say from when on events are to be sent again, with a time such as 2026-11-23T06:25:53Z",
-		}
-	}
-	what.Until, errUntil = readTime("until", request.Until)
-	if request.Endpoint == "" {
-		errEndpoint = &fieldError{"endpoint", "is missing: name the endpoint that is to get its events again"}
-	}
-	what.Types, errTypes = readTypes(request.Types)
-	if err := errors.Join(errEndpoint, errSince, errUntil, errTypes); err != nil {
-		badFields(err).write(w)
-		return
-	}
-	if !a.redeliveries.acquire(r.Context(), maxSlotWait) {
-		tooManyRequests("Other deliveries are being made again: wait until that is done.").write(w)
-		return
-	}
-	defer a.redeliveries.release()
-	// It runs to its end even if the caller disconnects, else only a part would be redelivered.
-	ctx, cancel := detach(r)
-	defer cancel()
-	n, err := a.opts.Deliveries.RedeliverAll(ctx, what)
-	if !what.DryRun && (n > 0 || err == nil) {
-		a.opts.Logger.Info("deliveries are made again", "endpoint", what.Endpoint, "deliveries", n)
-	}
-	if err != nil {
-		p := deliveryProblem(err)
-		if p.Field == "state" {
-			p.Field = "states"
-		}
-		if n > 0 {
-			p.Detail += fmt.Sprintf(" Until then it was done for %d deliveries.", n)
-		}
-		p.write(w)
-		return
-	}
-	writeJSON(w, http.StatusOK, struct {
-		Deliveries int  `json:"deliveries"`
-		DryRun     bool `json:"dry_run"`
-	}{n, what.DryRun})
-}
-
 func readTime(field, s string) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
@@ -242,7 +177,7 @@ func readTime(field, s string) (time.Time, error) {
 func deliveryProblem(err error) problem {
 	p := problem{Status: http.StatusInternalServerError, Detail: sentence(err)}
 	switch {
-	case errors.Is(err, store.ErrNotFound):
+	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrNoRedelivery):
 		p.Status = http.StatusNotFound
 	case errors.Is(err, store.ErrNoEndpoint), errors.Is(err, store.ErrNoURL):
 		p.Status, p.Field = http.StatusBadRequest, "endpoint"

@@ -215,7 +215,8 @@ func eventProblem(err error) problem {
 
 // call is the JSON form of a call: its events and its routing.
 type call struct {
-	CallID  string      `json:"call_id"`
+	CallID string `json:"call_id"`
+	callHead
 	Events  []callEvent `json:"events"`
 	Routing *routing    `json:"routing,omitempty"` // absent if the call had no routing question
 	// NextCursor is absent on the last page.
@@ -293,6 +294,11 @@ func (a *API) getCall(r *http.Request) answer {
 	case page.Route != nil && len(shown.Events) > 0:
 		shown.Routing = showRoute(*page.Route, visible)
 	}
+	head, err := a.opts.Calls.CallHead(r.Context(), shown.CallID)
+	if err != nil {
+		return problemAnswer(problem{Status: http.StatusInternalServerError, Detail: sentence(err)})
+	}
+	shown.callHead = showCallHead(&head, visible)
 	return okAnswer(shown)
 }
 

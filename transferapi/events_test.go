@@ -292,6 +292,7 @@ func TestConcurrentRequestsWithOneKeyAreOneCommand(t *testing.T) {
 			Backup:         b.engine,
 			Deliveries:     b,
 			Events:         b,
+			Calls:          b,
 			Keys:           b.engine,
 			Metrics:        http.NotFoundHandler(),
 			Rate:           1000,
@@ -626,5 +627,94 @@ func TestReadingEndpointIsShown(t *testing.T) {
 	}
 	if ready := get(a, "/readyz", operatorToken).Body.String(); strings.Contains(ready, "crm") {
 		t.Errorf("readiness: %s", ready)
+	}
+}
+
+// The operator finds calls by their numbers and by what they are, and sees how their deliveries
+// stand.
+func TestCallsAreFound(t *testing.T) {
+	b := newBox(t)
+	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
+	talk := int64(5)
+	for i, e := range []telephony.Event{
+		{Type: "call.incoming", CallID: "1", From: "83430112233", To: "101", Direction: telephony.Incoming},
+		{Type: "call.completed", CallID: "1", From: "83430112233", To: "101", Direction: telephony.Incoming},
+		{Type: "call.completed", CallID: "2", From: "101", To: "+79101234567", Direction: telephony.Outgoing, Duration: &talk},
+	} {
+		e.ID, e.Time = uuid.Must(uuid.NewV7()).String(), time.Now().Add(time.Duration(i)*time.Millisecond)
+		if _, err := b.Append(t.Context(), []telephony.Event{e}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	type head struct {
+		CallID    string `json:"call_id"`
+		Client    string `json:"client_number"`
+		Extension string
+		Outcome   string
+		Endpoints []callStanding
+	}
+	find := func(query string) (found []string, all struct {
+		Calls      []head
+		NextCursor string `json:"next_cursor"`
+		AnyDigits  bool   `json:"any_digits"`
+	}) {
+		w := get(a, "/v1/calls"+query, operatorToken)
+		if err := json.Unmarshal(w.Body.Bytes(), &all); err != nil || w.Code != 200 {
+			t.Fatalf("%s: %d %s %v", query, w.Code, w.Body, err)
+		}
+		for _, h := range all.Calls {
+			found = append(found, h.CallID)
+		}
+		return found, all
+	}
+	for query, want := range map[string]string{
+		"":                            "[2 1]",
+		"?number=%2B73430112233":      "[1]",
+		"?number=2233":                "[1]",
+		"?number=4301":                "[1]",
+		"?number=101":                 "[2 1]",
+		"?direction=outgoing":         "[2]",
+		"?outcome=missed":             "[1]",
+		"?outcome=answered":           "[2]",
+		"?state=pending&limit=1":      "[2]",
+		"?state=dead":                 "[]",
+		"?since=2100-01-01T00:00:00Z": "[]",
+	} {
+		if found, _ := find(query); fmt.Sprint(found) != want {
+			t.Errorf("%s: %v, want %s", query, found, want)
+		}
+	}
+	_, all := find("?number=4301")
+	h := all.Calls[0]
+	if !all.AnyDigits || h.Client != "+73430112233" || h.Extension != "101" || h.Outcome != "missed" ||
+		len(h.Endpoints) == 0 || h.Endpoints[0].State != "pending" {
+		t.Errorf("the call is %+v", all)
+	}
+	_, all = find("?limit=1")
+	if found, rest := find("?limit=1&cursor=" + all.NextCursor); fmt.Sprint(found) != "[1]" || rest.NextCursor != "" {
+		t.Errorf("the second page is %v, %+v", found, rest)
+	}
+	var one head
+	if w := get(a, "/v1/calls/1", operatorToken); json.Unmarshal(w.Body.Bytes(), &one) != nil || one.Outcome != "missed" {
+		t.Errorf("the call by its ID: %s", w.Body)
+	}
+	for query, field := range map[string]string{
+		"?number=%2B1":     "number",
+		"?outcome=busy":    "outcome",
+		"?direction=in":    "direction",
+		"?state=lost":      "state",
+		"?since=yesterday": "since",
+		"?cursor=x":        "cursor",
+		"?limit=0":         "limit",
+		"?color=red":       "color",
+		"?since=2026-01-02T00:00:00Z&until=2026-01-01T00:00:00Z": "until",
+	} {
+		w := get(a, "/v1/calls"+query, operatorToken)
+		if w.Code != 400 || !strings.Contains(w.Body.String(), `"field":"`+field+`"`) {
+			t.Errorf("%s: %d %s", query, w.Code, w.Body)
+		}
+	}
+	if w := get(a, "/v1/calls", crmToken); w.Code != 403 {
+		t.Errorf("a CRM may look for any call: %d", w.Code)
 	}
 }

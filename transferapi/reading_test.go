@@ -181,9 +181,9 @@ func (b *slowBox) Call(ctx context.Context, id string, after uint64) (store.Call
 	return b.box.Call(ctx, id, after)
 }
 
-func (b *slowBox) RedeliverAll(context.Context, store.Redelivery) (int, error) {
+func (b *slowBox) RedeliverAll(context.Context, store.Redelivery) (uint32, int, error) {
 	b.read()
-	return 0, nil
+	return 0, 0, nil
 }
 
 // A bearer scans the outbox once at a time. Its other requests wait for the slot, a second at most;

@@ -78,6 +78,7 @@ type Options struct {
 	Backup     Backup
 	Deliveries Deliveries
 	Events     Events
+	Calls      Calls
 	Keys       Keys
 	Metrics    http.Handler // for Prometheus
 	// MetricsPublic serves the metrics without a token; otherwise they need the operator's.
@@ -111,10 +112,10 @@ type API struct {
 // since the token alone identifies the caller.
 func New(opts Options) (*API, error) {
 	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Backup == nil ||
-		opts.Deliveries == nil || opts.Events == nil || opts.Keys == nil || opts.Metrics == nil ||
+		opts.Deliveries == nil || opts.Events == nil || opts.Calls == nil || opts.Keys == nil || opts.Metrics == nil ||
 		opts.Logger == nil || opts.CommandTimeout <= 0 || opts.Rate <= 0 {
 		return nil, errors.New(
-			"transferapi: Options.Exchange, Router, Outbox, Backup, Deliveries, Events, Keys, Metrics, Logger, " +
+			"transferapi: Options.Exchange, Router, Outbox, Backup, Deliveries, Events, Calls, Keys, Metrics, Logger, " +
 				"CommandTimeout and Rate must be set",
 		)
 	}
@@ -174,6 +175,7 @@ func (a *API) routes() []route {
 		{http.MethodPost, "/v1/calls", anyBearer, a.command(readCall, "from", "to")},
 		{http.MethodPost, "/v1/transfers", anyBearer, a.command(readTransfer, "call_id", "to")},
 		{http.MethodPost, "/v1/sms", anyBearer, a.command(readSMS, "from", "to", "text")},
+		{http.MethodGet, "/v1/calls", operatorOnly, a.readHandler(a.findCalls)},
 		{http.MethodGet, "/v1/calls/{call_id}", anyBearer, a.readHandler(a.getCall)},
 		{http.MethodGet, "/v1/events", anyBearer, a.listEvents},
 		{http.MethodGet, "/v1/connection", anyBearer, a.connection},
@@ -182,6 +184,8 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/deliveries/{id}", anyBearer, a.readHandler(a.getDelivery)},
 		{http.MethodPost, "/v1/deliveries/{id}/redeliver", operatorOnly, a.redeliver},
 		{http.MethodPost, "/v1/redeliver", operatorOnly, a.redeliverAll},
+		{http.MethodGet, "/v1/redeliveries", operatorOnly, a.readHandler(a.listRedeliveries)},
+		{http.MethodGet, "/v1/redeliveries/{id}", operatorOnly, a.readHandler(a.getRedelivery)},
 		{http.MethodGet, "/v1/endpoints", operatorOnly, a.listEndpoints},
 		{http.MethodPost, "/v1/endpoints/{name}/test", operatorOnly, a.sendTest},
 		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},

@@ -139,6 +139,7 @@ func newAPI(t *testing.T, e *exchange, o *box, log *bytes.Buffer) *API {
 		Backup:         o.engine,
 		Deliveries:     o,
 		Events:         o,
+		Calls:          o,
 		Keys:           o.engine,
 		Metrics:        http.NotFoundHandler(),
 		Rate:           1000,
@@ -390,7 +391,7 @@ func TestRoutesRequireTheirTokens(t *testing.T) {
 		},
 		{"redelivering much", "POST", "/v1/redeliver", http.Header{"Authorization": {"Bearer " + crmToken}}, "", 403},
 		{"a backup", "GET", "/v1/backup", http.Header{"Authorization": {"Bearer " + crmToken}}, "", 403},
-		{"another method", "GET", "/v1/calls", nil, "", 405},
+		{"another method", "GET", "/v1/transfers", nil, "", 405},
 		{"another method of a path with a name in it", "GET", "/v1/deliveries/x.crm/redeliver", nil, "", 405},
 		{"another path", "GET", "/v1/nothing", nil, "", 404},
 		{
@@ -828,6 +829,7 @@ func TestSharedTokenIsRejected(t *testing.T) {
 		Backup:         newBox(t).engine,
 		Deliveries:     newBox(t),
 		Events:         newBox(t),
+		Calls:          newBox(t),
 		Keys:           newBox(t).engine,
 		Metrics:        http.NotFoundHandler(),
 		Rate:           1,
@@ -846,9 +848,9 @@ type redeliveries struct {
 	got store.Redelivery
 }
 
-func (a *redeliveries) RedeliverAll(_ context.Context, r store.Redelivery) (int, error) {
+func (a *redeliveries) RedeliverAll(_ context.Context, r store.Redelivery) (uint32, int, error) {
 	a.got = r
-	return 7, nil
+	return 3, 7, nil
 }
 
 // Every filter of the request reaches the outbox.
@@ -908,6 +910,7 @@ func TestPolicyRefusalSendsNothing(t *testing.T) {
 			Backup:         o.engine,
 			Deliveries:     o,
 			Events:         o,
+			Calls:          o,
 			Keys:           o.engine,
 			Metrics:        http.NotFoundHandler(),
 			Rate:           1000,

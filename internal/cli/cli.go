@@ -50,6 +50,7 @@ func commands() []command {
 		{"doctor", "check whether the server and each CRM can be reached, and say what to do", Program.doctor},
 		{"console", "talk to a Prostie Zvonki server as the vendor's Diagnostic does", Program.console},
 		{"tail", "print events and deliveries as they happen", Program.tail},
+		{"calls", "find calls, and show whether each CRM has got them", Program.calls},
 		{"deliveries", "list what became of events at the CRMs", Program.deliveries},
 		{"redeliver", "send deliveries again", Program.redeliver},
 		{"compact", "make the outbox's file small again, while the bridge is stopped", Program.compact},

@@ -83,7 +83,7 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 	if len(list) == 0 && *endpoint != "" {
 		// The check comes last because an endpoint that is no longer configured may have
 		// deliveries.
-		if _, err := a.counts(ctx, *endpoint); err != nil {
+		if _, err := a.stateOf(ctx, *endpoint); err != nil {
 			return err
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 	"time"
 
@@ -74,42 +73,20 @@ func (p Program) redeliverOne(ctx context.Context, a api, id string) error {
 }
 
 func (p Program) redeliverMany(ctx context.Context, a api, request redelivery) error {
-	before, err := a.counts(ctx, request.Endpoint)
-	if err == nil && !request.DryRun {
-		before.Dead, err = a.deadNotChosen(ctx, request, before.Dead)
+	var answer struct {
+		ID         string `json:"id"`
+		Deliveries int    `json:"deliveries"`
 	}
-	if err != nil {
-		return err
-	}
-	count, err := a.redeliver(ctx, request)
+	err := a.call(ctx, http.MethodPost, "/v1/redeliver", request, &answer)
 	switch {
 	case err != nil:
 		return err
 	case request.DryRun:
-		fmt.Fprintf(p.Out, "%d deliveries would be sent again.\n", count)
+		fmt.Fprintf(p.Out, "%d deliveries would be sent again.\n", answer.Deliveries)
 		return nil
 	}
-	fmt.Fprintf(p.Out, "%d deliveries are sent again.\n", count)
-	return p.follow(ctx, a, request.Endpoint, before, count)
-}
-
-// redeliver requests a redelivery and returns the number of deliveries chosen.
-func (a api) redeliver(ctx context.Context, request redelivery) (int, error) {
-	var answer struct {
-		Deliveries int `json:"deliveries"`
-	}
-	err := a.call(ctx, http.MethodPost, "/v1/redeliver", request, &answer)
-	return answer.Deliveries, err
-}
-
-// deadNotChosen returns how many of the dead deliveries a redelivery does not choose.
-func (a api) deadNotChosen(ctx context.Context, request redelivery, dead int) (int, error) {
-	if !slices.Contains(request.States, "dead") {
-		return dead, nil
-	}
-	request.States, request.DryRun = []string{"dead"}, true
-	chosen, err := a.redeliver(ctx, request)
-	return dead - chosen, err
+	fmt.Fprintf(p.Out, "%d deliveries are sent again.\n", answer.Deliveries)
+	return p.follow(ctx, a, request.Endpoint, answer.ID, answer.Deliveries)
 }
 
 // redelivery is the API's request for a redelivery. Except for the endpoint, an empty field does
@@ -138,11 +115,9 @@ func parseTimeOrAge(s string) (time.Time, error) {
 	return at, nil
 }
 
-// follow draws a bar of how many of the chosen deliveries have left the pending state, and fails as
-// soon as the endpoint has more dead deliveries than before. The API only counts all deliveries of
-// the endpoint, including those of new events and of an earlier backlog, so follow may end a little
-// late, or early if there is a backlog.
-func (p Program) follow(ctx context.Context, a api, endpoint string, before counts, count int) error {
+// follow draws a bar of how many of the deliveries of a redelivery have ended, and fails if some
+// have died by then.
+func (p Program) follow(ctx context.Context, a api, endpoint, id string, count int) error {
 	if count == 0 {
 		return nil
 	}
@@ -158,8 +133,13 @@ func (p Program) follow(ctx context.Context, a api, endpoint string, before coun
 		progressbar.OptionSetPredictTime(false),
 		progressbar.OptionOnCompletion(func() { fmt.Fprintln(barOut) }),
 	)
-	for {
-		now, err := a.counts(ctx, endpoint)
+	for saidFailing := false; ; {
+		var now struct {
+			Deliveries int `json:"deliveries"`
+			Pending    int `json:"pending"`
+			Dead       int `json:"dead"`
+		}
+		err := a.call(ctx, http.MethodGet, "/v1/redeliveries/"+id, nil, &now)
 		if errors.Is(err, errInterrupted) {
 			fmt.Fprintln(barOut)
 			return nil
@@ -167,22 +147,21 @@ func (p Program) follow(ctx context.Context, a api, endpoint string, before coun
 		if err != nil {
 			return err
 		}
-		done := count - min(count, max(0, now.Pending-before.Pending))
-		if err := bar.Set(done); err != nil {
+		if err := bar.Set(now.Deliveries - now.Pending); err != nil {
 			return err
 		}
-		if died := now.Dead - before.Dead; died > 0 {
-			fmt.Fprintln(barOut)
-			return fmt.Errorf("%d deliveries have died meanwhile; "+
-				"\"pzbridge deliveries -endpoint %s -state dead\" lists them", died, endpoint)
-		}
-		if done == count {
+		switch {
+		case now.Pending > 0:
+		case now.Dead > 0:
+			return fmt.Errorf("%d of them have died again; "+
+				"\"pzbridge deliveries -endpoint %s -state dead\" lists them", now.Dead, endpoint)
+		default:
 			return nil
 		}
-		if now.State == "failing" && before.State != now.State {
-			fmt.Fprintf(p.Err, "\n%s is failing: what waits goes when it takes something again. "+
-				"Ctrl-C ends the following.\n", endpoint)
-			before.State = now.State
+		if !saidFailing {
+			if saidFailing, err = p.sayFailing(ctx, a, endpoint); err != nil {
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -193,32 +172,34 @@ func (p Program) follow(ctx context.Context, a api, endpoint string, before coun
 	}
 }
 
-// counts is the state of an endpoint, and how many of its deliveries are pending and dead.
-type counts struct {
-	State   string `json:"-"`
-	Pending int    `json:"pending"`
-	Dead    int    `json:"dead"`
+// sayFailing prints, if an endpoint is failing, that what waits for it goes later.
+func (p Program) sayFailing(ctx context.Context, a api, endpoint string) (said bool, err error) {
+	state, err := a.stateOf(ctx, endpoint)
+	if err != nil || state != "failing" {
+		return false, err
+	}
+	fmt.Fprintf(p.Err, "\n%s is failing: what waits goes when it takes something again. "+
+		"Ctrl-C ends the following.\n", endpoint)
+	return true, nil
 }
 
-// counts reads the counts of an endpoint. It fails if the bridge has no such endpoint.
-func (a api) counts(ctx context.Context, endpoint string) (counts, error) {
+// stateOf reads the state of an endpoint. It fails if the bridge has no such endpoint.
+func (a api) stateOf(ctx context.Context, endpoint string) (string, error) {
 	var answer struct {
 		Endpoints []struct {
-			Name       string `json:"name"`
-			State      string `json:"state"`
-			Deliveries counts `json:"deliveries"`
+			Name  string `json:"name"`
+			State string `json:"state"`
 		} `json:"endpoints"`
 	}
 	if err := a.call(ctx, http.MethodGet, "/v1/endpoints", nil, &answer); err != nil {
-		return counts{}, err
+		return "", err
 	}
 	for _, e := range answer.Endpoints {
 		if e.Name == endpoint {
-			e.Deliveries.State = e.State
-			return e.Deliveries, nil
+			return e.State, nil
 		}
 	}
-	return counts{}, fmt.Errorf("the bridge has no endpoint %q", endpoint)
+	return "", fmt.Errorf("the bridge has no endpoint %q", endpoint)
 }
 
 // splitList splits a comma-separated list, without empty parts.
