@@ -65,7 +65,8 @@ type Options struct {
 func (o *Options) validate() error {
 	isComplete := o.Engine != nil && o.Formatter != nil && o.Numbers != nil && o.Logger != nil
 	if !isComplete || o.Retention <= 0 || o.RoutingTimeout <= 0 {
-		return errors.New("outbox: Options.Engine, Formatter, Numbers, Retention, RoutingTimeout and Logger must be set")
+		return errors.New("outbox: Options.Engine, Formatter, Numbers, Retention, RoutingTimeout and Logger " +
+			"must be set")
 	}
 	if err := store.ValidateEndpoints(o.Endpoints); err != nil {
 		return fmt.Errorf("outbox: %w", err)

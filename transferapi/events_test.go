@@ -639,7 +639,14 @@ func TestCallsAreFound(t *testing.T) {
 	for i, e := range []telephony.Event{
 		{Type: "call.incoming", CallID: "1", From: "83430112233", To: "101", Direction: telephony.Incoming},
 		{Type: "call.completed", CallID: "1", From: "83430112233", To: "101", Direction: telephony.Incoming},
-		{Type: "call.completed", CallID: "2", From: "101", To: "+79101234567", Direction: telephony.Outgoing, Duration: &talk},
+		{
+			Type:      "call.completed",
+			CallID:    "2",
+			From:      "101",
+			To:        "+79101234567",
+			Direction: telephony.Outgoing,
+			Duration:  &talk,
+		},
 	} {
 		e.ID, e.Time = uuid.Must(uuid.NewV7()).String(), time.Now().Add(time.Duration(i)*time.Millisecond)
 		if _, err := b.Append(t.Context(), []telephony.Event{e}); err != nil {
@@ -657,7 +664,8 @@ func TestCallsAreFound(t *testing.T) {
 		Calls      []head
 		NextCursor string `json:"next_cursor"`
 		AnyDigits  bool   `json:"any_digits"`
-	}) {
+	},
+	) {
 		w := get(a, "/v1/calls"+query, operatorToken)
 		if err := json.Unmarshal(w.Body.Bytes(), &all); err != nil || w.Code != 200 {
 			t.Fatalf("%s: %d %s %v", query, w.Code, w.Body, err)
@@ -695,7 +703,8 @@ func TestCallsAreFound(t *testing.T) {
 		t.Errorf("the second page is %v, %+v", found, rest)
 	}
 	var one head
-	if w := get(a, "/v1/calls/1", operatorToken); json.Unmarshal(w.Body.Bytes(), &one) != nil || one.Outcome != "missed" {
+	w := get(a, "/v1/calls/1", operatorToken)
+	if err := json.Unmarshal(w.Body.Bytes(), &one); err != nil || one.Outcome != "missed" {
 		t.Errorf("the call by its ID: %s", w.Body)
 	}
 	for query, field := range map[string]string{

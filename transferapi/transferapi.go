@@ -115,8 +115,8 @@ func New(opts Options) (*API, error) {
 		opts.Deliveries == nil || opts.Events == nil || opts.Calls == nil || opts.Keys == nil || opts.Metrics == nil ||
 		opts.Logger == nil || opts.CommandTimeout <= 0 || opts.Rate <= 0 {
 		return nil, errors.New(
-			"transferapi: Options.Exchange, Router, Outbox, Backup, Deliveries, Events, Calls, Keys, Metrics, Logger, " +
-				"CommandTimeout and Rate must be set",
+			"transferapi: Options.Exchange, Router, Outbox, Backup, Deliveries, Events, Calls, Keys, Metrics, " +
+				"Logger, CommandTimeout and Rate must be set",
 		)
 	}
 	a := &API{

@@ -153,7 +153,7 @@ func (p Program) follow(ctx context.Context, a api, endpoint, id string, count i
 		switch {
 		case now.Pending > 0:
 		case now.Dead > 0:
-			return fmt.Errorf("%d of them have died again; "+
+			return fmt.Errorf("%d deliveries have died meanwhile; "+
 				"\"pzbridge deliveries -endpoint %s -state dead\" lists them", now.Dead, endpoint)
 		default:
 			return nil

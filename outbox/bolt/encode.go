@@ -86,8 +86,8 @@ const (
 )
 
 // encodeDelivery: version, flags and state (1 byte), redelivered (1), step (2), attempts (4), due
-// (8), failedAt (8), next (8), expires (8), and unless it is 0 the number of a request (4). Then the
-// last attempts follow, oldest first.
+// (8), failedAt (8), next (8), expires (8), and unless it is 0 the number of a request (4). Then
+// the last attempts follow, oldest first.
 func encodeDelivery(d store.Delivery, history []byte) []byte {
 	v := make([]byte, 0, headSize1+requestSize+len(history))
 	first := deliveryVersion<<4 | byte(d.State)

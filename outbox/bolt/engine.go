@@ -6,8 +6,10 @@
 //	                          clock (a step of it that does not count yet)
 //	events                    number              -> an event: see encodeEvent
 //	ids                       event ID            -> number
-//	calls                     call key, sequence  -> number, fingerprint, keys of its phone numbers
-//	numbers                   phone number, number -> a byte: see indexNumbers
+//	calls                     call key, sequence  -> number, fingerprint, keys of its phone
+//	                                                 numbers: see callEntry
+//	numbers                   key, number         -> a byte; where a phone number came into a
+//	                                                 call: see indexNumbers
 //	routes                    call key            -> a telephony.Route as JSON
 //	questions                 number              -> nothing; one for each event that endpoints
 //	                                                 are being asked about

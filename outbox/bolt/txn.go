@@ -36,8 +36,8 @@ var (
 
 // topBuckets are the buckets of every file.
 var topBuckets = [][]byte{
-	bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketNumbers, bucketRoutes, bucketQuestions, bucketKeys, bucketKeyAges,
-	bucketEndpoints, bucketRequests,
+	bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketNumbers, bucketRoutes, bucketQuestions, bucketKeys,
+	bucketKeyAges, bucketEndpoints, bucketRequests,
 }
 
 // maxRead is how many records one read goes through at most: a long one would keep pages from being
@@ -61,11 +61,22 @@ type txn struct {
 
 func newTxn(tx *bolt.Tx, rules *store.Rules) *txn {
 	t := &txn{
-		Tx: tx, rules: rules,
-		meta: tx.Bucket(bucketMeta), events: tx.Bucket(bucketEvents), ids: tx.Bucket(bucketIDs),
-		calls: tx.Bucket(bucketCalls), numbers: tx.Bucket(bucketNumbers), routes: tx.Bucket(bucketRoutes), questions: tx.Bucket(bucketQuestions),
-		keys: tx.Bucket(bucketKeys), ages: tx.Bucket(bucketKeyAges), endpoints: tx.Bucket(bucketEndpoints), requests: tx.Bucket(bucketRequests),
-		queues: map[string]*queue{}, states: map[uint32]*store.RedeliveryState{}, prints: map[string]map[[16]byte]bool{},
+		Tx:        tx,
+		rules:     rules,
+		meta:      tx.Bucket(bucketMeta),
+		events:    tx.Bucket(bucketEvents),
+		ids:       tx.Bucket(bucketIDs),
+		calls:     tx.Bucket(bucketCalls),
+		numbers:   tx.Bucket(bucketNumbers),
+		routes:    tx.Bucket(bucketRoutes),
+		questions: tx.Bucket(bucketQuestions),
+		keys:      tx.Bucket(bucketKeys),
+		ages:      tx.Bucket(bucketKeyAges),
+		endpoints: tx.Bucket(bucketEndpoints),
+		requests:  tx.Bucket(bucketRequests),
+		queues:    map[string]*queue{},
+		states:    map[uint32]*store.RedeliveryState{},
+		prints:    map[string]map[[16]byte]bool{},
 	}
 	fill(t.events)
 	fill(t.ids)

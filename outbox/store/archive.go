@@ -49,17 +49,17 @@ type Archive interface {
 	// Redeliver makes one delivery pending from the start of the schedule, behind the pending ones
 	// before it in its call. Fails with ErrNotFound.
 	Redeliver(ctx context.Context, eventID, endpoint string, now time.Time) error
-	// AddRedelivery stores a redelivery of many, and returns the number by which it is known. Of one
-	// Token it stores one. The newest MaxRedeliveries are kept.
+	// AddRedelivery stores a redelivery of many, and returns the number by which it is known. Of
+	// one Token it stores one. The newest MaxRedeliveries are kept.
 	AddRedelivery(ctx context.Context, r Redelivery, now time.Time) (number uint32, err error)
-	// RedeliverSome does the same as Redeliver for the next few deliveries that a redelivery of many
-	// selects, from one number up to another, or only counts them. They are chosen and changed in
-	// one transaction, in which the redelivery is chosen whole if next is beyond last.
+	// RedeliverSome does the same as Redeliver for the next few deliveries that a redelivery of
+	// many selects, from one number up to another, or only counts them. They are chosen and changed
+	// in one transaction, in which the redelivery is chosen whole if next is beyond last.
 	RedeliverSome(
 		ctx context.Context, r Redelivery, from, last uint64, now time.Time,
 	) (count int, next uint64, err error)
-	// Redeliveries returns the stored redeliveries of many, the newest first: the one with a number,
-	// or up to limit if number is 0. Fails with ErrNoRedelivery.
+	// Redeliveries returns the stored redeliveries of many, the newest first: the one with a
+	// number, or up to limit if number is 0. Fails with ErrNoRedelivery.
 	Redeliveries(ctx context.Context, number uint32, limit int) ([]RedeliveryState, error)
 	// LastNumber returns the number of the event that was appended last, also if it has been
 	// removed.
@@ -222,8 +222,8 @@ type Redelivery struct {
 	States       []string              // delivered, expired, dead, Missing; none means all of them
 	Types        []telephony.EventType // none means all
 	DryRun       bool                  `json:"-"` // only count
-	// Token is what the caller has chosen at random, so that AddRedelivery may be repeated. Number is
-	// what that has returned; 0 for a DryRun.
+	// Token is what the caller has chosen at random, so that AddRedelivery may be repeated. Number
+	// is what that has returned; 0 for a DryRun.
 	Token  [16]byte
 	Number uint32
 }

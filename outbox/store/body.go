@@ -64,7 +64,8 @@ func encodeBody(e *telephony.Event, asks bool, answerWithin time.Duration) (writ
 // bodySize returns an upper estimate of the length of a body in bytes.
 func bodySize(e *telephony.Event) int {
 	const fixed, member = 400, 8
-	n := fixed + len(e.CallID) + len(e.From) + len(e.To) + len(e.Client) + len(e.Extension) + len(e.RecordingURL) + len(e.Text)
+	n := fixed + len(e.CallID) + len(e.From) + len(e.To) + len(e.Client) + len(e.Extension) +
+		len(e.RecordingURL) + len(e.Text)
 	for _, a := range e.Wire {
 		n += member + len(a.Name) + len(a.Value)
 	}

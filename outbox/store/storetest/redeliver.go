@@ -522,8 +522,8 @@ func (s suite) TestOverruledAttemptIsCounted(t *testing.T) {
 	})
 }
 
-// TestARedeliveryOfManySaysWhatCameOfIt checks that a redelivery of many counts its deliveries as they
-// end, across a restart, and those that are requested again meanwhile.
+// TestARedeliveryOfManySaysWhatCameOfIt checks that a redelivery of many counts its deliveries as
+// they end, across a restart, and those that are requested again meanwhile.
 func (s suite) TestARedeliveryOfManySaysWhatCameOfIt(t *testing.T) {
 	var refuses atomic.Bool
 	c := &CRM{Answer: func(_ int, r Received, w http.ResponseWriter) {

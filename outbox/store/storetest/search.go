@@ -81,16 +81,28 @@ func (s suite) TestTheOutcomeIsDecidedWhenACallEnds(t *testing.T) {
 		{"talk", nil, completed("", "", "", in, 5), telephony.OutcomeAnswered},
 		{"nothing else is known", nil, completed("", "", "", in, 0), telephony.OutcomeMissed},
 		{"missed", []telephony.EventType{"call.incoming"}, completed("", "", "", in, 0), telephony.OutcomeMissed},
-		{"no seconds of talk", []telephony.EventType{"call.incoming", "call.incoming_answered"},
-			completed("", "", "", in, 0), telephony.OutcomeAnswered},
+		{
+			"no seconds of talk",
+			[]telephony.EventType{"call.incoming", "call.incoming_answered"},
+			completed("", "", "", in, 0), telephony.OutcomeAnswered,
+		},
 		{"no answer", []telephony.EventType{"call.outgoing"}, completed("", "", "", out, 0), telephony.OutcomeNoAnswer},
-		{"client answered", []telephony.EventType{"call.outgoing", "call.outgoing_answered"},
-			completed("", "", "", out, 0), telephony.OutcomeAnswered},
-		{"direction from before", []telephony.EventType{"call.transfer_requested"},
-			completed("", "", "", "", 0), telephony.OutcomeMissed},
+		{
+			"client answered",
+			[]telephony.EventType{"call.outgoing", "call.outgoing_answered"},
+			completed("", "", "", out, 0), telephony.OutcomeAnswered,
+		},
+		{
+			"direction from before",
+			[]telephony.EventType{"call.transfer_requested"},
+			completed("", "", "", "", 0), telephony.OutcomeMissed,
+		},
 		{"no direction", nil, completed("", "", "", "", 0), ""},
-		{"second leg", []telephony.EventType{"call.incoming", "call.incoming_answered", "call.completed"},
-			completed("", "", "", in, 0), telephony.OutcomeAnswered},
+		{
+			"second leg",
+			[]telephony.EventType{"call.incoming", "call.incoming_answered", "call.completed"},
+			completed("", "", "", in, 0), telephony.OutcomeAnswered,
+		},
 	}
 	c := &CRM{}
 	Bubble(t, c, func(t *testing.T) {
@@ -249,7 +261,8 @@ func (s suite) TestCallsAreFoundByWhatTheyAre(t *testing.T) {
 		checkFound(t, o, outbox.CallFilter{Until: at(1)}, "1")
 		checkFound(t, o, outbox.CallFilter{Number: "0112233", Since: at(1)}, "3", "2")
 		checkFound(t, o, outbox.CallFilter{Number: "0112233", Direction: in, Until: at(1)}, "1")
-		if _, err := o.Outbox.FindCalls(t.Context(), outbox.CallFilter{State: "lost", Limit: 1}); !errors.Is(err, store.ErrBadState) {
+		lost := outbox.CallFilter{State: "lost", Limit: 1}
+		if _, err := o.Outbox.FindCalls(t.Context(), lost); !errors.Is(err, store.ErrBadState) {
 			t.Errorf("a state that there is not: %v", err)
 		}
 		for _, cursor := range []string{"x", "-1", "any.x"} {
@@ -362,9 +375,9 @@ func (s suite) TestTheHeadOfACallSaysHowItsDeliveriesStand(t *testing.T) {
 		time.Sleep(time.Second)
 		stop()
 		h := head()
-		if !h.Completed || h.Outcome != telephony.OutcomeAnswered || *h.Duration != 42 || h.Client != "+73430112233" ||
-			h.Extension != "101" || h.From != "83430112233" || h.Direction != telephony.Incoming || h.IsSMS || h.Internal ||
-			!h.Began.Equal(began.Truncate(time.Millisecond)) {
+		if !h.Completed || h.Outcome != telephony.OutcomeAnswered || *h.Duration != 42 || h.IsSMS || h.Internal ||
+			h.Client != "+73430112233" || h.Extension != "101" || h.From != "83430112233" ||
+			h.Direction != telephony.Incoming || !h.Began.Equal(began.Truncate(time.Millisecond)) {
 			t.Errorf("the head is %+v", h)
 		}
 		var got []string
