@@ -126,18 +126,33 @@ func (a *API) listDeliveries(r *http.Request) answer {
 }
 
 func readDeliveryQuery(r *http.Request) (store.DeliveryQuery, *problem) {
-	values, refusal := readQuery(r, "state", "endpoint", "call_id", "limit", "cursor")
+	values, refusal := readQuery(
+		r, "state", "endpoint", "call_id", "types", "since", "until", "limit", "cursor",
+	)
 	if refusal != nil {
 		return store.DeliveryQuery{}, refusal
 	}
 	limit, refusal := readLimit(values)
-	return store.DeliveryQuery{
+	if refusal != nil {
+		return store.DeliveryQuery{}, refusal
+	}
+	q := store.DeliveryQuery{
 		State:    values.Get("state"),
 		Endpoint: values.Get("endpoint"),
 		CallID:   values.Get("call_id"),
 		Cursor:   values.Get("cursor"),
 		Limit:    limit,
-	}, refusal
+	}
+	var errTypes, errSince, errUntil error
+	if values.Get("types") != "" {
+		q.Types, errTypes = readTypes(strings.Split(values.Get("types"), ","))
+	}
+	q.Since, errSince = readTime("since", values.Get("since"))
+	q.Until, errUntil = readTime("until", values.Get("until"))
+	if err := errors.Join(errTypes, errSince, errUntil); err != nil {
+		return store.DeliveryQuery{}, badFields(err)
+	}
+	return q, nil
 }
 
 // getDelivery returns one delivery with its last attempts. For an endpoint, a delivery of another

@@ -48,22 +48,14 @@ func (p Program) calls(ctx context.Context, args []string) error {
 	if err := parse(fs, args); err != nil {
 		return err
 	}
-	query := url.Values{}
-	for name, value := range map[string]string{
-		"number": *number, "direction": *direction, "outcome": *outcome, "state": *state,
-	} {
-		if value != "" {
-			query.Set(name, value)
-		}
-	}
-	for name, value := range map[string]string{"since": *since, "until": *until} {
-		at, err := parseTimeOrAge(value)
-		if err != nil {
-			return usageError(fmt.Sprintf("-%s %v", name, err))
-		}
-		if !at.IsZero() {
-			query.Set(name, at.UTC().Format(time.RFC3339))
-		}
+	query, err := listQuery(map[string]string{
+		"number":    *number,
+		"direction": *direction,
+		"outcome":   *outcome,
+		"state":     *state,
+	}, map[string]string{"since": *since, "until": *until})
+	if err != nil {
+		return err
 	}
 	a, err := newAPI()
 	if err != nil {

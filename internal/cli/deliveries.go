@@ -53,6 +53,10 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 	state := fs.String("state", "", "only those that are `pending`, delivered, expired or dead")
 	endpoint := fs.String("endpoint", "", "only those of the endpoint of that `name`")
 	call := fs.String("call", "", "only those of the call of that `id`")
+	types := fs.String("types", "", "only events of these `types`, separated by commas")
+	since := fs.String("since", "", "only events from that `time` on, "+
+		"such as 2026-11-23T06:25:53Z, or so long ago, such as 24h")
+	until := fs.String("until", "", "only events before that `time`, or before so long ago")
 	limit := fs.Int("limit", 30, "how many at most, to 500")
 	if err := parseFlags(fs, args); err != nil {
 		return err
@@ -70,11 +74,14 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 	if fs.NArg() == 1 {
 		return p.showDelivery(ctx, a, fs.Arg(0))
 	}
-	query := url.Values{}
-	for name, value := range map[string]string{"state": *state, "endpoint": *endpoint, "call_id": *call} {
-		if value != "" {
-			query.Set(name, value)
-		}
+	query, err := listQuery(map[string]string{
+		"state":    *state,
+		"endpoint": *endpoint,
+		"call_id":  *call,
+		"types":    *types,
+	}, map[string]string{"since": *since, "until": *until})
+	if err != nil {
+		return err
 	}
 	list, more, err := a.deliveries(ctx, query, *limit)
 	if err != nil {
@@ -97,9 +104,29 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 		return err
 	}
 	if more {
-		fmt.Fprintln(p.Err, "There are more; -limit, -state, -endpoint and -call choose.")
+		fmt.Fprintln(p.Err, "There are more; -limit and the other flags choose.")
 	}
 	return nil
+}
+
+// listQuery makes the query of a list from the flags that were given: words, and times.
+func listQuery(words, times map[string]string) (url.Values, error) {
+	query := url.Values{}
+	for name, value := range words {
+		if value != "" {
+			query.Set(name, value)
+		}
+	}
+	for name, value := range times {
+		at, err := parseTimeOrAge(value)
+		if err != nil {
+			return nil, usageError(fmt.Sprintf("-%s %v", name, err))
+		}
+		if !at.IsZero() {
+			query.Set(name, at.UTC().Format(time.RFC3339))
+		}
+	}
+	return query, nil
 }
 
 // deliveries lists up to limit deliveries, and reports whether there may be more. It reads pages

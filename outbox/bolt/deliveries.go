@@ -2,6 +2,7 @@ package bolt
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -80,11 +81,27 @@ func (l *listing) run(tx *txn) error {
 	if len(endpoints) == 0 {
 		return nil
 	}
-	next := tx.eventsBefore(l.CallID, l.from.number)
+	if !l.Until.IsZero() {
+		if first := tx.firstSince(l.Until.Add(clockSlack)); first <= l.from.number {
+			l.from = position{number: max(first, 1) - 1}
+		}
+	}
+	next := l.candidates(tx, endpoints)
 	for end := l.from; ; {
 		n, event := next()
 		if event == nil {
 			return nil
+		}
+		e, _, err := decodeEventHead(event)
+		if err != nil || !l.isFor(&e) {
+			if err == nil && e.At.Before(l.Since.Add(-clockSlack)) {
+				return nil
+			}
+			if l.looked++; l.looked >= maxLooked {
+				l.cursor = position{n, lastEndpoint}.cursor()
+				return nil
+			}
+			continue
 		}
 		for _, name := range endpoints {
 			if n == l.from.number && name <= l.from.endpoint {
@@ -96,15 +113,51 @@ func (l *listing) run(tx *txn) error {
 			}
 			l.looked++
 			end = position{n, name}
-			if !l.look(tx, end, event) {
+			if !l.look(tx, end, e) {
 				return nil
 			}
 		}
 	}
 }
 
+// lastEndpoint is behind the names of all endpoints: a cursor with it is behind all deliveries of
+// an event.
+const lastEndpoint = "\xff"
+
+// isFor reports whether the query is for deliveries of an event.
+func (l *listing) isFor(e *store.Event) bool {
+	return !e.At.Before(l.Since) && (l.Until.IsZero() || e.At.Before(l.Until)) &&
+		(len(l.Types) == 0 || slices.Contains(l.Types, e.Type))
+}
+
+// candidates goes backwards through the events that the query may be for, up to where the page
+// begins. An index gives those whose deliveries have failed, however many events lie between them;
+// so do the due deliveries those that are pending, as long as they are few.
+func (l *listing) candidates(tx *txn, endpoints []string) (next func() (uint64, []byte)) {
+	var numbers []uint64
+	for _, name := range endpoints {
+		list, ok := l.engine.numbersIn(tx, name, l.State, l.from.number)
+		if !ok || l.CallID != "" {
+			return tx.eventsBefore(l.CallID, l.from.number)
+		}
+		numbers = append(numbers, list...)
+	}
+	slices.SortFunc(numbers, func(a, b uint64) int { return cmp.Compare(b, a) })
+	numbers = slices.Compact(numbers)
+	return func() (uint64, []byte) {
+		for len(numbers) > 0 {
+			n := numbers[0]
+			numbers = numbers[1:]
+			if v := tx.events.Get(number(n)); v != nil {
+				return n, v
+			}
+		}
+		return 0, nil
+	}
+}
+
 // look adds a delivery if the query is for it. It is false once the list is full.
-func (l *listing) look(tx *txn, at position, event []byte) bool {
+func (l *listing) look(tx *txn, at position, e store.Event) bool {
 	d, history, ok := tx.queue(at.endpoint).get(at.number)
 	if !ok {
 		return true
@@ -117,12 +170,10 @@ func (l *listing) look(tx *txn, at position, event []byte) bool {
 		l.cursor = l.last.cursor()
 		return false
 	}
-	if e, _, err := decodeEventHead(event); err == nil {
-		v := describe(e, at.endpoint, d, history)
-		v.ToBeRead = toBeRead
-		l.found, l.last = append(l.found, v), at
-		l.size += viewSize(v)
-	}
+	v := describe(e, at.endpoint, d, history)
+	v.ToBeRead = toBeRead
+	l.found, l.last = append(l.found, v), at
+	l.size += viewSize(v)
 	return true
 }
 

@@ -25,6 +25,8 @@
 //	                                                 tried at that time
 //	endpoints/NAME/expiry     second, block       -> a byte; one for each block of 64 deliveries
 //	                                                 of which some may expire in that second
+//	endpoints/NAME/failed     state, number       -> a byte; one for each delivery that is expired
+//	                                                 or dead
 //	endpoints/NAME/kept       call key            -> version, what the endpoint's sender has kept
 //	                                                 for the call
 //	endpoints/NAME/notes      name                -> version, end, value

@@ -64,7 +64,7 @@ func checkFile(t testing.TB, s *Engine) {
 
 func checkQueue(t testing.TB, tx *txn, q *queue) {
 	t.Helper()
-	due := 0
+	due, failed := 0, 0
 	var counted counts
 	err := q.deliveries.ForEach(func(k, v []byte) error {
 		n := binary.BigEndian.Uint64(k)
@@ -88,6 +88,12 @@ func checkQueue(t testing.TB, tx *txn, q *queue) {
 				t.Errorf("pending delivery %d of %s is not in the due index", n, q.name)
 			}
 		}
+		if isFailed(d.State) && recordVersion(v) > 0 {
+			failed++
+			if q.failed.Get(failedKey(d.State, n)) == nil {
+				t.Errorf("delivery %d of %s is %s and not in the index of failed ones", n, q.name, d.State)
+			}
+		}
 		if d.IsDue() && d.Expires != 0 && recordVersion(v) > 0 {
 			if q.expiry.Get(entryOf(d.Expires, n).key()) == nil {
 				t.Errorf("pending delivery %d of %s is not in the index by expiry", n, q.name)
@@ -100,6 +106,9 @@ func checkQueue(t testing.TB, tx *txn, q *queue) {
 	}
 	if n := q.due.Stats().KeyN; n != due {
 		t.Errorf("%s: %d are due, %d in the due index", q.name, due, n)
+	}
+	if n := q.failed.Stats().KeyN; n != failed {
+		t.Errorf("%s: %d have failed, %d in the index of failed ones", q.name, failed, n)
 	}
 	if q.counts != counted {
 		t.Errorf("%s: counts say %v, there are %v", q.name, q.counts, counted)

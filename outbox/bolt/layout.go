@@ -57,7 +57,7 @@ func (s *Engine) prepare(tx *bolt.Tx) error {
 		}
 	}
 	if err := endpoints.ForEachBucket(func(name []byte) error {
-		for _, inner := range [][]byte{bucketDeliveries, bucketDue, bucketExpiry, bucketKept, bucketNotes} {
+		for _, inner := range [][]byte{bucketDeliveries, bucketDue, bucketExpiry, bucketFailed, bucketKept, bucketNotes} {
 			if _, err := endpoints.Bucket(name).CreateBucketIfNotExists(inner); err != nil {
 				return err
 			}
@@ -164,9 +164,9 @@ func migrate1Delivery(q *queue, k []byte) error {
 // an event that is being asked about.
 func migrate2(*txn) error { return nil }
 
-// migrate3 comes from layout 3, in which deliveries had no expiry time and no index by it, and
-// calls no index by number: fillIndexes fills them while the bridge runs. The time for which an
-// endpoint has been failing was not stored among its notes.
+// migrate3 comes from layout 3, in which deliveries had no expiry time and no index by it, those
+// that have failed no index, and calls no index by number: fillIndexes fills them while the bridge
+// runs. The time for which an endpoint has been failing was not stored among its notes.
 func migrate3(tx *txn) error {
 	for _, name := range tx.names() {
 		q := tx.queue(name)
@@ -249,7 +249,7 @@ func (s *Engine) fillSome(endpoint string) (done bool, err error) {
 		q := tx.queue(endpoint)
 		for _, n := range old {
 			d, history, ok := q.get(n)
-			if !ok || d.State != store.Pending { // it has ended meanwhile
+			if !ok {
 				continue
 			}
 			if err := q.put(n, d, history); err != nil {
@@ -261,8 +261,8 @@ func (s *Engine) fillSome(endpoint string) (done bool, err error) {
 	return next == filledWhole, err
 }
 
-// oldDeliveries returns the next batch of pending deliveries of an older layout after a number, and
-// the number of the last delivery that it looked at.
+// oldDeliveries returns the next batch of deliveries of an older layout after a number that are to
+// stand in an index, and the number of the last delivery that it looked at.
 func (q *queue) oldDeliveries(after uint64) (old []uint64, next uint64) {
 	c := q.deliveries.Cursor()
 	seen := 0
@@ -271,7 +271,7 @@ func (q *queue) oldDeliveries(after uint64) (old []uint64, next uint64) {
 			return old, next
 		}
 		next = decodeNumber(k)
-		if d, _, version, err := decodeDelivery(v); err == nil && version == 0 && d.State == store.Pending {
+		if d, _, version, err := decodeDelivery(v); err == nil && version == 0 && d.State != store.Delivered {
 			old = append(old, next)
 		}
 	}

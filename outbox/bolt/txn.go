@@ -25,6 +25,7 @@ var (
 	bucketDeliveries = []byte("deliveries")
 	bucketDue        = []byte("due")
 	bucketExpiry     = []byte("expiry")
+	bucketFailed     = []byte("failed")
 	bucketKept       = []byte("kept")
 	bucketNotes      = []byte("notes")
 	bucketRequests   = []byte("redeliveries")
@@ -103,7 +104,8 @@ func (tx *txn) queue(endpoint string) *queue {
 			q = &queue{
 				name: endpoint, tx: tx, root: b,
 				deliveries: b.Bucket(bucketDeliveries), due: b.Bucket(bucketDue), expiry: b.Bucket(bucketExpiry),
-				kept: b.Bucket(bucketKept), notes: b.Bucket(bucketNotes),
+				failed: b.Bucket(bucketFailed),
+				kept:   b.Bucket(bucketKept), notes: b.Bucket(bucketNotes),
 				counts: decodeCounts(b.Get(keyCounts)),
 			}
 			if q.deliveries != nil {
@@ -151,10 +153,10 @@ func (tx *txn) numberOf(eventID string) (uint64, bool) {
 
 // queue is the part of a transaction that belongs to one endpoint.
 type queue struct {
-	name                          string
-	tx                            *txn
-	root, deliveries, due, expiry *bolt.Bucket
-	kept, notes                   *bolt.Bucket
+	name                                  string
+	tx                                    *txn
+	root, deliveries, due, expiry, failed *bolt.Bucket
+	kept, notes                           *bolt.Bucket
 
 	counts  counts
 	changed bool
@@ -211,6 +213,9 @@ func (q *queue) put(n uint64, d store.Delivery, history []byte) error {
 			return err
 		}
 	}
+	if err := q.putFailed(n, d.State, before.State, had && recordVersion(record) != 0); err != nil {
+		return err
+	}
 	isIndexed := wasDue && before.Expires == d.Expires && recordVersion(record) != 0
 	if isDue && d.Expires != 0 && !isIndexed {
 		if err := q.addExpiry(d.Expires, n); err != nil {
@@ -231,7 +236,7 @@ func (q *queue) remove(n uint64) error {
 	if d.State == store.Pending && d.Request != 0 {
 		q.tx.countRedelivered(d, d.Ended(store.Dead, time.Time{}))
 	}
-	return errors.Join(q.due.Delete(timeKey(d.Due, n)), q.forget(n))
+	return errors.Join(q.due.Delete(timeKey(d.Due, n)), q.failed.Delete(failedKey(d.State, n)), q.forget(n))
 }
 
 // forget takes a delivery's record away.

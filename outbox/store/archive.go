@@ -92,6 +92,10 @@ type DeliveryView struct {
 // DeliveryQuery selects deliveries to list. An empty field matches all.
 type DeliveryQuery struct {
 	State, Endpoint, CallID string
+	Types                   []telephony.EventType // none means all
+	// Since and Until bound the time at which the bridge read the event: from Since on, before
+	// Until. The zero value is no bound.
+	Since, Until time.Time
 
 	Limit  int    // at least 1
 	Cursor string // where the last page ended; empty begins with the newest event

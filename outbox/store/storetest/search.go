@@ -396,3 +396,71 @@ func (s suite) TestTheHeadOfACallSaysHowItsDeliveriesStand(t *testing.T) {
 		}
 	})
 }
+
+// TestFewDeliveriesAreListedAmongMany checks that the few deliveries that are dead, expired or
+// pending are all on the first page, however many delivered ones lie between them.
+func (s suite) TestFewDeliveriesAreListedAmongMany(t *testing.T) {
+	SkipBulk(t)
+	const many = 5000 // more than one request looks at
+	c := &CRM{Forget: true}
+	c.Answer = func(_ int, r Received, w http.ResponseWriter) {
+		switch call, _ := callOf(t, r); {
+		case strings.HasPrefix(call, "dead"):
+			w.WriteHeader(http.StatusGone)
+		case strings.HasPrefix(call, "late"), strings.HasPrefix(call, "waits"):
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	}
+	Bubble(t, c, func(t *testing.T) {
+		e := Endpoint("crm")
+		e.RingingTTL = time.Minute
+		o := s.open(t, Options{
+			DialContext:   c.Net.Dial,
+			Endpoints:     []store.Endpoint{e, Endpoint("other")},
+			RetrySchedule: slices.Repeat([]time.Duration{time.Hour}, 100),
+			Logger:        slog.New(slog.DiscardHandler),
+		})
+		stop := RunBox(t, o)
+		began := time.Now()
+		MustAppend(t, o, Event("call.completed", "dead1"), Event("call.incoming", "late1"),
+			Event("call.completed", "waits"), Event("sms.sent", "waits"))
+		for i := range many / 100 {
+			var events []telephony.Event
+			for j := range 100 {
+				events = append(events, Event("call.completed", fmt.Sprint(100*i+j)))
+			}
+			MustAppend(t, o, events...)
+			time.Sleep(100 * time.Millisecond)
+		}
+		MustAppend(t, o, Event("call.completed", "dead2"))
+		time.Sleep(5 * time.Minute)
+		stop()
+		check := func(q store.DeliveryQuery, want ...string) {
+			t.Helper()
+			q.Limit = 10
+			page, cursor, err := o.Deliveries(q)
+			var got []string
+			for _, d := range page {
+				got = append(got, d.CallID+"."+d.Endpoint)
+			}
+			if err != nil || cursor != "" || !slices.Equal(got, want) {
+				t.Errorf("%+v: %v, cursor %q, %v; want %v", q, got, cursor, err, want)
+			}
+		}
+		check(store.DeliveryQuery{State: "dead"}, "dead2.crm", "dead2.other", "dead1.crm", "dead1.other")
+		check(store.DeliveryQuery{State: "dead", Endpoint: "crm"}, "dead2.crm", "dead1.crm")
+		check(store.DeliveryQuery{State: "expired"}, "late1.crm")
+		check(store.DeliveryQuery{State: "pending", Endpoint: "crm"}, "waits.crm", "waits.crm")
+		check(store.DeliveryQuery{State: "pending", Endpoint: "crm", Types: []telephony.EventType{"sms.sent"}}, "waits.crm")
+		check(store.DeliveryQuery{State: "dead", Endpoint: "crm", Since: began.Add(time.Second)}, "dead2.crm")
+		check(store.DeliveryQuery{State: "dead", Endpoint: "crm", Until: began.Add(time.Second)}, "dead1.crm")
+		first, cursor, err := o.Deliveries(store.DeliveryQuery{State: "dead", Limit: 3})
+		if err != nil || len(first) != 3 || cursor == "" {
+			t.Fatalf("%d deliveries, cursor %q, %v", len(first), cursor, err)
+		}
+		rest, cursor, err := o.Deliveries(store.DeliveryQuery{State: "dead", Limit: 3, Cursor: cursor})
+		if err != nil || len(rest) != 1 || rest[0].CallID != "dead1" || rest[0].Endpoint != "other" || cursor != "" {
+			t.Errorf("on the second page: %+v, cursor %q, %v", rest, cursor, err)
+		}
+	})
+}
