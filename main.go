@@ -22,6 +22,7 @@ import (
 	"github.com/google/uuid"
 
 	"pzbridge/internal/advice"
+	"pzbridge/internal/alert"
 	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/cli"
 	"pzbridge/internal/clock"
@@ -154,12 +155,22 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
+	alerts, err := alert.New(alert.Options{
+		Exchange: session,
+		Outbox:   box,
+		MaxBytes: cfg.OutboxMaxBytes,
+		Russian:  cfg.AlertLanguage == "ru",
+		Logger:   logger,
+	})
+	if err != nil {
+		return err
+	}
 	policy, err := callpolicy.New(callpolicy.Options{
 		Rate:     cfg.CallRate,
 		From:     cfg.CallFrom,
 		To:       cfg.CallTo,
 		Logger:   logger,
-		Observer: counters,
+		Observer: refusalObservers{counters, alerts},
 	})
 	if err != nil {
 		return err
@@ -251,6 +262,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	err = runAll(
 		ctx,
 		serve(limit.Listener(listener), handler, cfg.ShutdownGrace/4, logger, api.Drain, pages.Drain),
+		alerts.Run,
 		session.Run,
 		together(events.questions.Run, box.Run),
 		engine.Run,
@@ -277,6 +289,15 @@ func (s *sink) Append(ctx context.Context, events []telephony.Event) error {
 type observers struct {
 	*metrics.Metrics
 	stats *dashboard.Stats
+}
+
+// refusalObservers passes refused commands to both.
+type refusalObservers [2]callpolicy.Observer
+
+func (o refusalObservers) CommandRefused(by string, kind telephony.CommandKind, reason string) {
+	for _, to := range o {
+		to.CommandRefused(by, kind, reason)
+	}
 }
 
 func (o observers) EventReceived(kind telephony.EventType) {

@@ -37,7 +37,7 @@ func (o *Outbox) Endpoints(ctx context.Context) ([]EndpointStatus, error) {
 	for _, l := range o.lanes {
 		status, n := l.status(time.Now()), standing[l.endpoint.Name]
 		if l.endpoint.Reads() {
-			status.State, status.LastRead = stateReads, n.LastRead
+			status.State, status.LastRead = StateReads, n.LastRead
 		}
 		status.Pending, status.Delivered, status.Expired, status.Dead = n.Pending, n.Delivered, n.Expired, n.Dead
 		list = append(list, status)

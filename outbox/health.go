@@ -17,10 +17,10 @@ const (
 
 // The states of an endpoint.
 const (
-	stateOK      = "ok"
-	stateFailing = "failing"
-	statePaused  = "paused"
-	stateReads   = "reads" // it has no URL, and reads its events
+	StateOK      = "ok"
+	StateFailing = "failing"
+	StatePaused  = "paused"
+	StateReads   = "reads" // it has no URL, and reads its events
 )
 
 // health is the state of an endpoint as a whole, derived from the outcomes of attempts. It is a
@@ -100,11 +100,11 @@ func (h health) state(now time.Time) (string, time.Time) {
 	_, at := h.allows(now, 1)
 	switch {
 	case h.failing:
-		return stateFailing, at
+		return StateFailing, at
 	case now.Before(h.pausedUntil):
-		return statePaused, at
+		return StatePaused, at
 	}
-	return stateOK, time.Time{}
+	return StateOK, time.Time{}
 }
 
 func later(a, b time.Time) time.Time {

@@ -46,33 +46,33 @@ func TestHealthFollowsFromHowAttemptsEnd(t *testing.T) {
 		slots int
 		in    time.Duration // until it is tried, if it is not now
 	}{
-		{"well", well, stateOK, 16, 0},
-		{"19 failures", shaky, stateOK, 16, 0},
-		{"19 failures and a success", after(shaky, false, taken, failed), stateOK, 16, 0},
-		{"20 failures", failing, stateFailing, 0, 5 * time.Second},
-		{"one more that was under way", after(failing, false, failed), stateFailing, 0, 5 * time.Second},
-		{"a probe failed", after(failing, true, failed), stateFailing, 0, 10 * time.Second},
-		{"four probes failed", after(failing, true, failed, failed, failed, failed), stateFailing, 0, 80 * time.Second},
+		{"well", well, StateOK, 16, 0},
+		{"19 failures", shaky, StateOK, 16, 0},
+		{"19 failures and a success", after(shaky, false, taken, failed), StateOK, 16, 0},
+		{"20 failures", failing, StateFailing, 0, 5 * time.Second},
+		{"one more that was under way", after(failing, false, failed), StateFailing, 0, 5 * time.Second},
+		{"a probe failed", after(failing, true, failed), StateFailing, 0, 10 * time.Second},
+		{"four probes failed", after(failing, true, failed, failed, failed, failed), StateFailing, 0, 80 * time.Second},
 		{
 			"many probes failed", after(failing, true, slices.Repeat([]store.Outcome{failed}, 300)...),
-			stateFailing, 0, 5 * time.Minute,
+			StateFailing, 0, 5 * time.Minute,
 		},
-		{"a success that was under way", after(failing, false, taken), stateOK, 16, 0},
-		{"a probe went well", after(failing, true, failed, taken), stateOK, 16, 0},
-		{"429 without a time", after(well, false, tooMany), stateOK, 16, 0},
-		{"429 with a time", asksToWait, statePaused, 0, time.Minute},
-		{"the longer pause counts", after(asksToWait, false, paused(time.Second)), statePaused, 0, time.Minute},
-		{"a success does not end a pause", after(asksToWait, false, taken), statePaused, 0, time.Minute},
+		{"a success that was under way", after(failing, false, taken), StateOK, 16, 0},
+		{"a probe went well", after(failing, true, failed, taken), StateOK, 16, 0},
+		{"429 without a time", after(well, false, tooMany), StateOK, 16, 0},
+		{"429 with a time", asksToWait, StatePaused, 0, time.Minute},
+		{"the longer pause counts", after(asksToWait, false, paused(time.Second)), StatePaused, 0, time.Minute},
+		{"a success does not end a pause", after(asksToWait, false, taken), StatePaused, 0, time.Minute},
 		{
 			"429 without a time, again and again", after(well, false, slices.Repeat([]store.Outcome{tooMany}, 20)...),
-			stateFailing, 0, 5 * time.Second,
+			StateFailing, 0, 5 * time.Second,
 		},
 		{
 			"no 429 with a time counts",
 			after(well, false, slices.Repeat([]store.Outcome{paused(time.Second)}, 100)...),
-			statePaused, 0, time.Second,
+			StatePaused, 0, time.Second,
 		},
-		{"503 with a time is none", after(well, false, later), stateOK, 16, 0},
+		{"503 with a time is none", after(well, false, later), StateOK, 16, 0},
 	} {
 		state, at := c.h.state(now)
 		slots, _ := c.h.allows(now, 16)
@@ -80,7 +80,7 @@ func TestHealthFollowsFromHowAttemptsEnd(t *testing.T) {
 			t.Errorf("%s: %s, %d attempts, in %s; want %s, %d, %s",
 				c.name, state, slots, at.Sub(now), c.state, c.slots, c.in)
 		}
-		if slots, _ := c.h.allows(now.Add(time.Hour), 16); c.state == stateFailing && slots != 1 {
+		if slots, _ := c.h.allows(now.Add(time.Hour), 16); c.state == StateFailing && slots != 1 {
 			t.Errorf("%s: an hour later %d attempts", c.name, slots)
 		}
 	}
@@ -92,7 +92,7 @@ func TestPauseKeepsItsReason(t *testing.T) {
 	now := time.Now()
 	taken := store.Outcome{Verdict: store.Done, Status: http.StatusOK}
 	h := health{}.after(paused(time.Minute), false, now, 0).after(taken, false, now, 0)
-	if state, _ := h.state(now); state != statePaused || h.lastError.Error() != "HTTP 429" {
+	if state, _ := h.state(now); state != StatePaused || h.lastError.Error() != "HTTP 429" {
 		t.Errorf("%s: %q", state, h.lastError)
 	}
 }

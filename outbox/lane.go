@@ -532,14 +532,14 @@ func (l *lane) status(now time.Time) EndpointStatus {
 	s := EndpointStatus{Name: l.endpoint.Name}
 	s.State, s.NextAttempt = h.state(now)
 	var last error
-	if s.State != stateOK {
+	if s.State != StateOK {
 		last = h.lastError
 	}
 	if h.failing {
 		s.Since = h.since
 	}
 	if stuck != nil {
-		s.State, s.Since, last = stateFailing, since, stuck
+		s.State, s.Since, last = StateFailing, since, stuck
 	}
 	if last != nil {
 		s.LastError, s.LastCause = last.Error(), telephony.CauseOf(last)

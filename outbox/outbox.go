@@ -197,6 +197,62 @@ func (o *Outbox) appendOperational(news []telephony.Event) {
 	}
 }
 
+// Alert stores alerts for the endpoints that subscribe to them. Those that cannot be stored are
+// sent once, past the outbox: that it is full is what they may be about.
+func (o *Outbox) Alert(ctx context.Context, alerts []telephony.Event) {
+	for i := range alerts {
+		alerts[i].ID, alerts[i].Time = uuid.Must(uuid.NewV7()).String(), time.Now()
+		o.opts.Logger.Info("alert", "type", string(alerts[i].Type), "endpoint", alerts[i].Endpoint,
+			"recovered", alerts[i].Recovered)
+	}
+	_, err := o.append(ctx, alerts)
+	if err == nil {
+		return
+	}
+	o.opts.Logger.Warn("alerts cannot be stored, and are sent once", "alerts", len(alerts), "err", err)
+	for i := range alerts {
+		o.sendPast(ctx, &alerts[i])
+	}
+}
+
+// sendPast makes one attempt at an event for each endpoint that subscribes to it, without storing
+// anything.
+func (o *Outbox) sendPast(ctx context.Context, e *telephony.Event) {
+	encoded, err := store.Encode(e, o.opts.RoutingTimeout)
+	if err != nil {
+		o.opts.Logger.Warn("an alert cannot be sent", "err", err)
+		return
+	}
+	var attempts sync.WaitGroup
+	defer attempts.Wait()
+	for i := range o.opts.Endpoints {
+		to := &o.opts.Endpoints[i]
+		sender := o.opts.Senders[to.Name]
+		if sender == nil || !to.Events.Match(e.Type) {
+			continue
+		}
+		attempts.Go(func() {
+			outcome := sender.Send(ctx, store.Job{Event: encoded.Event, EventID: e.ID})
+			if outcome.Verdict != store.Done {
+				o.opts.Logger.Warn("an alert did not arrive", "endpoint", to.Name, "err", outcome.Text())
+			}
+		})
+	}
+}
+
+// The name of the setting that keeps which alerts were sent.
+const settingAlerts = "alerts"
+
+// AlertsSent returns what SetAlertsSent has stored, empty if there was none.
+func (o *Outbox) AlertsSent(ctx context.Context) (string, error) {
+	return o.engine.Setting(ctx, settingAlerts, "")
+}
+
+// SetAlertsSent stores which alerts were sent, for later starts.
+func (o *Outbox) SetAlertsSent(ctx context.Context, sent string) error {
+	return o.engine.SetSetting(ctx, settingAlerts, sent)
+}
+
 // wakeLanes makes every lane look for new deliveries.
 func (o *Outbox) wakeLanes() {
 	for _, l := range o.lanes {

@@ -119,7 +119,7 @@ func TestGoldenWebhooksMatchDescription(t *testing.T) {
 			t.Errorf("there is no golden webhook of %s", kind)
 		}
 	}
-	for name, file := range map[string]string{"FlatEvent": "flat", "VendorEvent": "pz"} {
+	for name, file := range map[string]string{"FlatEvent": "flat", "VendorEvent": "pz", "TextEvent": "text"} {
 		for _, body := range golden(t, "../outbox/webhook/testdata/format-"+file+".txt") {
 			if ok, why := fits(d.Components.Schemas.GetOrZero(name).Schema(), body); !ok {
 				t.Errorf("%s is no %s: %s", body, name, why)
@@ -143,7 +143,7 @@ func readingBox(t *testing.T, filter store.Filter) *box {
 // operational returns the webhooks of the operational events, as the outbox stores them.
 func operational(t *testing.T) (bodies []string) {
 	t.Helper()
-	b := readingBox(t, store.Filter{"bridge.*", "endpoint.*", "delivery.dead"})
+	b := readingBox(t, store.Filter{"bridge.*", "endpoint.*", "delivery.dead", "alert.*"})
 	for _, e := range []telephony.Event{
 		{Type: telephony.EventConnected},
 		{Type: telephony.EventDisconnected, Reason: "connection refused"},
@@ -155,6 +155,11 @@ func operational(t *testing.T) (bodies []string) {
 			DeliveryID: "019376aa-0000-7000-8000-000000000001.crm",
 			Reason:     "HTTP 410",
 		},
+		{Type: telephony.EventAlertDisconnected, Text: "There is no connection."},
+		{Type: telephony.EventAlertEndpointFailing, Endpoint: "crm", Text: "crm takes nothing."},
+		{Type: telephony.EventAlertDeliveryDead, Endpoint: "crm", Text: "crm has not got 3 events."},
+		{Type: telephony.EventAlertOutboxFull, Text: "There is room again.", Recovered: true},
+		{Type: telephony.EventAlertCommandsRefused, Text: "3 calls were refused."},
 	} {
 		e.ID, e.Time = uuid.Must(uuid.NewV7()).String(), time.Now()
 		if _, err := b.Append(t.Context(), []telephony.Event{e}); err != nil {

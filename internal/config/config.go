@@ -68,6 +68,7 @@ type text struct {
 	ShutdownGrace   string `env:"SHUTDOWN_GRACE" envDefault:"20s"`
 	LogLevel        string `env:"LOG_LEVEL" envDefault:"info"`
 	LogFormat       string `env:"LOG_FORMAT" envDefault:"json"`
+	AlertLanguage   string `env:"ALERT_LANGUAGE" envDefault:"en"`
 }
 
 // endpointText holds the unparsed values of one endpoint, without the prefix ENDPOINT_<n>_.
@@ -121,6 +122,7 @@ type Config struct {
 	ShutdownGrace      time.Duration
 	LogLevel           slog.Level
 	LogFormat          string // "json" or "text"
+	AlertLanguage      string // "en" or "ru"
 
 	settings     []setting
 	certificates []certificate // of the endpoints' TLS

@@ -56,6 +56,7 @@ func (t text) parse(p *problems) Config {
 		OutboxPath:      t.OutboxPath,
 		APITokens:       parseTokens("API_TOKEN", t.APIToken, p),
 		LogFormat:       t.LogFormat,
+		AlertLanguage:   t.AlertLanguage,
 		CommandTimeout:  parseDurationUpTo("COMMAND_TIMEOUT", t.CommandTimeout, time.Millisecond, time.Minute, p),
 		APIRate:         parseRate("API_RATE", "requests", t.APIRate, p),
 		ShutdownGrace:   parseDuration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
@@ -101,6 +102,9 @@ func (t text) parse(p *problems) Config {
 	c.ListenAddr = net.JoinHostPort(ascii, port)
 	if err := c.LogLevel.UnmarshalText([]byte(t.LogLevel)); err != nil {
 		p.add("LOG_LEVEL", "must be debug, info, warn or error; it is %q", t.LogLevel)
+	}
+	if t.AlertLanguage != "en" && t.AlertLanguage != "ru" {
+		p.add("ALERT_LANGUAGE", "must be en or ru; it is %q", t.AlertLanguage)
 	}
 	if t.LogFormat != "json" && t.LogFormat != "text" {
 		p.add("LOG_FORMAT", "must be json or text; it is %q", t.LogFormat)
@@ -332,7 +336,7 @@ func (t endpointText) parse(prefix string, certificates *[]certificate, p *probl
 		e.Secrets = parseSecrets(prefix+"SECRET", t.Secret, p)
 	}
 	if !slices.Contains(store.Formats, e.Format) {
-		p.add(prefix+"FORMAT", "must be standard, flat, form or pz; it is %q", t.Format)
+		p.add(prefix+"FORMAT", "must be standard, flat, form, pz or text; it is %q", t.Format)
 	}
 	e.RingingTTL = parseDuration(prefix+"RINGING_TTL", t.RingingTTL, time.Millisecond, p)
 	concurrency, err := strconv.Atoi(t.Concurrency)

@@ -39,10 +39,29 @@ const (
 	EventDeliveryDead      EventType = "delivery.dead" // the delivery DeliveryID to Endpoint is not tried any more
 )
 
-// OperationalTypes lists the operational types.
-var OperationalTypes = []EventType{
-	EventConnected, EventDisconnected, EventEndpointFailing, EventEndpointRecovered, EventDeliveryDead,
+// The alerts: what an administrator must know. Text is a sentence for a person, Recovered says that
+// it is over, and Endpoint which endpoint it is about, if any.
+const (
+	EventAlertDisconnected    EventType = "alert.disconnected" // from the exchange, for a minute
+	EventAlertEndpointFailing EventType = "alert.endpoint_failing"
+	EventAlertDeliveryDead    EventType = "alert.delivery_dead"    // some deliveries to Endpoint are dead
+	EventAlertOutboxFull      EventType = "alert.outbox_full"      // four fifths of its limit are in use
+	EventAlertCommandsRefused EventType = "alert.commands_refused" // by the limits on calls and SMS
+)
+
+// AlertTypes lists the alerts.
+var AlertTypes = []EventType{
+	EventAlertDisconnected, EventAlertEndpointFailing, EventAlertDeliveryDead, EventAlertOutboxFull,
+	EventAlertCommandsRefused,
 }
+
+// IsAlert reports whether events of a type are alerts.
+func IsAlert(t EventType) bool { return slices.Contains(AlertTypes, t) }
+
+// OperationalTypes lists the operational types, the alerts among them.
+var OperationalTypes = slices.Concat([]EventType{
+	EventConnected, EventDisconnected, EventEndpointFailing, EventEndpointRecovered, EventDeliveryDead,
+}, AlertTypes)
 
 // IsType reports whether there is such a type.
 func IsType(t EventType) bool { return slices.Contains(EventTypes, t) || IsOperational(t) }
@@ -109,8 +128,9 @@ type Event struct {
 	Status             SMSStatus // of an SMS
 	Replayed           bool      // sent again by the exchange, because the bridge had been disconnected
 
-	// Endpoint, DeliveryID and Reason are set in operational events only.
+	// Endpoint, DeliveryID and Reason are set in operational events only, Recovered in alerts.
 	Endpoint, DeliveryID, Reason string
+	Recovered                    bool
 
 	Wire []Attr // every attribute as it came, in that order
 

@@ -57,7 +57,7 @@ func (s *Engine) prepare(tx *bolt.Tx) error {
 		}
 	}
 	if err := endpoints.ForEachBucket(func(name []byte) error {
-		for _, inner := range [][]byte{bucketDeliveries, bucketDue, bucketExpiry, bucketFailed, bucketKept, bucketNotes} {
+		for _, inner := range endpointBuckets {
 			if _, err := endpoints.Bucket(name).CreateBucketIfNotExists(inner); err != nil {
 				return err
 			}

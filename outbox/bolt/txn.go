@@ -41,6 +41,11 @@ var topBuckets = [][]byte{
 	bucketKeyAges, bucketEndpoints, bucketRequests,
 }
 
+// endpointBuckets are the buckets of every endpoint.
+var endpointBuckets = [][]byte{
+	bucketDeliveries, bucketDue, bucketExpiry, bucketFailed, bucketKept, bucketNotes,
+}
+
 // maxRead is how many records one read goes through at most: a long one would keep pages from being
 // used again.
 const maxRead = 4096

@@ -51,6 +51,10 @@ func encodeBody(e *telephony.Event, asks bool, answerWithin time.Duration) (writ
 	b.optional("endpoint", e.Endpoint)
 	b.optional("delivery_id", e.DeliveryID)
 	b.optional("reason", e.Reason)
+	if telephony.IsAlert(e.Type) {
+		b.name("recovered")
+		b.buf = strconv.AppendBool(b.buf, e.Recovered)
+	}
 	b.name("replayed")
 	b.buf = strconv.AppendBool(b.buf, e.Replayed)
 	b.name("pz")

@@ -67,10 +67,11 @@ const (
 	FormatFlat     Format = "flat"     // one level of JSON, for programs that cannot look into objects
 	FormatForm     Format = "form"     // the flat one as application/x-www-form-urlencoded
 	FormatPZ       Format = "pz"       // the members of the array in the vendor's PHP library
+	FormatText     Format = "text"     // {"text": one sentence}, as chats take it
 )
 
 // Formats lists the formats.
-var Formats = []Format{FormatStandard, FormatFlat, FormatForm, FormatPZ}
+var Formats = []Format{FormatStandard, FormatFlat, FormatForm, FormatPZ, FormatText}
 
 // The ways in which a request about an endpoint can fail.
 var (

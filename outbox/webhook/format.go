@@ -51,6 +51,8 @@ func object(f store.Format, body []byte) []byte {
 		return marshal(flatten(body))
 	case store.FormatPZ:
 		return marshal(vendorMembers(body))
+	case store.FormatText:
+		return marshal([]member{{"text", store.AppendString(nil, sentence(body))}})
 	}
 	return body
 }

@@ -51,6 +51,8 @@ func formatted() []telephony.Event {
 			From:         "73430112233",
 			To:           "101",
 			Direction:    "incoming",
+			Client:       "+73430112233",
+			Extension:    "101",
 			StartedAt:    time.Unix(1385035625, 0).UTC(),
 			EndedAt:      time.Unix(1385035685, 0).UTC(),
 			Duration:     &talk,
@@ -84,6 +86,24 @@ func formatted() []telephony.Event {
 			},
 		},
 		{ID: "019376aa-0000-7000-8000-000000000004", Type: "pz.event", Time: at},
+		{
+			ID:        "019376aa-0000-7000-8000-000000000005",
+			Type:      "call.outgoing",
+			Time:      at,
+			CallID:    "7",
+			From:      "101",
+			To:        "102",
+			Direction: "outgoing",
+			Extension: "101",
+			Internal:  true,
+		},
+		{
+			ID:       "019376aa-0000-7000-8000-000000000006",
+			Type:     "alert.endpoint_failing",
+			Time:     at,
+			Endpoint: "crm",
+			Text:     `crm says "no".`,
+		},
 	}
 }
 
@@ -97,7 +117,8 @@ func TestFormatsAreThoseOfTheGoldenFiles(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, sent := Formatter{}.Render(f, e.AppendBody(nil, 3, ""))
+			outcome := store.OutcomeOf(&e, func(func(store.Event) bool) {})
+			_, sent := Formatter{}.Render(f, e.AppendBody(nil, 3, outcome))
 			if f == store.FormatForm {
 				if _, err := url.ParseQuery(string(sent)); err != nil {
 					t.Errorf("%s: %v", sent, err)
@@ -167,7 +188,7 @@ func TestEveryFormatIsSigned(t *testing.T) {
 		_ = server.Close()
 		serving.Wait()
 		const form = "application/x-www-form-urlencoded"
-		if len(types) != 4 || types["/form"] != form || types["/flat"] != "application/json" {
+		if len(types) != len(store.Formats) || types["/form"] != form || types["/flat"] != "application/json" {
 			t.Errorf("content types: %v", types)
 		}
 	})

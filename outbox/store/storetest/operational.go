@@ -3,7 +3,9 @@ package storetest
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -118,4 +120,42 @@ func (s suite) TestNewsOfADeadDeliveryHasItsID(t *testing.T) {
 			t.Errorf("%d webhooks, %s", len(hooks), hooks[len(hooks)-1].Body)
 		}
 	})
+}
+
+// TestAlertsGoToThoseThatNameThem checks that an alert goes to the endpoints whose filter names it,
+// as one sentence in the format text; and past the outbox, once, while that can store nothing.
+func (s suite) TestAlertsGoToThoseThatNameThem(t *testing.T) {
+	for name, maxBytes := range map[string]int64{"stored": 0, "past a full outbox": 1} {
+		c := &CRM{}
+		Bubble(t, c, func(t *testing.T) {
+			crm, chat, reader := Endpoint("crm"), Endpoint("chat"), Endpoint("reader")
+			crm.URL, chat.URL, reader.URL = "http://x/crm", "http://x/chat", ""
+			chat.Events, chat.Format, reader.Events = store.Filter{"alert.*"}, store.FormatText, chat.Events
+			o := s.open(t, Options{
+				Endpoints:   []store.Endpoint{crm, chat, reader},
+				DialContext: c.Net.Dial,
+				MaxBytes:    maxBytes,
+				Logger:      slog.New(slog.DiscardHandler),
+			})
+			stop := RunBox(t, o)
+			o.Outbox.Alert(t.Context(), []telephony.Event{
+				{Type: telephony.EventAlertOutboxFull, Text: `It is "full".`},
+				{Type: telephony.EventAlertOutboxFull, Text: "It has room again.", Recovered: true},
+			})
+			time.Sleep(time.Minute)
+			stop()
+			var got []string
+			for _, h := range c.Received() {
+				if h.Path != "/chat" {
+					t.Errorf("%s: %s was sent %s", name, h.Path, h.Body)
+				}
+				got = append(got, string(h.Body))
+			}
+			slices.Sort(got)
+			want := []string{`{"text":"It has room again."}`, `{"text":"It is \"full\"."}`}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s: %q came", name, got)
+			}
+		})
+	}
 }

@@ -451,7 +451,8 @@ func (s suite) TestFewDeliveriesAreListedAmongMany(t *testing.T) {
 		check(store.DeliveryQuery{State: "dead", Endpoint: "crm"}, "dead2.crm", "dead1.crm")
 		check(store.DeliveryQuery{State: "expired"}, "late1.crm")
 		check(store.DeliveryQuery{State: "pending", Endpoint: "crm"}, "waits.crm", "waits.crm")
-		check(store.DeliveryQuery{State: "pending", Endpoint: "crm", Types: []telephony.EventType{"sms.sent"}}, "waits.crm")
+		sms := []telephony.EventType{"sms.sent"}
+		check(store.DeliveryQuery{State: "pending", Endpoint: "crm", Types: sms}, "waits.crm")
 		check(store.DeliveryQuery{State: "dead", Endpoint: "crm", Since: began.Add(time.Second)}, "dead2.crm")
 		check(store.DeliveryQuery{State: "dead", Endpoint: "crm", Until: began.Add(time.Second)}, "dead1.crm")
 		first, cursor, err := o.Deliveries(store.DeliveryQuery{State: "dead", Limit: 3})
