@@ -73,15 +73,17 @@ func (o *Outbox) FindCalls(ctx context.Context, f CallFilter) (FoundCalls, error
 	}
 	cursor, isAny := strings.CutPrefix(f.Cursor, anyDigits)
 	q.Cursor = cursor
+	var found FoundCalls
 	if !isAny {
-		found, err := o.findCalls(ctx, q)
+		found, err = o.findCalls(ctx, q)
 		if err != nil || len(found.Calls) > 0 || f.Cursor != "" || len(key) < minAnyDigits {
 			return found, err
 		}
 	}
+	unindexed := found.Unindexed
 	q.Match = store.KeyContains
-	found, err := o.findCalls(ctx, q)
-	found.AnyDigits = true
+	found, err = o.findCalls(ctx, q)
+	found.AnyDigits, found.Unindexed = !unindexed, unindexed
 	if found.Cursor != "" {
 		found.Cursor = anyDigits + found.Cursor
 	}

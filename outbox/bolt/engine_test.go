@@ -52,6 +52,7 @@ func checkFile(t testing.TB, s *Engine) {
 		}
 		view := newTxn(tx, &s.rules)
 		checkKeys(t, view)
+		checkNumbers(t, view)
 		for _, name := range view.names() {
 			checkQueue(t, view, view.queue(name))
 		}
@@ -166,4 +167,49 @@ func TestPromisesWithEveryWriteRepeated(t *testing.T) {
 		t.Skip("the same tests once more")
 	}
 	storetest.Run(t, storetest.Twice(harness{}))
+}
+
+// checkNumbers checks that each call is found by each of its numbers, as far as the index is filled,
+// and that nothing is found that there is not.
+func checkNumbers(t testing.TB, tx *txn) {
+	t.Helper()
+	isFilled := decodeNumber(tx.meta.Get(keyNumbered)) == filledWhole
+	found := map[string]bool{} // by call and key
+	err := tx.numbers.ForEach(func(k, _ []byte) error {
+		n := eventInNumberKey(k)
+		e, _, err := decodeEventHead(tx.events.Get(number(n)))
+		if err != nil {
+			t.Errorf("the index by number has event %d, which there is not", n)
+			return nil
+		}
+		entry := callEntry(tx.calls.Get(binary.BigEndian.AppendUint64(callKey(e.Call), e.Sequence)))
+		key := k[:len(k)-9]
+		if !entry.has(key) {
+			t.Errorf("the index by number has event %d under %q", n, key)
+		}
+		found[e.Call+" "+string(key)] = true
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	err = tx.events.ForEach(func(k, v []byte) error {
+		e, _, err := decodeEventHead(v)
+		if err != nil || e.Call == "" {
+			return nil
+		}
+		entry := callEntry(tx.calls.Get(binary.BigEndian.AppendUint64(callKey(e.Call), e.Sequence)))
+		if isFilled && !entry.isIndexed() {
+			t.Errorf("event %d has no keys of numbers", decodeNumber(k))
+		}
+		for _, key := range entry.keys() {
+			if len(key) > 0 && !found[e.Call+" "+string(key)] {
+				t.Errorf("call %s is not found by %q", e.Call, key)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }

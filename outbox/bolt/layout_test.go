@@ -17,6 +17,7 @@ import (
 
 	bolt "go.etcd.io/bbolt"
 
+	"pzbridge/outbox"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
 )
@@ -43,13 +44,31 @@ func rewrite(t testing.TB, path string, layout uint64, record func(d store.Deliv
 			for k, v := range old {
 				err = errors.Join(err, b.Put([]byte(k), v))
 			}
-			return errors.Join(err, root.Delete(keyFilled), root.DeleteBucket(bucketExpiry))
+			return errors.Join(
+				err, root.Delete(keyFilled), root.DeleteBucket(bucketExpiry), root.DeleteBucket(bucketFailed),
+			)
 		})
-		return errors.Join(err, tx.Bucket(bucketMeta).Put(keySchema, number(layout)))
+		meta := tx.Bucket(bucketMeta)
+		return errors.Join(
+			err, forgetNumbers(tx), meta.Delete(keyNumbered), meta.Put(keySchema, number(layout)),
+		)
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// forgetNumbers takes calls back to when they had no keys of numbers.
+func forgetNumbers(tx *bolt.Tx) error {
+	calls, old := tx.Bucket(bucketCalls), map[string][]byte{}
+	err := calls.ForEach(func(k, v []byte) error {
+		old[string(k)] = bytes.Clone(v[:min(len(v), callEntryHead)])
+		return nil
+	})
+	for k, v := range old {
+		err = errors.Join(err, calls.Put([]byte(k), v))
+	}
+	return errors.Join(err, tx.DeleteBucket(bucketNumbers))
 }
 
 // toLayout1 takes a file back to the first layout.
@@ -475,5 +494,56 @@ func deliverOldFile(t *testing.T, c *storetest.CRM, path string) {
 	}
 	if got := storetest.States(t, o, "crm"); got[store.Delivered] != 10 || got[store.Dead] != 1 {
 		t.Errorf("in the end the states are %v", got)
+	}
+}
+
+// The calls of an older file are found by their numbers once the index by number is filled, in steps
+// that survive a kill; until then a search says that some may be missing.
+func TestCallsOfAnOlderFileAreFoundByNumber(t *testing.T) {
+	opts := quietly(t, storetest.Options{})
+	o := mustOpen(t, opts)
+	const calls = fillBatch + 10
+	for i := range calls {
+		e := storetest.Event("call.incoming", fmt.Sprint(i))
+		e.From, e.To = fmt.Sprintf("8343011%04d", i), "101"
+		storetest.MustAppend(t, o, e)
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	toLayout3(t, opts.Place)
+	o = storetest.OpenBox(t, harness{}, opts)
+	s := engineOf(o)
+	find := func(number string) (string, bool) {
+		found, err := o.Outbox.FindCalls(t.Context(), outbox.CallFilter{Number: number, Limit: 2})
+		if err != nil || len(found.Calls) > 1 {
+			t.Fatalf("%+v, %v", found, err)
+		}
+		if len(found.Calls) == 0 {
+			return "", found.Unindexed
+		}
+		return found.Calls[0].CallID, found.Unindexed
+	}
+	if call, unindexed := find("+73430110005"); call != "5" || !unindexed { // it is looked for without the index
+		t.Errorf("before: call %q, unindexed %v", call, unindexed)
+	}
+	checkFile(t, s)
+	if done, err := s.fillNumbers(); done || err != nil {
+		t.Fatal(done, err)
+	}
+	checkFile(t, s)
+	if call, unindexed := find("+73430110005"); call != "5" || !unindexed {
+		t.Errorf("after a step: call %q, unindexed %v", call, unindexed)
+	}
+	for done := false; !done; {
+		var err error
+		if done, err = s.fillNumbers(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkFile(t, s)
+	last := fmt.Sprintf("+7343011%04d", calls-1)
+	if call, unindexed := find(last); call != fmt.Sprint(calls-1) || unindexed {
+		t.Errorf("after all steps: call %q, unindexed %v", call, unindexed)
 	}
 }

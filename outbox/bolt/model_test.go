@@ -317,6 +317,10 @@ func (r *modelRun) fillAndExpire() {
 		done, err = s.fillSome("crm")
 		r.check(err)
 	}
+	for done = false; !done; {
+		done, err = s.fillNumbers()
+		r.check(err)
+	}
 	for l := laneOf(r.t, s, "crm"); ; {
 		expired, _, err := l.Expire(r.t.Context(), time.Now(), 1+r.drawExtra(8))
 		r.check(err)
@@ -333,6 +337,7 @@ func (r *modelRun) append() {
 	for range 1 + r.random.IntN(3) {
 		kind := []telephony.EventType{"call.completed", "call.incoming"}[r.drawExtra(2)]
 		e := storetest.Event(kind, fmt.Sprint(r.random.IntN(6)))
+		e.From, e.To = fmt.Sprint("+7343011223", r.drawExtra(3)), fmt.Sprint(101+r.drawExtra(3))
 		batch = append(batch, e)
 		r.model.append(e)
 	}
