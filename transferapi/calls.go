@@ -17,6 +17,7 @@ import (
 
 // Calls finds calls.
 type Calls interface {
+	Forgetter
 	FindCalls(ctx context.Context, f outbox.CallFilter) (outbox.FoundCalls, error)
 	CallHead(ctx context.Context, callID string) (store.CallHead, error)
 }

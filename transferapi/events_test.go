@@ -727,3 +727,50 @@ func TestCallsAreFound(t *testing.T) {
 		t.Errorf("a CRM may look for any call: %d", w.Code)
 	}
 }
+
+// The operator has a number forgotten, and is told what went and what that cannot reach.
+func TestANumberIsForgotten(t *testing.T) {
+	b := newBox(t)
+	var log bytes.Buffer
+	a := newAPI(t, &exchange{}, b, &log)
+	e := telephony.Event{
+		ID:        uuid.Must(uuid.NewV7()).String(),
+		Type:      "call.incoming",
+		Time:      time.Now(),
+		CallID:    "1",
+		From:      "83430112233",
+		To:        "101",
+		Direction: telephony.Incoming,
+	}
+	if _, err := b.Append(t.Context(), []telephony.Event{e}); err != nil {
+		t.Fatal(err)
+	}
+	const path = "/v1/numbers/%2B7%20343%20011-22-33"
+	for _, query := range []string{"?dry_run=true", ""} {
+		w := send(a, http.MethodDelete, path+query, operatorToken, "")
+		var gone struct {
+			Calls, Events, Deliveries, Pending int
+			NotReached                         []string `json:"not_reached"`
+		}
+		if err := json.Unmarshal(w.Body.Bytes(), &gone); err != nil || w.Code != 200 || gone.Calls != 1 ||
+			gone.Events != 1 || gone.Pending != gone.Deliveries || len(gone.NotReached) == 0 {
+			t.Errorf("%s: %d %s", query, w.Code, w.Body)
+		}
+	}
+	if w := get(a, "/v1/calls/1", operatorToken); w.Code != 404 {
+		t.Errorf("the call is there: %d %s", w.Code, w.Body)
+	}
+	if strings.Contains(log.String(), "0112233") || !strings.Contains(log.String(), "a number was forgotten") {
+		t.Errorf("the log says %s", log.String())
+	}
+	for path, want := range map[string]int{
+		"/v1/numbers/101": 400, "/v1/numbers/Anonymous": 400, path + "?dry_run=perhaps": 400,
+	} {
+		if w := send(a, http.MethodDelete, path, operatorToken, ""); w.Code != want {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+	if w := send(a, http.MethodDelete, path, crmToken, ""); w.Code != 403 {
+		t.Errorf("a CRM may have it forgotten: %d", w.Code)
+	}
+}

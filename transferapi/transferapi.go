@@ -186,6 +186,7 @@ func (a *API) routes() []route {
 		{http.MethodPost, "/v1/redeliver", operatorOnly, a.redeliverAll},
 		{http.MethodGet, "/v1/redeliveries", operatorOnly, a.readHandler(a.listRedeliveries)},
 		{http.MethodGet, "/v1/redeliveries/{id}", operatorOnly, a.readHandler(a.getRedelivery)},
+		{http.MethodDelete, "/v1/numbers/{number}", operatorOnly, a.forget},
 		{http.MethodGet, "/v1/endpoints", operatorOnly, a.listEndpoints},
 		{http.MethodPost, "/v1/endpoints/{name}/test", operatorOnly, a.sendTest},
 		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},

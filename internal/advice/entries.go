@@ -10,6 +10,15 @@ var entries = map[telephony.Code]entry{
 		"хранилище заполнено: в нём события, которые CRM ещё не приняла" +
 			"[; занято {1}, разрешено {2}] (OUTBOX_MAX_BYTES)",
 	},
+	telephony.CodeNoPerson: {
+		": give the whole number of a person, such as +7 343 011-22-33; an extension is none",
+		"это не телефонный номер: укажите номер человека целиком, например +7 343 011-22-33; " +
+			"внутренний номер не подходит",
+	},
+	telephony.CodeUnindexed: {
+		": try again in some minutes",
+		"звонки, сохранённые прежней версией, ещё индексируются по номерам: повторите через несколько минут",
+	},
 	telephony.CodeNoRedelivery: {
 		russian: "такой повторной отправки нет",
 	},

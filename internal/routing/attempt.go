@@ -210,7 +210,8 @@ func (a *attempt) handleResponse(work context.Context, o store.Outcome) {
 		err = a.dispatcher.opts.Router.Answer(work, a.job.Event.Call, a.question.Opened, a.endpoint.name, o.Reply.To)
 		if !errors.As(err, &notAllowed) { // the policy has logged that, and it counts as no answer
 			if err != nil {
-				log.Info("an endpoint answered where a call goes, to no effect", "err", err)
+				log.Info("an endpoint answered where a call goes, to no effect",
+					"err", telephony.MaskNumbers(err.Error()))
 			}
 			return
 		}

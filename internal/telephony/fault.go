@@ -16,6 +16,8 @@ const (
 	CodeNoDelivery     Code = "no_such_delivery"
 	CodeNoRedelivery   Code = "no_such_redelivery"
 	CodeNoCall         Code = "no_such_call"
+	CodeUnindexed      Code = "still_indexing"
+	CodeNoPerson       Code = "no_number_of_a_person"
 	CodeBadCursor      Code = "bad_cursor"
 	CodeChanged        Code = "changed_meanwhile"
 	CodeTooLong        Code = "too_long"

@@ -170,7 +170,7 @@ func (tx *txn) backwards(place []byte) iter.Seq[store.Event] {
 			if err == nil && !yield(e) {
 				return
 			}
-			k, v = c.Prev()
+			k, v = prev(c, k)
 		}
 	}
 }
@@ -180,19 +180,8 @@ func (tx *txn) lastOf(place []byte) (sequence uint64, entry callEntry) {
 	if tx.cursor == nil {
 		tx.cursor = tx.calls.Cursor() // to be used again: each one allocates
 	}
-	c := tx.cursor
 	// In the room that the sequence will take.
-	k, _ := c.Seek(append(place, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff))
-	step := c.Prev
-	if k == nil {
-		// bbolt's Last never returns in a bucket of several pages of which everything was deleted
-		// in this transaction; First does.
-		if first, _ := c.First(); first == nil {
-			return 0, nil
-		}
-		step = c.Last
-	}
-	k, v := step()
+	k, v := seekBefore(tx.cursor, append(place, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff))
 	if !bytes.HasPrefix(k, place) || len(k) != len(place)+8 || len(v) < 8 {
 		return 0, nil
 	}

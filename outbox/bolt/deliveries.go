@@ -181,16 +181,7 @@ func (l *listing) look(tx *txn, at position, e store.Event) bool {
 func viewSize(v store.DeliveryView) int { return 400 + len(v.CallID) + len(v.LastError) }
 
 // seekBack goes to the last key that is a number up to one.
-func seekBack(c *bolt.Cursor, n uint64) (k, v []byte) {
-	k, v = c.Seek(number(n))
-	switch {
-	case k == nil:
-		return c.Last()
-	case binary.BigEndian.Uint64(k) > n:
-		return c.Prev()
-	}
-	return k, v
-}
+func seekBack(c *bolt.Cursor, n uint64) (k, v []byte) { return seekUpTo(c, number(n)) }
 
 // eventsBefore goes backwards through the events up to a number: all, or those of one call.
 func (tx *txn) eventsBefore(call string, from uint64) (next func() (uint64, []byte)) {
@@ -202,7 +193,7 @@ func (tx *txn) eventsBefore(call string, from uint64) (next func() (uint64, []by
 				return 0, nil
 			}
 			n, event := binary.BigEndian.Uint64(k), v
-			k, v = c.Prev()
+			k, v = prev(c, k)
 			return n, event
 		}
 	}
@@ -214,7 +205,7 @@ func (tx *txn) eventsBefore(call string, from uint64) (next func() (uint64, []by
 			return 0, nil
 		}
 		n := numberAt(v)
-		k, v = c.Prev()
+		k, v = prev(c, k)
 		return n, tx.events.Get(number(n))
 	}
 }
@@ -222,18 +213,14 @@ func (tx *txn) eventsBefore(call string, from uint64) (next func() (uint64, []by
 // seekBackInCall goes to the last event of a call up to a number; numbers grow with the sequence,
 // which may have gaps. The key is another's if there is none.
 func (tx *txn) seekBackInCall(c *bolt.Cursor, prefix []byte, from uint64) (k, v []byte) {
-	seek := func(sequence int) {
-		k, v = c.Seek(binary.BigEndian.AppendUint64(bytes.Clone(prefix), uint64(sequence)))
+	place := func(sequence int) []byte {
+		return binary.BigEndian.AppendUint64(bytes.Clone(prefix), uint64(sequence))
 	}
 	last, _ := tx.lastOf(bytes.Clone(prefix))
-	seek(sort.Search(int(min(last, math.MaxInt32))+1, func(sequence int) bool {
-		seek(sequence)
+	return seekBefore(c, place(sort.Search(int(min(last, math.MaxInt32))+1, func(sequence int) bool {
+		k, v := c.Seek(place(sequence))
 		return !bytes.HasPrefix(k, prefix) || numberAt(v) > from
-	}))
-	if k == nil {
-		return c.Last()
-	}
-	return c.Prev()
+	})))
 }
 
 func describe(e store.Event, endpoint string, d store.Delivery, history []byte) store.DeliveryView {

@@ -169,8 +169,8 @@ func TestPromisesWithEveryWriteRepeated(t *testing.T) {
 	storetest.Run(t, storetest.Twice(harness{}))
 }
 
-// checkNumbers checks that each call is found by each of its numbers, as far as the index is filled,
-// and that nothing is found that there is not.
+// checkNumbers checks that each call is found by each of its numbers, as far as the index is
+// filled, and that nothing is found that there is not.
 func checkNumbers(t testing.TB, tx *txn) {
 	t.Helper()
 	isFilled := decodeNumber(tx.meta.Get(keyNumbered)) == filledWhole

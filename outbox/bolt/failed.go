@@ -1,7 +1,6 @@
 package bolt
 
 import (
-	"bytes"
 	"encoding/binary"
 
 	"pzbridge/outbox/store"
@@ -53,13 +52,7 @@ func (s *Engine) numbersIn(tx *txn, endpoint, state string, upTo uint64) (list [
 
 func (q *queue) failedUpTo(state store.State, upTo uint64) (list []uint64) {
 	c := q.failed.Cursor()
-	k, _ := c.Seek(failedKey(state, upTo))
-	switch {
-	case k == nil:
-		k, _ = c.Last()
-	case !bytes.Equal(k, failedKey(state, upTo)):
-		k, _ = c.Prev()
-	}
+	k, _ := seekUpTo(c, failedKey(state, upTo))
 	for ; len(k) == 9 && k[0] == byte(state) && len(list) < maxLooked; k, _ = c.Prev() {
 		list = append(list, binary.BigEndian.Uint64(k[1:]))
 	}

@@ -342,9 +342,3 @@ func (s *Engine) fillNumbersOf(tx *txn, n uint64) error {
 	}
 	return tx.calls.Put(place, entry)
 }
-
-// seekBefore goes to the last key before another, which is there.
-func seekBefore(c *bolt.Cursor, key []byte) (k, v []byte) {
-	c.Seek(key)
-	return c.Prev()
-}

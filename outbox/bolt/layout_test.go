@@ -497,8 +497,8 @@ func deliverOldFile(t *testing.T, c *storetest.CRM, path string) {
 	}
 }
 
-// The calls of an older file are found by their numbers once the index by number is filled, in steps
-// that survive a kill; until then a search says that some may be missing.
+// The calls of an older file are found by their numbers once the index by number is filled, in
+// steps that survive a kill; until then a search says that some may be missing.
 func TestCallsOfAnOlderFileAreFoundByNumber(t *testing.T) {
 	opts := quietly(t, storetest.Options{})
 	o := mustOpen(t, opts)

@@ -126,13 +126,8 @@ func (tx *txn) numberEntries(q store.CallQuery, below uint64, limit int) (list [
 func (tx *txn) entriesOfNumber(key []byte, below uint64, limit int) (list []uint64) {
 	c := tx.numbers.Cursor()
 	prefix := append(bytes.Clone(key), 0)
-	k, _ := c.Seek(numberKey(key, below))
-	if k == nil {
-		k, _ = c.Last()
-	} else {
-		k, _ = c.Prev()
-	}
-	for ; bytes.HasPrefix(k, prefix) && len(list) < limit; k, _ = c.Prev() {
+	k, _ := seekBefore(c, numberKey(key, below))
+	for ; bytes.HasPrefix(k, prefix) && len(list) < limit; k, _ = prev(c, k) {
 		list = append(list, eventInNumberKey(k))
 	}
 	return list

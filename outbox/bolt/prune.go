@@ -197,15 +197,20 @@ func (p *pruning) remove(tx *txn, k []byte, givenUp map[string]int) (bool, error
 			return false, err
 		}
 	}
+	return true, tx.removeEvent(n, e)
+}
+
+// removeEvent removes an event whose deliveries are removed, with all that refers to it.
+func (tx *txn) removeEvent(n uint64, e store.Event) error {
 	place := binary.BigEndian.AppendUint64(callKey(e.Call), e.Sequence)
 	entry := callEntry(bytes.Clone(tx.calls.Get(place)))
-	return true, errors.Join(
+	return errors.Join(
 		tx.forgetRoute(e),
 		tx.calls.Delete(place),
 		tx.unindexNumbers(n, entry, place),
 		tx.forgetCall(e.Call),
 		tx.ids.Delete(e.ID[:]),
-		tx.events.Delete(k),
+		tx.events.Delete(number(n)),
 	)
 }
 

@@ -2,6 +2,7 @@ package bolt
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -132,5 +133,55 @@ func TestLastOfACallInAnEmptiedBucket(t *testing.T) {
 	})
 	if !errors.Is(err, undo) {
 		t.Fatal(err)
+	}
+}
+
+// Removing events empties pages until the commit. A look backwards in the same transaction, such as
+// that of an append which is committed with a Prune, passes over them.
+func TestLooksBackwardsPassOverEmptiedPages(t *testing.T) {
+	const calls = 2000
+	b := storetest.OpenBox(t, harness{}, quietly(t, storetest.Options{}))
+	var events []telephony.Event
+	for i := range calls {
+		call := fmt.Sprint(10_000 + i)
+		events = append(events, eventsOf(call, "call.incoming", "call.completed")...)
+	}
+	storetest.MustAppend(t, b, events...)
+	undo := errors.New("undo")
+	for _, gap := range []struct{ from, to int }{{0, 1500}, {300, 900}, {500, 1999}, {1, 1999}, {0, 1999}} {
+		err := engineOf(b).update(func(tx *txn) error {
+			isGone := func(i int) bool { return gap.from <= i && i < gap.to }
+			for i := range calls {
+				if !isGone(i) {
+					continue
+				}
+				for sequence := range uint64(2) {
+					place := binary.BigEndian.AppendUint64(callKey(fmt.Sprint(10_000+i)), sequence+1)
+					if err := tx.calls.Delete(place); err != nil {
+						return err
+					}
+				}
+			}
+			for i := range calls {
+				place := callKey(fmt.Sprint(10_000 + i))
+				sequence, _ := tx.lastOf(bytes.Clone(place))
+				seen := 0
+				for range tx.backwards(place) {
+					seen++
+				}
+				want := 2
+				if isGone(i) {
+					want = 0
+				}
+				if sequence != uint64(want) || seen != want {
+					t.Fatalf("without %d to %d: call %d has %d events and a last one %d",
+						gap.from, gap.to, i, seen, sequence)
+				}
+			}
+			return undo
+		})
+		if !errors.Is(err, undo) {
+			t.Fatal(err)
+		}
 	}
 }

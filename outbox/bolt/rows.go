@@ -79,13 +79,14 @@ func (r *rows) Neighbour(_ uint64, step int, want func(store.Delivery) bool) (ui
 	}
 	prefix := callKey(r.call)
 	c := r.q.tx.calls.Cursor()
-	c.Seek(binary.BigEndian.AppendUint64(bytes.Clone(prefix), r.sequence))
-	move := c.Next
-	if step < 0 {
-		move = c.Prev
-	}
+	k, _ := c.Seek(binary.BigEndian.AppendUint64(bytes.Clone(prefix), r.sequence))
 	for range farthest {
-		k, v := move()
+		var v []byte
+		if step < 0 {
+			k, v = prev(c, k)
+		} else {
+			k, v = c.Next()
+		}
 		if !bytes.HasPrefix(k, prefix) {
 			break
 		}

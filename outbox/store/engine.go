@@ -82,6 +82,12 @@ var (
 	ErrTooLong = &telephony.Fault{Code: telephony.CodeTooLong, Text: "the value is too long to be kept"}
 	// ErrNoRedelivery means that there is no redelivery of that number, or none any more.
 	ErrNoRedelivery = &telephony.Fault{Code: telephony.CodeNoRedelivery, Text: "there is no such redelivery"}
+	// ErrUnindexed means that calls which an older version has stored are not indexed by their
+	// number yet. It ends by itself.
+	ErrUnindexed = &telephony.Fault{
+		Code: telephony.CodeUnindexed,
+		Text: "calls that an older version has stored are still being indexed by their numbers",
+	}
 	// ErrBadState means that a name is not that of a state.
 	ErrBadState = &telephony.Fault{Code: telephony.CodeBadState, Text: "there is no such state"}
 	// ErrBadRecord means that a record has a form which this program does not write.
@@ -286,6 +292,10 @@ type Upkeep interface {
 	// Prune removes the events that may go, with all that refers to them, in many small
 	// transactions until ctx ends.
 	Prune(ctx context.Context, r Retention) (Pruned, error)
+	// Forget removes the next calls with a number, whole: their events, deliveries, attempts and
+	// routes, also those that an endpoint waits for; or only counts them. Key is of the number: see
+	// Rules.NumberKey. It is to be called again until More is false. Fails with ErrUnindexed.
+	Forget(ctx context.Context, key string, dryRun bool) (Forgotten, error)
 	// Usage returns how many bytes are in use, and how many may be; allowed is 0 if there is no
 	// limit.
 	Usage(ctx context.Context) (used, allowed int64, err error)
@@ -295,6 +305,13 @@ type Upkeep interface {
 	// initial, unless that is empty.
 	Setting(ctx context.Context, name, initial string) (string, error)
 	SetSetting(ctx context.Context, name, value string) error
+}
+
+// Forgotten counts what Forget has removed.
+type Forgotten struct {
+	Calls, Events, Deliveries, Routes int
+	Pending                           int // of the deliveries: their endpoints have not got the event
+	More                              bool
 }
 
 // Retention defines what Prune may remove.

@@ -124,6 +124,21 @@ func (e *twiceEngine) RedeliverSome(
 	return count, next, err
 }
 
+func (e *twiceEngine) Forget(ctx context.Context, key string, dryRun bool) (store.Forgotten, error) {
+	first, err := e.Engine.Forget(ctx, key, dryRun)
+	if err != nil || dryRun {
+		return first, err
+	}
+	second, err := e.Engine.Forget(ctx, key, dryRun)
+	first.Calls += second.Calls
+	first.Events += second.Events
+	first.Deliveries += second.Deliveries
+	first.Routes += second.Routes
+	first.Pending += second.Pending
+	first.More = second.More
+	return first, err
+}
+
 func (e *twiceEngine) Prune(ctx context.Context, r store.Retention) (store.Pruned, error) {
 	first, err := e.Engine.Prune(ctx, r)
 	if err != nil {

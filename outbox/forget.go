@@ -1,0 +1,39 @@
+package outbox
+
+import (
+	"context"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store"
+)
+
+// ErrNoPerson means that a text is no number of a person, of which something could be forgotten.
+var ErrNoPerson = &telephony.Fault{Code: telephony.CodeNoPerson, Text: "it is no telephone number"}
+
+// Forget removes all calls with a number, which may be in any form, whole: their events,
+// deliveries, attempts and routes, also those that an endpoint waits for; or with dryRun only
+// counts them. It reaches neither attempts under way nor what has left the outbox. Fails with
+// ErrNoPerson for an extension and for what is no number, and with store.ErrUnindexed. If the
+// engine fails on the way, what was done until then stays done, and is counted.
+func (o *Outbox) Forget(ctx context.Context, number string, dryRun bool) (sum store.Forgotten, err error) {
+	const minDigits = 5 // fewer are an extension of some company, or a mistake
+	key := o.opts.Numbers.Key(number)
+	if o.opts.Numbers.Extension(number) != "" || len(key) < minDigits {
+		return store.Forgotten{}, ErrNoPerson
+	}
+	for more := true; more; {
+		f, err := o.engine.Forget(ctx, key, dryRun)
+		if err != nil {
+			return sum, err
+		}
+		sum.Calls += f.Calls
+		sum.Events += f.Events
+		sum.Deliveries += f.Deliveries
+		sum.Routes += f.Routes
+		sum.Pending += f.Pending
+		if more = f.More; ctx.Err() != nil {
+			return sum, ctx.Err()
+		}
+	}
+	return sum, nil
+}
