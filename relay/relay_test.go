@@ -490,6 +490,70 @@ func TestRedialWaitDoublesUpToAMinute(t *testing.T) {
 	}
 }
 
+// While no server answers, the waits stay short for some minutes, since it may be starting.
+func TestRedialWaitStaysShortWhileNoServerAnswers(t *testing.T) {
+	absent := fmt.Errorf("dial: %w", &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")})
+	var all time.Duration
+	for attempt := range 100 {
+		wait := redialWait(attempt, absent, 0.999)
+		if wait > 3*time.Second {
+			t.Fatalf("attempt %d: %s", attempt, wait)
+		}
+		all += wait
+	}
+	if later := redialWait(100, absent, 0.999); all < 4*time.Minute || later < 50*time.Second {
+		t.Errorf("after %s it waits for %s", all, later)
+	}
+}
+
+// A bridge that starts before its server is connected within seconds once the server is there, and
+// until then there is one line in the log, which is no warning. Longer than half a minute, or once
+// there was a connection, it is one.
+func TestBridgeStartsBeforeItsServer(t *testing.T) {
+	for name, c := range map[string]struct {
+		after    time.Duration
+		warnings int
+	}{
+		"soon":  {10 * time.Second, 0},
+		"later": {3 * time.Minute, 6},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var up atomic.Bool
+			inWorld(t, pztest.Options{}, func(o *Options) {
+				dial := o.DialContext
+				o.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+					if !up.Load() {
+						return nil, &net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}
+					}
+					return dial(ctx, network, address)
+				}
+			}, func(t *testing.T, w *world) {
+				time.Sleep(c.after)
+				waiting := w.log.lines(t, "waiting for the Prostie Zvonki server")
+				if len(waiting) != 1 || waiting[0]["level"] != "INFO" {
+					t.Errorf("it says %v", waiting)
+				}
+				if n := len(w.log.lines(t, "not connected")); n > c.warnings || n < c.warnings-1 {
+					t.Errorf("%d warnings", n)
+				}
+				up.Store(true)
+				began := time.Now()
+				if err := w.session.WaitConnected(t.Context()); err != nil || time.Since(began) > 3*time.Second {
+					t.Errorf("connected after %s, %v", time.Since(began), err)
+				}
+				warnings := len(w.log.lines(t, "not connected"))
+				time.Sleep(stableAfter + time.Second)
+				w.server.Disconnect(1001, "")
+				up.Store(false)
+				time.Sleep(4 * time.Second)
+				if n := len(w.log.lines(t, "not connected")); n != warnings+2 {
+					t.Errorf("the loss of the connection is %d warnings", n-warnings)
+				}
+			})
+		})
+	}
+}
+
 func TestWrongPasswordIsReportedWithoutIt(t *testing.T) {
 	wrong := func(o *Options) { o.Identity.Password = "hunter2" }
 	inWorld(t, pztest.Options{Password: "sesame"}, wrong, func(t *testing.T, w *world) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"strconv"
 	"sync"
 	"time"
@@ -17,12 +18,22 @@ import (
 	"pzbridge/internal/telephony"
 )
 
-// The wait before the session reconnects doubles from minRedialWait to maxRedialWait; it is
-// permanentRedialWait if the server has refused with a permanent cause.
+// The wait before the session reconnects doubles from minRedialWait to maxRedialWait, but for the
+// first absentAttempts while no server answers only to absentRedialWait. It is permanentRedialWait
+// if the server has refused with a permanent cause.
 const (
 	minRedialWait       = 500 * time.Millisecond
 	maxRedialWait       = time.Minute
 	permanentRedialWait = 5 * time.Minute
+
+	// A server that starts, or restarts, is back within minutes, and live calls are missed until
+	// the bridge is connected. An attempt at a port where nothing listens costs nobody anything.
+	absentRedialWait = 3 * time.Second
+	absentAttempts   = 100 // about four minutes
+
+	// startupPatience is how long after the start it is expected that no server answers, as when
+	// both start with the machine.
+	startupPatience = 30 * time.Second
 
 	// stableAfter is how long a connection must have lasted for its end to count as a new failure.
 	stableAfter = 10 * time.Second
@@ -37,12 +48,15 @@ type Session struct {
 	opts     Options
 	intake   *intake
 	failures *repeat.Log
+	awaited  bool // that no server answers was logged as expected; only Run touches it
 
 	mu     sync.Mutex
 	status telephony.Connection
 	live   *conn         // nil unless the server has accepted the connection
 	up     chan struct{} // closed while live is set
 	lastID uint32
+	// hasConnected is whether there has been a connection since the start.
+	hasConnected bool
 	// enabled is whether there should be a connection; switched is closed when that changes.
 	enabled  bool
 	switched chan struct{}
@@ -95,6 +109,7 @@ func (s *Session) Run(ctx context.Context) error {
 	defer appender.Wait()
 	appender.Go(s.intake.run)
 	defer context.AfterFunc(ctx, s.intake.beginShutdown)()
+	began := time.Now()
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		switched := s.waitEnabled(ctx)
 		if switched == nil {
@@ -115,8 +130,12 @@ func (s *Session) Run(ctx context.Context) error {
 		}
 		wait := redialWait(attempt, err, rand.Float64())
 		s.disconnected(err, wait)
-		s.failures.Failed("not connected to the Prostie Zvonki server", err,
-			"retry_in", wait.Round(time.Millisecond).String())
+		if isAbsent(err) && s.isStarting(began) {
+			s.logAwaited(err)
+		} else {
+			s.failures.Failed("not connected to the Prostie Zvonki server", err,
+				"retry_in", wait.Round(time.Millisecond).String())
+		}
 		select {
 		case <-ctx.Done():
 		case <-switched:
@@ -211,12 +230,40 @@ func redialWait(attempt int, err error, jitter float64) time.Duration {
 		return permanentRedialWait
 	}
 	wait := maxRedialWait
+	if attempt < absentAttempts && isAbsent(err) {
+		wait = absentRedialWait
+	}
 	if attempt < 7 { // 0.5 s × 2⁷ is past the minute
-		wait = min(minRedialWait<<attempt, maxRedialWait)
+		wait = min(minRedialWait<<attempt, wait)
 	}
 	// Up to half of the wait is random, so that the bridges of a whole town do not reconnect at the
 	// same moment.
 	return max(minRedialWait, wait/2+time.Duration(jitter*float64(wait/2)))
+}
+
+// isAbsent reports whether an attempt failed because no server is at the address: its name is
+// unknown, nothing listens there, or no packet gets there.
+func isAbsent(err error) bool {
+	var failed *net.OpError
+	return errors.As(err, &failed) && failed.Op == "dial"
+}
+
+// isStarting reports whether the session has begun only startupPatience ago, and has not been
+// connected yet.
+func (s *Session) isStarting(began time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.hasConnected && time.Since(began) < startupPatience
+}
+
+// logAwaited logs once that the server is expected. It is no warning, since a bridge that starts
+// before its server is usual.
+func (s *Session) logAwaited(err error) {
+	if !s.awaited {
+		s.awaited = true
+		s.opts.Logger.Info("waiting for the Prostie Zvonki server, which does not answer yet",
+			"server", s.opts.URL.Host, "reason", err)
+	}
 }
 
 // connectOnce dials and serves one connection until it ends, and returns why it ended. The error is
@@ -321,7 +368,7 @@ func (s *Session) connected(ctx context.Context, c *conn, version string) {
 		s.mu.Unlock()
 		return
 	}
-	s.live = c
+	s.live, s.hasConnected = c, true
 	close(s.up)
 	s.status = telephony.Connection{
 		State:         telephony.Connected,
