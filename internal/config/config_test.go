@@ -257,6 +257,8 @@ func TestEachMistakeNamesItsVariable(t *testing.T) {
 		{"ENDPOINT_0_HEADERS=webhook-id=hunter2", "ENDPOINT_0_HEADERS", "the bridge does"},
 		{"ENDPOINT_0_TIMEOUT=15", "ENDPOINT_0_TIMEOUT", "15s"},
 		{"ENDPOINT_0_TOKEN=hunter2", "ENDPOINT_0_TOKEN", "16 characters"},
+		{"API_TOKEN=operator-of-the-rehearsal", "API_TOKEN", "make your own with: openssl rand -hex 24"},
+		{"API_TOKEN=operator-token-0123456789,operator-of-the-rehearsal", "API_TOKEN", "of the rehearsal"},
 	} {
 		vars := minimal(c.change)
 		if strings.HasPrefix(c.change, "PZ_TLS_") {
@@ -708,8 +710,11 @@ func TestEnvExampleMatchesTheCode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if warnings := strings.Join(c.Warnings(), "\n"); !strings.Contains(warnings, "ENDPOINT_0_SECRET") {
-		t.Errorf("nobody is warned of the example's secret: %q", warnings)
+	warnings := strings.Join(c.Warnings(), "\n")
+	for _, name := range []string{"ENDPOINT_0_SECRET", "API_TOKEN"} {
+		if !strings.Contains(warnings, name+" is a sample") {
+			t.Errorf("nobody is warned of the example's %s: %q", name, warnings)
+		}
 	}
 }
 

@@ -61,6 +61,7 @@ func (t text) parse(p *problems) Config {
 		APIRate:         parseRate("API_RATE", "requests", t.APIRate, p),
 		ShutdownGrace:   parseDuration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
 	}
+	c.checkRehearsal(p)
 	c.CallRate = parseRatePer("CALL_RATE", "calls", "minute", t.CallRate, p)
 	c.Phone = parsePlan(t.PhoneRegion, t.InternalDigits, p)
 	c.CallFrom = parseNumbers("CALL_FROM", t.CallFrom, c.Phone, p)

@@ -2,6 +2,7 @@ package config
 
 import (
 	"encoding/base64"
+	"slices"
 	"strings"
 )
 
@@ -14,8 +15,25 @@ var samples = map[string]bool{
 	"8a5f0c2d9be14f7796ad53e1c04b28f6":       true,
 	"f3b1c7a84d2e4b0f9e6a5d7c8b90a1e2":       true,
 	"operator-token-0123456789":              true,
+	rehearsalToken:                           true,
 	"the-password-of-the-server":             true,
 	"пароль-сервера":                         true,
+}
+
+// The operator's token and the server of the rehearsal, as .env.example and docker-compose.yml have
+// them.
+const (
+	rehearsalToken  = "operator-of-the-rehearsal"
+	rehearsalServer = "simulator"
+)
+
+// checkRehearsal refuses the rehearsal's token at any other server. With it anybody could have that
+// server ring numbers, and a warning in the log is easily overlooked when only PZ_URL is changed.
+func (c Config) checkRehearsal(p *problems) {
+	if c.URL != nil && c.URL.Hostname() != rehearsalServer && slices.Contains(c.APITokens, rehearsalToken) {
+		p.add("API_TOKEN", "is the token of the rehearsal, which everybody can read: "+
+			"make your own with: openssl rand -hex 24")
+	}
 }
 
 func isSample(token string) bool { return samples[token] }
