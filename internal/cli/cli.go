@@ -148,12 +148,13 @@ func (p Program) runBridge(ctx context.Context) error {
 		return err
 	}
 	signal.Ignore(syscall.SIGPIPE) // the bridge runs on if the reader of its log goes away
+	output := config.LogOutput{Terminal: isTerminal(p.Err), Colour: showsColours(p.Err)}
 	lines := asynclog.New(p.Err, func(out io.Writer, leftOut int) {
-		cfg.Logger(out).Warn("lines of the log are missing here: for a while nobody has read it",
+		cfg.Logger(out, output).Warn("lines of the log are missing here: for a while nobody has read it",
 			"lines", leftOut)
 	})
 	defer lines.Close()
-	return p.Bridge(ctx, cfg, cfg.Logger(lines))
+	return p.Bridge(ctx, cfg, cfg.Logger(lines, output))
 }
 
 func load() (config.Config, error) {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -94,6 +93,8 @@ func (p Program) runDemo(ctx context.Context, once bool) error {
 		"OUTBOX_PATH":       filepath.Join(dir, "outbox.db"),
 		"LISTEN_ADDR":       apiAddr,
 		"API_TOKEN":         operator,
+		"LOG_LEVEL":         "warn",
+		"LOG_FORMAT":        "text",
 	})
 	if err != nil {
 		return err
@@ -102,7 +103,7 @@ func (p Program) runDemo(ctx context.Context, once bool) error {
 	if err != nil {
 		return err
 	}
-	logger := slog.New(slog.NewTextHandler(p.Err, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	logger := cfg.Logger(p.Err, config.LogOutput{Terminal: isTerminal(p.Err), Colour: showsColours(p.Err)})
 
 	var parts sync.WaitGroup
 	var bridgeErr, crmErr error

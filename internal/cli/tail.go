@@ -5,17 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"time"
 	"unicode"
-
-	"golang.org/x/term"
 
 	"pzbridge/internal/telephony"
 )
@@ -37,20 +33,12 @@ func (p Program) tail(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	t := tailer{p: p, api: a, pretty: isTerminal(p.Out)}
+	t := tailer{p: p, api: a, pretty: isTerminal(p.Out), colours: showsColours(p.Out)}
 	err = t.run(ctx)
 	if ctx.Err() != nil {
 		return nil // Ctrl-C
 	}
 	return err
-}
-
-func isTerminal(w io.Writer) bool {
-	if o, ok := w.(*output); ok {
-		w = o.Writer
-	}
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == ""
 }
 
 // tailer polls the bridge, and prints new events and changed deliveries.
@@ -60,7 +48,8 @@ type tailer struct {
 	cursor     string
 	known      map[string]deliveryState // by delivery ID; nil before the first poll
 	fullReadAt time.Time                // when all maxTailDeliveries were read last
-	pretty     bool
+	pretty     bool                     // for a person
+	colours    bool
 }
 
 // deliveryState is the part of a delivery whose change is printed.
@@ -273,7 +262,11 @@ const (
 // print writes a line of text to a terminal, or object as JSON to a pipe.
 func (t *tailer) print(at time.Time, colour, text string, object map[string]any) error {
 	if t.pretty {
-		_, err := fmt.Fprintln(t.p.Out, at.Local().Format("15:04:05.000"), colour+printable(text)+resetColour)
+		text = printable(text)
+		if t.colours {
+			text = colour + text + resetColour
+		}
+		_, err := fmt.Fprintln(t.p.Out, at.Local().Format("15:04:05.000"), text)
 		return err
 	}
 	enc := json.NewEncoder(t.p.Out)

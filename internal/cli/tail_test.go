@@ -198,6 +198,18 @@ func TestEmptyPagesDoNotEndAListing(t *testing.T) {
 	}
 }
 
+// On a terminal that shows no colours tail prints text all the same.
+func TestTailPrintsTextWithoutColours(t *testing.T) {
+	for colours, want := range map[bool]string{false: " a call\n", true: " \x1b[34ma call\x1b[0m\n"} {
+		var out bytes.Buffer
+		tail := tailer{p: Program{Out: &out}, pretty: true, colours: colours}
+		err := tail.print(time.Now(), blue, "a call", map[string]any{"event": "a call"})
+		if err != nil || !strings.HasSuffix(out.String(), want) {
+			t.Errorf("with colours %v it prints %q, %v", colours, out.String(), err)
+		}
+	}
+}
+
 // tail prints every delivery that changes between two polls, however many there are, and also old
 // ones that were pending or are redelivered.
 func TestTailPrintsEveryChangedDelivery(t *testing.T) {

@@ -67,7 +67,7 @@ type text struct {
 	CommandTimeout  string `env:"COMMAND_TIMEOUT" envDefault:"10s"`
 	ShutdownGrace   string `env:"SHUTDOWN_GRACE" envDefault:"20s"`
 	LogLevel        string `env:"LOG_LEVEL" envDefault:"info"`
-	LogFormat       string `env:"LOG_FORMAT" envDefault:"json"`
+	LogFormat       string `env:"LOG_FORMAT" envDefault:"auto"`
 	AlertLanguage   string `env:"ALERT_LANGUAGE" envDefault:"en"`
 }
 
@@ -121,7 +121,7 @@ type Config struct {
 	CommandTimeout     time.Duration
 	ShutdownGrace      time.Duration
 	LogLevel           slog.Level
-	LogFormat          string // "json" or "text"
+	LogFormat          string // one of those that log.go lists
 	AlertLanguage      string // "en" or "ru"
 
 	settings     []setting

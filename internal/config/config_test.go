@@ -44,7 +44,7 @@ func minimal(changes ...string) map[string]string {
 func TestLongLogValuesAreCut(t *testing.T) {
 	for _, format := range []string{"json", "text"} {
 		var out bytes.Buffer
-		logger := Config{LogFormat: format}.Logger(&out)
+		logger := Config{LogFormat: format}.Logger(&out, LogOutput{})
 		logger.Info("delivered", "call_id", strings.Repeat("ж", 130<<10), "endpoint", "crm", "attempts", 7)
 		if line := out.String(); len(line) > 2<<10 || strings.Count(line, "ж") < 500 ||
 			!strings.Contains(line, "ж…") || !strings.Contains(line, "crm") || !utf8.ValidString(line) {
@@ -57,7 +57,7 @@ func TestLongLogValuesAreCut(t *testing.T) {
 func TestErrorsInTheLog(t *testing.T) {
 	for _, format := range []string{"json", "text"} {
 		var out bytes.Buffer
-		logger := Config{LogFormat: format}.Logger(&out)
+		logger := Config{LogFormat: format}.Logger(&out, LogOutput{})
 		logger.Warn("failed", "err", &telephony.Fault{Code: telephony.CodeToNotAllowed, Text: "not allowed"})
 		if line := out.String(); !strings.Contains(line, `"not allowed (CALL_TO)"`) {
 			t.Errorf("%s", line)
@@ -66,6 +66,59 @@ func TestErrorsInTheLog(t *testing.T) {
 		logger.Info("failed", "err", errors.New(strings.Repeat("ж", 130<<10)))
 		if line := out.String(); len(line) > 2<<10 || !strings.Contains(line, "ж…") {
 			t.Errorf("%d bytes", len(line))
+		}
+	}
+}
+
+// The log is text where a person sees it and JSON elsewhere, unless LOG_FORMAT says which. Both
+// have every value of a line, and the advice.
+func TestLogIsTextOnATerminal(t *testing.T) {
+	const (
+		inJSON   = `"level":"WARN","msg":"call done","id":"5","err":"not allowed (CALL_TO)","n":7}`
+		plain    = ` WRN call done id=5 err="not allowed (CALL_TO)" n=7`
+		coloured = " \x1b[93mWRN\x1b[0m call done \x1b[2mid=\x1b[0m5 " +
+			"\x1b[2;91merr=\x1b[22m\"not allowed (CALL_TO)\"\x1b[0m \x1b[2mn=\x1b[0m7"
+	)
+	terminal, inColour := LogOutput{Terminal: true}, LogOutput{Terminal: true, Colour: true}
+	for name, c := range map[string]struct {
+		format string
+		output LogOutput
+		want   string
+	}{
+		"a pipe":             {"", LogOutput{}, inJSON},
+		"a terminal":         {"", inColour, coloured},
+		"without colours":    {"", terminal, plain},
+		"auto":               {"LOG_FORMAT=auto", terminal, plain},
+		"JSON on a terminal": {"LOG_FORMAT=json", inColour, inJSON},
+		"text in a pipe":     {"LOG_FORMAT=text", LogOutput{}, plain},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg, err := Load(minimal(c.format))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var out bytes.Buffer
+			cfg.Logger(&out, c.output).Warn("call done", "id", "5", "err",
+				&telephony.Fault{Code: telephony.CodeToNotAllowed, Text: "not allowed"}, "n", 7)
+			if line := out.String(); !strings.HasSuffix(line, c.want+"\n") {
+				t.Errorf("it says %q", line)
+			}
+		})
+	}
+}
+
+// What a caller sends neither controls the terminal nor hides the rest of the line.
+func TestLogOnATerminalIsPrintable(t *testing.T) {
+	for _, colour := range []bool{false, true} {
+		var out bytes.Buffer
+		logger := Config{LogFormat: "text"}.Logger(&out, LogOutput{Colour: colour})
+		logger.Info("heard\x1b[2J", "from", "\x1b]0;title\a7343\u202e\xff\uFFFD0112", "err", errors.New("a\nb"),
+			"list", []string{"x\x1b[1m"})
+		line := strings.NewReplacer("\x1b[0m", "", "\x1b[2m", "", "\x1b[92m", "", "\x1b[2;91m", "", "\x1b[22m", "").
+			Replace(out.String())
+		const want = ` INF heard [2J from=" ]0;title 7343   0112" err="a b" list="[x [1m]"` + "\n"
+		if !strings.HasSuffix(line, want) {
+			t.Errorf("in colour %v: %q", colour, line)
 		}
 	}
 }
@@ -85,7 +138,7 @@ func TestDefaults(t *testing.T) {
 	}
 	if c.ReplayMaxAge != 168*time.Hour || len(c.RetrySchedule) != 9 || c.RetrySchedule[8] != 24*time.Hour ||
 		c.OutboxPath != "data/outbox.db" || c.ListenAddr != ":8080" || c.CommandTimeout != 10*time.Second ||
-		c.ShutdownGrace != 20*time.Second || c.LogLevel != slog.LevelInfo || c.LogFormat != "json" {
+		c.ShutdownGrace != 20*time.Second || c.LogLevel != slog.LevelInfo || c.LogFormat != "auto" {
 		t.Errorf("got %+v", c)
 	}
 	e := c.Endpoints[0]
@@ -237,7 +290,7 @@ func TestEachMistakeNamesItsVariable(t *testing.T) {
 		{"API_TOKEN_FILE=" + empty, "API_TOKEN_FILE", "empty"},
 		{"API_TOKEN_FILE=" + dir + "/none", "API_TOKEN_FILE", "no such file"},
 		{"LOG_LEVEL=loud", "LOG_LEVEL", "debug, info, warn or error"},
-		{"LOG_FORMAT=xml", "LOG_FORMAT", "json or text"},
+		{"LOG_FORMAT=xml", "LOG_FORMAT", "auto, json or text"},
 		{"ENDPOINT_0_NAME", "ENDPOINT_0_NAME", "is missing"},
 		{"ENDPOINT_0_NAME=my crm", "ENDPOINT_0_NAME", "letters, digits"},
 		{"ENDPOINT_0_NAME=operator", "ENDPOINT_0_NAME", "must not be operator"},

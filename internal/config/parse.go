@@ -5,8 +5,6 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
-	"io"
-	"log/slog"
 	"math"
 	"net"
 	"net/url"
@@ -19,7 +17,6 @@ import (
 
 	"github.com/dustin/go-humanize"
 
-	"pzbridge/internal/advice"
 	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/phone"
 	"pzbridge/internal/pz"
@@ -107,8 +104,8 @@ func (t text) parse(p *problems) Config {
 	if t.AlertLanguage != "en" && t.AlertLanguage != "ru" {
 		p.add("ALERT_LANGUAGE", "must be en or ru; it is %q", t.AlertLanguage)
 	}
-	if t.LogFormat != "json" && t.LogFormat != "text" {
-		p.add("LOG_FORMAT", "must be json or text; it is %q", t.LogFormat)
+	if !slices.Contains([]string{formatAuto, formatJSON, formatText}, t.LogFormat) {
+		p.add("LOG_FORMAT", "must be auto, json or text; it is %q", t.LogFormat)
 	}
 	return c
 }
@@ -440,30 +437,4 @@ func (c Config) Warnings() []string {
 func isPrivate(host string) bool {
 	ip := net.ParseIP(host)
 	return ip == nil && !strings.Contains(host, ".") || ip != nil && (ip.IsPrivate() || ip.IsLoopback())
-}
-
-// Logger makes a logger that writes to out, in the configured format and from the configured level.
-func (c Config) Logger(out io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: c.LogLevel, ReplaceAttr: shorten}
-	if c.LogFormat == "text" {
-		return slog.New(advice.Handler(slog.NewTextHandler(out, opts)))
-	}
-	return slog.New(advice.Handler(slog.NewJSONHandler(out, opts)))
-}
-
-// maxLogged is the maximum number of bytes of a string value in the log. A value from the exchange,
-// such as a call's ID, may be very long and recur in many lines.
-const maxLogged = 1 << 10
-
-// shorten cuts a string attribute, or the text of an error, to maxLogged bytes.
-func shorten(_ []string, a slog.Attr) slog.Attr {
-	if a.Value.Kind() == slog.KindAny {
-		if err, ok := a.Value.Any().(error); ok {
-			a.Value = slog.StringValue(err.Error())
-		}
-	}
-	if a.Value.Kind() == slog.KindString && len(a.Value.String()) > maxLogged {
-		return slog.String(a.Key, strings.ToValidUTF8(a.Value.String()[:maxLogged], "")+"…")
-	}
-	return a
 }
