@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,7 +26,22 @@ func TestConsoleRunsCommandsFromAPipe(t *testing.T) {
 	defer plain.Close()
 	old := pztest.NewServer(pztest.Options{TLS: pztest.LegacyTLS()})
 	defer old.Close()
+	history := pz.Attrs{
+		{Name: "type", Value: "4"},
+		{Name: "callID", Value: "9"},
+		{Name: "from", Value: "7343"},
+		{Name: "to", Value: "101"},
+		{Name: "duration", Value: "5"},
+		{Name: "direction", Value: "0"},
+	}
+	remembers := pztest.NewServer(pztest.Options{History: []pz.Event{{Attrs: history}, {Attrs: history}}})
+	defer remembers.Close()
+	many := pztest.NewServer(pztest.Options{History: slices.Repeat([]pz.Event{{Attrs: history}}, 60)})
+	defer many.Close()
+	fresh := pztest.NewServer(pztest.Options{})
+	defer fresh.Close()
 	connect := "connect " + plain.URL + " asd\ngeheim\n"
+	overTLS := strings.TrimPrefix(old.URL, "wss://")
 	for name, c := range map[string]struct {
 		input string
 		code  int
@@ -36,16 +52,53 @@ func TestConsoleRunsCommandsFromAPipe(t *testing.T) {
 		"events": {
 			connect + "events\ngenerate incoming 777\nsms 1 2 asd 7 0J8=\n",
 			0,
+			[]string{" asks where to go: 777 · call ", ` SMS: 1 → 2 · "П" · call 7`},
+		},
+		"events as they come": {
+			connect + "events raw\ngenerate incoming 777\nevents\nevents\nsms 1 2 asd 7 0J8=\n",
+			0,
 			[]string{`type="1"`, `from="777"`, `type="128"`},
 		},
-		"no events": {connect + "generate incoming 777\n", 0, []string{"Connected\nOK\n"}},
+		"events in words again": {
+			connect + "events raw\nevents words\ngenerate incoming 777\n",
+			0,
+			[]string{" asks where to go: 777"},
+		},
+		"another form of events": {"events xml\n", 1, []string{"Error: events [words|raw]"}},
+		"what was missed": {
+			"connect " + remembers.URL + " asd\n\n",
+			0,
+			[]string{
+				" over (replayed): 7343 → 101 · incoming · 5s of talk · call 9\n",
+				"The server has replayed all that this client had missed: events: 2.\n",
+			},
+		},
+		"much was missed": {
+			"connect " + many.URL + " asd\n\n",
+			0,
+			[]string{"The server has replayed all that this client had missed: events: 60.\n"},
+		},
+		"a type and an extension": {
+			"connect " + fresh.URL + " qwe type=\"my CRM\" PHONE=101 mask=0\n\nclients\nevents\n" +
+				"generate transfer 7 101\ngenerate transfer 7 102\n",
+			0,
+			[]string{"0 my CRM 127.0.0.1 qwe Connected 101\n", " rings: 7 → 101"},
+		},
+		"no such setting": {"connect " + plain.URL + " asd colour=red\n", 1, []string{`"colour=red" is no setting`}},
+		"a bad mask":      {"connect " + plain.URL + " asd mask=all\n", 1, []string{"Error: mask must be a number"}},
+		"a bad type":      {"connect " + plain.URL + " asd \"type= x\"\n", 1, []string{"Error: type begins or ends"}},
+		"a bad guid":      {"connect " + plain.URL + " \" x\"\n", 1, []string{"Error: the client guid begins or ends"}},
+		"no events":       {connect + "generate incoming 777\n", 0, []string{"Connected\nOK\n"}},
 		"commands": {
 			connect + "call 101 102\ntransfer 5 101\ntransfer 6\nsimulation off\n",
 			0,
 			[]string{"OK\nOK\nOK\nOK\n"},
 		},
-		"help":     {"help\nHELP generate\n", 0, []string{"transfer <call id>", "generate history"}},
-		"over TLS": {"connect " + old.URL + " asd\n\nversion\n", 0, []string{"Test Server"}},
+		"help":                   {"help\nHELP generate\n", 0, []string{"transfer <call id>", "generate history"}},
+		"help of a command":      {"help connect\n", 0, []string{"wss://", "by TLS", "mask=   the events"}},
+		"TLS by a word":          {"connect " + overTLS + " asd ssl\n\nversion\n", 0, []string{"Test Server"}},
+		"TLS by a word, over ws": {"connect ws://" + overTLS + " asd SSL\n\nversion\n", 0, []string{"Test Server"}},
+		"over TLS":               {"connect " + old.URL + " asd\n\nversion\n", 0, []string{"Test Server"}},
 		"a wrong password": {
 			"connect " + plain.URL + " asd\nfalsch\nversion\n",
 			1,
@@ -71,6 +124,9 @@ func TestConsoleRunsCommandsFromAPipe(t *testing.T) {
 				if !strings.Contains(string(out), want) {
 					t.Errorf("it does not say %q", want)
 				}
+			}
+			if strings.Count(string(out), "(replayed)") > 50 || strings.Contains(string(out), "7 → 102") {
+				t.Error("it shows too much")
 			}
 			if code := cmd.ProcessState.ExitCode(); code != c.code || strings.Contains(string(out), "geheim") ||
 				strings.Contains(string(out), "Disconnected") {
@@ -129,6 +185,36 @@ func TestConsoleTakesThePasswordFromTheEnvironment(t *testing.T) {
 		cmd.Stdin = strings.NewReader("version\n")
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "Test Server v1.1.2") {
 			t.Errorf("%v: %v\n%s", vars, err, out)
+		}
+	}
+}
+
+// The flags of the command are the settings of each connection that does not have its own.
+func TestConsoleTakesSettingsAsFlags(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{TLS: pztest.LegacyTLS()})
+	defer server.Close()
+	address := strings.TrimPrefix(server.URL, "wss://")
+	cmd := exec.Command(os.Args[0],
+		"console", "-ssl", "-raw", "-guid", "first", "-type", "jsapi", "-phone", "101", "-mask", "4", address)
+	cmd.Env = []string{"RUN_MAIN=1"}
+	cmd.Stdin = strings.NewReader("connect " + address + " second phone=102\n\nclients\nevents\n" +
+		"generate transfer 7 101\ngenerate transfer 7 102\n")
+	out, err := cmd.CombinedOutput()
+	for _, want := range []string{
+		"0 jsapi 127.0.0.1 first Disconnected 101\n", "1 jsapi 127.0.0.1 second Connected 102\n", `to="102"`,
+	} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("it does not say %q", want)
+		}
+	}
+	if err != nil || strings.Contains(string(out), `to="101"`) {
+		t.Errorf("%v:\n%s", err, out)
+	}
+	for _, args := range [][]string{{"-mask", "all"}, {"-type", " x"}, {"-guid", "x "}} {
+		cmd := exec.Command(os.Args[0], append([]string{"console"}, args...)...)
+		cmd.Env = []string{"RUN_MAIN=1"}
+		if out, _ := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 2 {
+			t.Errorf("%v: %s", args, out)
 		}
 	}
 }

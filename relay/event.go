@@ -29,9 +29,9 @@ var kinds = map[string]struct {
 	pz.TypeSMSStatus:         {telephony.EventSMSStatus, ""},
 }
 
-// translate converts an event from the wire to the bridge's form. A value that cannot be parsed is
+// Translate converts an event from the wire to the bridge's form. A value that cannot be parsed is
 // left empty; Wire keeps all attributes as received.
-func translate(e pz.Event, now time.Time) telephony.Event {
+func Translate(e pz.Event, now time.Time) telephony.Event {
 	get := e.Attrs.Get
 	kind, known := kinds[get(pz.AttrType)]
 	if !known {

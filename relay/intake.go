@@ -65,7 +65,7 @@ func newIntake(opts Options) *intake {
 
 // put queues an event from the wire with its time of arrival. It blocks while the queue is full.
 func (in *intake) put(wire pz.Event, at time.Time) {
-	e := translate(wire, at)
+	e := Translate(wire, at)
 	in.opts.Observer.EventReceived(e.Type)
 	if in.tooOld(e) {
 		in.skipped++

@@ -222,7 +222,7 @@ func TestWireEventsAreTranslated(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		e := translate(events[0], now)
+		e := Translate(events[0], now)
 		got := fmt.Sprintf("%s %s %s>%s %s%s%s", e.Type, e.CallID, e.From, e.To, e.Direction, e.Text, e.Status)
 		if got != c.want || len(e.Wire) != len(events[0].Attrs) || !e.StartedAt.IsZero() || e.Duration != nil {
 			t.Errorf("%s: got %s, %+v", c.xml, got, e)
@@ -236,7 +236,7 @@ func TestFingerprintIgnoresOrderAndReplayMarks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return translate(events[0], time.Now()).Fingerprint
+		return Translate(events[0], time.Now()).Fingerprint
 	}
 	live := hash(`<Event type="4" callID="5" from="7" line=" "/>`)
 	for xml, same := range map[string]bool{

@@ -2,13 +2,16 @@ package cli
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/google/uuid"
 	"golang.org/x/term"
@@ -18,19 +21,45 @@ import (
 	"pzbridge/internal/pz"
 )
 
+// consoleIntro begins the help of the command; the commands at its prompt follow.
+const consoleIntro = `Talk to a Prostie Zvonki server as the vendor's Diagnostic does. With an address it connects there
+first, with the password of PZ_PASSWORD (or its file, or .env). Commands may come from a pipe; the
+exit code is 1 if one of them failed.
+
+What the server replays at the connect, because this client has missed it, is always printed, up to
+50 events while events are off. Without -guid each start is a new client, and gets all that the
+server still holds. With the guid of the bridge it would throw the bridge out, and get in its place
+the calls that the bridge has missed.
+
+Commands at the prompt:
+
+`
+
 // console is a prompt for requests to a Prostie Zvonki server, like the vendor's Diagnostic.
 func (p Program) console(ctx context.Context, args []string) error {
-	fs := p.flags("console [url]", "Talk to a Prostie Zvonki server as the vendor's Diagnostic does; "+
-		"\"help\" at its prompt lists the commands. With a url it\nconnects there first, as a client of its own, "+
-		"with the password of PZ_PASSWORD (or its file, or .env). Commands may come from a pipe; the exit code\n"+
-		"is 1 if one of them failed.")
+	c := &console{ctx: ctx, identity: pz.Identity{
+		ClientType: "Diagnostic",
+		EventsMask: 65535,
+		Protocol:   2,
+	}}
+	fs := p.flags("console [flags] [address]", consoleIntro+listConsoleCommands()+
+		"\nQuotes keep words together. \"help connect\" says what an address and the settings may be.")
+	fs.BoolVar(&c.secure, "ssl", false, "connect by TLS, as with wss:// in the address; any certificate is accepted")
+	guid := fs.String("guid", "", "connect as the client of this `GUID`, by which the server knows what was missed")
+	for _, o := range identityOptions {
+		fs.Func(o.name, o.usage, func(value string) error { return o.set(&c.identity, value) })
+	}
+	fs.BoolVar(&c.raw, "raw", false, "print events as they come, in XML, and not in words")
 	if err := parseFlags(fs, args); err != nil {
 		return err
 	}
 	if err := checkMaxArgs(fs, 1); err != nil {
 		return err
 	}
-	c := &console{ctx: ctx, in: newLines(ctx, p), out: p.Out}
+	if err := pz.CheckIdentityText(*guid); err != nil {
+		return usageError(fmt.Sprintf("-guid %v", err))
+	}
+	c.in, c.out = newLines(ctx, p), p.Out
 	defer c.in.close()
 	if c.in.terminal != nil {
 		c.out = c.in.terminal // keeps the line that the user is typing intact
@@ -41,11 +70,12 @@ func (p Program) console(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		password, err := config.Secret(vars, "PZ_PASSWORD")
-		if err != nil {
+		id := c.identity
+		if id.Password, err = config.Secret(vars, "PZ_PASSWORD"); err != nil {
 			return err
 		}
-		c.printError(c.open(fs.Arg(0), uuid.NewString(), password))
+		id.GUID = cmp.Or(*guid, uuid.NewString())
+		c.printError(c.open(fs.Arg(0), id, c.secure))
 	}
 	for ctx.Err() == nil {
 		line, err := c.in.read(c.prompt())
@@ -74,8 +104,60 @@ type console struct {
 	in     *lines
 	out    io.Writer
 	link   *link // nil while not connected
-	events bool  // events are printed
 	failed bool  // a command has failed
+
+	identity pz.Identity // of a connection whose command does not say otherwise
+	secure   bool        // connections use TLS, whatever their addresses say
+
+	// The reader of the socket uses these too, under the lock of in.
+	events   bool // events are printed
+	raw      bool // as they come
+	replayed int  // events since the connection was made
+}
+
+// identityOption is a setting of a connection: a flag of the command, and name=value at the prompt.
+type identityOption struct {
+	name, usage string
+	set         func(id *pz.Identity, value string) error
+}
+
+var identityOptions = []identityOption{
+	{
+		"type",
+		"the client `type`, which the vendor's licence is bound to; Diagnostic by default",
+		func(id *pz.Identity, value string) error { return setIdentityText(&id.ClientType, value) },
+	},
+	{
+		"mask",
+		"the events to get, whatever their numbers: the sum of their `types` (1 asks where to go, 2 rings,\n" +
+			"4 over, 8 rings the client, 16 the client picked up, 32 picked up, 128 SMS, 256 SMS status);\n" +
+			"all by default",
+		setMask,
+	},
+	{
+		"phone",
+		"get the events of this `extension`, besides those of the mask",
+		func(id *pz.Identity, value string) error { return setIdentityText(&id.PhoneNumber, value) },
+	},
+	{
+		"group",
+		"the broadcast `group`",
+		func(id *pz.Identity, value string) error { return setIdentityText(&id.BroadcastGroup, value) },
+	},
+}
+
+func setIdentityText(field *string, value string) error {
+	*field = value
+	return pz.CheckIdentityText(value)
+}
+
+func setMask(id *pz.Identity, value string) error {
+	mask, err := strconv.ParseUint(value, 10, 32)
+	if err != nil {
+		return errors.New("must be a number that fits 32 bits, such as 65535 for all events")
+	}
+	id.EventsMask = uint32(mask)
+	return nil
 }
 
 func (c *console) prompt() string {
@@ -93,10 +175,26 @@ type consoleCommand struct {
 
 func consoleCommands() []consoleCommand {
 	return []consoleCommand{
-		{"connect", "connect <url> <client guid>", "connect to a server; asks for the password", (*console).connect},
+		{
+			"connect", "connect <address> <client guid> [ssl] [settings]",
+			"connect to a server; asks for the password:\n" +
+				"  The address is host, host:port, ws://host:port or wss://host:port; the port is 10150 by default.\n" +
+				"  ssl connects by TLS, as wss:// does. By the guid the server knows what this client has missed.\n" +
+				"  The settings are name=value; without one, that of the command line counts:\n" + listSettings(),
+			(*console).connect,
+		},
 		{"version", "version", "print the server's version", (*console).version},
-		{"clients", "clients", "list the clients that the server knows", (*console).clients},
-		{"events", "events", "show events as they come, or no more", (*console).toggleEvents},
+		{
+			"clients", "clients", "list the clients that the server knows:\n" +
+				"  number, type, address, guid, whether it is connected, and its extension if it has one",
+			(*console).clients,
+		},
+		{
+			"events", "events [words|raw]", "print events, or no more; in words, or as they come:\n" +
+				"  In words: what happened, (replayed) if the server sends it again, from → to, line, call.\n" +
+				"  raw is the XML. Without an argument, the form stays as it is.",
+			(*console).toggleEvents,
+		},
 		{"call", "call <from> <to>", "ring from, then dial to", (*console).call},
 		{
 			"transfer", "transfer <call id> [to]",
@@ -117,6 +215,30 @@ func consoleCommands() []consoleCommand {
 		{"help", "help [command]", "list the commands, or describe one", (*console).help},
 		{"exit", "exit", "leave", nil},
 	}
+}
+
+// summary is the line about a command in the list of all.
+func (cmd consoleCommand) summary() string {
+	text, _, _ := strings.Cut(cmd.text, ":\n")
+	return fmt.Sprintf("  %-55s %s\n", cmd.usage, text)
+}
+
+func listConsoleCommands() string {
+	var b strings.Builder
+	for _, cmd := range consoleCommands() {
+		b.WriteString(cmd.summary())
+	}
+	return b.String()
+}
+
+// listSettings lists the settings of a connection for the help of connect.
+func listSettings() string {
+	lines := make([]string, len(identityOptions))
+	for i, o := range identityOptions {
+		usage := strings.NewReplacer("`", "", "\n", "\n            ").Replace(o.usage)
+		lines[i] = fmt.Sprintf("    %-7s %s", o.name+"=", usage)
+	}
+	return strings.Join(lines, "\n")
 }
 
 // runLine executes one line, and reports whether it ends the console.
@@ -152,39 +274,91 @@ func (c *console) printError(err error) bool {
 }
 
 func (c *console) connect(words []string) error {
-	if len(words) != 3 {
-		return errors.New("connect <url> <client guid>")
+	if len(words) < 3 {
+		return errors.New("connect <address> <client guid> [ssl] [settings]")
 	}
-	password, err := c.in.password("Password: ")
-	if err != nil {
+	id, secure := c.identity, c.secure
+	id.GUID = words[2]
+	if err := pz.CheckIdentityText(id.GUID); err != nil {
+		return fmt.Errorf("the client guid %w", err)
+	}
+	for _, word := range words[3:] {
+		if strings.EqualFold(word, "ssl") {
+			secure = true
+			continue
+		}
+		if err := setOption(&id, word); err != nil {
+			return err
+		}
+	}
+	var err error
+	if id.Password, err = c.in.password("Password: "); err != nil {
 		return errors.New("no password was given; an empty line stands for none")
 	}
-	return c.open(words[1], words[2], password)
+	return c.open(words[1], id, secure)
+}
+
+// setOption changes an identity by a name=value of the prompt.
+func setOption(id *pz.Identity, word string) error {
+	name, value, _ := strings.Cut(word, "=")
+	for _, o := range identityOptions {
+		if !strings.EqualFold(o.name, name) {
+			continue
+		}
+		if err := o.set(id, value); err != nil {
+			return fmt.Errorf("%s %w", o.name, err)
+		}
+		return nil
+	}
+	return fmt.Errorf("%q is no setting of a connection; \"help connect\" lists them", word)
 }
 
 // open connects to a server, in place of the current connection.
-func (c *console) open(url, guid, password string) error {
+func (c *console) open(address string, id pz.Identity, secure bool) error {
 	c.hangUp()
-	id := pz.Identity{
-		Password:   password,
-		ClientType: "Diagnostic",
-		GUID:       guid,
-		EventsMask: 65535,
-		Protocol:   2,
+	host, isPlain := strings.CutPrefix(address, "ws://")
+	if secure && (isPlain || !strings.Contains(address, "://")) {
+		address = "wss://" + host
 	}
-	onEvent := func(e pz.Event) {
-		if c.in.withLock(func() bool { return c.events }) {
-			c.in.print(printable(strings.TrimSpace(string(e.XML()))))
-		}
-	}
+	c.in.withLock(func() bool { c.replayed = 0; return true })
 	onEnd := func(err error) { c.in.print("Disconnected: " + advice.English(err)) }
-	l, err := dialLink(c.ctx, url, id, onEvent, onEnd)
+	l, err := dialLink(c.ctx, address, id, c.showEvent, onEnd)
 	if err != nil {
 		return err
 	}
 	c.link = l
 	fmt.Fprintln(c.out, "Connected")
 	return nil
+}
+
+// maxReplayShown is the maximum number of replayed events that are printed while events are not to
+// be printed. To a client that it does not know, a server replays all that it holds.
+const maxReplayShown = 50
+
+// showEvent prints an event if events are to be printed or it is replayed, and at the end of a
+// replay how many there were.
+func (c *console) showEvent(e pz.Event) {
+	isReplayed := e.Attrs.Get(pz.AttrMissed) == "1"
+	isLast := isReplayed && e.Attrs.Get(pz.AttrMissedFinal) == "1"
+	var raw bool
+	var replayed int
+	show := c.in.withLock(func() bool {
+		if isReplayed {
+			c.replayed++
+		}
+		raw, replayed = c.raw, c.replayed
+		return c.events || isReplayed && replayed <= maxReplayShown
+	})
+	now := time.Now()
+	switch {
+	case show && raw:
+		c.in.print(printable(strings.TrimSpace(string(e.XML()))))
+	case show:
+		c.in.print(now.Format(time.TimeOnly) + " " + printable(eventLine(e, now)))
+	}
+	if isLast {
+		c.in.print(fmt.Sprintf("The server has replayed all that this client had missed: events: %d.", replayed))
+	}
 }
 
 func (c *console) hangUp() {
@@ -197,7 +371,7 @@ func (c *console) hangUp() {
 // request sends a request, and fails if the server refuses it.
 func (c *console) request(method string, data pz.Attrs) (pz.Response, error) {
 	if c.link == nil {
-		return pz.Response{}, errors.New("not connected: connect <url> <client guid>")
+		return pz.Response{}, errors.New("not connected: connect <address> <client guid>")
 	}
 	resp, err := c.link.request(c.ctx, method, data)
 	if err == nil && resp.Code != pz.CodeDone {
@@ -231,13 +405,24 @@ func (c *console) clients([]string) error {
 	for _, client := range resp.Clients {
 		state := map[bool]string{true: "Connected", false: "Disconnected"}[client.Connected == "1"]
 		fields := []string{client.ID, client.Type, client.IP, client.GUID, state}
+		if client.PhoneNumber != "" {
+			fields = append(fields, client.PhoneNumber)
+		}
 		fmt.Fprintln(c.out, printable(strings.Join(fields, " ")))
 	}
 	return nil
 }
 
-func (c *console) toggleEvents([]string) error {
-	c.in.withLock(func() bool { c.events = !c.events; return true })
+func (c *console) toggleEvents(words []string) error {
+	form := strings.ToLower(strings.Join(words[1:], " "))
+	if form != "" && form != "words" && form != "raw" {
+		return errors.New("events [words|raw]")
+	}
+	c.in.withLock(func() bool {
+		c.events = form != "" || !c.events
+		c.raw = form == "raw" || form == "" && c.raw
+		return true
+	})
 	return nil
 }
 
@@ -275,7 +460,7 @@ func (c *console) help(words []string) error {
 	for _, cmd := range consoleCommands() {
 		switch {
 		case len(words) == 1:
-			fmt.Fprintf(c.out, "  %-55s %s\n", cmd.usage, strings.SplitN(cmd.text, ":\n", 2)[0])
+			fmt.Fprint(c.out, cmd.summary())
 		case cmd.name == strings.ToLower(words[1]):
 			fmt.Fprintf(c.out, "%s\n%s\n", cmd.usage, cmd.text)
 			return nil
