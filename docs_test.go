@@ -161,14 +161,18 @@ const { BODY, SENT } = process.env;
 	}
 }
 
-// The operators' guide has every warning and error that the log can hold, every code with which a
-// server closes a connection, and the error messages of a failed start.
+// The operators' guide and its list of log messages have every warning and error that the log can
+// hold, every code with which a server closes a connection, and the error messages of a failed
+// start.
 func TestOperatorsGuideHasEveryLogMessage(t *testing.T) {
-	text, err := os.ReadFile("docs/operators.md")
-	if err != nil {
-		t.Fatal(err)
+	guide := ""
+	for _, part := range []string{"docs/operators.md", "docs/log.md"} {
+		text, err := os.ReadFile(part)
+		if err != nil {
+			t.Fatal(err)
+		}
+		guide += string(text)
 	}
-	guide := string(text)
 	wanted := []string{
 		bolt.ErrInUse.Error(), bolt.ErrNotOutbox.Error(), "the file is of a newer version of pzbridge",
 		"the API cannot listen on LISTEN_ADDR",
@@ -181,7 +185,7 @@ func TestOperatorsGuideHasEveryLogMessage(t *testing.T) {
 	split := regexp.MustCompile(`"\s*\+\s*"`) // in a text that is written on two lines
 	line := regexp.MustCompile(`(?:\.(?:Warn|Error|Failed)\(|slog\.Level(?:Warn|Error), )"([^"]+)"`)
 	found := 0
-	err = filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
@@ -293,6 +297,7 @@ func TestGuidesNameExistingThings(t *testing.T) {
 	called := regexp.MustCompile("(?:`|bridge /)pzbridge ([a-z-]+)|--rm bridge ([a-z-]+)")
 	for _, guide := range []string{
 		"README.md", "README.ru.md", "docs/developers.md", "docs/operators.md", "docs/recipes.md",
+		"docs/log.md", "docs/log.ru.md",
 	} {
 		text, err := os.ReadFile(guide)
 		if err != nil {
