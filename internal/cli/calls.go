@@ -77,15 +77,10 @@ func (p Program) printCalls(ctx context.Context, a api, query url.Values, limit 
 	if err := a.call(ctx, http.MethodGet, "/v1/calls?"+query.Encode(), nil, &page); err != nil {
 		return err
 	}
-	table := tabwriter.NewWriter(p.Out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "TIME\tCALL\tCLIENT\tEXTENSION\tOUTCOME\tTALK\tCRM\tID")
-	for i := range page.Calls {
-		h := &page.Calls[i]
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", h.BeganAt.Local().Format(time.DateTime),
-			h.what(), h.client(), orDash(h.Extension), h.ended(), h.talk(), h.standing(),
-			printable(telephony.Brief(h.CallID)))
+	if len(page.Calls) == 0 {
+		fmt.Fprintln(p.Err, "No calls were found.")
 	}
-	if err := table.Flush(); err != nil {
+	if err := p.printCallTable(page.Calls); err != nil {
 		return err
 	}
 	switch {
@@ -101,6 +96,22 @@ func (p Program) printCalls(ctx context.Context, a api, query url.Values, limit 
 		fmt.Fprintln(p.Err, "Calls of before the upgrade are still being indexed; try again in a minute.")
 	}
 	return nil
+}
+
+// printCallTable prints a line for each call, and nothing for none.
+func (p Program) printCallTable(calls []callHead) error {
+	if len(calls) == 0 {
+		return nil
+	}
+	table := tabwriter.NewWriter(p.Out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "TIME\tCALL\tCLIENT\tEXTENSION\tOUTCOME\tTALK\tCRM\tID")
+	for i := range calls {
+		h := &calls[i]
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", h.BeganAt.Local().Format(time.DateTime),
+			h.what(), h.client(), orDash(h.Extension), h.ended(), h.talk(), h.standing(),
+			printable(telephony.Brief(h.CallID)))
+	}
+	return table.Flush()
 }
 
 func (h *callHead) what() string {
