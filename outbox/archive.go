@@ -9,6 +9,8 @@ import (
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
+
+	"github.com/google/uuid"
 )
 
 // EndpointStatus is the state of an endpoint and of its deliveries.
@@ -133,6 +135,20 @@ func (o *Outbox) Events(ctx context.Context, q store.EventQuery) (store.EventPag
 		page.Events[i] = o.opts.Formatter.Object(o.format(q.Endpoint), page.Events[i])
 	}
 	return page, err
+}
+
+// Audit keeps something that an operator has done, with an ID and the time of now. That it cannot
+// be kept is logged: it was done all the same.
+func (o *Outbox) Audit(ctx context.Context, e store.Audit) {
+	e.ID, e.At = uuid.Must(uuid.NewV7()), time.Now().UTC()
+	if err := o.engine.AddAudit(context.WithoutCancel(ctx), e); err != nil {
+		o.opts.Logger.Warn("what an operator has done cannot be kept", "action", string(e.Action), "err", err)
+	}
+}
+
+// Audits returns what operators have done, the latest first.
+func (o *Outbox) Audits(ctx context.Context, limit int) ([]store.Audit, error) {
+	return o.engine.Audits(ctx, limit)
 }
 
 // The names of settings, which outlive a restart.

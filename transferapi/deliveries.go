@@ -175,6 +175,7 @@ func (a *API) redeliver(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a.opts.Logger.Info("delivery is made again", "event_id", d.EventID, "endpoint", d.Endpoint, "call_id", d.CallID)
+	a.audit(r, store.Audit{Action: store.AuditRedelivered, Subject: d.ID})
 	writeJSON(w, http.StatusAccepted, showDelivery(d, nil))
 }
 
@@ -281,6 +282,7 @@ func (a *API) backup(w http.ResponseWriter, r *http.Request) {
 		a.opts.Logger.Warn("backup was broken off", "err", err)
 		panic(http.ErrAbortHandler) // a normal return could look like a complete backup
 	default:
+		a.audit(r, store.Audit{Action: store.AuditBackedUp})
 		a.opts.Logger.Info("backup sent", "took", time.Since(began).Round(time.Millisecond).String())
 	}
 }

@@ -770,6 +770,10 @@ func TestANumberIsForgotten(t *testing.T) {
 			t.Errorf("%s: %d %s", path, w.Code, w.Body)
 		}
 	}
+	w := get(a, "/v1/audit", operatorToken)
+	if !strings.Contains(w.Body.String(), `"action":"forgot"`) || strings.Contains(w.Body.String(), "0112233") {
+		t.Errorf("what was done: %d %s", w.Code, w.Body)
+	}
 	if w := send(a, http.MethodDelete, path, crmToken, ""); w.Code != 403 {
 		t.Errorf("a CRM may have it forgotten: %d", w.Code)
 	}

@@ -47,6 +47,7 @@ func (a *API) forget(w http.ResponseWriter, r *http.Request) {
 	gone, err := a.opts.Calls.Forget(ctx, r.PathValue("number"), dryRun == "true")
 	if dryRun != "true" && (gone.Events > 0 || err == nil) {
 		a.opts.Logger.Info("a number was forgotten", "calls", gone.Calls, "events", gone.Events)
+		a.audit(r, store.Audit{Action: store.AuditForgot, Count: gone.Events})
 	}
 	switch {
 	case errors.Is(err, outbox.ErrNoPerson):

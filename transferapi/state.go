@@ -35,6 +35,11 @@ func (a *API) switchConnection(w http.ResponseWriter, r *http.Request) {
 	}
 	a.opts.Exchange.Enable(*request.Enabled)
 	a.opts.Logger.Info("the connection was switched", "enabled", *request.Enabled, "by", caller(r))
+	action := store.AuditPaused
+	if *request.Enabled {
+		action = store.AuditResumed
+	}
+	a.audit(r, store.Audit{Action: action})
 	a.connection(w, r)
 }
 
@@ -50,6 +55,7 @@ func (a *API) sendTest(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		problem{Status: http.StatusServiceUnavailable, Detail: sentence(err)}.write(w)
 	default:
+		a.audit(r, store.Audit{Action: store.AuditTested, Subject: name})
 		writeJSON(w, http.StatusOK, struct {
 			EventID   string `json:"event_id"`
 			Endpoint  string `json:"endpoint"`

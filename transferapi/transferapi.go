@@ -59,6 +59,9 @@ type Outbox interface {
 	Endpoints(ctx context.Context) ([]outbox.EndpointStatus, error)
 	// Connect stores whether the bridge keeps a connection to the exchange; it survives restarts.
 	Connect(ctx context.Context, enabled bool) error
+	// Audit keeps what the operator has done.
+	Audit(ctx context.Context, e store.Audit)
+	Audits(ctx context.Context, limit int) ([]store.Audit, error)
 	// SendTest sends a test event without content to an endpoint, once, and returns the attempt.
 	SendTest(ctx context.Context, endpoint string) (eventID string, made store.Attempt, err error)
 }
@@ -186,6 +189,7 @@ func (a *API) routes() []route {
 		{http.MethodPost, "/v1/redeliver", operatorOnly, a.redeliverAll},
 		{http.MethodGet, "/v1/redeliveries", operatorOnly, a.readHandler(a.listRedeliveries)},
 		{http.MethodGet, "/v1/redeliveries/{id}", operatorOnly, a.readHandler(a.getRedelivery)},
+		{http.MethodGet, "/v1/audit", operatorOnly, a.readHandler(a.listAudits)},
 		{http.MethodDelete, "/v1/numbers/{number}", operatorOnly, a.forget},
 		{http.MethodGet, "/v1/endpoints", operatorOnly, a.listEndpoints},
 		{http.MethodPost, "/v1/endpoints/{name}/test", operatorOnly, a.sendTest},

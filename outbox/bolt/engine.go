@@ -17,6 +17,7 @@
 //	                                                 encodeClaim
 //	key_ages/NAME             time, hash          -> the bytes that a bearer's key takes: see
 //	                                                 putKey
+//	audits                    number              -> a store.Audit as JSON
 //	redeliveries              number of a request -> a store.RedeliveryState as JSON
 //	endpoints/NAME            counts, reader, failing, filled
 //	endpoints/NAME/deliveries number              -> a delivery and its last attempts: see

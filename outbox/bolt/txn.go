@@ -29,6 +29,7 @@ var (
 	bucketKept       = []byte("kept")
 	bucketNotes      = []byte("notes")
 	bucketRequests   = []byte("redeliveries")
+	bucketAudits     = []byte("audits")
 
 	keySchema = []byte("schema")
 	keyPruned = []byte("pruned")
@@ -38,7 +39,7 @@ var (
 // topBuckets are the buckets of every file.
 var topBuckets = [][]byte{
 	bucketMeta, bucketEvents, bucketIDs, bucketCalls, bucketNumbers, bucketRoutes, bucketQuestions, bucketKeys,
-	bucketKeyAges, bucketEndpoints, bucketRequests,
+	bucketKeyAges, bucketEndpoints, bucketRequests, bucketAudits,
 }
 
 // endpointBuckets are the buckets of every endpoint.
@@ -55,7 +56,7 @@ type txn struct {
 	*bolt.Tx
 	rules *store.Rules
 
-	meta, events, ids, calls, numbers, routes, questions, keys, ages, endpoints, requests *bolt.Bucket
+	meta, events, ids, calls, numbers, routes, questions, keys, ages, endpoints, requests, audits *bolt.Bucket
 
 	queues map[string]*queue
 	cursor *bolt.Cursor                      // of calls: see lastOf
@@ -80,6 +81,7 @@ func newTxn(tx *bolt.Tx, rules *store.Rules) *txn {
 		ages:      tx.Bucket(bucketKeyAges),
 		endpoints: tx.Bucket(bucketEndpoints),
 		requests:  tx.Bucket(bucketRequests),
+		audits:    tx.Bucket(bucketAudits),
 		queues:    map[string]*queue{},
 		states:    map[uint32]*store.RedeliveryState{},
 		prints:    map[string]map[[16]byte]bool{},

@@ -29,6 +29,7 @@ type Engine interface {
 	Keys
 	Notes
 	Archive
+	Audits
 	Upkeep
 
 	// Run runs the engine's own goroutines until ctx ends.

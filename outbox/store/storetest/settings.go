@@ -1,7 +1,10 @@
 package storetest
 
 import (
+	"fmt"
 	"testing"
+
+	"pzbridge/outbox/store"
 
 	"github.com/google/uuid"
 )
@@ -21,5 +24,29 @@ func (s suite) TestClientGUIDIsMadeOnce(t *testing.T) {
 	}
 	if guids[0] == "" || guids[0] != guids[1] {
 		t.Errorf("got %q", guids)
+	}
+}
+
+// TestWhatOperatorsDoIsKept checks that entries come back, the latest first, across a restart, each
+// once, and that the oldest go.
+func (s suite) TestWhatOperatorsDoIsKept(t *testing.T) {
+	SkipBulk(t)
+	opts := Options{Place: s.Place(t)}
+	o, closeBox := s.openAgain(t, opts)
+	for i := range store.MaxAudits + 5 {
+		o.Outbox.Audit(t.Context(), store.Audit{Action: store.AuditTested, Subject: fmt.Sprint(i), Through: "API"})
+	}
+	closeBox()
+	o, closeBox = s.openAgain(t, opts)
+	defer closeBox()
+	list, err := o.Outbox.Audits(t.Context(), 2*store.MaxAudits)
+	if err != nil || len(list) != store.MaxAudits {
+		t.Fatalf("%d entries, %v", len(list), err)
+	}
+	for i, e := range list {
+		want := fmt.Sprint(store.MaxAudits + 4 - i)
+		if e.Subject != want || e.Action != store.AuditTested || e.Through != "API" || e.At.IsZero() {
+			t.Fatalf("entry %d is %+v, want subject %s", i, e, want)
+		}
 	}
 }

@@ -106,6 +106,13 @@ func (e *twiceEngine) Redeliver(ctx context.Context, eventID, endpoint string, n
 	return e.Engine.Redeliver(ctx, eventID, endpoint, now)
 }
 
+func (e *twiceEngine) AddAudit(ctx context.Context, a store.Audit) error {
+	if err := e.Engine.AddAudit(ctx, a); err != nil {
+		return err
+	}
+	return e.Engine.AddAudit(ctx, a)
+}
+
 func (e *twiceEngine) AddRedelivery(ctx context.Context, r store.Redelivery, now time.Time) (uint32, error) {
 	if number, err := e.Engine.AddRedelivery(ctx, r, now); err != nil {
 		return number, err
