@@ -263,6 +263,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		ctx,
 		serve(limit.Listener(listener), handler, cfg.ShutdownGrace/4, logger, api.Drain, pages.Drain),
 		alerts.Run,
+		func(ctx context.Context) error { return stats.Run(ctx, box, logger) },
 		session.Run,
 		together(events.questions.Run, box.Run),
 		engine.Run,

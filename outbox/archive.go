@@ -156,7 +156,18 @@ const (
 	settingClientGUID   = "client_guid"
 	settingDisconnected = "disconnected"
 	settingSessions     = "sessions"
+	settingCharts       = "charts"
 )
+
+// ChartCounts returns what SetChartCounts has stored, empty if there was none.
+func (o *Outbox) ChartCounts(ctx context.Context) (string, error) {
+	return o.engine.Setting(ctx, settingCharts, "")
+}
+
+// SetChartCounts stores the counts of the dashboard's charts, for later starts.
+func (o *Outbox) SetChartCounts(ctx context.Context, counts string) error {
+	return o.engine.SetSetting(ctx, settingCharts, counts)
+}
 
 // ClientGUID returns the identity by which the exchange knows which events the bridge has missed.
 // The first call stores generated as that identity.

@@ -1,7 +1,9 @@
 package dashboard
 
 import (
-	"slices"
+	"context"
+	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -9,104 +11,248 @@ import (
 	"pzbridge/outbox"
 )
 
-const (
-	plotMinutes = 60  // length of the plot
-	maxSamples  = 500 // durations of the latest attempts, for each endpoint
-)
+// span is how far back a chart looks: so many points, each of so much time.
+type span struct {
+	name   string // in an address
+	step   time.Duration
+	points int
+}
 
-// Stats holds the counts of each minute of the last hour, and the durations of the latest attempts.
-// It is an observer of the session and of the outbox; a restart clears it. Its methods may be
-// called concurrently.
+// spans are the charts that there are.
+var spans = []span{
+	{"hour", time.Minute, 60},
+	{"day", 10 * time.Minute, 144},
+	{"week", time.Hour, 168},
+}
+
+// durationBuckets is the number of classes of response times. The upper bound of a class is √2 of
+// that of the one before it, from 1 ms to 6 minutes, so that a quantile is right to a fifth.
+const durationBuckets = 38
+
+// bucketOf returns the class of a response time.
+func bucketOf(took time.Duration) int {
+	ms := took.Seconds() * 1000
+	if ms <= 1 {
+		return 0
+	}
+	return min(durationBuckets-1, int(math.Ceil(2*math.Log2(ms))))
+}
+
+// durationOf returns the middle of a class.
+func durationOf(bucket int) time.Duration {
+	return time.Duration(math.Pow(2, float64(bucket)/2-0.25) * float64(time.Millisecond))
+}
+
+// counts are what has happened in the time of a point.
+type counts struct {
+	Received  uint32 // events
+	Delivered uint32 // attempts
+	Failed    uint32
+	Took      [durationBuckets]uint32 // of the attempts, by class
+}
+
+func (c *counts) isZero() bool { return *c == counts{} }
+
+func (c *counts) add(other *counts) {
+	c.Received += other.Received
+	c.Delivered += other.Delivered
+	c.Failed += other.Failed
+	for i, n := range other.Took {
+		c.Took[i] += n
+	}
+}
+
+// quantile returns the response time below which a part of the attempts lies; 0 if there was none.
+func (c *counts) quantile(part float64) time.Duration {
+	total := uint32(0)
+	for _, n := range c.Took {
+		total += n
+	}
+	if total == 0 {
+		return 0
+	}
+	rank := uint32(math.Ceil(part * float64(total)))
+	for i, n := range c.Took {
+		if rank <= n {
+			return durationOf(i)
+		}
+		rank -= n
+	}
+	return durationOf(durationBuckets - 1)
+}
+
+// series is a ring of points.
+type series struct {
+	span
+	ring   []counts
+	newest int64 // the number of the newest point, in steps since 1970
+}
+
+func newSeries(s span) series { return series{span: s, ring: make([]counts, s.points)} }
+
+// at returns the point of now. It clears the points that were passed. If the clock was set back,
+// the counts go on in the newest point.
+func (s *series) at(now time.Time) *counts {
+	number := now.UnixNano() / int64(s.step)
+	for n := 0; s.newest < number && n < s.points; n++ {
+		s.newest = max(s.newest+1, number-int64(s.points)+1)
+		s.ring[s.newest%int64(s.points)] = counts{}
+	}
+	return &s.ring[s.newest%int64(s.points)]
+}
+
+// list returns the points, the oldest first, and when the first one begins.
+func (s *series) list(now time.Time) (list []counts, began time.Time) {
+	s.at(now)
+	for i := int64(1); i <= int64(s.points); i++ {
+		list = append(list, s.ring[(s.newest+i)%int64(s.points)])
+	}
+	return list, time.Unix(0, (s.newest-int64(s.points)+1)*int64(s.step))
+}
+
+// Keeper keeps the counts across restarts.
+type Keeper interface {
+	// ChartCounts returns what SetChartCounts has stored, empty if there was none.
+	ChartCounts(ctx context.Context) (string, error)
+	SetChartCounts(ctx context.Context, counts string) error
+}
+
+// Stats counts what the charts show, for each endpoint and for all. It is an observer of the
+// session and of the outbox. Its methods may be called concurrently.
 type Stats struct {
-	began     time.Time
-	mu        sync.Mutex
-	events    series
-	delivered series
-	failed    series
-	took      map[string][]time.Duration // by endpoint, the latest last
+	began   time.Time
+	mu      sync.Mutex
+	byName  map[string][]series // one of each span; "" is for all endpoints
+	changed bool                // since the last store
 }
 
 // NewStats returns empty Stats.
-func NewStats() *Stats { return &Stats{began: time.Now(), took: map[string][]time.Duration{}} }
-
-// series is a ring of counts by minute.
-type series struct {
-	counts [plotMinutes]int
-	minute int64 // the newest minute of counts, since 1970
-}
-
-func (s *series) add(now time.Time) {
-	s.advance(now)
-	s.counts[s.minute%plotMinutes]++
-}
-
-// advance moves the ring to now and clears the minutes without counts. If the clock was set back,
-// the counts continue in the newest minute.
-func (s *series) advance(now time.Time) {
-	minute := now.Unix() / 60
-	for n := 0; s.minute < minute && n < plotMinutes; n++ {
-		s.minute = max(s.minute+1, minute-plotMinutes+1)
-		s.counts[s.minute%plotMinutes] = 0
-	}
-}
-
-// list returns the counts, the oldest first.
-func (s *series) list(now time.Time) (list []int) {
-	s.advance(now)
-	for i := int64(1); i <= plotMinutes; i++ {
-		list = append(list, s.counts[(s.minute+i)%plotMinutes])
-	}
-	return list
-}
+func NewStats() *Stats { return &Stats{began: time.Now(), byName: map[string][]series{}} }
 
 // EventReceived counts an event.
 func (s *Stats) EventReceived(telephony.EventType) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.events.add(time.Now())
+	s.count("", func(c *counts) { c.Received++ })
 }
 
 // AttemptEnded counts an attempt.
 func (s *Stats) AttemptEnded(endpoint, outcome string, took, _ time.Duration) {
+	isDelivered, bucket := outcome == outbox.OutcomeDelivered, bucketOf(took)
+	add := func(c *counts) {
+		if isDelivered {
+			c.Delivered++
+		} else {
+			c.Failed++
+		}
+		c.Took[bucket]++
+	}
+	s.count("", add)
+	s.count(endpoint, add)
+}
+
+func (s *Stats) count(name string, add func(*counts)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if outcome == outbox.OutcomeDelivered {
-		s.delivered.add(time.Now())
-	} else {
-		s.failed.add(time.Now())
+	now := time.Now()
+	list := s.seriesOf(name)
+	for i := range list {
+		add(list[i].at(now))
 	}
-	list := append(s.took[endpoint], took)
-	if len(list) > 2*maxSamples {
-		list = slices.Clone(list[len(list)-maxSamples:])
+	s.changed = true
+}
+
+// seriesOf returns the series of a name. The caller holds mu.
+func (s *Stats) seriesOf(name string) []series {
+	list, known := s.byName[name]
+	if !known {
+		for _, sp := range spans {
+			list = append(list, newSeries(sp))
+		}
+		s.byName[name] = list
 	}
-	s.took[endpoint] = list
+	return list
+}
+
+// points returns the points of a span for an endpoint, or for all if name is empty; the oldest
+// first, and when the first one begins.
+func (s *Stats) points(name string, of int, now time.Time) (list []counts, began time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.seriesOf(name)[of].list(now)
 }
 
 // hour returns the counts of the last sixty minutes, the oldest first.
 func (s *Stats) hour(now time.Time) (events, delivered, failed []int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.events.list(now), s.delivered.list(now), s.failed.list(now)
+	list, _ := s.points("", 0, now)
+	for i := range list {
+		events = append(events, int(list[i].Received))
+		delivered = append(delivered, int(list[i].Delivered))
+		failed = append(failed, int(list[i].Failed))
+	}
+	return events, delivered, failed
 }
 
-// start returns when counting began if that is less than an hour ago, else the zero time.
+// start returns when counting began if that is less than an hour ago, and nothing was counted
+// before; otherwise the zero time.
 func (s *Stats) start(now time.Time) time.Time {
-	if now.Sub(s.began) < plotMinutes*time.Minute {
+	list, began := s.points("", 0, now)
+	for i := range list {
+		isBefore := began.Add(time.Duration(i+1) * time.Minute).Before(s.began)
+		if !list[i].isZero() && isBefore {
+			return time.Time{}
+		}
+	}
+	if now.Sub(s.began) < time.Hour {
 		return s.began
 	}
 	return time.Time{}
 }
 
-// quantiles returns the median and the 99th percentile of the latest attempts' durations at an
-// endpoint. ok is false if there were no attempts.
+// quantiles returns the median and the 99th percentile of the response times of an endpoint in the
+// last hour. ok is false if there were no attempts.
 func (s *Stats) quantiles(endpoint string) (p50, p99 time.Duration, ok bool) {
-	s.mu.Lock()
-	list := slices.Clone(s.took[endpoint])
-	s.mu.Unlock()
-	if len(list) == 0 {
-		return 0, 0, false
+	list, _ := s.points(endpoint, 0, time.Now())
+	var sum counts
+	for i := range list {
+		sum.add(&list[i])
 	}
-	list = list[max(0, len(list)-maxSamples):]
-	slices.Sort(list)
-	return list[len(list)/2], list[len(list)*99/100], true
+	return sum.quantile(0.5), sum.quantile(0.99), sum.Delivered+sum.Failed > 0
+}
+
+// storeInterval is the time between two stores of the counts.
+const storeInterval = time.Minute
+
+// Run takes up the counts of before the start, and stores them every minute in which something has
+// been counted, and at the end.
+func (s *Stats) Run(ctx context.Context, keeper Keeper, logger *slog.Logger) error {
+	text, err := keeper.ChartCounts(ctx)
+	if err == nil {
+		err = s.add(text)
+	}
+	if err != nil {
+		logger.Warn("the counts of the charts cannot be read, and begin anew", "err", err)
+	}
+	tick := time.NewTicker(storeInterval)
+	defer tick.Stop()
+	for done := false; !done; {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			done = true
+		}
+		if !s.takeChanged() {
+			continue
+		}
+		if err := keeper.SetChartCounts(context.WithoutCancel(ctx), s.String()); err != nil {
+			logger.Warn("the counts of the charts cannot be stored", "err", err)
+		}
+	}
+	return nil
+}
+
+func (s *Stats) takeChanged() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	changed := s.changed
+	s.changed = false
+	return changed
 }

@@ -1,29 +1,34 @@
 package dashboard
 
 import (
+	"context"
+	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"pzbridge/outbox"
 )
 
-// A minute's count stays in the list for an hour, whatever the pauses. Setting the clock back loses
-// no count.
-func TestCountsAreKeptForAnHour(t *testing.T) {
-	var s series
+// A point's counts stay for the whole span, whatever the pauses. Setting the clock back loses none.
+func TestCountsAreKeptForTheirSpan(t *testing.T) {
+	s := newSeries(spans[0])
 	at := time.Unix(1_800_000_000, 0)
-	sum := func(now time.Time) (n int) {
-		for _, c := range s.list(now) {
-			n += c
+	sum := func(now time.Time) (n uint32) {
+		list, _ := s.list(now)
+		for _, c := range list {
+			n += c.Received
 		}
 		return n
 	}
-	s.add(at)
-	s.add(at.Add(time.Minute))
-	s.add(at.Add(time.Minute))
-	if list := s.list(at.Add(time.Minute)); list[59] != 2 || list[58] != 1 || len(list) != 60 {
-		t.Errorf("%v", list)
+	s.at(at).Received++
+	s.at(at.Add(time.Minute)).Received += 2
+	list, began := s.list(at.Add(time.Minute))
+	if list[59].Received != 2 || list[58].Received != 1 || len(list) != 60 || !began.Equal(at.Add(-58*time.Minute)) {
+		t.Errorf("from %s: %v", began, list)
 	}
-	s.add(at.Add(-time.Hour))
-	if list := s.list(at.Add(time.Minute)); list[59] != 3 {
+	s.at(at.Add(-time.Hour)).Received++
+	if list, _ := s.list(at.Add(time.Minute)); list[59].Received != 3 {
 		t.Errorf("set back: %v", list)
 	}
 	if n := sum(at.Add(59 * time.Minute)); n != 4 {
@@ -35,6 +40,110 @@ func TestCountsAreKeptForAnHour(t *testing.T) {
 	if n := sum(at.Add(1000 * time.Hour)); n != 0 {
 		t.Errorf("long after: %d", n)
 	}
+}
+
+// A quantile is right to a fifth, over the whole range.
+func TestQuantilesAreNearlyRight(t *testing.T) {
+	for _, took := range []time.Duration{
+		time.Millisecond, 7 * time.Millisecond, 100 * time.Millisecond, 3 * time.Second, 5 * time.Minute,
+	} {
+		var c counts
+		for range 99 {
+			c.Took[bucketOf(took)]++
+		}
+		c.Took[bucketOf(6*time.Minute)]++
+		got := c.quantile(0.5)
+		if got < took*8/10 || got > took*12/10 {
+			t.Errorf("%s gives %s", took, got)
+		}
+		if c.quantile(0.999) < 4*time.Minute {
+			t.Errorf("the slowest of a hundred takes %s", c.quantile(0.999))
+		}
+	}
+	if (&counts{}).quantile(0.5) != 0 {
+		t.Error("of no attempts there is a median")
+	}
+}
+
+// keeper keeps counts in memory.
+type keeper struct{ text string }
+
+func (k *keeper) ChartCounts(context.Context) (string, error) { return k.text, nil }
+
+func (k *keeper) SetChartCounts(_ context.Context, text string) error {
+	k.text = text
+	return nil
+}
+
+// The counts outlive a restart, and what is counted before they are read is not lost.
+func TestCountsOutliveARestart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var kept keeper
+		run := func(s *Stats) (stop func()) {
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan struct{})
+			go func() {
+				_ = s.Run(ctx, &kept, slog.New(slog.NewTextHandler(t.Output(), nil)))
+				close(done)
+			}()
+			synctest.Wait()
+			return func() {
+				cancel()
+				<-done
+			}
+		}
+		first := NewStats()
+		stop := run(first)
+		first.EventReceived("call.incoming")
+		first.AttemptEnded("crm", outbox.OutcomeDelivered, 100*time.Millisecond, 0)
+		time.Sleep(10 * time.Minute)
+		first.AttemptEnded("crm", outbox.OutcomeFailed, time.Second, 0)
+		stop()
+		second := NewStats()
+		second.EventReceived("call.incoming")
+		defer run(second)()
+		for i := range spans {
+			var sum counts
+			list, _ := second.points("", i, time.Now())
+			for j := range list {
+				sum.add(&list[j])
+			}
+			if sum.Received != 2 || sum.Delivered != 1 || sum.Failed != 1 {
+				t.Errorf("%s: %+v", spans[i].name, sum)
+			}
+		}
+		if p50, p99, ok := second.quantiles("crm"); !ok || p50 > 120*time.Millisecond || p99 < 800*time.Millisecond {
+			t.Errorf("the response times are %s and %s, %v", p50, p99, ok)
+		}
+		if !second.start(time.Now()).IsZero() {
+			t.Error("the chart says that it begins with the start")
+		}
+		kept.text = "damaged"
+		third := NewStats()
+		run(third)()
+		if list, _ := third.points("", 0, time.Now()); len(list) != 60 {
+			t.Errorf("after damage: %d points", len(list))
+		}
+	})
+}
+
+// Whatever stands in the store, reading it neither fails the program nor takes much memory.
+func FuzzCounts(f *testing.F) {
+	s := NewStats()
+	s.AttemptEnded("crm", outbox.OutcomeDelivered, 100*time.Millisecond, 0)
+	f.Add(s.String())
+	f.Add("")
+	f.Add("\x01\xff\xff\xff")
+	f.Fuzz(func(t *testing.T, text string) {
+		s := NewStats()
+		if s.add(text) != nil {
+			return
+		}
+		again := NewStats()
+		if err := again.add(s.String()); err != nil || again.String() != s.String() {
+			t.Errorf("what was read is not written again: %v", err)
+		}
+	})
 }
 
 func TestTimelinePointsDoNotOverlap(t *testing.T) {
