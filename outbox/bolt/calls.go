@@ -4,10 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"encoding/json"
-	"io"
 	"slices"
-	"strings"
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
@@ -60,7 +57,8 @@ func (s *Engine) callEvent(tx *txn, n uint64, names []string) (event store.CallE
 		return store.CallEvent{}, 0, err
 	}
 	event = store.CallEvent{ID: e.ID.String(), Type: e.Type, Sequence: e.Sequence, Time: e.At.UTC()}
-	event.From, event.To = numbersIn(body)
+	from, to := store.NumbersIn(body)
+	event.From, event.To = telephony.Brief(from), telephony.Brief(to)
 	for _, name := range names {
 		if d, history, ok := tx.queue(name).get(n); ok {
 			d, toBeRead := s.shown(tx, name, n, d)
@@ -71,32 +69,6 @@ func (s *Engine) callEvent(tx *txn, n uint64, names []string) (event store.CallE
 		}
 	}
 	return event, size, nil
-}
-
-// numbersIn gives the numbers of a call's event, in brief. It reads its body no further than to
-// them: the members stand in the order in which store.Encode writes them.
-func numbersIn(body []byte) (from, to string) {
-	at := bytes.Index(body, []byte(`,"sequence":`)) // no text holds that: its quotes would be escaped
-	if at < 0 {
-		return "", ""
-	}
-	var values struct{ From, To string }
-	d := json.NewDecoder(io.MultiReader(strings.NewReader("{"), bytes.NewReader(body[at+1:])))
-	_, _ = d.Token()
-	for d.More() {
-		var value any
-		name, err := d.Token()
-		if err != nil || name != "sequence" && name != "from" && name != "to" || d.Decode(&value) != nil {
-			break
-		}
-		switch text, _ := value.(string); name {
-		case "from":
-			values.From = telephony.Brief(text)
-		case "to":
-			values.To = telephony.Brief(text)
-		}
-	}
-	return values.From, values.To
 }
 
 // LatestCalls gives the IDs of the calls with the newest events: see store.Archive.

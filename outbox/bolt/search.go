@@ -2,6 +2,7 @@ package bolt
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"math"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
 
@@ -86,8 +88,10 @@ func (s *Engine) Calls(_ context.Context, q store.CallQuery) (list store.CallLis
 	err = s.view(func(tx *txn) error {
 		f := callSearch{CallQuery: q, engine: s, tx: tx, known: map[string]bool{}}
 		if q.Key != "" && q.Match != store.KeyContains {
-			f.byNumber(below)
+			f.lookAt(tx.numberEntries(q, below, maxCandidates))
 			f.list.Unindexed = decodeNumber(tx.meta.Get(keyNumbered)) != filledWhole
+		} else if events, ok := s.eventsInState(tx, q.State, below); ok {
+			f.lookAt(events)
 		} else {
 			f.byTime(below)
 		}
@@ -106,24 +110,43 @@ type callSearch struct {
 	known  map[string]bool // the calls that were looked at
 }
 
-// byNumber looks at the calls that the index by number has below a number, the newest first.
-func (f *callSearch) byNumber(below uint64) {
-	const batch = 256
-	entries := f.tx.numberEntries(f.CallQuery, below, batch)
-	for _, n := range entries {
+// maxCandidates is how many events an index gives at once.
+const maxCandidates = 256
+
+// eventsInState returns the events below a number whose delivery to some endpoint is in a state,
+// the newest first, maxCandidates at most. It is false if no index has them.
+func (s *Engine) eventsInState(tx *txn, state string, below uint64) (list []uint64, ok bool) {
+	if state == "" || below == 0 {
+		return nil, false
+	}
+	for _, name := range tx.names() {
+		numbers, ok := s.numbersIn(tx, name, state, below-1)
+		if !ok {
+			return nil, false
+		}
+		list = append(list, numbers...)
+	}
+	slices.SortFunc(list, func(a, b uint64) int { return cmp.Compare(b, a) })
+	list = slices.Compact(list)
+	return list[:min(len(list), maxCandidates)], true
+}
+
+// lookAt looks at the calls of events that an index gives, the newest first.
+func (f *callSearch) lookAt(events []uint64) {
+	for _, n := range events {
 		e, _, err := decodeEventHead(f.tx.events.Get(number(n)))
 		if err != nil {
 			continue
 		}
 		if e.At.Before(f.Since.Add(-clockSlack)) {
-			return // its later entries are older
+			return // the rest is older
 		}
-		if !f.look(e.Call, n) {
+		if e.Call != "" && !f.look(e.Call, n) {
 			return
 		}
 	}
-	if len(entries) == batch {
-		f.list.Cursor = cursorBelow(entries[batch-1])
+	if len(events) == maxCandidates {
+		f.list.Cursor = cursorBelow(events[maxCandidates-1])
 	}
 }
 
@@ -144,15 +167,32 @@ func (f *callSearch) byTime(below uint64) {
 			return
 		}
 		looked++
-		e, _, err := decodeEventHead(v)
+		e, body, err := decodeEventHead(v)
 		switch {
 		case err != nil || e.Call == "":
 		case e.At.Before(f.Since.Add(-clockSlack)):
 			return
-		case f.tx.isLatest(&e, n) && !f.look(e.Call, n):
+		case !f.tx.isLatest(&e, n):
+		case f.isOther(&e, body):
+			f.list.Looked++
+		case !f.look(e.Call, n):
 			return
 		}
 	}
+}
+
+// isOther reports that the search is certainly not for a call, by the event that has ended it and
+// is its latest: that is known without its other events.
+func (f *callSearch) isOther(latest *store.Event, body []byte) bool {
+	if f.Outcome == "" || latest.Type != telephony.EventCompleted {
+		return false
+	}
+	has := func(outcome telephony.Outcome) bool {
+		return bytes.Contains(body, []byte(`,"outcome":"`+outcome+`"`)) // no text holds that: its quotes are escaped
+	}
+	return has(telephony.OutcomeAnswered) && f.Outcome != telephony.OutcomeAnswered ||
+		has(telephony.OutcomeMissed) && f.Outcome != telephony.OutcomeMissed ||
+		has(telephony.OutcomeNoAnswer) && f.Outcome != telephony.OutcomeNoAnswer
 }
 
 // isLatest reports whether an event is the latest of its call, at which a list has it.
