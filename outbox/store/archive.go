@@ -22,8 +22,8 @@ type Archive interface {
 	// LatestCalls returns the IDs of up to limit calls, that of the newest event first. It looks at
 	// the newest few thousand events.
 	LatestCalls(ctx context.Context, limit int) ([]string, error)
-	// Calls lists calls, the one with the newest event first. With a number or a state they may come
-	// in the order of the events by which an index has found them. Fails with ErrBadCursor.
+	// Calls lists calls, the one with the newest event first. With a number or a state they may
+	// come in the order of the events by which an index has found them. Fails with ErrBadCursor.
 	Calls(ctx context.Context, q CallQuery) (CallList, error)
 	// CallHead returns what is known of a call as a whole. Fails with ErrNoCall.
 	CallHead(ctx context.Context, callID string) (CallHead, error)
