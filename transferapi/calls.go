@@ -172,7 +172,7 @@ func readChoice[T ~string](values url.Values, name string, choices ...T) (T, err
 
 func callProblem(err error) problem {
 	if errors.Is(err, phone.ErrTooFewDigits) {
-		return problem{Status: http.StatusBadRequest, Field: "number", Detail: sentence(err)}
+		return problem{Status: http.StatusBadRequest, Code: codeBadField, Field: "number", Detail: sentence(err)}
 	}
 	return deliveryProblem(err)
 }

@@ -210,7 +210,7 @@ func (a *API) do(ctx context.Context, by string, cmd telephony.Command) error {
 func commandProblem(err error) problem {
 	// The reason of a refusal is the exchange's text, of any length. It is shortened, since an
 	// Idempotency-Key keeps the answer for a day.
-	p := problem{Status: http.StatusGatewayTimeout, Detail: telephony.BriefText(sentence(err))}
+	p := problem{Status: http.StatusGatewayTimeout, Code: codeOf(err), Detail: telephony.BriefText(sentence(err))}
 	var refused *telephony.RefusedError
 	var decided *telephony.DecidedError
 	var notAllowed *telephony.NotAllowedError
@@ -241,7 +241,7 @@ func commandProblem(err error) problem {
 // badFields returns the problem of wrong fields. Field names the first one, Detail describes all.
 func badFields(err error) *problem {
 	var first *fieldError
-	p := &problem{Status: http.StatusBadRequest, Detail: strings.ReplaceAll(err.Error(), "\n", " ")}
+	p := &problem{Status: http.StatusBadRequest, Code: codeBadField, Detail: strings.ReplaceAll(err.Error(), "\n", " ")}
 	if errors.As(err, &first) {
 		p.Field = first.field
 	}

@@ -191,7 +191,7 @@ func readTime(field, s string) (time.Time, error) {
 }
 
 func deliveryProblem(err error) problem {
-	p := problem{Status: http.StatusInternalServerError, Detail: sentence(err)}
+	p := problem{Status: http.StatusInternalServerError, Code: codeOf(err), Detail: sentence(err)}
 	switch {
 	case errors.Is(err, store.ErrNotFound), errors.Is(err, store.ErrNoRedelivery):
 		p.Status = http.StatusNotFound

@@ -202,7 +202,7 @@ func readLimit(values url.Values) (int, *problem) {
 }
 
 func eventProblem(err error) problem {
-	p := problem{Status: http.StatusInternalServerError, Detail: sentence(err)}
+	p := problem{Status: http.StatusInternalServerError, Code: codeOf(err), Detail: sentence(err)}
 	var pruned *store.PrunedError
 	switch {
 	case errors.As(err, &pruned):
@@ -288,7 +288,11 @@ func (a *API) getCall(r *http.Request) answer {
 	case errors.Is(err, store.ErrNoCall),
 		// Every event belongs to another endpoint.
 		err == nil && len(shown.Events) == 0 && shown.NextCursor == "" && after == 0:
-		return problemAnswer(problem{Status: http.StatusNotFound, Detail: sentence(store.ErrNoCall)})
+		return problemAnswer(problem{
+			Status: http.StatusNotFound,
+			Code:   codeOf(store.ErrNoCall),
+			Detail: sentence(store.ErrNoCall),
+		})
 	case err != nil:
 		return problemAnswer(problem{Status: http.StatusInternalServerError, Detail: sentence(err)})
 	case page.Route != nil && len(shown.Events) > 0:

@@ -62,6 +62,7 @@ func (a *API) carryOutOnce(
 	case err != nil:
 		return answer{problem: &problem{
 			Status: http.StatusServiceUnavailable,
+			Code:   codeOf(err),
 			Detail: "The Idempotency-Key could not be stored, so nothing was sent; try again. The reason: " +
 				advice.English(err) + ".",
 		}}

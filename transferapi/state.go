@@ -29,6 +29,7 @@ func (a *API) switchConnection(w http.ResponseWriter, r *http.Request) {
 	if err := a.opts.Outbox.Connect(r.Context(), *request.Enabled); err != nil {
 		problem{
 			Status: http.StatusServiceUnavailable,
+			Code:   codeOf(err),
 			Detail: "It could not be stored, so nothing has changed: " + advice.English(err) + ".",
 		}.write(w)
 		return
@@ -49,11 +50,11 @@ func (a *API) sendTest(w http.ResponseWriter, r *http.Request) {
 	id, result, err := a.opts.Outbox.SendTest(r.Context(), name)
 	switch {
 	case errors.Is(err, store.ErrNoEndpoint):
-		problem{Status: http.StatusNotFound, Detail: sentence(err)}.write(w)
+		problem{Status: http.StatusNotFound, Code: codeOf(err), Detail: sentence(err)}.write(w)
 	case errors.Is(err, store.ErrNoURL):
-		problem{Status: http.StatusConflict, Detail: sentence(err)}.write(w)
+		problem{Status: http.StatusConflict, Code: codeOf(err), Detail: sentence(err)}.write(w)
 	case err != nil:
-		problem{Status: http.StatusServiceUnavailable, Detail: sentence(err)}.write(w)
+		problem{Status: http.StatusServiceUnavailable, Code: codeOf(err), Detail: sentence(err)}.write(w)
 	default:
 		a.audit(r, store.Audit{Action: store.AuditTested, Subject: name})
 		writeJSON(w, http.StatusOK, struct {

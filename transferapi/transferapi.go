@@ -326,20 +326,24 @@ func (b bearer) wait(now time.Time) time.Duration {
 // problem is an error in the form of RFC 9457. The type is about:blank, so the title is the text of
 // the status.
 type problem struct {
-	Title  string `json:"title"`
-	Status int    `json:"status"`
-	Detail string `json:"detail"`
-	Field  string `json:"field,omitempty"`  // the request's field that is wrong
-	Winner string `json:"winner,omitempty"` // the endpoint whose answer has decided the call
-	Oldest string `json:"oldest,omitempty"` // the cursor after which no event is missing
+	Title  string         `json:"title"`
+	Status int            `json:"status"`
+	Code   telephony.Code `json:"code"` // for programs; if it is empty, titled sets that of the status
+	Detail string         `json:"detail"`
+	Field  string         `json:"field,omitempty"`  // the request's field that is wrong
+	Winner string         `json:"winner,omitempty"` // the endpoint whose answer has decided the call
+	Oldest string         `json:"oldest,omitempty"` // the cursor after which no event is missing
 }
 
 // problemType is the media type of a problem.
 const problemType = "application/problem+json"
 
-// titled returns the problem with its title set.
+// titled returns the problem with its title and its code set.
 func (p problem) titled() problem {
 	p.Title = http.StatusText(p.Status)
+	if p.Code == "" {
+		p.Code = statusCodes[p.Status]
+	}
 	return p
 }
 

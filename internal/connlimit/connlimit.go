@@ -176,7 +176,7 @@ func (l *Limit) Handler(next http.Handler, isAuthenticated func(*http.Request) b
 			w.Header().Set("Content-Type", "application/problem+json")
 			w.Header().Set("Retry-After", "1")
 			w.WriteHeader(http.StatusServiceUnavailable)
-			_, _ = w.Write([]byte(`{"title":"Service Unavailable","status":503,` +
+			_, _ = w.Write([]byte(`{"title":"Service Unavailable","status":503,"code":"unavailable",` +
 				`"detail":"Too many requests are under way at once. Nothing was done; try again."}` + "\n"))
 			return
 		}
