@@ -201,7 +201,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	counters.Watch(session, box)
+	counters.Watch(session, box, cfg.OutboxMaxBytes)
 	api, err := transferapi.New(transferapi.Options{
 		Exchange:       session,
 		Router:         router,

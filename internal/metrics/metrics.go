@@ -136,10 +136,10 @@ func (m *Metrics) startAtZero() {
 	}
 }
 
-// Watch adds the state of the session and of the outbox to each scrape. Call it once, before the
-// first scrape.
-func (m *Metrics) Watch(exchange Exchange, box Outbox) {
-	m.registry.MustRegister(watcher{exchange, box})
+// Watch adds the state of the session and of the outbox, which may hold maxBytes, to each scrape.
+// Call it once, before the first scrape.
+func (m *Metrics) Watch(exchange Exchange, box Outbox, maxBytes int64) {
+	m.registry.MustRegister(watcher{exchange, box, maxBytes})
 	list, _ := box.Endpoints(context.Background()) // each scrape reports this error
 	m.startRefusalsAtZero("operator")
 	for _, e := range list {
@@ -227,6 +227,7 @@ func (m *Metrics) Committed(took time.Duration) { m.commits.Observe(took.Seconds
 type watcher struct {
 	exchange Exchange
 	box      Outbox
+	maxBytes int64
 }
 
 var (
@@ -242,6 +243,9 @@ var (
 	descBytes = prometheus.NewDesc("pzbridge_outbox_bytes",
 		"How much of the outbox's file is in use.",
 		nil, nil)
+	descLimit = prometheus.NewDesc("pzbridge_outbox_limit_bytes",
+		"How much of the outbox's file may be in use: OUTBOX_MAX_BYTES.",
+		nil, nil)
 	descFailing = prometheus.NewDesc("pzbridge_endpoint_failing",
 		"1 while an endpoint is only probed, since many attempts in a row have failed.",
 		[]string{"endpoint"}, nil)
@@ -249,7 +253,7 @@ var (
 
 // Describe implements prometheus.Collector.
 func (w watcher) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descConnected, descPending, descOldest, descBytes, descFailing} {
+	for _, d := range []*prometheus.Desc{descConnected, descPending, descOldest, descBytes, descLimit, descFailing} {
 		ch <- d
 	}
 }
@@ -261,6 +265,7 @@ func (w watcher) Collect(ch chan<- prometheus.Metric) {
 	}
 	asFloat := map[bool]float64{true: 1}
 	gauge(descConnected, asFloat[w.exchange.Connection().State == telephony.Connected])
+	gauge(descLimit, float64(w.maxBytes))
 	ctx := context.Background() // a scrape has none of its own
 	if n, err := w.box.InUse(ctx); err != nil {
 		ch <- prometheus.NewInvalidMetric(descBytes, err)

@@ -2,8 +2,12 @@ package metrics
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -37,7 +41,7 @@ func (stub) OldestPending(_ context.Context, endpoint string) (time.Time, error)
 func scrape(t *testing.T) string {
 	t.Helper()
 	m := New("1.2.3")
-	m.Watch(stub{}, stub{})
+	m.Watch(stub{}, stub{}, 8192)
 	m.EventReceived("call.incoming")
 	m.AttemptEnded("crm", outbox.OutcomeDelivered, time.Second, 2*time.Second)
 	m.AttemptEnded("crm", outbox.OutcomeFailed, time.Second, 2*time.Second)
@@ -75,6 +79,7 @@ func TestScrapeHasEverySeries(t *testing.T) {
 		`pzbridge_outbox_pending{endpoint="crm"} 3`,
 		`pzbridge_outbox_oldest_pending_seconds{endpoint="other"} 0`,
 		`pzbridge_outbox_bytes 4096`,
+		`pzbridge_outbox_limit_bytes 8192`,
 		`pzbridge_commit_seconds_count 1`,
 		`pzbridge_commands_total{kind="call",outcome="done"} 1`,
 		`pzbridge_routing_decisions_total{outcome="won"} 1`,
@@ -92,20 +97,72 @@ func TestScrapeHasEverySeries(t *testing.T) {
 	}
 }
 
-// Every metric in the alert rules exists.
-func TestAlertRulesNameExistingMetrics(t *testing.T) {
-	rules, err := os.ReadFile("../../docs/alerts.yml")
+// Every metric in the alert rules and on the Grafana board exists, and the board shows every metric.
+func TestRulesAndBoardNameExistingMetrics(t *testing.T) {
+	text := scrape(t)
+	name := regexp.MustCompile(`\bpzbridge_[a-z_]+`)
+	used := map[string][]string{}
+	for _, file := range []string{"alerts.yml", "grafana.json"} {
+		content, err := os.ReadFile("../../docs/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		used[file] = slices.Compact(slices.Sorted(slices.Values(name.FindAllString(string(content), -1))))
+		if len(used[file]) < 7 {
+			t.Errorf("%s names only %v", file, used[file])
+		}
+		for _, metric := range used[file] {
+			if !strings.Contains(text, "\n"+metric+" ") && !strings.Contains(text, "\n"+metric+"{") {
+				t.Errorf("%s names %s, and there is no such metric", file, metric)
+			}
+		}
+	}
+	for _, family := range regexp.MustCompile(`(?m)^# TYPE (pzbridge_\w+)`).FindAllStringSubmatch(text, -1) {
+		if !slices.ContainsFunc(used["grafana.json"], func(metric string) bool {
+			return metric == family[1] || metric == family[1]+"_bucket"
+		}) {
+			t.Errorf("the board does not show %s", family[1])
+		}
+	}
+}
+
+// promtool accepts the alert rules, and the queries of the Grafana board as rules.
+func TestPromtoolAcceptsRulesAndBoard(t *testing.T) {
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("there is no promtool on this machine")
+	}
+	content, err := os.ReadFile("../../docs/grafana.json")
 	if err != nil {
 		t.Fatal(err)
 	}
-	text := scrape(t)
-	names := regexp.MustCompile(`pzbridge_[a-z_]+`).FindAllString(string(rules), -1)
-	if len(slices.Compact(slices.Sorted(slices.Values(names)))) < 7 {
-		t.Errorf("only %v", names)
-	}
-	for _, name := range names {
-		if !strings.Contains(text, "\n"+name) {
-			t.Errorf("there is no metric %s", name)
+	var board struct {
+		Panels []struct {
+			Targets []struct{ Expr string }
 		}
+	}
+	if err = json.Unmarshal(content, &board); err != nil {
+		t.Fatal(err)
+	}
+	var rules strings.Builder
+	rules.WriteString("groups:\n  - name: board\n    rules:\n")
+	queries := 0
+	for _, panel := range board.Panels {
+		for _, target := range panel.Targets {
+			queries++
+			query := strings.ReplaceAll(target.Expr, "$__rate_interval", "5m")
+			fmt.Fprintf(&rules, "      - { record: query:%d, expr: %q }\n", queries, query)
+		}
+	}
+	if queries < 10 {
+		t.Errorf("only %d queries were found", queries)
+	}
+	asRules := filepath.Join(t.TempDir(), "board.yml")
+	if err = os.WriteFile(asRules, []byte(rules.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(promtool, "check", "rules", "../../docs/alerts.yml", asRules).CombinedOutput()
+	if err != nil {
+		t.Errorf("%v: %s", err, out)
 	}
 }
