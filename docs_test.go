@@ -21,6 +21,16 @@ import (
 	"pzbridge/outbox/bolt"
 )
 
+// guides are the documents for people.
+func guides(t *testing.T) []string {
+	t.Helper()
+	list, err := filepath.Glob("docs/*.md")
+	if err != nil || len(list) < 10 {
+		t.Fatalf("%v, %v", list, err)
+	}
+	return append(list, "README.md", "README.ru.md")
+}
+
 // snippet gives the first block of a language in a guide.
 func snippet(t *testing.T, guide, language string) string {
 	t.Helper()
@@ -211,8 +221,8 @@ func TestOperatorsGuideHasEveryLogMessage(t *testing.T) {
 	}
 }
 
-// The Go program of the README accepts a signed webhook and refuses others.
-func TestReadmeVerifiesSignatures(t *testing.T) {
+// The Go program of the guide to webhooks accepts a signed webhook and refuses others.
+func TestWebhooksGuideVerifiesSignatures(t *testing.T) {
 	// Within this module, whose test dependency the library is.
 	folder, err := os.MkdirTemp(".", "readme-snippet-")
 	if err != nil {
@@ -222,7 +232,7 @@ func TestReadmeVerifiesSignatures(t *testing.T) {
 	program := `package main
 import ("fmt"; "io"; "net/http"; "net/http/httptest"; "os"; "strings"; "time"
 standardwebhooks "github.com/standard-webhooks/standard-webhooks/libraries/go")
-` + snippet(t, "README.md", "go") + `
+` + snippet(t, "docs/webhooks.md", "go") + `
 func main() {
 	webhook, _ := standardwebhooks.NewWebhook(os.Getenv("WEBHOOK_SECRET"))
 	signature, _ := webhook.Sign("1", time.Now(), []byte("signed"))
@@ -262,7 +272,7 @@ func TestCurlCommandsOfTheGuidesWork(t *testing.T) {
 	})
 	curl := regexp.MustCompile(`(?m)^    (curl (?:.*\\\n)*.*)$`)
 	run := 0
-	for _, guide := range []string{"README.md", "docs/operators.md", "docs/developers.md", "docs/recipes.md"} {
+	for _, guide := range guides(t) {
 		text, err := os.ReadFile(guide)
 		if err != nil {
 			t.Fatal(err)
@@ -295,10 +305,7 @@ func TestGuidesNameExistingThings(t *testing.T) {
 	variable := regexp.MustCompile(`\b(?:PZ|API|OUTBOX|ENDPOINT_(?:<n>|0)|ROUTING|RINGING|METRICS|REPLAY|RETRY|ORDER|` +
 		`LISTEN|COMMAND|SHUTDOWN|LOG|PHONE|INTERNAL)_[A-Z_]+[A-Z]`)
 	called := regexp.MustCompile("(?:`|bridge /)pzbridge ([a-z-]+)|--rm bridge ([a-z-]+)")
-	for _, guide := range []string{
-		"README.md", "README.ru.md", "docs/developers.md", "docs/operators.md", "docs/recipes.md",
-		"docs/log.md", "docs/log.ru.md",
-	} {
+	for _, guide := range guides(t) {
 		text, err := os.ReadFile(guide)
 		if err != nil {
 			t.Fatal(err)
@@ -308,15 +315,143 @@ func TestGuidesNameExistingThings(t *testing.T) {
 				t.Errorf("%s names the variable %s, which there is not", guide, name)
 			}
 		}
-		for _, link := range regexp.MustCompile(`\]\(([^):#]+)\)`).FindAllStringSubmatch(string(text), -1) {
-			if _, err := os.Stat(filepath.Join(filepath.Dir(guide), link[1])); err != nil {
-				t.Errorf("%s links to %s: %v", guide, link[1], err)
-			}
-		}
 		for _, command := range called.FindAllStringSubmatch(string(text), -1) {
 			if !strings.Contains(help.log.String(), "\n  "+command[1]+command[2]+" ") {
 				t.Errorf("%s names the command %q", guide, command[0])
 			}
 		}
+	}
+}
+
+// heading is a heading of a guide; those within blocks of code are none.
+var heading = regexp.MustCompile(`(?m)^(#+) (.*)$`)
+
+// Links lead to files that exist, and to headings in them.
+func TestGuidesLinkToExistingPlaces(t *testing.T) {
+	anchorless := regexp.MustCompile(`[^\p{L}\p{N}_ -]`)
+	anchors := func(file string) (list []string) {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range heading.FindAllStringSubmatch(string(text), -1) {
+			anchor := anchorless.ReplaceAllString(strings.ToLower(h[2]), "")
+			list = append(list, strings.ReplaceAll(anchor, " ", "-"))
+		}
+		return list
+	}
+	link := regexp.MustCompile(`\]\(([^):#]*)(?:#([^)]*))?\)`)
+	for _, guide := range guides(t) {
+		text, err := os.ReadFile(guide)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range link.FindAllStringSubmatch(string(text), -1) {
+			target := guide
+			if l[1] != "" {
+				target = filepath.Join(filepath.Dir(guide), l[1])
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s links to %s: %v", guide, l[1], err)
+			} else if l[2] != "" && !slices.Contains(anchors(target), l[2]) {
+				t.Errorf("%s links to %s, which has no heading %q", guide, target, l[2])
+			}
+		}
+	}
+}
+
+// A translation has the headings, the commands, the variables and the quoted texts of its original,
+// in its order; comments of a command and what is written in Cyrillic may differ.
+func TestTranslationsSayTheSame(t *testing.T) {
+	heads := func(text string) (levels []string) {
+		for _, h := range heading.FindAllStringSubmatch(text, -1) {
+			levels = append(levels, h[1])
+		}
+		return levels
+	}
+	command := regexp.MustCompile(`(?m)^    ([^#\s].*)$`)
+	quoted := regexp.MustCompile("`[^`\n]+`")
+	foreign := regexp.MustCompile(`[^\x00-\x7F…]`)
+	shared := func(pattern *regexp.Regexp, text string) (list []string) {
+		for _, found := range pattern.FindAllString(text, -1) {
+			if !foreign.MatchString(found) && !strings.Contains(found, "PZ_PASSWORD=") &&
+				!strings.Contains(found, "<the machine>") {
+				list = append(list, strings.TrimSpace(found))
+			}
+		}
+		return list
+	}
+	translations := 0
+	for _, russian := range guides(t) {
+		original, translated := strings.CutSuffix(russian, ".ru.md")
+		if !translated {
+			continue
+		}
+		translations++
+		en, err := os.ReadFile(original + ".md")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ru, err := os.ReadFile(russian)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want, got := heads(string(en)), heads(string(ru)); !slices.Equal(want, got) {
+			t.Errorf("%s has the headings %v, and its original %v", russian, got, want)
+		}
+		if want, got := shared(command, string(en)), shared(command, string(ru)); !slices.Equal(want, got) {
+			t.Errorf("%s has the commands\n%s\nand its original\n%s", russian, strings.Join(got, "\n"),
+				strings.Join(want, "\n"))
+		}
+		// The order of words differs.
+		want, got := shared(quoted, string(en)), shared(quoted, string(ru))
+		for _, q := range slices.Compact(slices.Sorted(slices.Values(slices.Concat(want, got)))) {
+			if slices.Contains(want, q) != slices.Contains(got, q) {
+				t.Errorf("%s: %s is in one of the two only", russian, q)
+			}
+		}
+	}
+	if translations < 4 {
+		t.Errorf("there are only %d", translations)
+	}
+}
+
+// The README can be read in five minutes.
+func TestReadmeIsShort(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if words := len(strings.Fields(string(text))); words > 900 {
+		t.Errorf("it has %d words, and should have at most 900", words)
+	}
+	if pictures := strings.Count(string(text), "!["); pictures > 2 {
+		t.Errorf("it has %d pictures", pictures)
+	}
+}
+
+// Prometheus accepts the configuration of the operators' guide.
+func TestPromtoolAcceptsTheScrapeSnippet(t *testing.T) {
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("there is no promtool on this machine")
+	}
+	rules, err := os.ReadFile("docs/alerts.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	config := filepath.Join(dir, "prometheus.yml")
+	for file, content := range map[string]string{
+		config:                           snippet(t, "docs/operators.md", "yaml"),
+		filepath.Join(dir, "alerts.yml"): string(rules),
+	} {
+		if err = os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out, err := exec.Command(promtool, "check", "config", config).CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "rules found") {
+		t.Errorf("%v: %s", err, out)
 	}
 }

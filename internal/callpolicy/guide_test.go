@@ -11,7 +11,7 @@ import (
 func TestRecommendedListAllowsNoForeignNumbers(t *testing.T) {
 	recommended := regexp.MustCompile(`CALL_TO=([^\s` + "`" + `]+,internal)`)
 	lists := 0
-	for _, path := range []string{"../../docs/operators.md", "../../.env.example", "../../README.ru.md"} {
+	for _, path := range []string{"../../docs/operators.md", "../../docs/operators.ru.md", "../../.env.example"} {
 		guide, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)

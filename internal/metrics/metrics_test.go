@@ -97,7 +97,7 @@ func TestScrapeHasEverySeries(t *testing.T) {
 	}
 }
 
-// Every metric in the alert rules and on the Grafana board exists, and the board shows every metric.
+// Every metric of the alert rules and of the Grafana board exists, and the board shows each.
 func TestRulesAndBoardNameExistingMetrics(t *testing.T) {
 	text := scrape(t)
 	name := regexp.MustCompile(`\bpzbridge_[a-z_]+`)
