@@ -171,6 +171,57 @@ const { BODY, SENT } = process.env;
 	}
 }
 
+// The n8n workflow has the code of the recipe, its connections lead to nodes, and what it refuses
+// is not answered with 2xx.
+func TestN8nWorkflowIsThatOfTheRecipe(t *testing.T) {
+	content, err := os.ReadFile("docs/n8n.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var workflow struct {
+		Nodes []struct {
+			Name, Type, OnError string
+			Parameters          struct {
+				JSCode  string
+				Options struct {
+					RawBody      bool
+					ResponseCode int
+				}
+			}
+		}
+		Connections map[string]struct {
+			Main [][]struct{ Node string }
+		}
+	}
+	if err = json.Unmarshal(content, &workflow); err != nil {
+		t.Fatal(err)
+	}
+	codes := map[string]int{} // of the nodes that answer
+	for _, node := range workflow.Nodes {
+		codes[node.Name] = node.Parameters.Options.ResponseCode
+		switch {
+		case strings.HasSuffix(node.Type, ".webhook") && !node.Parameters.Options.RawBody:
+			t.Error("the body is not raw, so that no signature can be right")
+		case strings.HasSuffix(node.Type, ".code") &&
+			(node.Parameters.JSCode != snippet(t, "docs/recipes.md", "js") || node.OnError != "continueErrorOutput"):
+			t.Errorf("%s is not the code of the recipe, or its error has no output", node.Name)
+		}
+	}
+	for from, outputs := range workflow.Connections {
+		for _, output := range outputs.Main {
+			for _, to := range output {
+				if _, exists := codes[to.Node]; !exists {
+					t.Errorf("%s leads to %q, which there is not", from, to.Node)
+				}
+			}
+		}
+	}
+	refused := workflow.Connections["Verify the signature"].Main[1][0].Node
+	if codes[refused] != 401 || codes["Taken"] != 204 {
+		t.Errorf("the answers are %v", codes)
+	}
+}
+
 // The operators' guide and its list of log messages have every warning and error that the log can
 // hold, every code with which a server closes a connection, and the error messages of a failed
 // start.
@@ -301,7 +352,7 @@ func TestGuidesNameExistingThings(t *testing.T) {
 	}
 	help := start(t, nil, "help")
 	_ = help.exitCode()
-	known := string(example) + " PZBRIDGE_DOMAIN PZBRIDGE_SECRET PZBRIDGE_URL"
+	known := string(example) + " PZBRIDGE_DOMAIN PZBRIDGE_SECRET PZBRIDGE_TOKEN PZBRIDGE_URL"
 	variable := regexp.MustCompile(`\b(?:PZ|API|OUTBOX|ENDPOINT_(?:<n>|0)|ROUTING|RINGING|METRICS|REPLAY|RETRY|ORDER|` +
 		`LISTEN|COMMAND|SHUTDOWN|LOG|PHONE|INTERNAL)_[A-Z_]+[A-Z]`)
 	called := regexp.MustCompile("(?:`|bridge /)pzbridge ([a-z-]+)|--rm bridge ([a-z-]+)")

@@ -13,9 +13,8 @@ import (
 var reserved = regexp.MustCompile(`^(PZ|PZBRIDGE|ENDPOINT_[0-9]+|OUTBOX|RETRY|ROUTING)_`)
 
 // readElsewhere lists reserved names that the bridge itself does not read. The commands,
-// docker-compose.yml and the n8n workflow of docs/recipes.md read them, possibly from the same
-// .env.
-var readElsewhere = []string{"PZBRIDGE_URL", "PZBRIDGE_PORT", "PZBRIDGE_DOMAIN", "PZBRIDGE_SECRET"}
+// docker-compose.yml and the n8n workflow docs/n8n.json read them, possibly from the same .env.
+var readElsewhere = []string{"PZBRIDGE_URL", "PZBRIDGE_PORT", "PZBRIDGE_DOMAIN", "PZBRIDGE_SECRET", "PZBRIDGE_TOKEN"}
 
 // maxTypos is the maximum edit distance between one of our names and a misspelling of it.
 const maxTypos = 2
