@@ -354,7 +354,7 @@ func TestGuidesNameExistingThings(t *testing.T) {
 	_ = help.exitCode()
 	known := string(example) + " PZBRIDGE_DOMAIN PZBRIDGE_SECRET PZBRIDGE_TOKEN PZBRIDGE_URL"
 	variable := regexp.MustCompile(`\b(?:PZ|API|OUTBOX|ENDPOINT_(?:<n>|0)|ROUTING|RINGING|METRICS|REPLAY|RETRY|ORDER|` +
-		`LISTEN|COMMAND|SHUTDOWN|LOG|PHONE|INTERNAL)_[A-Z_]+[A-Z]`)
+		`LISTEN|COMMAND|SHUTDOWN|LOG|PHONE|INTERNAL|ALERT|BACKUP)_[A-Z_]+[A-Z]`)
 	called := regexp.MustCompile("(?:`|bridge /)pzbridge ([a-z-]+)|--rm bridge ([a-z-]+)")
 	for _, guide := range guides(t) {
 		text, err := os.ReadFile(guide)
