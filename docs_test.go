@@ -374,6 +374,44 @@ func TestGuidesNameExistingThings(t *testing.T) {
 	}
 }
 
+// The guides to the settings list every variable with its default, and no other.
+func TestSettingsListEveryVariable(t *testing.T) {
+	example, err := os.ReadFile(".env.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"TZ": ""} // which is no variable of this program alone
+	line := regexp.MustCompile(`(?m)^(#?)([A-Z][A-Z0-9_]+)=(.*)$`)
+	for _, m := range line.FindAllStringSubmatch(string(example), -1) {
+		name := strings.Replace(m[2], "ENDPOINT_0_", "ENDPOINT_<n>_", 1)
+		want[name] = ""
+		if m[1] == "#" { // others show a value for the rehearsal
+			want[name] = m[3]
+		}
+	}
+	row := regexp.MustCompile("(?m)^\\| `([A-Z_]+(?:<n>[A-Z_]+)?)` \\| (?:`([^`]*)`)? \\|")
+	for _, guide := range []string{"docs/settings.md", "docs/settings.ru.md"} {
+		text, err := os.ReadFile(guide)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]string{}
+		for _, m := range row.FindAllStringSubmatch(string(text), -1) {
+			got[m[1]] = m[2]
+		}
+		for name, value := range want {
+			if listed, there := got[name]; !there || listed != value {
+				t.Errorf("%s: %s has the default %q, and should have %q", guide, name, listed, value)
+			}
+		}
+		for name := range got {
+			if _, there := want[name]; !there {
+				t.Errorf("%s lists %s, which there is not", guide, name)
+			}
+		}
+	}
+}
+
 // heading is a heading of a guide; those within blocks of code are none.
 var heading = regexp.MustCompile(`(?m)^(#+) (.*)$`)
 
