@@ -505,6 +505,24 @@ func TestTranslationsSayTheSame(t *testing.T) {
 	}
 }
 
+// The guides name the token with which the rehearsal's dashboard is opened.
+func TestGuidesNameTheTokenOfTheRehearsal(t *testing.T) {
+	example, err := os.ReadFile(".env.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := regexp.MustCompile(`(?m)^API_TOKEN=(\S+)$`).FindSubmatch(example)
+	if token == nil {
+		t.Fatal("there is none in .env.example")
+	}
+	for _, guide := range []string{"README.md", "README.ru.md", "docs/first-steps.md", "docs/first-steps.ru.md"} {
+		text, err := os.ReadFile(guide)
+		if err != nil || !bytes.Contains(text, token[1]) {
+			t.Errorf("%s does not name %s (%v)", guide, token[1], err)
+		}
+	}
+}
+
 // The README can be read in five minutes.
 func TestReadmeIsShort(t *testing.T) {
 	text, err := os.ReadFile("README.md")
