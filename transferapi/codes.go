@@ -58,6 +58,7 @@ var causeCodes = []telephony.Code{
 	telephony.CodeNoCall,
 	telephony.CodeNoDelivery,
 	telephony.CodeNoEndpoint,
+	telephony.CodeNoPerson,
 	telephony.CodeNoRedelivery,
 	telephony.CodeNoURL,
 	telephony.CodeNotConnected,
@@ -70,6 +71,7 @@ var causeCodes = []telephony.Code{
 	telephony.CodeRefusedUnexplained,
 	telephony.CodeRouteClosed,
 	telephony.CodeToNotAllowed,
+	telephony.CodeUnindexed,
 }
 
 // codeOf returns the first cause of an error that is in causeCodes, else an empty code.
