@@ -117,8 +117,8 @@ func TestDoctorNamesEachFault(t *testing.T) {
 			1,
 			[]string{"✗ server: it does not speak TLS"},
 		},
-		"a wrong secret": {open, nil, 401, 1, []string{"✗ crm: it refuses webhooks with HTTP 401"}},
-		"a wrong path":   {open, nil, 404, 1, []string{"✗ crm: HTTP 404"}},
+		"a wrong secret": {open, nil, 401, 1, []string{"✗ crm: it answers webhooks with HTTP 401: compare"}},
+		"a wrong path":   {open, nil, 404, 1, []string{"✗ crm: it answers webhooks with HTTP 404"}},
 		"TLS without saying so": {
 			old,
 			[]string{"PZ_URL=" + strings.Replace(old.URL, "wss://", "ws://", 1)},
@@ -126,9 +126,9 @@ func TestDoctorNamesEachFault(t *testing.T) {
 			1,
 			[]string{"✗ server: it speaks TLS: use wss:// in PZ_URL"},
 		},
-		"a redirect":         {open, nil, 301, 1, []string{"✗ crm: it redirects with HTTP 301", "final address"}},
-		"a CRM that is gone": {open, nil, 410, 1, []string{"✗ crm: HTTP 410", "dead"}},
-		"a CRM that is busy": {open, nil, 429, 1, []string{"✗ crm: HTTP 429", "RATE"}},
+		"a redirect":         {open, nil, 301, 1, []string{"✗ crm: it answers webhooks with HTTP 301", "final"}},
+		"a CRM that is gone": {open, nil, 410, 1, []string{"✗ crm: it answers webhooks with HTTP 410", "dead"}},
+		"a CRM that is busy": {open, nil, 429, 1, []string{"✗ crm: it answers webhooks with HTTP 429", "RATE"}},
 		"a CRM behind a proxy": {
 			open,
 			[]string{"HTTP_PROXY=" + crm.URL, "ENDPOINT_0_URL=http://crm.invalid/hook"},

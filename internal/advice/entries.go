@@ -231,4 +231,27 @@ var entries = map[telephony.Code]entry{
 	telephony.CodeBadRedirect: {"", "ответ перенаправляет по адресу, который нельзя разобрать"},
 	telephony.CodeBadStatus:   {"", "у ответа код состояния {1}, а такого не бывает"},
 	telephony.CodeBadURL:      {"", "URL этой CRM нельзя разобрать"},
+	telephony.CodeCRMRefuses: {
+		": compare the secret in the CRM with its SECRET, and both clocks",
+		"HTTP {1}: сравните секрет в CRM с её SECRET и часы на обеих сторонах",
+	},
+	telephony.CodeCRMNoPath: {
+		": the path in its URL is not the one that takes webhooks",
+		"HTTP {1}: по этому пути в её URL веб-хуки не принимаются",
+	},
+	telephony.CodeCRMMoved: {
+		": this is a redirect, which is not followed: set its URL to the final address",
+		"HTTP {1}, перенаправление, а за ним мост не идёт: укажите в её URL конечный адрес",
+	},
+	telephony.CodeCRMGone: {
+		": it accepts no webhooks any more, and every delivery with this answer is dead: " +
+			"set its URL to the new address",
+		"HTTP {1}: веб-хуки она больше не принимает, и события с этим ответом не доставлены: " +
+			"укажите в её URL новый адрес",
+	},
+	telephony.CodeCRMTooMany: {
+		": it has had too many requests: set its RATE",
+		"HTTP {1}: запросов слишком много: задайте её RATE",
+	},
+	telephony.CodeCRMStatus: {": its own log says why", "HTTP {1}: причина — в журнале самой CRM"},
 }

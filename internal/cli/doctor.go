@@ -310,22 +310,12 @@ func (d *checker) endpoint(ctx context.Context, e store.Endpoint) {
 	case made.Error != "":
 		d.fail(e.Name, "no answer to a webhook (%s): check its URL, its certificate and the proxy between%s",
 			made.Error, hint)
-	case made.Status == 401 || made.Status == 403:
-		d.fail(e.Name, "it refuses webhooks with HTTP %d: "+
-			"compare the secret in the CRM with its SECRET, and both clocks%s", made.Status, hint)
-	case made.Status == 404 || made.Status == 405:
-		d.fail(e.Name, "HTTP %d: the path in its URL is not the one that takes webhooks", made.Status)
-	case made.Status >= 300 && made.Status <= 399:
-		d.fail(e.Name, "it redirects with HTTP %d, which is not followed: set its URL to the final address",
-			made.Status)
-	case made.Status == 410:
-		d.fail(e.Name, "HTTP 410: it accepts no webhooks any more, "+
-			"and every delivery with this answer is dead: set its URL to the new address")
-	case made.Status == 429:
-		d.fail(e.Name, "HTTP 429: it has had too many requests: try again later, and set its RATE")
 	case made.Status < 200 || made.Status > 299:
-		d.fail(e.Name, "it answers webhooks with HTTP %d: its own log says why; it said %q%s",
-			made.Status, made.Response, hint)
+		said := ""
+		if made.Response != "" {
+			said = fmt.Sprintf("; it said %q", made.Response)
+		}
+		d.fail(e.Name, "it answers webhooks with %s%s%s", advice.English(made.Failure()), said, hint)
 	default:
 		d.pass(e.Name, "it took a webhook with HTTP %d, in %d ms", made.Status, made.Took.Milliseconds())
 	}

@@ -102,6 +102,12 @@ const (
 	CodeBadRedirect Code = "bad_redirect"
 	CodeBadStatus   Code = "bad_status" // args: the status
 	CodeBadURL      Code = "bad_url"
+	CodeCRMRefuses  Code = "crm_refuses"   // args, also of the codes below: the status
+	CodeCRMNoPath   Code = "crm_not_found" // or it takes another method there
+	CodeCRMMoved    Code = "crm_redirects"
+	CodeCRMGone     Code = "crm_gone"
+	CodeCRMTooMany  Code = "crm_too_many_requests"
+	CodeCRMStatus   Code = "crm_status" // any other
 )
 
 // Cause names an error for those who show it: a code, and the values that its sentence repeats. The

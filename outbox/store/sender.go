@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"strconv"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -128,7 +130,25 @@ func (o Outcome) Failure() error {
 	if o.Err != nil {
 		return o.Err
 	}
-	return fmt.Errorf("HTTP %d", o.Status)
+	return statusFault(o.Status)
+}
+
+// statusFault returns the error that a response with a status means.
+func statusFault(status int) *telephony.Fault {
+	code := telephony.CodeCRMStatus
+	switch {
+	case status == http.StatusUnauthorized || status == http.StatusForbidden:
+		code = telephony.CodeCRMRefuses
+	case status == http.StatusNotFound || status == http.StatusMethodNotAllowed:
+		code = telephony.CodeCRMNoPath
+	case status >= 300 && status <= 399:
+		code = telephony.CodeCRMMoved
+	case status == http.StatusGone:
+		code = telephony.CodeCRMGone
+	case status == http.StatusTooManyRequests:
+		code = telephony.CodeCRMTooMany
+	}
+	return &telephony.Fault{Code: code, Args: []string{strconv.Itoa(status)}, Text: fmt.Sprintf("HTTP %d", status)}
 }
 
 // Attempt returns the outcome as it is stored.
@@ -153,6 +173,9 @@ type Attempt struct {
 
 // Failure returns Error with its cause, or the status, as an error.
 func (a *Attempt) Failure() error {
+	if a.Error == "" {
+		return statusFault(a.Status)
+	}
 	return &telephony.Fault{Code: a.Cause.Code, Args: a.Cause.Args, Text: a.Text()}
 }
 
