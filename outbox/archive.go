@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,8 +23,11 @@ type EndpointStatus struct {
 	LastRead    time.Time // the last read of an endpoint that reads; zero if there was none
 	Since       time.Time // when it began to fail; zero if it is not failing
 	NextAttempt time.Time // the time of the next probe, or the end of the pause
-	LastError   string    // of the last failed attempt, while the endpoint is failing or paused
-	LastCause   telephony.Cause
+	Failures    int       // attempts that failed in a row until now
+	// LastError is that of the last failed attempt, while the endpoint is failing or paused, or the
+	// last attempt has failed.
+	LastError string
+	LastCause telephony.Cause
 	// Pending, Delivered, Expired and Dead count the stored deliveries. For an endpoint that reads,
 	// Pending counts those that it has not read, store.MaxUnread at most.
 	Pending, Delivered, Expired, Dead uint64
@@ -175,19 +179,45 @@ func (o *Outbox) ClientGUID(ctx context.Context, generated string) (string, erro
 	return o.engine.Setting(ctx, settingClientGUID, generated)
 }
 
-// Connect stores whether the bridge is to be connected to the exchange, for later starts.
-func (o *Outbox) Connect(ctx context.Context, enabled bool) error {
-	value := "\x01"
+// Pause says since when the connection to the exchange is switched off, and by whom. The zero value
+// means that it is not switched off.
+type Pause struct {
+	Since time.Time // zero also if an older version has switched it off
+	By    string    // empty too in that case
+}
+
+// Connect stores whether the bridge is to be connected to the exchange, for later starts, and who
+// has decided that. A pause that is stored already stays as it is.
+func (o *Outbox) Connect(ctx context.Context, enabled bool, by string) error {
 	if enabled {
-		value = ""
+		return o.engine.SetSetting(ctx, settingDisconnected, "")
 	}
+	isOn, err := o.IsToConnect(ctx)
+	if err != nil || !isOn {
+		return err
+	}
+	value := pausedMark + strconv.FormatInt(time.Now().UnixMicro(), 10) + " " + by
 	return o.engine.SetSetting(ctx, settingDisconnected, value)
 }
+
+// pausedMark begins the stored form of a pause. Older versions have stored it alone.
+const pausedMark = "\x01"
 
 // IsToConnect returns what the last call of Connect has stored; true if there was none.
 func (o *Outbox) IsToConnect(ctx context.Context) (bool, error) {
 	value, err := o.engine.Setting(ctx, settingDisconnected, "")
 	return value == "", err
+}
+
+// Paused returns the pause that the last call of Connect has stored.
+func (o *Outbox) Paused(ctx context.Context) (Pause, error) {
+	value, err := o.engine.Setting(ctx, settingDisconnected, "")
+	since, by, _ := strings.Cut(strings.TrimPrefix(value, pausedMark), " ")
+	micros, isTime := strconv.ParseInt(since, 10, 64)
+	if err != nil || isTime != nil {
+		return Pause{}, err
+	}
+	return Pause{Since: time.UnixMicro(micros), By: by}, nil
 }
 
 // Sessions returns the generation of the operator's valid sessions: 0 until EndSessions is called.

@@ -531,8 +531,9 @@ func (l *lane) status(now time.Time) EndpointStatus {
 	l.mu.Unlock()
 	s := EndpointStatus{Name: l.endpoint.Name}
 	s.State, s.NextAttempt = h.state(now)
+	s.Failures = h.failures
 	var last error
-	if s.State != StateOK {
+	if s.State != StateOK || h.failures > 0 {
 		last = h.lastError
 	}
 	if h.failing {

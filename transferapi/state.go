@@ -26,7 +26,7 @@ func (a *API) switchConnection(w http.ResponseWriter, r *http.Request) {
 		badFields(&fieldError{"enabled", "is missing: it is true or false"}).write(w)
 		return
 	}
-	if err := a.opts.Outbox.Connect(r.Context(), *request.Enabled); err != nil {
+	if err := a.opts.Outbox.Connect(r.Context(), *request.Enabled, "API"); err != nil {
 		problem{
 			Status: http.StatusServiceUnavailable,
 			Code:   codeOf(err),

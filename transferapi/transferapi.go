@@ -57,8 +57,9 @@ type Policy interface {
 type Outbox interface {
 	Writable(ctx context.Context) error // nil if events can be stored
 	Endpoints(ctx context.Context) ([]outbox.EndpointStatus, error)
-	// Connect stores whether the bridge keeps a connection to the exchange; it survives restarts.
-	Connect(ctx context.Context, enabled bool) error
+	// Connect stores whether the bridge keeps a connection to the exchange, and who has decided
+	// that; it survives restarts.
+	Connect(ctx context.Context, enabled bool, by string) error
 	// Audit keeps what the operator has done.
 	Audit(ctx context.Context, e store.Audit)
 	Audits(ctx context.Context, limit int) ([]store.Audit, error)

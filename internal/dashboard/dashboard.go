@@ -54,7 +54,7 @@ type Outbox interface {
 	Delivery(ctx context.Context, id string) (store.DeliveryView, []store.Attempt, error)
 	Redeliver(ctx context.Context, id string) (store.DeliveryView, error)
 	SendTest(ctx context.Context, endpoint string) (eventID string, made store.Attempt, err error)
-	Connect(ctx context.Context, enabled bool) error
+	Connect(ctx context.Context, enabled bool, by string) error
 	// Sessions returns the generation of the valid sessions. EndSessions stores the next generation
 	// and returns it; it survives restarts.
 	Sessions(ctx context.Context) (uint64, error)
@@ -315,7 +315,7 @@ func (d *Dashboard) switchConnection(w http.ResponseWriter, r *http.Request) {
 		d.renderProblem(w, r, wordsFor(r)[badSwitch])
 		return
 	}
-	if err := d.opts.Outbox.Connect(r.Context(), enabled); err != nil {
+	if err := d.opts.Outbox.Connect(r.Context(), enabled, "dashboard"); err != nil {
 		d.renderError(w, r, err)
 		return
 	}
