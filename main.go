@@ -227,6 +227,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Exchange:    session,
 		Outbox:      box,
 		Stats:       stats,
+		Headers:     headersOf(senders),
 		Tokens:      cfg.APITokens,
 		MaxBytes:    cfg.OutboxMaxBytes,
 		BehindProxy: cfg.BehindProxy,
@@ -350,6 +351,17 @@ func newSenders(cfg config.Config) map[string]store.Sender {
 		}
 	}
 	return senders
+}
+
+// headersOf returns a function that returns the headers of the requests at an endpoint, as people
+// may see them.
+func headersOf(senders map[string]store.Sender) func(endpoint string) http.Header {
+	return func(endpoint string) http.Header {
+		if s, ok := senders[endpoint].(interface{ Headers() http.Header }); ok {
+			return s.Headers()
+		}
+		return http.Header{}
+	}
 }
 
 func closeSenders(senders map[string]store.Sender) {

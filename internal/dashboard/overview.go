@@ -1,0 +1,145 @@
+package dashboard
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strconv"
+	"time"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
+	"pzbridge/outbox/store"
+)
+
+// maxCalls is the number of latest calls on the first page.
+const maxCalls = 10
+
+// overview is the data of the first page: the state of the exchange, the outbox and the endpoints.
+type overview struct {
+	Verdict    []finding // the worst first; never empty
+	Connection telephony.Connection
+	Connected  bool
+	Enabled    bool
+	Pause      outbox.Pause
+	ShowClose  bool   // show the last close code, which is not the last error
+	Trouble    string // the outbox's error; empty if it is writable
+	InDanger   bool   // events are stored nevertheless; Trouble contains the remedy
+	Used       int64  // MiB, likewise Allowed
+	Allowed    int64
+	Endpoints  []endpointView
+	Plot       plot
+	Start      time.Time // of the plot, if it covers less than an hour
+	Calls      []callRow
+}
+
+type endpointView struct {
+	outbox.EndpointStatus
+	Level      string // good, warn or bad; empty for an endpoint that reads
+	Why        string // the sentence of the verdict about it; empty if there is none
+	Oldest     time.Duration
+	HasOldest  bool
+	P50, P99   time.Duration
+	HasSamples bool
+	Unread     string // number of unread events of an endpoint that reads its events
+}
+
+func (d *Dashboard) overview(ctx context.Context, t words) (overview, error) {
+	now := time.Now()
+	o := overview{
+		Connection: d.opts.Exchange.Connection(),
+		Allowed:    d.opts.MaxBytes >> 20,
+		Plot:       newPlot(d.opts.Stats.hour(now)),
+		Start:      d.opts.Stats.start(now),
+	}
+	o.Connected = o.Connection.State == telephony.Connected
+	o.Enabled = o.Connection.State != telephony.Disabled
+	o.ShowClose = o.Connection.CloseCode != 0 && !o.Connection.EndedByClose
+	inUse, err := d.opts.Outbox.InUse(ctx)
+	if err != nil {
+		return o, err
+	}
+	o.Used = inUse >> 20
+	if o.Pause, err = d.opts.Outbox.Paused(ctx); err != nil {
+		return o, err
+	}
+	if err := d.opts.Outbox.Writable(ctx); err != nil {
+		o.Trouble, o.InDanger = t.explain(err), isDanger(err)
+	}
+	list, err := d.opts.Outbox.Endpoints(ctx)
+	if err != nil {
+		return o, err
+	}
+	if o.Endpoints, err = d.endpointViews(ctx, list, now); err != nil {
+		return o, err
+	}
+	o.Calls, _, err = d.findRows(ctx, outbox.CallFilter{Limit: maxCalls}, list)
+	if err != nil && o.Trouble == "" { // the rest of the page says what to do about it
+		o.Trouble, o.InDanger = t.explain(err), true
+	}
+	o.Verdict = t.verdict(&o)
+	return o, nil
+}
+
+// isDanger reports whether events are stored although the outbox has an error: they can be lost.
+func isDanger(err error) bool {
+	return errors.Is(err, store.ErrFileGone) || errors.Is(err, store.ErrDamaged) ||
+		telephony.CauseOf(err).Code == telephony.CodeClockWrong
+}
+
+func (d *Dashboard) endpointViews(
+	ctx context.Context, list []outbox.EndpointStatus, now time.Time,
+) (views []endpointView, err error) {
+	for _, e := range list {
+		v := endpointView{EndpointStatus: e, Unread: strconv.FormatUint(e.Pending, 10)}
+		if e.Pending >= store.MaxUnread {
+			v.Unread += "+"
+		}
+		oldest, err := d.opts.Outbox.OldestPending(ctx, e.Name)
+		if err != nil {
+			return nil, err
+		}
+		if v.HasOldest = !oldest.IsZero(); v.HasOldest {
+			v.Oldest = max(0, now.Sub(oldest))
+		}
+		v.P50, v.P99, v.HasSamples = d.opts.Stats.quantiles(e.Name)
+		views = append(views, v)
+	}
+	return views, nil
+}
+
+// home serves the first page.
+func (d *Dashboard) home(w http.ResponseWriter, r *http.Request) {
+	o, err := d.overview(r.Context(), wordsFor(r))
+	if err != nil {
+		d.renderError(w, r, err)
+		return
+	}
+	d.render(w, r, http.StatusOK, "home", "", o)
+}
+
+// liveOverview is the liveView of the first page.
+func (d *Dashboard) liveOverview(r *http.Request) (any, error) {
+	return d.overview(r.Context(), wordsFor(r))
+}
+
+// sendTest sends a test event to an endpoint and shows the attempt with its response.
+func (d *Dashboard) sendTest(w http.ResponseWriter, r *http.Request) {
+	name := r.PostFormValue("endpoint")
+	_, made, err := d.opts.Outbox.SendTest(r.Context(), name)
+	if err != nil {
+		d.renderError(w, r, err)
+		return
+	}
+	d.did(r, store.AuditTested, name, 0)
+	t, failure := wordsFor(r), ""
+	if isTaken := made.Error == "" && made.Status >= 200 && made.Status <= 299; !isTaken {
+		failure = t.explain(made.Failure())
+	}
+	d.render(w, r, http.StatusOK, "test", t["Test of"]+" "+name, map[string]any{
+		"Endpoint": name,
+		"Attempt":  made,
+		"Taken":    failure == "",
+		"Failure":  failure,
+	})
+}
