@@ -66,7 +66,8 @@ func Record(r Rows, n uint64, claimed, now Delivery, hold time.Duration) (overru
 	if overruled = isAsked && now.State != Delivered; overruled {
 		now = before
 	}
-	now.Attempts, now.Next, now.Request = attempts, before.Next, before.Request
+	now.Attempts, now.Next = attempts, before.Next
+	now.Redelivered, now.Request = before.Redelivered, before.Request
 	r.Put(n, now)
 	release(r, now, hold)
 	return overruled

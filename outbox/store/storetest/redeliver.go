@@ -609,3 +609,26 @@ func (s suite) TestARedeliveryOfManySaysWhatCameOfIt(t *testing.T) {
 		closeBox()
 	})
 }
+
+// TestARedeliveryDuringAnAttemptIsNotForgotten checks that a delivery whose redelivery was
+// requested while an attempt at it was under way says so after that attempt has succeeded, which
+// counts.
+func (s suite) TestARedeliveryDuringAnAttemptIsNotForgotten(t *testing.T) {
+	c := &CRM{Answer: func(int, Received, http.ResponseWriter) { time.Sleep(5 * time.Second) }}
+	Bubble(t, c, func(t *testing.T) {
+		o := s.open(t, Options{DialContext: c.Net.Dial})
+		stop := RunBox(t, o)
+		e := Event("call.completed", "1")
+		MustAppend(t, o, e)
+		time.Sleep(time.Second)
+		if _, err := o.Redeliver(e.ID + ".crm"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		stop()
+		d, _, err := o.Delivery(e.ID + ".crm")
+		if err != nil || d.State != "delivered" || !d.Redelivered || c.Count() != 1 {
+			t.Errorf("after %d webhooks the delivery is %+v, %v", c.Count(), d, err)
+		}
+	})
+}
