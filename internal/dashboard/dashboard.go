@@ -148,6 +148,7 @@ func (d *Dashboard) Handler(next http.Handler) http.Handler {
 	mux.Handle("POST /redeliveries", d.requireSession(d.redeliverMany))
 	mux.Handle("GET /redeliveries/{number}", d.requireSession(d.redelivery))
 	mux.Handle("GET /redeliveries/{number}/live", d.live("progress", d.liveRedelivery))
+	mux.Handle("GET /charts", d.requireSession(d.charts))
 	mux.Handle("GET /audit", d.requireSession(d.audit))
 	mux.Handle("GET /connection", d.requireSession(d.connection))
 	mux.Handle("POST /actions/redeliver", d.requireSession(d.redeliver))

@@ -363,11 +363,11 @@ func TestPagesShowStateAndFormsWork(t *testing.T) {
 	for lang, list := range map[string][]string{
 		"en": {
 			"Phone system", "connected", "Test Server v1.1.2", "Pause the connection", "crm",
-			"Since the start at", "Events received: 6", "/calls/5", "missed", `action="/calls"`,
+			"counted since", "Events received: 6", "/calls/5", "missed", `action="/calls"`,
 			`href="/deliveries?endpoint=crm&amp;state=delivered"`,
 		},
 		"ru-RU,en;q=0.5": {
-			"АТС", "соединение есть", "Приостановить соединение", "С запуска в", "Последние звонки",
+			"АТС", "соединение есть", "Приостановить соединение", "считается с", "Последние звонки",
 			`lang="ru"`,
 		},
 		"fr": {"Phone system", "UTC"},
@@ -448,7 +448,7 @@ func TestPagesShowStateAndFormsWork(t *testing.T) {
 		t.Errorf("while it waits the page says:\n%s", body)
 	}
 	s.stats.began = time.Now().Add(-time.Hour) // no page is rendered meanwhile
-	if body := get("/", "en"); !strings.Contains(body, "The last hour") || strings.Contains(body, "Since the start") {
+	if body := get("/", "en"); !strings.Contains(body, "The last hour") || strings.Contains(body, "counted since") {
 		t.Errorf("after an hour the page does not say that it shows the last one:\n%s", body)
 	}
 	s.caller = strings.Repeat("я", 10_000)

@@ -469,6 +469,7 @@ func TestNoTextIsMissing(t *testing.T) {
 		{"connected", "disconnected", "connecting", "disabled", "ok", "failing", "paused", "reads", byDashboard, "API"},
 		{"did.signed_in", "did.signed_out", "did.paused", "did.resumed", "did.redelivered", "did.redelivered_many"},
 		{"did.tested", "did.forgot", "did.backed_up"},
+		{"span.hour", "span.day", "span.week"},
 		{errBadTime.Error(), errBadOrder.Error(), noToken, badSwitch, notSignedOut},
 	} {
 		for _, name := range list {
@@ -478,6 +479,7 @@ func TestNoTextIsMissing(t *testing.T) {
 	delete(names, "kind.") // followed by a kind, as outcome is
 	delete(names, "outcome.")
 	delete(names, "did.")
+	delete(names, "span.")
 	for name := range names {
 		for i, t2 := range wordsOf {
 			if t2[name] == "" {

@@ -28,8 +28,7 @@ type overview struct {
 	Used       int64  // MiB, likewise Allowed
 	Allowed    int64
 	Endpoints  []endpointView
-	Plot       plot
-	Start      time.Time // of the plot, if it covers less than an hour
+	Chart      chart // of the last hour
 	Calls      []callRow
 }
 
@@ -49,8 +48,7 @@ func (d *Dashboard) overview(ctx context.Context, t words) (overview, error) {
 	o := overview{
 		Connection: d.opts.Exchange.Connection(),
 		Allowed:    d.opts.MaxBytes >> 20,
-		Plot:       newPlot(d.opts.Stats.hour(now)),
-		Start:      d.opts.Stats.start(now),
+		Chart:      d.chartOf("", 0, now),
 	}
 	o.Connected = o.Connection.State == telephony.Connected
 	o.Enabled = o.Connection.State != telephony.Disabled

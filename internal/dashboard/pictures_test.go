@@ -195,6 +195,7 @@ func TestPictures(t *testing.T) {
 	pages["choice-crm"] = "/redeliveries/new?chosen=all"
 	pages["connection"] = "/connection"
 	pages["audit"] = "/audit"
+	pages["charts"] = "/charts?span=day"
 	pages["failed"] = "/calls/none"
 	number, _, err := s.box.Outbox.RedeliverAll(t.Context(), store.Redelivery{
 		Endpoint: "crm",

@@ -180,17 +180,6 @@ func (s *Stats) points(name string, of int, now time.Time) (list []counts, began
 	return s.seriesOf(name)[of].list(now)
 }
 
-// hour returns the counts of the last sixty minutes, the oldest first.
-func (s *Stats) hour(now time.Time) (events, delivered, failed []int) {
-	list, _ := s.points("", 0, now)
-	for i := range list {
-		events = append(events, int(list[i].Received))
-		delivered = append(delivered, int(list[i].Delivered))
-		failed = append(failed, int(list[i].Failed))
-	}
-	return events, delivered, failed
-}
-
 // start returns when counting began if that is less than an hour ago, and nothing was counted
 // before; otherwise the zero time.
 func (s *Stats) start(now time.Time) time.Time {

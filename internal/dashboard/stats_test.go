@@ -3,6 +3,7 @@ package dashboard
 import (
 	"context"
 	"log/slog"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -161,5 +162,40 @@ func TestTimelinePointsDoNotOverlap(t *testing.T) {
 				t.Errorf("%s: %+v", name, steps)
 			}
 		}
+	}
+}
+
+// A chart draws what was counted within its frame, with round times on its axis.
+func TestChartsStayInTheirFrame(t *testing.T) {
+	now := time.Date(2026, 3, 1, 12, 34, 56, 0, time.Local)
+	for _, sp := range spans {
+		for _, name := range []string{"", "crm"} {
+			s := newSeries(sp)
+			for i := range sp.points {
+				c := s.at(now.Add(-time.Duration(sp.points-1-i) * sp.step))
+				c.Received, c.Delivered, c.Failed = uint32(i%7), uint32(i%5), uint32(i%3)
+				c.Took[bucketOf(time.Duration(i+1)*time.Millisecond)] += c.Delivered + c.Failed
+			}
+			points, began := s.list(now)
+			c := newChart(name, sp, points, began)
+			for _, b := range c.Bars {
+				if b.X < chartLeft || b.X2+b.Width > chartWidth || min(b.EventsY, b.TakenY, b.FailY) < countsTop-0.01 {
+					t.Fatalf("%s of %q: %+v", sp.name, name, b)
+				}
+			}
+			if len(c.Marks) < 3 || len(c.Marks) > 8 || c.P50 == "" || c.P99 == "" || c.Slowest == 0 {
+				t.Errorf("%s of %q: marks %v, slowest %s", sp.name, name, c.Marks, c.Slowest)
+			}
+			for _, m := range c.Marks {
+				isRound := strings.HasSuffix(m.Text, ":00") || strings.HasSuffix(m.Text, ":15") ||
+					strings.HasSuffix(m.Text, ":30") || strings.HasSuffix(m.Text, ":45") || sp.name == "week"
+				if !isRound || m.X < chartLeft || m.X > chartWidth {
+					t.Errorf("%s: the mark %+v", sp.name, m)
+				}
+			}
+		}
+	}
+	if c := newChart("", spans[0], make([]counts, 60), now); len(c.Bars) != 0 || c.HasTimes || c.Most != 1 {
+		t.Errorf("of nothing: %+v", c)
 	}
 }
