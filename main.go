@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 	_ "time/tzdata" // the container has none; TZ sets the time zone of the dashboard and the commands
@@ -24,12 +26,14 @@ import (
 	"pzbridge/internal/advice"
 	"pzbridge/internal/alert"
 	"pzbridge/internal/callpolicy"
+	"pzbridge/internal/certificate"
 	"pzbridge/internal/cli"
 	"pzbridge/internal/clock"
 	"pzbridge/internal/config"
 	"pzbridge/internal/connlimit"
 	"pzbridge/internal/dashboard"
 	"pzbridge/internal/metrics"
+	"pzbridge/internal/repeat"
 	"pzbridge/internal/routing"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
@@ -241,6 +245,13 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	connections, hasFiles := connlimit.Budget(connectionsNeeded(cfg))
 	limit := connlimit.New(connections)
 	handler := limit.Handler(pages.Handler(api), func(r *http.Request) bool { return api.Knows(r) || pages.Knows(r) })
+	var cert *certificate.Certificate // nil: without TLS
+	if cfg.APICertFile != "" {
+		cert, err = certificate.New(certificate.Options{Read: cfg.ReadAPICertificate, Logger: logger})
+		if err != nil {
+			return err
+		}
+	}
 	listener, err := net.Listen("tcp", cfg.ListenAddr)
 	if err != nil {
 		return fmt.Errorf("the API cannot listen on LISTEN_ADDR: %w", err)
@@ -259,10 +270,17 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		logger.Warn("the process may have too few files open for so many CRMs: " +
 			"raise ulimit -n, or lower ENDPOINT_<n>_CONCURRENCY")
 	}
+	serveAPI := func(l net.Listener) func(context.Context) error {
+		return serve(l, handler, cfg.ShutdownGrace/4, logger, api.Drain, pages.Drain)
+	}
+	front := serveAPI(limit.Listener(listener))
+	if cert != nil {
+		front = together(serveAPI(tls.NewListener(limit.Listener(listener), cert.TLS())), cert.Run)
+	}
 	// The parts stop in this order, which is the way the data flows.
 	err = runAll(
 		ctx,
-		serve(limit.Listener(listener), handler, cfg.ShutdownGrace/4, logger, api.Drain, pages.Drain),
+		front,
 		alerts.Run,
 		func(ctx context.Context) error { return stats.Run(ctx, box, logger) },
 		session.Run,
@@ -451,7 +469,7 @@ func serve(
 			WriteTimeout:      writeTimeout,
 			IdleTimeout:       30 * time.Second,
 			MaxHeaderBytes:    64 << 10,
-			ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+			ErrorLog:          log.New(serverErrors{logger, repeat.NewTally(logger)}, "", 0),
 		}
 		for _, f := range drain {
 			server.RegisterOnShutdown(f)
@@ -474,4 +492,27 @@ func serve(
 		<-stopped
 		return nil
 	}
+}
+
+// serverErrors writes the errors of an HTTP server to the log. Those of TLS handshakes go through a
+// tally, since strangers can cause any number of them.
+type serverErrors struct {
+	logger     *slog.Logger
+	handshakes *repeat.Tally
+}
+
+// Write takes one line of the server.
+func (s serverErrors) Write(line []byte) (int, error) {
+	text := strings.TrimSuffix(string(line), "\n")
+	failed, isHandshake := strings.CutPrefix(text, "http: TLS handshake error from ")
+	remote, reason, _ := strings.Cut(failed, ": ")
+	switch {
+	case !isHandshake:
+		s.logger.Warn(text)
+	case reason == "EOF": // a check whether the port is open, or a connection that was displaced
+		s.logger.Debug("a client has hung up before the TLS handshake", "remote", remote)
+	default:
+		s.handshakes.Happened("clients cannot agree on HTTPS with the API", "remote", remote, "err", reason)
+	}
+	return len(line), nil
 }

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -36,6 +38,40 @@ func directClient() *http.Client {
 	return &http.Client{Transport: transport}
 }
 
+// bridgeClient makes a client for a request with the operator's token. It trusts a certificate that
+// the system's authorities vouch for, and the one in API_TLS_CERT_FILE whatever its names are. The
+// latter makes the address of this machine work, for which no authority gives a certificate, and a
+// self-signed certificate, of which another machine needs a copy. The token is never sent to a
+// server that shows another one.
+func bridgeClient(vars map[string]string) (*http.Client, error) {
+	own, err := config.TrustedCertificate(vars)
+	if err != nil {
+		return nil, err
+	}
+	client := directClient()
+	verify := func(state tls.ConnectionState) error {
+		shown := state.PeerCertificates
+		if own != nil && shown[0].Equal(own) {
+			return nil
+		}
+		opts := x509.VerifyOptions{DNSName: state.ServerName, Intermediates: x509.NewCertPool()}
+		for _, cert := range shown[1:] {
+			opts.Intermediates.AddCert(cert)
+		}
+		if _, err := shown[0].Verify(opts); err != nil {
+			return fmt.Errorf("its certificate is neither trusted by this machine nor the one in API_TLS_CERT_FILE "+
+				"(a new one in that file counts after some seconds, unless the bridge's log says why not): %w", err)
+		}
+		return nil
+	}
+	client.Transport.(*http.Transport).TLSClientConfig = &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		InsecureSkipVerify: true, // verify does it
+		VerifyConnection:   verify,
+	}
+	return client, nil
+}
+
 // redactedURL returns the bridge's address for messages, without a password.
 func (a api) redactedURL() string {
 	u, _ := url.Parse(a.url) // newAPI has checked the address
@@ -58,8 +94,12 @@ func newAPI() (api, error) {
 	if u, err := url.Parse(address); err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
 		return api{}, usageError("PZBRIDGE_URL must be the bridge's address, such as http://192.168.1.5:8080")
 	}
+	client, err := bridgeClient(vars)
+	if err != nil {
+		return api{}, err
+	}
 	token, err := config.OperatorToken(vars)
-	return api{address, token, directClient()}, err
+	return api{address, token, client}, err
 }
 
 // localURL returns the address of the bridge on this machine.
@@ -71,7 +111,11 @@ func localURL(vars map[string]string) (string, error) {
 	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	return "http://" + net.JoinHostPort(host, port), nil
+	scheme := "http"
+	if vars["API_TLS_CERT_FILE"] != "" {
+		scheme = "https"
+	}
+	return scheme + "://" + net.JoinHostPort(host, port), nil
 }
 
 // pathSegment escapes a name for the path of an address. It fails for an empty name and for . and

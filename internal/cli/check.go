@@ -18,6 +18,9 @@ func (p Program) check(_ context.Context, args []string) error {
 	if err := cfg.Describe(p.Out); err != nil {
 		return err
 	}
+	if cert := cfg.APICertificate(); cert != nil {
+		fmt.Fprintln(p.Out, "\nThe API's certificate:", validity(cert))
+	}
 	for _, warning := range cfg.Warnings() {
 		fmt.Fprintln(p.Out, "\nWarning:", warning)
 	}

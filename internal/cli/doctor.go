@@ -48,6 +48,9 @@ func (p Program) doctor(ctx context.Context, args []string) error {
 	for _, e := range cfg.Endpoints {
 		d.endpoint(ctx, e)
 	}
+	if cert := cfg.APICertificate(); cert != nil && !time.Now().After(cert.NotAfter) {
+		d.pass("the API's certificate", "%s", validity(cert))
+	}
 	for _, fault := range cfg.CertificateFaults() {
 		d.fail("certificates", "%s", fault)
 	}
@@ -55,6 +58,16 @@ func (p Program) doctor(ctx context.Context, args []string) error {
 		return errChecksFailed
 	}
 	return nil
+}
+
+// validity describes the certificate of the API: whose it is, and until when it is valid.
+func validity(cert *x509.Certificate) string {
+	names := slices.Clone(cert.DNSNames)
+	for _, ip := range cert.IPAddresses {
+		names = append(names, ip.String())
+	}
+	whose := cmp.Or(strings.Join(names, ", "), cert.Subject.String(), "nobody")
+	return fmt.Sprintf("for %s, valid until %s", printable(whose), cert.NotAfter.Local().Format("2006-01-02 15:04 MST"))
 }
 
 // errChecksFailed means that a check has failed. Its line is printed already.

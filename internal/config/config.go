@@ -55,6 +55,8 @@ type text struct {
 	OnSilence       string `env:"ROUTING_ON_SILENCE" envDefault:"decline"`
 	WithoutWinner   string `env:"RINGING_WITHOUT_WINNER" envDefault:"all"`
 	ListenAddr      string `env:"LISTEN_ADDR" envDefault:":8080"`
+	APICertFile     string `env:"API_TLS_CERT_FILE"`
+	APIKeyFile      string `env:"API_TLS_KEY_FILE"`
 	APIToken        string `env:"API_TOKEN"`
 	APIRate         string `env:"API_RATE" envDefault:"50"`
 	PhoneRegion     string `env:"PHONE_REGION" envDefault:"RU"`
@@ -111,6 +113,8 @@ type Config struct {
 	// call has asked a routing question and no CRM has won it, or none has yet.
 	QuietWithoutWinner bool
 	ListenAddr         string
+	APICertFile        string // of the API's HTTPS; "": the API is served over HTTP
+	APIKeyFile         string
 	APITokens          []string    // of the operator; empty: the operator has no access
 	APIRate            float64     // requests a second for each token
 	Phone              *phone.Plan // PHONE_REGION and INTERNAL_DIGITS
@@ -125,7 +129,7 @@ type Config struct {
 	AlertLanguage      string // "en" or "ru"
 
 	settings     []setting
-	certificates []certificate // of the endpoints' TLS
+	certificates []certificate // of the endpoints' TLS and of the API's
 }
 
 // Error lists everything that is wrong with a configuration, one line for each problem.

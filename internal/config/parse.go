@@ -88,6 +88,7 @@ func (t text) parse(p *problems) Config {
 	}
 	c.Identity.EventsMask = uint32(mask)
 	t.parseTLS(&c, p)
+	t.parseAPITLS(&c, p)
 	for wait := range strings.SplitSeq(t.RetrySchedule, ",") {
 		d := parseDuration("RETRY_SCHEDULE", strings.TrimSpace(wait), time.Millisecond, p)
 		c.RetrySchedule = append(c.RetrySchedule, d)
@@ -407,6 +408,9 @@ func (c Config) checkEndpoints(numbers []int, p *problems) {
 // out of their time, secrets copied from pzbridge's repository, and unencrypted addresses.
 func (c Config) Warnings() []string {
 	list := c.CertificateFaults()
+	if soon := c.expiresSoon(time.Now()); soon != "" {
+		list = append(list, soon)
+	}
 	warnOfSample := func(variable, doInstead string) {
 		list = append(list, variable+" is a sample of pzbridge's own repository, which everybody can read: "+doInstead)
 	}

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -53,11 +54,71 @@ func (t endpointText) parseTLS(prefix, address string, certificates *[]certifica
 	return c
 }
 
+// parseAPITLS parses the certificate of the API and its key into c.
+func (t text) parseAPITLS(c *Config, p *problems) {
+	switch {
+	case t.APICertFile != "" && t.APIKeyFile != "":
+		c.APICertFile, c.APIKeyFile = t.APICertFile, t.APIKeyFile
+		if cert, ok := readKeyPair(apiTLS, t.APICertFile, t.APIKeyFile, p); ok {
+			c.certificates = append(c.certificates, certificate{apiTLS + "CERT_FILE", cert.Leaf})
+		}
+	case t.APICertFile != "":
+		p.add(apiTLS+"CERT_FILE", "needs %sKEY_FILE, the file with the certificate's private key; "+
+			"that may be the same file", apiTLS)
+	case t.APIKeyFile != "":
+		p.add(apiTLS+"KEY_FILE", "needs %sCERT_FILE, the file with the certificate of this key", apiTLS)
+	}
+}
+
+// apiTLS begins the names of the variables of the API's HTTPS.
+const apiTLS = "API_TLS_"
+
+// ReadAPICertificate reads the certificate of the API and its key from their files as they are now.
+func (c Config) ReadAPICertificate() (tls.Certificate, error) {
+	var p problems
+	cert, ok := readKeyPair(apiTLS, c.APICertFile, c.APIKeyFile, &p)
+	if !ok {
+		return tls.Certificate{}, errors.New(strings.Join(p.list, "; "))
+	}
+	return cert, nil
+}
+
+// APICertificate returns the certificate of the API as it was when the configuration was loaded, or
+// nil if the API is served over HTTP.
+func (c Config) APICertificate() *x509.Certificate {
+	for _, cert := range c.certificates {
+		if cert.variable == apiTLS+"CERT_FILE" {
+			return cert.Certificate
+		}
+	}
+	return nil
+}
+
+// TrustedCertificate reads the first certificate of API_TLS_CERT_FILE, for commands that ask the
+// bridge and need nothing else of the configuration. It returns nil if the variable is not set.
+func TrustedCertificate(vars map[string]string) (*x509.Certificate, error) {
+	const variable = apiTLS + "CERT_FILE"
+	file := vars[variable]
+	if file == "" {
+		return nil, nil
+	}
+	var p problems
+	certs := readCertificates(variable, file, &p)
+	if len(certs) == 0 {
+		return nil, &Error{p.list}
+	}
+	return certs[0], nil
+}
+
 // certificate is a certificate and the variable that names its file.
 type certificate struct {
 	variable string
 	*x509.Certificate
 }
+
+// untilSoon is how long before its end a certificate counts as about to expire: Let's Encrypt
+// renews a month before, so with two weeks left the renewal has failed for a while.
+const untilSoon = 14 * 24 * time.Hour
 
 // fault describes why a certificate is not valid now; it returns "" if it is valid.
 func (c certificate) fault(now time.Time) string {
@@ -72,9 +133,19 @@ func (c certificate) fault(now time.Time) string {
 	return ""
 }
 
-// CertificateFaults describes the certificates of the endpoints' CA_FILE and CERT_FILE that have
-// expired or are not valid yet, one line each. They do not fail Load, since a clock may be wrong
-// and other endpoints may not need them.
+// expiresSoon returns a warning if the certificate of the API is valid now, but not for long.
+func (c Config) expiresSoon(now time.Time) (warning string) {
+	cert := c.APICertificate()
+	if cert == nil || now.After(cert.NotAfter) || now.Add(untilSoon).Before(cert.NotAfter) {
+		return ""
+	}
+	return fmt.Sprintf(apiTLS+"CERT_FILE holds a certificate that expires on %s: put a new one into the file in time, "+
+		"a restart is not needed", cert.NotAfter.UTC().Format(time.DateOnly))
+}
+
+// CertificateFaults describes the certificates of the endpoints' CA_FILE and CERT_FILE, and of
+// API_TLS_CERT_FILE, that have expired or are not valid yet, one line each. They do not fail Load,
+// since a clock may be wrong and other endpoints may not need them.
 func (c Config) CertificateFaults() (list []string) {
 	for _, cert := range c.certificates {
 		if fault := cert.fault(time.Now()); fault != "" {
@@ -120,7 +191,8 @@ func readCertificates(variable, file string, p *problems) (certs []*x509.Certifi
 	return nil
 }
 
-// readKeyPair reads the client certificate of the bridge and its key. It returns false after it has
+// readKeyPair reads a certificate of the bridge and its key from the files that the variables
+// CERT_FILE and KEY_FILE with this prefix name. It returns false after it has
 // added a problem.
 func readKeyPair(prefix, certFile, keyFile string, p *problems) (tls.Certificate, bool) {
 	certs := readCertificates(prefix+"CERT_FILE", certFile, p)

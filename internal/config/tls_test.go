@@ -230,3 +230,54 @@ func TestSeveralTokensAreAccepted(t *testing.T) {
 		t.Errorf("nobody is warned of a second token: %v", err)
 	}
 }
+
+// The certificate of the API and its key are both set or neither is, and belong together.
+func TestAPICertificateFiles(t *testing.T) {
+	now := time.Now()
+	cert, key := pair(t, "the API", now.Add(-time.Hour), now.Add(365*24*time.Hour))
+	soon, soonKey := pair(t, "the API", now.Add(-time.Hour), now.Add(24*time.Hour))
+	old, oldKey := pair(t, "the API", now.Add(-48*time.Hour), now.Add(-time.Hour))
+	in := files(t, map[string][]byte{
+		"cert": cert, "key": key, "soon": slices.Concat(soon, soonKey), "old": slices.Concat(old, oldKey),
+	})
+	load := func(cert, key string) (Config, error) {
+		vars := minimal("ENDPOINT_0_SECRET=whsec_" + strings.Repeat("AbCd", 8))
+		for name, file := range map[string]string{"API_TLS_CERT_FILE": cert, "API_TLS_KEY_FILE": key} {
+			if file != "" {
+				vars[name] = in(file)
+			}
+		}
+		return Load(vars)
+	}
+	c, err := load("cert", "key")
+	if err != nil || c.APICertificate() == nil || len(c.Warnings()) > 0 {
+		t.Errorf("a good pair: %v, %v", err, c.Warnings())
+	}
+	if _, err := c.ReadAPICertificate(); err != nil {
+		t.Error(err)
+	}
+	if c, err := load("", ""); err != nil || c.APICertFile != "" || c.APICertificate() != nil {
+		t.Errorf("neither: %v", err)
+	}
+	for file, warning := range map[string]string{
+		"soon": "API_TLS_CERT_FILE holds a certificate that expires on",
+		"old":  "API_TLS_CERT_FILE holds a certificate that has expired on",
+	} {
+		c, err := load(file, file)
+		if err != nil || len(c.Warnings()) != 1 || !strings.HasPrefix(c.Warnings()[0], warning) {
+			t.Errorf("%s: %v, %q", file, err, c.Warnings())
+		}
+	}
+	for _, c := range []struct{ cert, key, says string }{
+		{"cert", "", "API_TLS_CERT_FILE: needs API_TLS_KEY_FILE"},
+		{"", "key", "API_TLS_KEY_FILE: needs API_TLS_CERT_FILE"},
+		{"cert", "old", "API_TLS_KEY_FILE: is not the key of the first certificate in API_TLS_CERT_FILE"},
+		{"none", "key", "API_TLS_CERT_FILE: open "},
+	} {
+		var wrong *Error
+		if _, err := load(c.cert, c.key); !errors.As(err, &wrong) || len(wrong.Problems) != 1 ||
+			!strings.HasPrefix(wrong.Problems[0], c.says) {
+			t.Errorf("%s and %s: %v", c.cert, c.key, err)
+		}
+	}
+}

@@ -10,6 +10,7 @@ package connlimit
 import (
 	"container/list"
 	"context"
+	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
@@ -158,8 +159,12 @@ func (c *conn) requeue() {
 type connKey struct{}
 
 // Context attaches the connection to the contexts of its requests. It must be the server's
-// ConnContext.
+// ConnContext. A TLS listener must wrap the Listener of the limit, not the other way round: then a
+// connection counts from before its handshake, and can be displaced during it.
 func Context(ctx context.Context, c net.Conn) context.Context {
+	if secure, ok := c.(*tls.Conn); ok {
+		c = secure.NetConn()
+	}
 	return context.WithValue(ctx, connKey{}, c)
 }
 
