@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
 	"net"
@@ -25,6 +26,7 @@ import (
 
 	"pzbridge/internal/advice"
 	"pzbridge/internal/alert"
+	"pzbridge/internal/backup"
 	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/certificate"
 	"pzbridge/internal/cli"
@@ -107,6 +109,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Logger:    logger,
 		Clock:     ages,
 		Committed: counters.Committed,
+		Migrating: beforeMigration(cfg, logger),
 	})
 	if err != nil {
 		return err
@@ -206,6 +209,20 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 	counters.Watch(session, box, cfg.OutboxMaxBytes)
+	deliver := []func(context.Context) error{events.questions.Run, box.Run}
+	if cfg.BackupDir != "" {
+		nightly, err := backup.New(backup.Options{
+			Folder:   backupFolder(cfg),
+			Copy:     engine.Backup,
+			Usable:   isWorthCopying(engine),
+			Logger:   logger,
+			Observer: counters,
+		})
+		if err != nil {
+			return err
+		}
+		deliver = append(deliver, nightly.Run)
+	}
 	api, err := transferapi.New(transferapi.Options{
 		Exchange:       session,
 		Router:         router,
@@ -284,11 +301,36 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		alerts.Run,
 		func(ctx context.Context) error { return stats.Run(ctx, box, logger) },
 		session.Run,
-		together(events.questions.Run, box.Run),
+		together(deliver...),
 		engine.Run,
 	)
 	logger.Info("pzbridge stopped")
 	return err
+}
+
+func backupFolder(cfg config.Config) backup.Folder {
+	return backup.Folder{Dir: cfg.BackupDir, Keep: cfg.BackupKeep}
+}
+
+// beforeMigration returns what copies a file of an older layout; nil without a folder for copies.
+func beforeMigration(cfg config.Config, logger *slog.Logger) func(int, func(io.Writer) error) error {
+	if cfg.BackupDir == "" {
+		return nil
+	}
+	return func(layout int, write func(io.Writer) error) error {
+		return backupFolder(cfg).BeforeLayout(layout, write, logger)
+	}
+}
+
+// isWorthCopying returns an error while a copy of the outbox would be damaged, or named by a wrong
+// clock. If its file is gone, a copy is what is needed most.
+func isWorthCopying(engine *bolt.Engine) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if err := engine.Writable(ctx); !errors.Is(err, store.ErrFileGone) {
+			return err
+		}
+		return nil
+	}
 }
 
 // sink stores the events that the session reads, and passes the questions among them to the

@@ -77,6 +77,12 @@ var entries = map[telephony.Code]entry{
 			"вернитесь к той версии или возьмите резервную копию, сделанную до обновления",
 	},
 	telephony.CodeLinkToNothing: {": remove the link", "это ссылка на файл, которого нет: удалите ссылку"},
+	telephony.CodeNoBackup: {
+		"; make room in {1} and beside the outbox, or name another folder in BACKUP_DIR; " +
+			"without BACKUP_DIR no copies are made",
+		"не удалось записать копию хранилища: освободите место в {1} и рядом с хранилищем или укажите другую папку " +
+			"в BACKUP_DIR; без BACKUP_DIR копии не делаются",
+	},
 	telephony.CodeNoRightToWrite: {
 		": give user {1} the right to write in {2}",
 		"нет доступа: дайте пользователю {1} право записи в {2}",

@@ -51,6 +51,8 @@ type text struct {
 	OutboxPath      string `env:"OUTBOX_PATH" envDefault:"data/outbox.db"`
 	OutboxRetention string `env:"OUTBOX_RETENTION" envDefault:"168h"`
 	OutboxMaxBytes  string `env:"OUTBOX_MAX_BYTES" envDefault:"1GiB"`
+	BackupDir       string `env:"BACKUP_DIR"`
+	BackupKeep      string `env:"BACKUP_KEEP" envDefault:"7"`
 	RoutingTimeout  string `env:"ROUTING_TIMEOUT" envDefault:"10s"`
 	OnSilence       string `env:"ROUTING_ON_SILENCE" envDefault:"decline"`
 	WithoutWinner   string `env:"RINGING_WITHOUT_WINNER" envDefault:"all"`
@@ -105,6 +107,8 @@ type Config struct {
 	OutboxPath      string
 	OutboxRetention time.Duration
 	OutboxMaxBytes  int64
+	BackupDir       string // for copies of the outbox; "": none are made
+	BackupKeep      int    // copies
 	RoutingTimeout  time.Duration
 	// DeclineOnSilence makes the bridge decline a routing question that no CRM answers with a
 	// number.

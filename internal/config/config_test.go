@@ -249,6 +249,8 @@ func TestEachMistakeNamesItsVariable(t *testing.T) {
 		{"LOG_LEVLE=debug", "LOG_LEVLE", "no such variable"},
 		{"OUTBOX_PATH_FILE=x", "OUTBOX_PATH_FILE", "no such variable"},
 		{"PZ_TLS_LEGACY=true", "PZ_TLS_LEGACY", "PZ_TLS_FINGERPRINT"},
+		{"BACKUP_KEEP=0", "BACKUP_KEEP", "from 1 to 1000"},
+		{"BACKUP_KEEP=many", "BACKUP_KEEP", "from 1 to 1000"},
 		{"PZ_TLS_LEGACY=perhaps", "PZ_TLS_LEGACY", "true or false"},
 		{"PZ_TLS_FINGERPRINT=abc", "PZ_TLS_FINGERPRINT", "64 hexadecimal digits"},
 		{"PZ_TLS_CA_FILE=" + empty, "PZ_TLS_CA_FILE", "no certificate"},

@@ -28,6 +28,7 @@ const (
 	minSecret = 24 // bytes; Standard Webhooks requires 24 to 64
 	maxSecret = 64
 
+	maxBackups     = 1000
 	maxConcurrency = 1000
 	maxRate        = 10_000  // a second
 	minOutbox      = 1 << 20 // bytes: room for a few hundred events
@@ -51,6 +52,7 @@ func (t text) parse(p *problems) Config {
 		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, store.LargestMaxBytes, p),
 		RoutingTimeout:  parseDuration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
 		OutboxPath:      t.OutboxPath,
+		BackupDir:       t.BackupDir,
 		APITokens:       parseTokens("API_TOKEN", t.APIToken, p),
 		LogFormat:       t.LogFormat,
 		AlertLanguage:   t.AlertLanguage,
@@ -63,6 +65,9 @@ func (t text) parse(p *problems) Config {
 	c.Phone = parsePlan(t.PhoneRegion, t.InternalDigits, p)
 	c.CallFrom = parseNumbers("CALL_FROM", t.CallFrom, c.Phone, p)
 	c.CallTo = parseNumbers("CALL_TO", t.CallTo, c.Phone, p)
+	if c.BackupKeep, _ = strconv.Atoi(t.BackupKeep); c.BackupKeep < 1 || c.BackupKeep > maxBackups {
+		p.add("BACKUP_KEEP", "must be a number of copies from 1 to %d; it is %q", maxBackups, t.BackupKeep)
+	}
 	c.MetricsPublic = parseChoice("METRICS_PUBLIC", t.MetricsPublic, "true", "false", p)
 	c.BehindProxy = parseChoice("API_BEHIND_PROXY", t.BehindProxy, "true", "false", p)
 	c.DeclineOnSilence = parseChoice("ROUTING_ON_SILENCE", t.OnSilence, "decline", "nothing", p)

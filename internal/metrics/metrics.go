@@ -42,6 +42,8 @@ type Metrics struct {
 	decisions   *prometheus.CounterVec
 	routingTime prometheus.Histogram
 	wrongTokens *prometheus.CounterVec
+	backups     *prometheus.CounterVec
+	lastBackup  *prometheus.GaugeVec // without labels; no series until there is a copy
 }
 
 // The histogram buckets, in seconds.
@@ -103,6 +105,14 @@ func New(version string) *Metrics {
 		Name: "pzbridge_wrong_tokens_total",
 		Help: "Requests with an unknown token: to the api, or to the dashboard to sign in.",
 	}, []string{"to"})
+	m.backups = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "pzbridge_backups_total",
+		Help: "Copies of the outbox for BACKUP_DIR, by how they ended: made, failed.",
+	}, []string{"outcome"})
+	m.lastBackup = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "pzbridge_backup_timestamp_seconds",
+		Help: "When the newest copy in BACKUP_DIR was made, in seconds since 1970.",
+	}, nil)
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "pzbridge_build_info",
 		Help: "1, with the version of the bridge.",
@@ -110,7 +120,7 @@ func New(version string) *Metrics {
 	build.WithLabelValues(version).Set(1)
 	m.registry.MustRegister(
 		m.events, m.deliveries, m.attempts, m.toDelivery, m.commits,
-		m.commands, m.refusals, m.decisions, m.routingTime, m.wrongTokens, build,
+		m.commands, m.refusals, m.decisions, m.routingTime, m.wrongTokens, m.backups, m.lastBackup, build,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.startAtZero()
@@ -130,6 +140,9 @@ func (m *Metrics) startAtZero() {
 	}
 	for _, to := range []string{ToAPI, ToDashboard} {
 		m.wrongTokens.WithLabelValues(to)
+	}
+	for _, outcome := range []string{backupMade, backupFailed} {
+		m.backups.WithLabelValues(outcome)
 	}
 	for _, outcome := range []telephony.RouteOutcome{telephony.RouteWon, telephony.RouteClosed} {
 		m.decisions.WithLabelValues(string(outcome))
@@ -219,6 +232,26 @@ const (
 
 // WrongToken counts a request with an unknown token; to is ToAPI or ToDashboard.
 func (m *Metrics) WrongToken(to string) { m.wrongTokens.WithLabelValues(to).Inc() }
+
+// The values of the label outcome of the copies.
+const (
+	backupMade   = "made"
+	backupFailed = "failed"
+)
+
+// BackupFound sets when the newest copy of the outbox was made.
+func (m *Metrics) BackupFound(at time.Time) {
+	m.lastBackup.WithLabelValues().Set(float64(at.UnixMilli()) / 1000)
+}
+
+// BackupMade counts a copy of the outbox.
+func (m *Metrics) BackupMade(at time.Time) {
+	m.backups.WithLabelValues(backupMade).Inc()
+	m.BackupFound(at)
+}
+
+// BackupFailed counts a copy of the outbox that could not be made.
+func (m *Metrics) BackupFailed() { m.backups.WithLabelValues(backupFailed).Inc() }
 
 // Committed observes the duration of a commit to the outbox.
 func (m *Metrics) Committed(took time.Duration) { m.commits.Observe(took.Seconds()) }

@@ -50,6 +50,8 @@ func scrape(t *testing.T) string {
 	m.CommandEnded(telephony.CommandCall, "done")
 	m.Decided(telephony.RouteWon, time.Second)
 	m.WrongToken(ToAPI)
+	m.BackupMade(time.UnixMilli(1_000_500))
+	m.BackupFailed()
 	w := httptest.NewRecorder()
 	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	return w.Body.String()
@@ -64,6 +66,9 @@ func TestScrapeHasEverySeries(t *testing.T) {
 	for _, line := range []string{
 		`pzbridge_connected 1`,
 		`pzbridge_wrong_tokens_total{to="api"} 1`,
+		`pzbridge_backups_total{outcome="made"} 1`,
+		`pzbridge_backups_total{outcome="failed"} 1`,
+		`pzbridge_backup_timestamp_seconds 1000.5`,
 		`pzbridge_wrong_tokens_total{to="dashboard"} 0`,
 		`pzbridge_events_received_total{type="call.incoming"} 1`,
 		`pzbridge_deliveries_total{endpoint="crm",outcome="delivered"} 1`,

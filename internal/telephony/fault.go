@@ -39,6 +39,7 @@ const (
 	CodeNoRightToFile  Code = "no_right_to_file"  // args: user
 	CodeClockWrong     Code = "clock_wrong"       // args: the date that it shows
 	CodeDiskFull       Code = "no_space_on_device"
+	CodeNoBackup       Code = "backup_not_written" // args: folder
 
 	// Commands, and answers to the question where a call goes.
 	CodeNotConnected       Code = "not_connected"

@@ -42,6 +42,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"os"
@@ -78,6 +79,9 @@ type Options struct {
 	// Clock computes ages; nil uses a clock that starts with Open.
 	Clock     *clock.Clock
 	Committed func(took time.Duration) // called after each commit; may be nil
+	// Migrating is called before a file of an older layout gets the present one, with what writes a
+	// copy of it; may be nil. An error of it fails Open, and the file stays as it is.
+	Migrating func(layout int, write func(io.Writer) error) error
 }
 
 func (o *Options) validate() error {
@@ -89,6 +93,9 @@ func (o *Options) validate() error {
 	}
 	if o.Clock == nil {
 		o.Clock = clock.New(time.Time{}, time.Time{})
+	}
+	if o.Migrating == nil {
+		o.Migrating = func(int, func(io.Writer) error) error { return nil }
 	}
 	if o.Committed == nil {
 		o.Committed = func(time.Duration) {}
@@ -161,6 +168,9 @@ func open(opts Options) (*Engine, error) {
 		danger:    &danger{path: opts.Path, opened: opened, logger: opts.Logger, clock: opts.Clock},
 		clock:     opts.Clock,
 		readers:   newReaders(),
+	}
+	if err := guarded(func() error { return announceMigration(db, opts.Migrating) }); err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
 	if err := guarded(func() error { return s.db.Update(s.prepare) }); err != nil {
 		return nil, errors.Join(err, db.Close())

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"strconv"
 	"time"
@@ -89,6 +90,24 @@ func migrate(tx *bolt.Tx, rules *store.Rules) error {
 		}
 	}
 	return t.meta.Put(keySchema, number(schema))
+}
+
+// announceMigration calls migrating if the file is of an older layout.
+func announceMigration(db *bolt.DB, migrating func(layout int, write func(io.Writer) error) error) error {
+	return db.View(func(tx *bolt.Tx) error {
+		meta := tx.Bucket(bucketMeta)
+		if meta == nil {
+			return nil
+		}
+		v := meta.Get(keySchema)
+		if len(v) != 8 || binary.BigEndian.Uint64(v) >= schema {
+			return nil
+		}
+		return migrating(schema, func(w io.Writer) error {
+			_, err := tx.WriteTo(w)
+			return err
+		})
+	})
 }
 
 // tooNew returns an error if this version does not support a layout.
