@@ -56,6 +56,7 @@ func commands() []command {
 		{"forget", "remove all that is stored of a person", Program.forget},
 		{"compact", "make the outbox's file small again, while the bridge is stopped", Program.compact},
 		{"restore", "put a backup in the place of the outbox's file, while the bridge is stopped", Program.restore},
+		{"service", "install, start, stop or uninstall the bridge as a service of this machine", Program.service},
 		{"secret", "print a fresh secret for an endpoint", Program.secret},
 		{"send-test", "send an endpoint a test and print what it answers", Program.sendTest},
 		{"healthcheck", "ask the running bridge whether it is alive; for Docker", Program.healthcheck},
@@ -125,7 +126,11 @@ func (o *output) writeError() error {
 
 func (p Program) dispatch(ctx context.Context, args []string) error {
 	if len(args) == 0 {
-		return p.runBridge(ctx)
+		vars, err := config.Environment()
+		if err != nil {
+			return err
+		}
+		return p.runBridge(ctx, vars)
 	}
 	name := args[0]
 	switch name {
@@ -142,8 +147,8 @@ func (p Program) dispatch(ctx context.Context, args []string) error {
 	return usageError(fmt.Sprintf("there is no command %q; \"pzbridge help\" lists them", name))
 }
 
-func (p Program) runBridge(ctx context.Context) error {
-	cfg, err := load()
+func (p Program) runBridge(ctx context.Context, vars map[string]string) error {
+	cfg, err := config.Load(vars)
 	if err != nil {
 		return err
 	}

@@ -167,8 +167,20 @@ func (p *problems) mute(variable string) {
 // working directory; a variable of the process wins. It also sets time.Local from TZ. It fails with
 // an *Error if .env cannot be read or TZ is unknown.
 func Environment() (map[string]string, error) {
+	if _, err := os.Stat(envFile); os.IsNotExist(err) {
+		vars := env.ToMap(os.Environ())
+		return vars, setTimeZone(vars["TZ"])
+	}
+	return EnvironmentWith(envFile)
+}
+
+// envFile is the file of variables in the working directory.
+const envFile = ".env"
+
+// EnvironmentWith is Environment with another file than .env, which must exist.
+func EnvironmentWith(file string) (map[string]string, error) {
 	vars := env.ToMap(os.Environ())
-	if err := addFile(vars); err != nil {
+	if err := addFile(vars, file); err != nil {
 		return nil, err
 	}
 	return vars, setTimeZone(vars["TZ"])
@@ -189,13 +201,9 @@ func setTimeZone(name string) error {
 	return nil
 }
 
-// addFile adds the variables of the file .env in the working directory, if it exists.
-func addFile(vars map[string]string) error {
-	const name = ".env"
+// addFile adds the variables of a file.
+func addFile(vars map[string]string, name string) error {
 	content, err := os.ReadFile(name)
-	if os.IsNotExist(err) {
-		return nil
-	}
 	if err != nil {
 		return &Error{[]string{err.Error()}}
 	}
