@@ -183,8 +183,8 @@ func open(opts Options) (*Engine, error) {
 // copying for a backup. The factor of two allows for free pages, which make the file larger than
 // what is in use.
 func mapped(maxBytes int64) int {
-	if math.MaxInt == math.MaxInt32 {
-		return 0 // a 32-bit address space is too small for that
+	if math.MaxInt == math.MaxInt32 || onWindows {
+		return 0 // a 32-bit address space is too small for that; on Windows the file grows to what is mapped
 	}
 	return int(min(2*maxBytes, 1<<40))
 }

@@ -7,12 +7,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"pzbridge/internal/telephony"
 
 	bolt "go.etcd.io/bbolt"
 )
+
+// onWindows is true where an open file can be neither renamed nor removed, and a folder not synced.
+const onWindows = runtime.GOOS == "windows"
 
 // Backup writes a copy of the file as it is now to the writer that begin returns for its size in
 // bytes. The copy is first made beside the file, and takes as much disk space there until it is
@@ -26,9 +30,16 @@ func (s *Engine) Backup(begin func(size int64) io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("make a copy of the outbox: %w", withoutPath(err))
 	}
-	defer func() { _ = copied.Close() }()
-	if err := os.Remove(copied.Name()); err != nil { // then the space is freed when the process ends, in whatever way
-		return fmt.Errorf("make a copy of the outbox: %w", withoutPath(err))
+	defer func() {
+		_ = copied.Close()
+		if onWindows {
+			_ = os.Remove(copied.Name())
+		}
+	}()
+	if !onWindows { // then the space is freed when the process ends, in whatever way
+		if err := os.Remove(copied.Name()); err != nil {
+			return fmt.Errorf("make a copy of the outbox: %w", withoutPath(err))
+		}
 	}
 	var size int64
 	err = s.view(func(tx *txn) error {
@@ -90,6 +101,11 @@ func compact(path string) (before, after int64, err error) {
 	if err := copyModeAndOwner(copied, path); err != nil {
 		return 0, 0, errors.Join(err, os.Remove(copied))
 	}
+	if onWindows { // a bridge that starts now opens the old file, and the rename fails
+		if err := src.Close(); err != nil {
+			return 0, 0, errors.Join(err, os.Remove(copied))
+		}
+	}
 	if err := os.Rename(copied, path); err != nil {
 		return 0, 0, errors.Join(err, os.Remove(copied))
 	}
@@ -133,6 +149,7 @@ func Restore(path, backup string) (before string, err error) {
 }
 
 func restore(path, backup string) (before string, err error) {
+	unlock := func() {} // on Windows, before the present file is renamed
 	if target, err := filepath.EvalSymlinks(path); err == nil {
 		path = target
 		// The lock on the present file is held until the backup is in its place. No bridge can have
@@ -140,6 +157,9 @@ func restore(path, backup string) (before string, err error) {
 		present, err := openFile(path, 0)
 		if err == nil {
 			defer func() { _ = present.Close() }()
+			if onWindows {
+				unlock = func() { _ = present.Close() }
+			}
 		} else if !errors.Is(err, ErrNotOutbox) {
 			return "", err
 		}
@@ -168,6 +188,7 @@ func restore(path, backup string) (before string, err error) {
 		return "", errors.Join(err, os.Remove(copied))
 	}
 	if before != "" {
+		unlock()
 		if err := os.Rename(path, before); err != nil {
 			return "", errors.Join(err, os.Remove(copied))
 		}
@@ -298,8 +319,11 @@ func size(path string) (int64, error) {
 	return info.Size(), nil
 }
 
-// syncFolder makes a rename durable.
+// syncFolder makes a rename durable. Windows does that by itself.
 func syncFolder(path string) error {
+	if onWindows {
+		return nil
+	}
 	folder, err := os.Open(path)
 	if err != nil {
 		return err
