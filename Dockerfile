@@ -10,6 +10,7 @@ RUN CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags='-s -w' -o /out/pz
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /out/pzbridge /pzbridge
+COPY LICENSE THIRD_PARTY_LICENSES /
 # The volume takes over the owner of the folder that it is mounted on.
 COPY --from=build --chown=65532:65532 /out/data /data
 USER 65532:65532

@@ -46,7 +46,8 @@ import (
 	"pzbridge/transferapi"
 )
 
-const version = "0.1.0"
+// version is that of the tag in a release: see .goreleaser.yaml.
+var version = "0.1.0"
 
 // A clock that shows a time before released, the day of this version, is wrong. A timestamp in an
 // outbox before first, the month of the first version, was taken from a wrong clock.
