@@ -10,13 +10,13 @@ import (
 // The size of a chart, in units of its picture: the frame of the counts, and under it that of the
 // response times.
 const (
-	chartLeft   = 46
+	chartLeft   = 74
 	chartWidth  = 640
 	countsTop   = 8
 	countsLow   = 128
 	timesTop    = 150
 	timesLow    = 210
-	chartHeight = 236
+	markRoom    = 24 // half the width of a mark
 )
 
 // chart is what an endpoint, or all of them, have done in a span.
@@ -136,11 +136,12 @@ func timeMarks(of span, began time.Time, step float64) (list []mark) {
 	shift := time.Duration(offset) * time.Second
 	for at := began.Add(shift).Truncate(every).Add(-shift); ; at = at.Add(every) {
 		i := float64(at.Sub(began)) / float64(of.step)
-		if i >= float64(of.points) {
+		x := chartLeft + i*step
+		if x > chartWidth-markRoom {
 			return list
 		}
 		if i >= 0 {
-			list = append(list, mark{X: chartLeft + i*step, Text: at.Format(format)})
+			list = append(list, mark{X: x, Text: at.Format(format)})
 		}
 	}
 }

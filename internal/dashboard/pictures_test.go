@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -73,6 +75,7 @@ func office(t *testing.T) *stage {
 			Direction: telephony.Outgoing, From: "101", To: "102", Duration: talk(31),
 		}, telephony.EventOutgoingAnswered},
 	}
+	s.fillCharts(time.Now())
 	for _, c := range calls {
 		first := telephony.EventOutgoing
 		if c.event.Direction == telephony.Incoming {
@@ -98,6 +101,43 @@ func office(t *testing.T) *stage {
 		return err == nil && list[0].Pending <= refused && list[1].Failures > 10
 	})
 	return s
+}
+
+// fillCharts counts the week of an office before now, in which bitrix24 was away for an afternoon.
+func (s *stage) fillCharts(now time.Time) {
+	random := rand.New(rand.NewPCG(1, 2))
+	s.stats.mu.Lock()
+	defer s.stats.mu.Unlock()
+	for i, sp := range spans {
+		for back := sp.points - 1; back > 0; back-- {
+			at := now.Add(-time.Duration(back) * sp.step)
+			busy := max(0.05, 1-math.Abs(float64(at.Hour())-13)/7) * sp.step.Minutes()
+			calls := uint32(busy * (1 + 3*random.Float64()))
+			all := pointBack(&s.stats.seriesOf("")[i], now, back)
+			all.Received += 4 * calls
+			for name, slow := range map[string]float64{"crm": 40, "bitrix24": 220} {
+				c := pointBack(&s.stats.seriesOf(name)[i], now, back)
+				isAway := name == "bitrix24" && at.Day() == now.Add(-20*time.Hour).Day() && at.Hour() >= 12 && at.Hour() < 17
+				for range 4 * calls {
+					took := time.Duration(slow * (0.6 + random.ExpFloat64()) * float64(time.Millisecond))
+					for _, to := range []*counts{c, all} {
+						to.Took[bucketOf(took)]++
+						if isAway {
+							to.Failed++
+						} else {
+							to.Delivered++
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// pointBack returns the point of a series so many steps before that of now.
+func pointBack(s *series, now time.Time, back int) *counts {
+	s.at(now)
+	return &s.ring[(s.newest-int64(back))%int64(s.points)]
 }
 
 // usualAfter is how long after its beginning something usually happens to a call, so that its
@@ -196,6 +236,7 @@ func TestPictures(t *testing.T) {
 	pages["connection"] = "/connection"
 	pages["audit"] = "/audit"
 	pages["charts"] = "/charts?span=day"
+	pages["charts-week"] = "/charts?span=week"
 	pages["failed"] = "/calls/none"
 	number, _, err := s.box.Outbox.RedeliverAll(t.Context(), store.Redelivery{
 		Endpoint: "crm",
