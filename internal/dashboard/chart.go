@@ -10,13 +10,13 @@ import (
 // The size of a chart, in units of its picture: the frame of the counts, and under it that of the
 // response times.
 const (
-	chartLeft   = 74
-	chartWidth  = 640
-	countsTop   = 8
-	countsLow   = 128
-	timesTop    = 150
-	timesLow    = 210
-	markRoom    = 24 // half the width of a mark
+	chartLeft  = 74
+	chartWidth = 640
+	countsTop  = 8
+	countsLow  = 128
+	timesTop   = 150
+	timesLow   = 210
+	markRoom   = 24 // half the width of a mark
 )
 
 // chart is what an endpoint, or all of them, have done in a span.

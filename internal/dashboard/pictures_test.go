@@ -117,7 +117,8 @@ func (s *stage) fillCharts(now time.Time) {
 			all.Received += 4 * calls
 			for name, slow := range map[string]float64{"crm": 40, "bitrix24": 220} {
 				c := pointBack(&s.stats.seriesOf(name)[i], now, back)
-				isAway := name == "bitrix24" && at.Day() == now.Add(-20*time.Hour).Day() && at.Hour() >= 12 && at.Hour() < 17
+				isAway := name == "bitrix24" && at.Day() == now.Add(-20*time.Hour).Day() &&
+					at.Hour() >= 12 && at.Hour() < 17
 				for range 4 * calls {
 					took := time.Duration(slow * (0.6 + random.ExpFloat64()) * float64(time.Millisecond))
 					for _, to := range []*counts{c, all} {
