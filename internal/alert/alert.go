@@ -66,7 +66,6 @@ type Watch struct {
 
 	// The fields below are used by Run alone.
 	lostAt time.Time // since when there is no connection; zero while there is one
-	full   bool      // the outbox is nearly full
 	sent   sent
 }
 
@@ -154,9 +153,10 @@ func (w *Watch) conditions(ctx context.Context, now time.Time) (list []condition
 	}
 	if w.opts.MaxBytes > 0 {
 		part := float64(inUse) / float64(w.opts.MaxBytes)
-		if w.full = part >= fullAt || w.full && part >= fullNoMore; w.full {
+		full := key{kind: telephony.EventAlertOutboxFull}
+		if part >= fullAt || w.sent.isActive(full) && part >= fullNoMore {
 			list = append(list, condition{
-				key:     key{kind: telephony.EventAlertOutboxFull},
+				key:     full,
 				percent: int(100 * part),
 			})
 		}
@@ -165,20 +165,24 @@ func (w *Watch) conditions(ctx context.Context, now time.Time) (list []condition
 }
 
 // connection returns that there is no connection to the exchange, if that lasts and is not wanted.
+// An alert that was sent, maybe before a restart, is over only with a connection.
 func (w *Watch) connection(now time.Time) []condition {
-	c := w.opts.Exchange.Connection()
+	c, disconnected := w.opts.Exchange.Connection(), key{kind: telephony.EventAlertDisconnected}
 	switch {
-	case c.State == telephony.Connected, c.State == telephony.Disabled:
+	case c.State == telephony.Connected:
 		w.lostAt = time.Time{}
 		return nil
+	case c.State == telephony.Disabled:
+		w.lostAt = time.Time{}
 	case w.lostAt.IsZero():
 		w.lostAt = now
 	}
-	if now.Sub(w.lostAt) < minDisconnected {
+	isLasting := !w.lostAt.IsZero() && now.Sub(w.lostAt) >= minDisconnected
+	if !isLasting && !w.sent.isActive(disconnected) {
 		return nil
 	}
 	return []condition{{
-		key:   key{kind: telephony.EventAlertDisconnected},
+		key:   disconnected,
 		cause: c.LastCause,
 		text:  c.LastError,
 	}}
@@ -187,9 +191,13 @@ func (w *Watch) connection(now time.Time) []condition {
 func (w *Watch) refusals(now time.Time) []condition {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.refused == 0 || now.Sub(w.refusedAt) > refusedFor {
-		w.refused = 0
+	refused := key{kind: telephony.EventAlertCommandsRefused}
+	if w.refusedAt.IsZero() && w.sent.isActive(refused) { // before a restart
+		w.refusedAt = w.sent[refused].At
+	}
+	if w.refusedAt.IsZero() || now.Sub(w.refusedAt) > refusedFor {
+		w.refused, w.refusedAt = 0, time.Time{}
 		return nil
 	}
-	return []condition{{key: key{kind: telephony.EventAlertCommandsRefused}, level: w.refused}}
+	return []condition{{key: refused, level: w.refused}}
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +17,7 @@ import (
 
 // world is a bridge to be watched.
 type world struct {
+	mu        sync.Mutex
 	state     telephony.ConnectionState
 	endpoints []outbox.EndpointStatus
 	inUse     int64
@@ -25,19 +27,46 @@ type world struct {
 }
 
 func (w *world) Connection() telephony.Connection {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	return telephony.Connection{State: w.state, LastError: "connection refused"}
 }
 
-func (w *world) Endpoints(context.Context) ([]outbox.EndpointStatus, error) { return w.endpoints, nil }
-func (w *world) InUse(context.Context) (int64, error)                       { return w.inUse, nil }
-func (w *world) AlertsSent(context.Context) (string, error)                 { return w.stored, nil }
+func (w *world) Endpoints(context.Context) ([]outbox.EndpointStatus, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.endpoints), nil
+}
+
+func (w *world) InUse(context.Context) (int64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.inUse, nil
+}
+
+func (w *world) AlertsSent(context.Context) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.stored, nil
+}
 
 func (w *world) SetAlertsSent(_ context.Context, sent string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.stored = sent
 	return nil
 }
 
+// set changes the world.
+func (w *world) set(change func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	change()
+}
+
 func (w *world) Alert(_ context.Context, events []telephony.Event) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	for _, e := range events {
 		w.alerts = append(w.alerts, strings.TrimSpace(fmt.Sprint(e.Type, " ", e.Endpoint, " ", e.Recovered)))
 		w.texts = append(w.texts, e.Text)
@@ -46,6 +75,8 @@ func (w *world) Alert(_ context.Context, events []telephony.Event) {
 
 // take returns the alerts since the last call.
 func (w *world) take() (alerts []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	alerts, w.alerts = w.alerts, nil
 	return alerts
 }
@@ -95,23 +126,23 @@ func TestDisconnectionIsAnAlert(t *testing.T) {
 		w := &world{state: telephony.Connected}
 		_, stop := watch(t, w, false)
 		pass(time.Minute)
-		w.state = telephony.Disabled
+		w.set(func() { w.state = telephony.Disabled })
 		pass(time.Hour)
-		w.state = telephony.Disconnected
+		w.set(func() { w.state = telephony.Disconnected })
 		pass(50 * time.Second)
-		w.state = telephony.Connected
+		w.set(func() { w.state = telephony.Connected })
 		pass(10 * time.Second)
 		check(t, w, "before it lasts")
-		w.state = telephony.Disconnected
+		w.set(func() { w.state = telephony.Disconnected })
 		pass(55 * time.Second)
 		check(t, w, "after 55 s")
-		w.state = telephony.Connecting // it dials
+		w.set(func() { w.state = telephony.Connecting }) // it dials
 		pass(15 * time.Second)
 		check(t, w, "after 70 s", "alert.disconnected  false")
-		w.state = telephony.Connected
+		w.set(func() { w.state = telephony.Connected })
 		pass(10 * time.Second)
 		check(t, w, "once it is back", "alert.disconnected  true")
-		w.state = telephony.Disconnected
+		w.set(func() { w.state = telephony.Disconnected })
 		pass(10 * time.Minute)
 		check(t, w, "a second time within the hour")
 		stop()
@@ -126,6 +157,33 @@ func TestDisconnectionIsAnAlert(t *testing.T) {
 	})
 }
 
+// What was wrong before a restart and is wrong still is not over, nor is a broken connection that
+// the operator pauses.
+func TestARestartEndsNoAlert(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{state: telephony.Disconnected, inUse: 900}
+		a, stop := watch(t, w, false)
+		a.CommandRefused("crm", telephony.CommandCall, "to")
+		pass(2 * time.Minute)
+		check(t, w, "at first",
+			"alert.commands_refused  false", "alert.outbox_full  false", "alert.disconnected  false")
+		stop()
+		w.set(func() { w.inUse = 760 })
+		_, stop = watch(t, w, false)
+		pass(30 * time.Second)
+		check(t, w, "after a restart")
+		w.set(func() { w.state = telephony.Disabled })
+		pass(5 * time.Minute)
+		check(t, w, "while it is paused")
+		w.set(func() { w.state = telephony.Connected })
+		pass(10 * time.Second)
+		check(t, w, "once it is connected", "alert.disconnected  true")
+		pass(time.Hour)
+		check(t, w, "without refusals", "alert.commands_refused  true")
+		stop()
+	})
+}
+
 // Each CRM that is failing is an alert of its own; deliveries that are dead are one more when there
 // are more of them an hour later.
 func TestCRMsAreAlerts(t *testing.T) {
@@ -134,26 +192,28 @@ func TestCRMsAreAlerts(t *testing.T) {
 		_, stop := watch(t, w, false)
 		pass(time.Minute)
 		check(t, w, "while all is well")
-		w.endpoints = []outbox.EndpointStatus{
-			{Name: "a", State: outbox.StateFailing, LastError: "HTTP 401"},
-			{Name: "b", Dead: 2},
-		}
+		w.set(func() {
+			w.endpoints = []outbox.EndpointStatus{
+				{Name: "a", State: outbox.StateFailing, LastError: "HTTP 401"},
+				{Name: "b", Dead: 2},
+			}
+		})
 		pass(10 * time.Second)
 		check(t, w, "at first", "alert.delivery_dead b false", "alert.endpoint_failing a false")
 		want := "a does not take its webhooks: HTTP 401. They wait, and go when it takes them again."
 		if !slices.Contains(w.texts, want) {
 			t.Errorf("the sentences are %q", w.texts)
 		}
-		w.endpoints[1].Dead = 5
-		w.endpoints[0].Name = "c"
-		w.endpoints = append(w.endpoints, outbox.EndpointStatus{Name: "a"})
+		w.set(func() { w.endpoints[1].Dead = 5 })
+		w.set(func() { w.endpoints[0].Name = "c" })
+		w.set(func() { w.endpoints = append(w.endpoints, outbox.EndpointStatus{Name: "a"}) })
 		pass(10 * time.Second)
 		check(t, w, "another CRM", "alert.endpoint_failing a true", "alert.endpoint_failing c false")
 		pass(time.Hour)
 		check(t, w, "more are dead", "alert.delivery_dead b false")
 		pass(5 * time.Hour)
 		check(t, w, "no more are dead")
-		w.endpoints[1].Dead = 0
+		w.set(func() { w.endpoints[1].Dead = 0 })
 		pass(10 * time.Second)
 		check(t, w, "none is dead", "alert.delivery_dead b true")
 		stop()
@@ -167,17 +227,17 @@ func TestOutboxAndRefusalsAreAlerts(t *testing.T) {
 		a, stop := watch(t, w, true)
 		pass(10 * time.Second)
 		check(t, w, "below the limit")
-		w.inUse = 830
+		w.set(func() { w.inUse = 830 })
 		a.CommandRefused("crm", telephony.CommandCall, "to")
 		pass(10 * time.Second)
 		check(t, w, "at the limit", "alert.commands_refused  false", "alert.outbox_full  false")
 		if got := w.texts[1]; !strings.Contains(got, "заполнено на 83 %") {
 			t.Errorf("in Russian: %s", got)
 		}
-		w.inUse = 760
+		w.set(func() { w.inUse = 760 })
 		pass(10 * time.Second)
 		check(t, w, "a little below")
-		w.inUse = 740
+		w.set(func() { w.inUse = 740 })
 		pass(10 * time.Second)
 		check(t, w, "well below", "alert.outbox_full  true")
 		pass(2 * time.Hour)

@@ -39,6 +39,9 @@ type record struct {
 	Active bool      // its recovery was not sent
 }
 
+// isActive reports whether an alert was sent whose recovery was not.
+func (s sent) isActive(k key) bool { return s[k] != nil && s[k].Active }
+
 // step returns the alerts to be sent now, and remembers them as sent. Of a condition that comes and
 // goes there is at most one alert in the time quiet; a recovery is sent once for an alert.
 func (s sent) step(now time.Time, conditions []condition) (list []notice) {

@@ -24,10 +24,11 @@ var sentences = map[telephony.EventType]struct{ english, russian, overEnglish, o
 		"%s снова принимает веб-хуки.",
 	},
 	telephony.EventAlertDeliveryDead: {
-		"%s has not got %d events, and they are not tried again: see why on the dashboard, and send them again.",
-		"%s не получила событий: %d, и они больше не отправляются: посмотрите на панели почему и отправьте их ещё раз.",
-		"Nothing that %s has not got is given up any more.",
-		"У %s больше нет событий, от доставки которых мост отказался.",
+		"%s: events that it has not got and that are not tried again: %d. See why on the dashboard, and send them again.",
+		"%s: события, которые она не получила и которые больше не отправляются: %d. Посмотрите на странице моста почему " +
+			"и отправьте их ещё раз.",
+		"%s has no events left that were given up.",
+		"%s: недоставленных событий, которые больше не отправляются, не осталось.",
 	},
 	telephony.EventAlertOutboxFull: {
 		"The outbox is %d %% full: see which CRM does not take its events, or raise OUTBOX_MAX_BYTES.",
@@ -36,7 +37,7 @@ var sentences = map[telephony.EventType]struct{ english, russian, overEnglish, o
 		"В хранилище снова есть место.",
 	},
 	telephony.EventAlertCommandsRefused: {
-		"%d calls or SMS of a CRM were refused by CALL_RATE, CALL_FROM or CALL_TO: see who asked for them in the log.",
+		"Calls or SMS of a CRM that CALL_RATE, CALL_FROM or CALL_TO have refused: %d. See who asked for them in the log.",
 		"Отклонено звонков или SMS от CRM: %d (CALL_RATE, CALL_FROM, CALL_TO): посмотрите в журнале, кто их запросил.",
 		"No call or SMS of a CRM has been refused for an hour.",
 		"Уже час ни один звонок и ни одно SMS от CRM не отклонены.",
