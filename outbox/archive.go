@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -20,6 +21,7 @@ type EndpointStatus struct {
 	// State is "ok", "failing" (only probed, since many attempts in a row have failed), "paused"
 	// (it has requested a pause with a 429), or "reads" (it has no URL and reads its events).
 	State       string
+	TakesCalls  bool      // it gets some events of the exchange, not of the bridge alone
 	LastRead    time.Time // the last read of an endpoint that reads; zero if there was none
 	Since       time.Time // when it began to fail; zero if it is not failing
 	NextAttempt time.Time // the time of the next probe, or the end of the pause
@@ -42,6 +44,7 @@ func (o *Outbox) Endpoints(ctx context.Context) ([]EndpointStatus, error) {
 	list := make([]EndpointStatus, 0, len(o.lanes))
 	for _, l := range o.lanes {
 		status, n := l.status(time.Now()), standing[l.endpoint.Name]
+		status.TakesCalls = slices.ContainsFunc(telephony.EventTypes, l.endpoint.Events.Match)
 		if l.endpoint.Reads() {
 			status.State, status.LastRead = StateReads, n.LastRead
 		}

@@ -142,7 +142,7 @@ type shownCall struct {
 
 // delivery returns a delivery with its attempts and its request.
 func (s *shownCall) delivery(ctx context.Context, delivery *store.DeliveryView) deliveryView {
-	v := deliveryView{DeliveryView: *delivery, Shown: delivery.State, Whole: true}
+	v := deliveryView{DeliveryView: *delivery, Shown: delivery.State, Whole: true, Open: delivery.State == "dead"}
 	if delivery.ToBeRead {
 		v.Shown = "unread"
 	}

@@ -100,6 +100,9 @@ func standings(deliveries []store.CallStanding, endpoints []outbox.EndpointStatu
 	left := slices.Clone(deliveries)
 	for _, e := range endpoints {
 		i := slices.IndexFunc(left, func(d store.CallStanding) bool { return d.Endpoint == e.Name })
+		if i < 0 && !e.TakesCalls {
+			continue
+		}
 		if i < 0 {
 			list = append(list, standing{Endpoint: e.Name, State: "none"})
 			continue

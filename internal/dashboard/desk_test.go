@@ -112,7 +112,8 @@ func TestCallsAreFound(t *testing.T) {
 // A call that a CRM has not got does not look like one that it has.
 func TestARowShowsHowACallStandsAtEachCRM(t *testing.T) {
 	endpoints := []outbox.EndpointStatus{
-		{Name: "a", State: "ok"}, {Name: "b", State: "reads"}, {Name: "c", State: "ok"},
+		{Name: "a", State: "ok", TakesCalls: true}, {Name: "b", State: "reads", TakesCalls: true},
+		{Name: "c", State: "ok", TakesCalls: true}, {Name: "chat", State: "ok"},
 	}
 	head := store.CallHead{CallID: "1", Completed: true, Deliveries: []store.CallStanding{
 		{Endpoint: "a", Delivered: 2, Dead: 1, End: store.Delivered, HasEnd: true},
@@ -398,7 +399,7 @@ func TestPausingAsksFirst(t *testing.T) {
 	d.do("POST", "/actions/connection", "en", url.Values{"enabled": {"false"}})
 	for lang, want := range map[string][]string{
 		"en": {"live calls are lost meanwhile. Resume it.", "Resume the connection", ", by dashboard"},
-		"ru": {"текущие звонки в это время теряются", "Возобновить соединение", ", кем: на этой странице"},
+		"ru": {"текущие звонки в это время теряются", "Возобновить соединение", ", кем: через страницу"},
 	} {
 		for _, path := range []string{"/", "/connection"} {
 			_, _, body := d.do("GET", path, lang, nil)
@@ -435,7 +436,7 @@ func TestWhoDidWhatIsShown(t *testing.T) {
 		at += i
 	}
 	_, _, body = d.do("GET", "/audit", "ru", nil)
-	d.says("in Russian", body, "соединение приостановлено", "на этой странице")
+	d.says("in Russian", body, "соединение приостановлено", "через страницу")
 }
 
 // No page lacks a text: each that a template or the code names is there in both languages.

@@ -74,7 +74,7 @@ var russian = words{
 	"disabled":            "приостановлено",
 	"since":               "с",
 	"by":                  "кем:",
-	"dashboard":           "на этой странице",
+	"dashboard":           "через страницу",
 	"API":                 "через API",
 	"dials again at":      "новая попытка в",
 	"Outbox":              "Хранилище",
@@ -144,7 +144,7 @@ var russian = words{
 	"Direction": "Направление",
 	"Outcome":   "Итог",
 	"At a CRM":  "В какой-либо CRM",
-	"any":       "любой",
+	"any":       "не важно",
 	"A whole number, its last four digits or more, or an extension": "Номер целиком, его последние четыре цифры " +
 		"или больше либо внутренний номер",
 	"type at least the last four digits of a number, or a whole extension": "введите хотя бы последние четыре цифры " +

@@ -3,6 +3,7 @@ package dashboard
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"pzbridge/internal/advice"
@@ -21,6 +22,14 @@ var (
 
 // short formats a duration in one unit.
 func (t words) short(d time.Duration) string {
+	text := t.inOneUnit(d)
+	if t["lang"] == "ru" {
+		text = strings.Replace(text, ".", ",", 1)
+	}
+	return text
+}
+
+func (t words) inOneUnit(d time.Duration) string {
 	switch {
 	case d < 10*time.Millisecond:
 		return fmt.Sprintf("%.1f %s", d.Seconds()*1000, t["ms"])
