@@ -24,9 +24,10 @@ var sentences = map[telephony.EventType]struct{ english, russian, overEnglish, o
 		"%s снова принимает веб-хуки.",
 	},
 	telephony.EventAlertDeliveryDead: {
-		"%s: events that it has not got and that are not tried again: %d. See why on the dashboard, and send them again.",
-		"%s: события, которые она не получила и которые больше не отправляются: %d. Посмотрите на странице моста почему " +
-			"и отправьте их ещё раз.",
+		"%s: events that it has not got and that are not tried again: %d. See why on the dashboard, " +
+			"and send them again.",
+		"%s: события, которые она не получила и которые больше не отправляются: %d. Посмотрите на странице " +
+			"моста почему и отправьте их ещё раз.",
 		"%s has no events left that were given up.",
 		"%s: недоставленных событий, которые больше не отправляются, не осталось.",
 	},
@@ -37,7 +38,8 @@ var sentences = map[telephony.EventType]struct{ english, russian, overEnglish, o
 		"В хранилище снова есть место.",
 	},
 	telephony.EventAlertCommandsRefused: {
-		"Calls or SMS of a CRM that CALL_RATE, CALL_FROM or CALL_TO have refused: %d. See who asked for them in the log.",
+		"Calls or SMS of a CRM that CALL_RATE, CALL_FROM or CALL_TO have refused: %d. " +
+			"See who asked for them in the log.",
 		"Отклонено звонков или SMS от CRM: %d (CALL_RATE, CALL_FROM, CALL_TO): посмотрите в журнале, кто их запросил.",
 		"No call or SMS of a CRM has been refused for an hour.",
 		"Уже час ни один звонок и ни одно SMS от CRM не отклонены.",

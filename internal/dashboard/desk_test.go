@@ -112,8 +112,10 @@ func TestCallsAreFound(t *testing.T) {
 // A call that a CRM has not got does not look like one that it has.
 func TestARowShowsHowACallStandsAtEachCRM(t *testing.T) {
 	endpoints := []outbox.EndpointStatus{
-		{Name: "a", State: "ok", TakesCalls: true}, {Name: "b", State: "reads", TakesCalls: true},
-		{Name: "c", State: "ok", TakesCalls: true}, {Name: "chat", State: "ok"},
+		{Name: "a", State: "ok", TakesCalls: true},
+		{Name: "b", State: "reads", TakesCalls: true},
+		{Name: "c", State: "ok", TakesCalls: true},
+		{Name: "chat", State: "ok"},
 	}
 	head := store.CallHead{CallID: "1", Completed: true, Deliveries: []store.CallStanding{
 		{Endpoint: "a", Delivered: 2, Dead: 1, End: store.Delivered, HasEnd: true},
