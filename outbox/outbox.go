@@ -152,8 +152,11 @@ func (o *Outbox) Append(ctx context.Context, events []telephony.Event) (question
 
 func (o *Outbox) append(ctx context.Context, events []telephony.Event) (questions []uint64, err error) {
 	encoded := make([]store.NewEvent, len(events))
+	var named telephony.Event // one for all: a copy of its own for each would be garbage
 	for i := range events {
-		e, err := store.Encode(o.withSides(events[i]), o.opts.RoutingTimeout)
+		named = events[i]
+		o.nameSides(&named)
+		e, err := store.Encode(&named, o.opts.RoutingTimeout)
 		if err != nil {
 			return nil, fmt.Errorf("event %s: %w", events[i].ID, err)
 		}
@@ -170,13 +173,13 @@ func (o *Outbox) append(ctx context.Context, events []telephony.Event) (question
 	return appended.Questions, nil
 }
 
-// withSides returns an event with the employee and the client among its numbers.
-func (o *Outbox) withSides(e telephony.Event) *telephony.Event {
-	if e.CallID != "" {
-		sides := o.opts.Numbers.Split(string(e.Direction), e.From, e.To)
-		e.Client, e.Extension, e.Internal = sides.Client, sides.Extension, sides.Internal
+// nameSides says who is the employee and who the client among the numbers of an event.
+func (o *Outbox) nameSides(e *telephony.Event) {
+	if e.CallID == "" {
+		return
 	}
-	return &e
+	sides := o.opts.Numbers.Split(string(e.Direction), e.From, e.To)
+	e.Client, e.Extension, e.Internal = sides.Client, sides.Extension, sides.Internal
 }
 
 // appendOperational stores events about the bridge itself, if an endpoint subscribes to them. It

@@ -84,7 +84,10 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 			return 0, false, err
 		}
 	}
-	outcome := store.OutcomeOf(e, tx.backwards(place))
+	var outcome telephony.Outcome
+	if e.Type == telephony.EventCompleted {
+		outcome = store.OutcomeOf(e, tx.backwards(place))
+	}
 	if err := tx.events.Put(key, encodeEvent(e, sequence, outcome)); err != nil {
 		return 0, false, err
 	}
