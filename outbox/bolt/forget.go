@@ -91,7 +91,7 @@ func (s *Engine) forgetSome(tx *txn, key string) (f store.Forgotten, err error) 
 			f.More = true
 			return errBatchFull
 		}
-		return tx.forgetWholeCall(callID, &f)
+		return tx.forgetWholeCall(key, callID, &f)
 	})
 	if errors.Is(err, errBatchFull) {
 		err = nil
@@ -99,17 +99,12 @@ func (s *Engine) forgetSome(tx *txn, key string) (f store.Forgotten, err error) 
 	return f, err
 }
 
-// forgetWholeCall removes the events of a call, up to the rest of the batch, the latest first, so
-// that the call is found by its number until all are gone.
-func (tx *txn) forgetWholeCall(callID string, f *store.Forgotten) error {
+// forgetWholeCall removes the events of a call that is found by a number, up to the rest of the
+// batch.
+func (tx *txn) forgetWholeCall(key, callID string, f *store.Forgotten) error {
 	place := callKey(callID)
 	hadRoute := tx.routes.Get(place) != nil
-	var numbers []uint64
-	for n := range tx.eventsBackwards(callID) {
-		if numbers = append(numbers, n); f.Events+len(numbers) == forgetBatch {
-			break
-		}
-	}
+	numbers := tx.nextToForget(key, callID, forgetBatch-f.Events)
 	for _, n := range numbers {
 		e, _, err := decodeEventHead(tx.events.Get(number(n)))
 		if err != nil {
@@ -135,4 +130,22 @@ func (tx *txn) forgetWholeCall(callID string, f *store.Forgotten) error {
 		f.Routes++
 	}
 	return tx.routes.Delete(place)
+}
+
+// nextToForget gives the events of a call to be removed next, limit at most, the latest first.
+// Those by which the call is found by the number come last of all: the number may have joined the
+// call late, and what is left of it must be found by the next transaction.
+func (tx *txn) nextToForget(key, callID string, limit int) (numbers []uint64) {
+	var indexed []uint64
+	for n := range tx.eventsBackwards(callID) {
+		if tx.numbers.Get(numberKey([]byte(key), n)) != nil {
+			indexed = append(indexed, n)
+			continue
+		}
+		if len(numbers) == limit {
+			return numbers
+		}
+		numbers = append(numbers, n)
+	}
+	return append(numbers, indexed[:min(len(indexed), limit-len(numbers))]...)
 }

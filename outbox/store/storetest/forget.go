@@ -89,6 +89,33 @@ func (s suite) TestForgettingANumberRemovesAllOfItsCalls(t *testing.T) {
 	})
 }
 
+// TestForgettingANumberThatJoinedACallLater checks that a call is removed whole also if its first
+// events do not have the number, wherever a transaction ends.
+func (s suite) TestForgettingANumberThatJoinedACallLater(t *testing.T) {
+	for _, many := range []int{253, 254, 255, 600} { // events, about as many as go in one transaction
+		o := s.open(t, Options{})
+		MustAppend(t, o,
+			callEvent("call.incoming", "joined", "+79101234567", "101"),
+			callEvent("call.incoming_answered", "joined", "+79101234567", "+73430112233"),
+			callEvent("call.completed", "joined", "+79101234567", "101"))
+		var events []telephony.Event
+		for i := range many {
+			to := "101"
+			if i == many/2 {
+				to = "+73430112233"
+			}
+			events = append(events, callEvent("pz.event", "long", "+79101234567", to))
+		}
+		MustAppend(t, o, events...)
+		want := store.Forgotten{Calls: 2, Events: 3 + many, Deliveries: 3 + many, Pending: 3 + many}
+		got, err := o.Outbox.Forget(t.Context(), "+73430112233", false)
+		if err != nil || got != want {
+			t.Errorf("%d events: %+v, %v; want %+v", many, got, err, want)
+		}
+		checkFound(t, o, outbox.CallFilter{})
+	}
+}
+
 // TestForgettingWhileEventsAreUnderWay checks that a call that is forgotten while an attempt of it
 // is under way leaves nothing behind.
 func (s suite) TestForgettingWhileEventsAreUnderWay(t *testing.T) {
