@@ -88,10 +88,10 @@ func (s *Engine) Calls(_ context.Context, q store.CallQuery) (list store.CallLis
 	err = s.view(func(tx *txn) error {
 		f := callSearch{CallQuery: q, engine: s, tx: tx, known: map[string]bool{}}
 		if q.Key != "" && q.Match != store.KeyContains {
-			f.lookAt(tx.numberEntries(q, below, maxCandidates))
+			f.lookAt(tx.numberEntries(q, below, maxCandidates), f.hasNumberAt)
 			f.list.Unindexed = decodeNumber(tx.meta.Get(keyNumbered)) != filledWhole
 		} else if events, ok := s.eventsInState(tx, q.State, below); ok {
-			f.lookAt(events)
+			f.lookAt(events, f.hasStateAt)
 		} else {
 			f.byTime(below)
 		}
@@ -131,8 +131,9 @@ func (s *Engine) eventsInState(tx *txn, state string, below uint64) (list []uint
 	return list[:min(len(list), maxCandidates)], true
 }
 
-// lookAt looks at the calls of events that an index gives, the newest first.
-func (f *callSearch) lookAt(events []uint64) {
+// lookAt looks at the calls of events that an index gives, the newest first. IsIndexed reports
+// whether the index gives an event: a call is listed at the latest of those.
+func (f *callSearch) lookAt(events []uint64, isIndexed func(n uint64, entry callEntry) bool) {
 	for _, n := range events {
 		e, _, err := decodeEventHead(f.tx.events.Get(number(n)))
 		if err != nil {
@@ -141,13 +142,53 @@ func (f *callSearch) lookAt(events []uint64) {
 		if e.At.Before(f.Since.Add(-clockSlack)) {
 			return // the rest is older
 		}
-		if e.Call != "" && !f.look(e.Call, n) {
+		switch {
+		case e.Call == "" || f.known[e.Call]:
+		case f.isListedLater(&e, isIndexed):
+			f.known[e.Call] = true // on an earlier page
+		case !f.look(e.Call, n):
 			return
 		}
 	}
 	if len(events) == maxCandidates {
 		f.list.Cursor = cursorBelow(events[maxCandidates-1])
 	}
+}
+
+// isListedLater reports whether an index gives a later event of the call of an event, too.
+func (f *callSearch) isListedLater(e *store.Event, isIndexed func(n uint64, entry callEntry) bool) bool {
+	const farthest = 1000 // a search is short; a call with more events may be listed twice
+	place := callKey(e.Call)
+	c := f.tx.calls.Cursor()
+	k, v := c.Seek(binary.BigEndian.AppendUint64(bytes.Clone(place), e.Sequence+1))
+	for i := 0; i < farthest && bytes.HasPrefix(k, place); i++ {
+		if n := numberAt(v); isIndexed(n, v) {
+			if _, _, err := decodeEventHead(f.tx.events.Get(number(n))); err == nil {
+				return true
+			}
+		}
+		k, v = c.Next()
+	}
+	return false
+}
+
+// hasNumberAt reports whether the index by number gives an event.
+func (f *callSearch) hasNumberAt(n uint64, entry callEntry) bool {
+	for _, key := range entry.keys() {
+		matches := bytes.HasPrefix(key, []byte(f.Key)) && (f.Match == store.KeyBegins || len(key) == len(f.Key))
+		if matches && f.tx.numbers.Get(numberKey(key, n)) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// hasStateAt reports whether the delivery of an event to some endpoint is in the state.
+func (f *callSearch) hasStateAt(n uint64, _ callEntry) bool {
+	return slices.ContainsFunc(f.tx.names(), func(name string) bool {
+		d, _, ok := f.tx.queue(name).get(n)
+		return ok && d.State.String() == f.State
+	})
 }
 
 // byTime looks at all calls whose latest event is below a number, the newest first.

@@ -307,6 +307,27 @@ func (s suite) TestPagesOfCallsMissNone(t *testing.T) {
 	}
 }
 
+// TestPagesOfCallsBringACallOnce checks that a call stands on one page though an index has found it
+// at several of its events, between those of other calls.
+func (s suite) TestPagesOfCallsBringACallOnce(t *testing.T) {
+	const number = "+73430112233"
+	o := s.open(t, Options{})
+	MustAppend(t, o,
+		callEvent("call.incoming", "a", number, "101"),
+		callEvent("call.incoming", "b", number, "101"),
+		callEvent("call.incoming", "a", "+79101234567", "101"),
+		callEvent("call.incoming", "c", number, "101"),
+		callEvent("call.incoming", "a", number, "101"),
+		callEvent("call.incoming", "a", "+79101234567", "101"))
+	for _, f := range []outbox.CallFilter{
+		{}, {Number: number}, {Number: "2233"}, {State: "pending"}, {Number: number, State: "pending"},
+	} {
+		for f.Limit = 1; f.Limit < 5; f.Limit++ {
+			checkFound(t, o, f, "a", "c", "b")
+		}
+	}
+}
+
 // TestACallIsFoundForAsLongAsAnythingOfItIsStored checks that removed calls are found no longer,
 // and that a call of which an event waits for an endpoint is found by its number though its first
 // event has gone.
