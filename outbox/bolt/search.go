@@ -22,6 +22,10 @@ const maxHeadEvents = 100
 // then: a search that goes back in time ends only this long before its bound.
 const clockSlack = time.Hour
 
+// longestFound is the longest time from an event at which an index finds a call to the latest event
+// of the call, whose time is that of the call: a search by an index looks so much further back.
+const longestFound = 24 * time.Hour
+
 // CallHead gives what is known of a call as a whole: see store.Archive.
 func (s *Engine) CallHead(_ context.Context, callID string) (head store.CallHead, err error) {
 	err = s.view(func(tx *txn) (err error) {
@@ -139,7 +143,7 @@ func (f *callSearch) lookAt(events []uint64, isIndexed func(n uint64, entry call
 		if err != nil {
 			continue
 		}
-		if e.At.Before(f.Since.Add(-clockSlack)) {
+		if !f.Since.IsZero() && e.At.Before(f.Since.Add(-clockSlack-longestFound)) {
 			return // the rest is older
 		}
 		switch {

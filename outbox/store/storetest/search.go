@@ -328,6 +328,28 @@ func (s suite) TestPagesOfCallsBringACallOnce(t *testing.T) {
 	}
 }
 
+// TestALongCallIsFoundByTheTimeOfItsLatestEvent checks that a call which an index has found at an
+// event of hours before its latest is found by the time of that.
+func (s suite) TestALongCallIsFoundByTheTimeOfItsLatestEvent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const number = "+73430112233"
+		o := s.open(t, Options{})
+		MustAppend(t, o, callEvent("call.incoming", "long", number, "101"))
+		time.Sleep(time.Second)
+		began := time.Now()
+		time.Sleep(150 * time.Minute)
+		MustAppend(t, o, callEvent("call.incoming", "short", number, "101"))
+		time.Sleep(time.Second)
+		MustAppend(t, o, completed("long", number, "101", telephony.Incoming, 9000))
+		since := time.Now().Add(-time.Minute)
+		checkFound(t, o, outbox.CallFilter{Since: since}, "long", "short")
+		for _, n := range []string{number, "2233"} {
+			checkFound(t, o, outbox.CallFilter{Number: n, Since: since}, "short", "long")
+			checkFound(t, o, outbox.CallFilter{Number: n, Until: began})
+		}
+	})
+}
+
 // TestACallIsFoundForAsLongAsAnythingOfItIsStored checks that removed calls are found no longer,
 // and that a call of which an event waits for an endpoint is found by its number though its first
 // event has gone.
