@@ -31,8 +31,12 @@ func (q *queue) putFailed(n uint64, now, before store.State, known bool) error {
 // the newest are found among the newest events.
 const maxPendingListed = 4096
 
-// numbersIn returns the numbers up to one of an endpoint's deliveries in a state, as many as a page
-// may look at, the highest first or in no order. It is false if no index has them.
+// maxFailedListed is how many failed deliveries an index gives at once: more than a page looks at,
+// so that the page ends with a cursor and not with the list. That at which it begins may not count.
+const maxFailedListed = maxLooked + 2
+
+// numbersIn returns the numbers up to one of an endpoint's deliveries in a state, the highest first
+// or in no order: all, or more than a page may look at. It is false if no index has them.
 func (s *Engine) numbersIn(tx *txn, endpoint, state string, upTo uint64) (list []uint64, ok bool) {
 	q := tx.queue(endpoint)
 	_, reads := s.reading(tx, endpoint)
@@ -53,7 +57,7 @@ func (s *Engine) numbersIn(tx *txn, endpoint, state string, upTo uint64) (list [
 func (q *queue) failedUpTo(state store.State, upTo uint64) (list []uint64) {
 	c := q.failed.Cursor()
 	k, _ := seekUpTo(c, failedKey(state, upTo))
-	for ; len(k) == 9 && k[0] == byte(state) && len(list) < maxLooked; k, _ = c.Prev() {
+	for ; len(k) == 9 && k[0] == byte(state) && len(list) < maxFailedListed; k, _ = c.Prev() {
 		list = append(list, binary.BigEndian.Uint64(k[1:]))
 	}
 	return list
