@@ -76,9 +76,14 @@ type expiredBatch struct {
 	next  time.Time   // when to look again; zero if nothing expires
 }
 
-// maxEmpty is how many entries without deliveries may stay in the index: each look reads their
-// blocks again, and removing them takes a commit.
-const maxEmpty = 16
+const (
+	// maxEmpty is how many entries without deliveries may stay in the index: each look reads their
+	// blocks again, and removing them takes a commit.
+	maxEmpty = 16
+	// emptyBatch is how many such entries one look passes over, and one transaction removes. After
+	// a busy hour or a standstill there are many thousands.
+	emptyBatch = 256
+)
 
 // Expire ends what is of no use any more: see store.Lane.
 func (l *lane) Expire(_ context.Context, now time.Time, limit int) (expired []store.Job, next time.Time, err error) {
@@ -185,6 +190,10 @@ func (l *lane) scanLate(tx *txn, f *expiredBatch, r lateRange, now time.Time, li
 			f.next = sooner(f.next, time.Unix(e.second, r.shift))
 			return
 		}
+		if len(f.empty) == emptyBatch {
+			f.next = now // at once again, without these
+			return
+		}
 		none := q.expiringIn(e, func(n uint64, d store.Delivery) bool {
 			if d.Expires > r.until {
 				f.next = sooner(f.next, time.Unix(0, d.Expires+r.shift))
@@ -195,7 +204,7 @@ func (l *lane) scanLate(tx *txn, f *expiredBatch, r lateRange, now time.Time, li
 			}
 			return len(f.late) < limit
 		})
-		if none && e.second < last && len(f.empty) < maxEmpty {
+		if none && e.second < last {
 			f.empty = append(f.empty, bytes.Clone(k))
 		}
 	}

@@ -69,6 +69,40 @@ func TestPastEntriesOfTheIndexByExpiryAreRemoved(t *testing.T) {
 	}
 }
 
+// Many past entries of the index by expiry, as of a standstill or of a busy hour, are removed by
+// looks that follow at once, and each look passes over a bounded number of them.
+func TestManyPastEntriesOfTheIndexByExpiryAreRemovedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many = 5000
+		o := storetest.OpenBox(t, harness{}, storetest.Options{})
+		s := engineOf(o)
+		mustCommit(t, s, func(tx *txn) error {
+			for i := range many {
+				expires := time.Now().Add(time.Duration(i) * time.Second).UnixNano()
+				if err := tx.queue("crm").addExpiry(expires, uint64(i)*expiryBlock); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		time.Sleep(3 * time.Hour)
+		l := laneOf(t, s, "crm")
+		for range many/emptyBatch + 1 {
+			f, err := l.claimLate(time.Now(), 10)
+			if err != nil || len(f.empty) > emptyBatch {
+				t.Fatalf("a look has found %d past entries, %v", len(f.empty), err)
+			}
+			_, next, err := l.Expire(t.Context(), time.Now(), 10)
+			if left := entriesOf(t, s); err != nil || left > 0 && next.After(time.Now()) || left > 0 && next.IsZero() {
+				t.Fatalf("%d entries are left, the next look is at %v, %v", left, next, err)
+			}
+		}
+		if n := entriesOf(t, s); n >= maxEmpty {
+			t.Errorf("%d of %d entries are left", n, many)
+		}
+	})
+}
+
 // An entry that was found empty stays if a delivery of its block is stored, or released from a
 // hold, before it is removed.
 func TestEntryOfTheIndexByExpiryStaysForADeliveryThatCameSince(t *testing.T) {
