@@ -45,7 +45,7 @@ func (q *queue) keep(call string, r *store.Result) (isNewest bool, err error) {
 		return true, nil
 	case version != r.Job.KeptVersion:
 		return false, nil
-	case r.Keep == nil:
+	case r.Keep == nil, !q.tx.hasEvents(call):
 		return true, nil
 	}
 	return true, q.kept.Put(callKey(call), append(number(version+1), r.Keep...))
@@ -53,16 +53,24 @@ func (q *queue) keep(call string, r *store.Result) (isNewest bool, err error) {
 
 // forgetCall removes what senders have kept for a call of which no event is left.
 func (tx *txn) forgetCall(call string) error {
-	place := callKey(call)
-	if k, _ := tx.calls.Cursor().Seek(place); bytes.HasPrefix(k, place) {
+	if tx.hasEvents(call) {
 		return nil
 	}
+	place := callKey(call)
 	for _, name := range tx.names() {
 		if err := tx.queue(name).kept.Delete(place); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// hasEvents reports whether an event of a call is left. Nothing is kept for a call without: it may
+// have been forgotten while an attempt was under way, and nothing would remove it any more.
+func (tx *txn) hasEvents(call string) bool {
+	place := callKey(call)
+	k, _ := tx.calls.Cursor().Seek(place)
+	return bytes.HasPrefix(k, place)
 }
 
 // noteHead is how long a note is before its value: version (8 bytes), end in Unix nanoseconds (8),

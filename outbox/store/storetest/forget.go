@@ -141,3 +141,39 @@ func (s suite) TestForgettingWhileEventsAreUnderWay(t *testing.T) {
 		}
 	})
 }
+
+// TestNothingIsKeptForAForgottenCall checks that what a sender keeps for a call goes with it, also
+// if an attempt that was under way then brings it afterwards.
+func (s suite) TestNothingIsKeptForAForgottenCall(t *testing.T) {
+	ctx := t.Context()
+	o := s.open(t, Options{})
+	lane, err := o.Engine.Lane(ctx, "crm", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	claim := func() store.Job {
+		t.Helper()
+		MustAppend(t, o, callEvent("call.incoming", "1", "+73430112233", "101"))
+		c, err := lane.Claim(ctx, time.Now(), 1, nil)
+		if err != nil || len(c.Jobs) != 1 {
+			t.Fatal(c, err)
+		}
+		return c.Jobs[0]
+	}
+	for range 2 {
+		j := claim()
+		if j.Kept != nil || j.KeptVersion != 0 {
+			t.Errorf("%q is kept, version %d", j.Kept, j.KeptVersion)
+		}
+		if f, err := o.Outbox.Forget(ctx, "+73430112233", false); err != nil || f.Calls != 1 {
+			t.Fatal(f, err)
+		}
+		now := j.Delivery.Ended(store.Delivered, time.Now())
+		now.Attempts++
+		attempt := &store.Attempt{At: time.Now()}
+		results := []store.Result{{Job: j, Now: now, Keep: []byte("+73430112233"), Attempt: attempt}}
+		if err := lane.Record(ctx, results); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
