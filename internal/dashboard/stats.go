@@ -91,9 +91,13 @@ type series struct {
 func newSeries(s span) series { return series{span: s, ring: make([]counts, s.points)} }
 
 // at returns the point of now. It clears the points that were passed. If the clock was set back,
-// the counts go on in the newest point.
+// the counts go on in the newest point. If that would last for more than two spans, the clock was
+// wrong before, and the counts begin anew.
 func (s *series) at(now time.Time) *counts {
 	number := now.UnixNano() / int64(s.step)
+	if s.newest-number > 2*int64(s.points) {
+		s.newest = 0
+	}
 	for n := 0; s.newest < number && n < s.points; n++ {
 		s.newest = max(s.newest+1, number-int64(s.points)+1)
 		s.ring[s.newest%int64(s.points)] = counts{}

@@ -43,6 +43,34 @@ func TestCountsAreKeptForTheirSpan(t *testing.T) {
 	}
 }
 
+// A clock that was wrong by more than the span, and was stored so, does not end the counting.
+func TestCountsGoOnAfterAClockThatWasFarAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before := NewStats()
+		time.Sleep(365 * 24 * time.Hour)
+		before.EventReceived("call.incoming")
+		ahead := before.String()
+		time.Sleep(time.Hour)
+		now := time.Now().Add(-300 * 24 * time.Hour)
+		s := NewStats()
+		if err := s.add(ahead); err != nil {
+			t.Fatal(err)
+		}
+		for of, span := range spans {
+			list, began := s.points("", of, now)
+			end := began.Add(time.Duration(span.points) * span.step)
+			if end.Before(now) || end.After(now.Add(span.step)) {
+				t.Errorf("%s: the chart of %s ends at %s", span.name, now, end)
+			}
+			for _, c := range list {
+				if !c.isZero() {
+					t.Errorf("%s: what was counted in the future: %+v", span.name, c)
+				}
+			}
+		}
+	})
+}
+
 // A quantile is right to a fifth, over the whole range.
 func TestQuantilesAreNearlyRight(t *testing.T) {
 	for _, took := range []time.Duration{
