@@ -12,30 +12,35 @@ import (
 // AddRedelivery stores a redelivery of many: see store.Archive.
 func (s *Engine) AddRedelivery(_ context.Context, r store.Redelivery, now time.Time) (number uint32, err error) {
 	err = s.commit(func(tx *txn) error {
-		const recent = 16 // requests, among which a repeated one is looked for
-		c := tx.requests.Cursor()
-		k, v := c.Last()
-		for i := 0; k != nil && i < recent; i++ {
-			var known store.RedeliveryState
-			if json.Unmarshal(v, &known) == nil && known.Token == r.Token {
-				number = known.Number
-				return nil
-			}
-			k, v = c.Prev()
-		}
-		next, err := tx.requests.NextSequence()
-		if err != nil {
-			return err
-		}
-		number = uint32(next)
-		r.Number = number
-		tx.states[number] = &store.RedeliveryState{Redelivery: r, At: now.UTC()}
-		if number > store.MaxRedeliveries {
-			return tx.requests.Delete(requestKey(number - store.MaxRedeliveries))
-		}
-		return nil
+		number, err = tx.addRedelivery(r, now)
+		return err
 	})
 	return number, err
+}
+
+func (tx *txn) addRedelivery(r store.Redelivery, now time.Time) (number uint32, err error) {
+	const recent = 16 // requests, among which a repeated one is looked for
+	c := tx.requests.Cursor()
+	k, v := c.Last()
+	for i := 0; k != nil && i < recent; i++ {
+		var known store.RedeliveryState
+		if json.Unmarshal(v, &known) == nil && known.Token == r.Token {
+			return known.Number, nil
+		}
+		k, v = c.Prev()
+	}
+	next, err := tx.requests.NextSequence()
+	if err != nil {
+		return 0, err
+	}
+	r.Number = uint32(next)
+	tx.states[r.Number] = &store.RedeliveryState{Redelivery: r, At: now.UTC()}
+	if r.Number <= store.MaxRedeliveries {
+		return r.Number, nil
+	}
+	oldest := r.Number - store.MaxRedeliveries
+	tx.states[oldest] = nil // or it would be written again: see putRedeliveries
+	return r.Number, tx.requests.Delete(requestKey(oldest))
 }
 
 func requestKey(number uint32) []byte { return binary.BigEndian.AppendUint32(nil, number) }
