@@ -13,6 +13,10 @@ import (
 // again after a restart.
 const maxLegGap = time.Minute
 
+// maxSilence is the longest time between two events of one call. The end of a call may be lost, for
+// instance when the server is restarted, so its ID alone does not make the next one part of it.
+const maxSilence = 4 * time.Hour
+
 // OutcomeOf returns how a call ended, for an event that ends it: "" for any other event, and for an
 // unanswered call of unknown direction. Earlier are the events of the call that are stored, the
 // latest first, without their bodies.
@@ -25,7 +29,8 @@ func OutcomeOf(e *NewEvent, earlier iter.Seq[Event]) telephony.Outcome {
 	}
 	answered, direction, next := e.Talked, e.Direction, e.At
 	for before := range earlier {
-		if answered || before.Type == telephony.EventCompleted && next.Sub(before.At) > maxLegGap {
+		gap := next.Sub(before.At)
+		if answered || gap > maxSilence || before.Type == telephony.EventCompleted && gap > maxLegGap {
 			break
 		}
 		switch before.Type {

@@ -119,6 +119,10 @@ func (s suite) TestTheOutcomeIsDecidedWhenACallEnds(t *testing.T) {
 		MustAppend(t, o, Event("call.incoming_answered", "again"), completed("again", "", "", in, 60))
 		time.Sleep(time.Hour)
 		MustAppend(t, o, Event("call.incoming", "again"), completed("again", "", "", in, 0))
+		// That of an answered call whose end was lost, since the server was restarted.
+		MustAppend(t, o, Event("call.incoming_answered", "lost"))
+		time.Sleep(24 * time.Hour)
+		MustAppend(t, o, Event("call.incoming", "lost"), completed("lost", "", "", in, 0))
 		time.Sleep(time.Minute)
 		stop()
 		told := map[string]telephony.Outcome{}
@@ -147,6 +151,9 @@ func (s suite) TestTheOutcomeIsDecidedWhenACallEnds(t *testing.T) {
 		}
 		if told["again"] != telephony.OutcomeMissed {
 			t.Errorf("the second call with an ID: %q", told["again"])
+		}
+		if told["lost"] != telephony.OutcomeMissed {
+			t.Errorf("the second call with the ID of one without an end: %q", told["lost"])
 		}
 	})
 }
