@@ -80,7 +80,7 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 	sequence++
 	last := numberAt(before)
 	if e.Call != "" {
-		if err := tx.indexNumbers(n, entry, before); err != nil {
+		if err := tx.indexNumbers(n, entry, tx.sameCall(e, before)); err != nil {
 			return 0, false, err
 		}
 	}
@@ -117,6 +117,20 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 		}
 	}
 	return n, asks, nil
+}
+
+// sameCall returns the entry of the event before a new one in its call, nil if the new one begins
+// another call with the same ID, as servers do after a restart: that is found by all its numbers.
+// Only events with which calls begin are looked at, so that the others cost nothing.
+func (tx *txn) sameCall(e *store.NewEvent, before callEntry) callEntry {
+	switch e.Type {
+	case telephony.EventIncoming, telephony.EventOutgoing, telephony.EventTransferRequested:
+		last, _, err := decodeEventHead(tx.events.Get(number(numberAt(before))))
+		if err == nil && e.At.Sub(last.At) > callEndsAfter {
+			return nil
+		}
+	}
+	return before
 }
 
 // isWanted reports whether an endpoint gets an event of the bridge itself: it is stored for nothing

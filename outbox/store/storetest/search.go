@@ -357,6 +357,26 @@ func (s suite) TestALongCallIsFoundByTheTimeOfItsLatestEvent(t *testing.T) {
 	})
 }
 
+// TestACallWithAnIDOfDaysAgoIsFound checks that a call to which a server gave the ID of an earlier
+// one, as after a restart, is found by its number and its time.
+func (s suite) TestACallWithAnIDOfDaysAgoIsFound(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := s.open(t, Options{})
+		call := func(id, client string) {
+			MustAppend(t, o, callEvent("call.incoming", id, client, "101"))
+			time.Sleep(time.Second)
+			MustAppend(t, o, completed(id, client, "101", telephony.Incoming, 5))
+		}
+		call("1", "+73430112233")
+		time.Sleep(72 * time.Hour)
+		since := time.Now()
+		call("2", "+79101234567")
+		call("1", "+79107654321")
+		checkFound(t, o, outbox.CallFilter{Number: "101", Since: since}, "1", "2")
+		checkFound(t, o, outbox.CallFilter{Number: "101", Limit: 1}, "1", "2")
+	})
+}
+
 // TestACallIsFoundForAsLongAsAnythingOfItIsStored checks that removed calls are found no longer,
 // and that a call of which an event waits for an endpoint is found by its number though its first
 // event has gone.
