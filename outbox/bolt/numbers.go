@@ -105,22 +105,30 @@ func (tx *txn) numberEntries(q store.CallQuery, below uint64, limit int) (list [
 	if q.Match == store.KeyEquals {
 		return tx.entriesOfNumber([]byte(q.Key), below, limit)
 	}
-	// Those of one number stand together, so the newest of all are known only when all are read.
-	newest := make([]uint64, 0, limit+1)
+	// Those of one number stand together, so the newest of all are known only when the newest of
+	// each number are read. Its older ones are passed over: an extension may have most calls.
 	c := tx.numbers.Cursor()
 	prefix := []byte(q.Key)
-	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {
-		n := eventInNumberKey(k)
-		if n >= below || len(newest) == limit && n <= newest[limit-1] {
+	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); {
+		end := len(k) - 9
+		if end < len(prefix) || k[end] != 0 { // it is damaged
+			k, _ = c.Next()
 			continue
 		}
-		at, known := slices.BinarySearchFunc(newest, n, func(a, b uint64) int { return cmp.Compare(b, a) })
-		if !known {
-			newest = slices.Insert(newest, at, n)
-			newest = newest[:min(len(newest), limit)]
+		key := bytes.Clone(k[:end])
+		if list = append(list, tx.entriesOfNumber(key, below, limit)...); len(list) >= 4*limit {
+			list = newest(list, limit)
 		}
+		k, _ = c.Seek(append(key, 1)) // the first of the next number
 	}
-	return newest
+	return newest(list, limit)
+}
+
+// newest returns the highest numbers of a list, each once, limit at most.
+func newest(list []uint64, limit int) []uint64 {
+	slices.SortFunc(list, func(a, b uint64) int { return cmp.Compare(b, a) })
+	list = slices.Compact(list)
+	return list[:min(len(list), limit)]
 }
 
 func (tx *txn) entriesOfNumber(key []byte, below uint64, limit int) (list []uint64) {
