@@ -41,6 +41,8 @@ type delivery struct {
 	Endpoint      string              `json:"endpoint"`
 	Type          telephony.EventType `json:"type"`
 	CallID        string              `json:"call_id,omitempty"`
+	Client        string              `json:"client_number,omitempty"`
+	Extension     string              `json:"extension,omitempty"`
 	Sequence      uint64              `json:"sequence,omitempty"`
 	Timestamp     time.Time           `json:"timestamp"`
 	State         string              `json:"state"`
@@ -69,6 +71,8 @@ func showDelivery(d store.DeliveryView, attempts []store.Attempt) delivery {
 		Endpoint:      d.Endpoint,
 		Type:          d.Type,
 		CallID:        d.CallID,
+		Client:        d.Client,
+		Extension:     d.Extension,
 		Sequence:      d.Sequence,
 		Timestamp:     d.EventTime,
 		State:         d.State,

@@ -723,6 +723,10 @@ func TestCallsAreFound(t *testing.T) {
 			t.Errorf("%s: %d %s", query, w.Code, w.Body)
 		}
 	}
+	w = get(a, "/v1/deliveries?limit=1", operatorToken)
+	if !strings.Contains(w.Body.String(), `"client_number":"+79101234567","extension":"101"`) {
+		t.Errorf("a list of deliveries says %s", w.Body)
+	}
 	if w := get(a, "/v1/calls", crmToken); w.Code != 403 {
 		t.Errorf("a CRM may look for any call: %d", w.Code)
 	}

@@ -60,7 +60,9 @@ func (a *API) redeliverAll(w http.ResponseWriter, r *http.Request) {
 	number, n, err := a.opts.Deliveries.RedeliverAll(ctx, what)
 	if !what.DryRun && (n > 0 || err == nil) {
 		a.opts.Logger.Info("deliveries are made again", "endpoint", what.Endpoint, "deliveries", n)
-		a.audit(r, store.Audit{Action: store.AuditRedeliveredAll, Subject: what.Endpoint, Count: n})
+		if n > 0 {
+			a.audit(r, store.Audit{Action: store.AuditRedeliveredAll, Subject: what.Endpoint, Count: n})
+		}
 	}
 	if err != nil {
 		p := deliveryProblem(err)

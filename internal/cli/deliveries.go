@@ -18,6 +18,7 @@ type delivery struct {
 	Endpoint     string    `json:"endpoint"`
 	Type         string    `json:"type"`
 	CallID       string    `json:"call_id"`
+	Client       string    `json:"client_number"`
 	Timestamp    time.Time `json:"timestamp"`
 	State        string    `json:"state"`
 	Attempts     int       `json:"attempts"`
@@ -95,10 +96,10 @@ func (p Program) deliveries(ctx context.Context, args []string) error {
 		}
 	}
 	table := tabwriter.NewWriter(p.Out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "TIME\tSTATE\tTYPE\tCALL\tATTEMPTS\tLAST\tID")
+	fmt.Fprintln(table, "TIME\tSTATE\tTYPE\tNUMBER\tCALL\tATTEMPTS\tLAST\tID")
 	for _, d := range list {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.Timestamp.Local().Format(time.DateTime),
-			d.State, d.Type, d.call(), d.Attempts, d.outcome(), d.ID)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.Timestamp.Local().Format(time.DateTime),
+			d.State, d.Type, orDash(d.Client), d.call(), d.Attempts, d.outcome(), d.ID)
 	}
 	if err := table.Flush(); err != nil {
 		return err

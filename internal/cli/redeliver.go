@@ -85,7 +85,7 @@ func (p Program) redeliverMany(ctx context.Context, a api, request redelivery) e
 		fmt.Fprintf(p.Out, "%d deliveries would be sent again.\n", answer.Deliveries)
 		return nil
 	}
-	fmt.Fprintf(p.Out, "%d deliveries are sent again.\n", answer.Deliveries)
+	fmt.Fprintf(p.Out, "%d deliveries are sent again (redelivery %s).\n", answer.Deliveries, answer.ID)
 	return p.follow(ctx, a, request.Endpoint, answer.ID, answer.Deliveries)
 }
 
@@ -156,6 +156,7 @@ func (p Program) follow(ctx context.Context, a api, endpoint, id string, count i
 			return fmt.Errorf("%d deliveries have died meanwhile; "+
 				"\"pzbridge deliveries -endpoint %s -state dead\" lists them", now.Dead, endpoint)
 		default:
+			fmt.Fprintln(p.Out, "None of them is pending any more, and none is dead.")
 			return nil
 		}
 		if !saidFailing {

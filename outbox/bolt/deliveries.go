@@ -92,7 +92,7 @@ func (l *listing) run(tx *txn) error {
 		if event == nil {
 			return nil
 		}
-		e, _, err := decodeEventHead(event)
+		e, body, err := decodeEventHead(event)
 		if err != nil || !l.isFor(&e) {
 			if err == nil && e.At.Before(l.Since.Add(-clockSlack)) {
 				return nil
@@ -113,7 +113,7 @@ func (l *listing) run(tx *txn) error {
 			}
 			l.looked++
 			end = position{n, name}
-			if !l.look(tx, end, e) {
+			if !l.look(tx, end, e, body) {
 				return nil
 			}
 		}
@@ -157,7 +157,7 @@ func (l *listing) candidates(tx *txn, endpoints []string) (next func() (uint64, 
 }
 
 // look adds a delivery if the query is for it. It is false once the list is full.
-func (l *listing) look(tx *txn, at position, e store.Event) bool {
+func (l *listing) look(tx *txn, at position, e store.Event, body []byte) bool {
 	d, history, ok := tx.queue(at.endpoint).get(at.number)
 	if !ok {
 		return true
@@ -172,6 +172,7 @@ func (l *listing) look(tx *txn, at position, e store.Event) bool {
 	}
 	v := describe(e, at.endpoint, d, history)
 	v.ToBeRead = toBeRead
+	v.Client, v.Extension = store.SidesIn(body)
 	l.found, l.last = append(l.found, v), at
 	l.size += viewSize(v)
 	return true

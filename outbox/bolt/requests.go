@@ -86,16 +86,21 @@ func (tx *txn) redelivery(number uint32) *store.RedeliveryState {
 	return state
 }
 
-// countRedelivered counts what becomes of a pending delivery that a redelivery of many has
-// requested.
+// countRedelivered counts what becomes of a delivery that a redelivery of many has requested.
 func (tx *txn) countRedelivered(before, after store.Delivery) {
+	isAgain := after.State == store.Pending && after.Request != before.Request
+	hasEnded := before.State == store.Pending && after.State != store.Pending
+	if !isAgain && !hasEnded {
+		return
+	}
 	state := tx.redelivery(before.Request)
 	switch {
 	case state == nil: // it is no longer kept
-	case after.State != store.Pending:
-		state.Add(after.State)
-	case after.Request != before.Request:
+	case hasEnded:
+		state.Add(after.State, 1)
+	default:
 		state.Superseded++
+		state.Add(before.State, -1)
 	}
 }
 

@@ -199,7 +199,7 @@ func (q *queue) decode(n uint64, record []byte) (d store.Delivery, history []byt
 func (q *queue) put(n uint64, d store.Delivery, history []byte) error {
 	record := q.record(n)
 	before, _, had := q.decode(n, record)
-	if had && before.State == store.Pending && before.Request != 0 {
+	if had && before.Request != 0 {
 		q.tx.countRedelivered(before, d)
 	}
 	if !had || before.State != d.State {

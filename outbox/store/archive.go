@@ -86,7 +86,9 @@ type DeliveryView struct {
 	NextAttempt time.Time
 	Ended       time.Time // when it was delivered, expired or dead; zero while it is pending
 	Redelivered bool      // a redelivery of it was requested
-	ToBeRead    bool      // it is pending because its endpoint reads its events, and has not read this one
+	// Client and Extension are those of the event, for people.
+	Client, Extension string
+	ToBeRead          bool // it is pending because its endpoint reads its events, and has not read this one
 }
 
 // DeliveryQuery selects deliveries to list. An empty field matches all.
@@ -242,7 +244,7 @@ type RedeliveryState struct {
 	Chosen int       // deliveries so far
 	Whole  bool      // all of them are chosen
 	// What has become of them: the rest is pending. Superseded are those that were requested again
-	// before they had ended.
+	// since.
 	Delivered, Expired, Dead, Superseded int
 }
 
@@ -251,15 +253,16 @@ func (r *RedeliveryState) Pending() int {
 	return max(0, r.Chosen-r.Delivered-r.Expired-r.Dead-r.Superseded)
 }
 
-// Add counts a delivery that has ended.
-func (r *RedeliveryState) Add(s State) {
+// Add adds a number of deliveries to those that have ended in a state. Those that are pending are
+// counted nowhere.
+func (r *RedeliveryState) Add(s State, n int) {
 	switch s {
 	case Delivered:
-		r.Delivered++
+		r.Delivered += n
 	case Expired:
-		r.Expired++
+		r.Expired += n
 	case Dead:
-		r.Dead++
+		r.Dead += n
 	}
 }
 

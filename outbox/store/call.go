@@ -96,6 +96,19 @@ func NumbersIn(body []byte) (from, to string) {
 	return c.Data.From, c.Data.To
 }
 
+// SidesIn returns the client's number and the employee's extension in the body of an event, for
+// people. Of an event that an older version has stored it returns both numbers as they came.
+func SidesIn(body []byte) (client, extension string) {
+	var c eventContent
+	_ = json.Unmarshal(body, &c) // as in NumbersIn
+	d := &c.Data
+	client, extension = d.Client, d.Extension
+	if client == "" && extension == "" {
+		client, extension = d.From, d.To
+	}
+	return telephony.Brief(client), telephony.Brief(extension)
+}
+
 // HeadOf returns the head of a call, without its deliveries, from its events in their order.
 func HeadOf(callID string, events []Event) CallHead {
 	h := CallHead{CallID: callID, IsSMS: len(events) > 0}
