@@ -146,7 +146,8 @@ func TestCallsCommandAtARunningBridge(t *testing.T) {
 	}
 	// What died before, or of others, is no failure of a redelivery.
 	p := start(t, vars, "redeliver", "-endpoint", "crm", "-since", "1h", "-states", "delivered")
-	if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), "4 deliveries are sent again (redelivery ") {
+	const again = "4 deliveries are sent again (redelivery "
+	if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), again) {
 		t.Errorf("redeliver: exit code %d: %s", code, p.log)
 	}
 }
