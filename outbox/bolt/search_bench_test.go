@@ -7,36 +7,46 @@ import (
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
 )
 
-// BenchmarkSearch searches for calls among a million events, and beside it among a thousand.
+// BenchmarkSearch searches for calls, and lists deliveries, among a million events, and beside it
+// among a thousand.
 func BenchmarkSearch(b *testing.B) {
 	small, large := searchBox(b, 1000), searchBox(b, 1_000_000)
-	missed := telephony.OutcomeMissed
+	calls := func(f outbox.CallFilter) func(*storetest.Box) error {
+		f.Limit = 20
+		return func(o *storetest.Box) error {
+			_, err := o.Outbox.FindCalls(b.Context(), f)
+			return err
+		}
+	}
+	deliveries := func(q store.DeliveryQuery) func(*storetest.Box) error {
+		q.Limit = 50
+		return func(o *storetest.Box) error {
+			_, _, err := o.Deliveries(q)
+			return err
+		}
+	}
 	for _, c := range []struct {
-		name   string
-		filter outbox.CallFilter
+		name string
+		find func(*storetest.Box) error
 	}{
-		{"number", outbox.CallFilter{Number: "+73430000123"}},
-		{"last-digits", outbox.CallFilter{Number: "0123"}},
-		{"latest", outbox.CallFilter{}},
-		{"missed", outbox.CallFilter{Outcome: missed}},
-		{"dead", outbox.CallFilter{State: "dead"}},
-		{"middle", outbox.CallFilter{Number: "999888777"}},
+		{"number", calls(outbox.CallFilter{Number: "+73430000123"})},
+		{"last-digits", calls(outbox.CallFilter{Number: "0123"})},
+		{"latest", calls(outbox.CallFilter{})},
+		{"missed", calls(outbox.CallFilter{Outcome: telephony.OutcomeMissed})},
+		{"dead", calls(outbox.CallFilter{State: "dead"})},
+		{"middle", calls(outbox.CallFilter{Number: "999888777"})},
+		{"deliveries", deliveries(store.DeliveryQuery{})},
+		{"deliveries-dead", deliveries(store.DeliveryQuery{Endpoint: "crm", State: "dead"})},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			c.filter.Limit = 20
-			find := func(o *storetest.Box) func() error {
-				return func() error {
-					_, err := o.Outbox.FindCalls(b.Context(), c.filter)
-					return err
-				}
-			}
 			var few, many time.Duration
 			for b.Loop() {
-				few += took(b, find(small))
-				many += took(b, find(large))
+				few += took(b, func() error { return c.find(small) })
+				many += took(b, func() error { return c.find(large) })
 			}
 			b.ReportMetric(many.Seconds()/float64(b.N)*1000, "ms")
 			b.ReportMetric(many.Seconds()/few.Seconds(), "times-a-thousand")
