@@ -150,4 +150,22 @@ func TestCallsCommandAtARunningBridge(t *testing.T) {
 	if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), again) {
 		t.Errorf("redeliver: exit code %d: %s", code, p.log)
 	}
+	p = start(t, vars, "audit")
+	line := regexp.MustCompile(`redelivered many +crm +4 +127\.0\.0\.1 +API`)
+	if code := p.exitCode(); code != 0 || !line.MatchString(p.log.String()) {
+		t.Errorf("audit: exit code %d: %s", code, p.log)
+	}
+	forgets := map[string]string{
+		"-dry-run": "would be removed", "+7 343 011-22-33": "were removed", "101": "an extension is none",
+	}
+	for arg, want := range forgets {
+		args := []string{"forget", arg}
+		if arg == "-dry-run" {
+			args = append(args, "+7 343 011-22-33")
+		}
+		p = start(t, vars, args...)
+		if p.exitCode(); !strings.Contains(p.log.String(), want) {
+			t.Errorf("%v: %s", args, p.log)
+		}
+	}
 }

@@ -53,6 +53,7 @@ func commands() []command {
 		{"calls", "find calls, and show whether each CRM has got them", Program.calls},
 		{"deliveries", "list what became of events at the CRMs", Program.deliveries},
 		{"redeliver", "send deliveries again", Program.redeliver},
+		{"audit", "show what the operator has done", Program.audit},
 		{"forget", "remove all that is stored of a person", Program.forget},
 		{"compact", "make the outbox's file small again, while the bridge is stopped", Program.compact},
 		{"restore", "put a backup in the place of the outbox's file, while the bridge is stopped", Program.restore},
