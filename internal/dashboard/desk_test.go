@@ -606,3 +606,15 @@ func (unreadable) Redelivery(context.Context, uint32) (store.RedeliveryState, er
 func (unreadable) RedeliverAll(context.Context, store.Redelivery) (uint32, int, error) {
 	return 0, 0, io.ErrUnexpectedEOF
 }
+
+// A redelivery that a stop of the bridge has cut off while it was choosing does not look as if it
+// went on.
+func TestACutOffRedeliverySaysSo(t *testing.T) {
+	for age, want := range map[time.Duration]string{0: "choosing", time.Hour: "cut off"} {
+		p := newProgress(&store.RedeliveryState{At: time.Now().Add(-age), Chosen: 3, Delivered: 3})
+		got := map[bool]string{true: "choosing"}[p.IsChoosing] + map[bool]string{true: "cut off"}[p.IsCutOff]
+		if got != want || p.IsDone() != (want == "cut off") {
+			t.Errorf("after %s it is %q, done %v", age, got, p.IsDone())
+		}
+	}
+}

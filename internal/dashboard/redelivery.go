@@ -201,6 +201,7 @@ type progress struct {
 	Since, Until time.Time
 	At           time.Time // when it was requested
 	IsChoosing   bool
+	IsCutOff     bool // the bridge was stopped while it was choosing
 	Chosen       int
 	Pending      int
 	Delivered    int
@@ -213,6 +214,9 @@ type progress struct {
 	NextAttempt  time.Time     // likewise
 }
 
+// maxChoosing is longer than any request that chooses what to send again may take.
+const maxChoosing = 15 * time.Minute
+
 func newProgress(r *store.RedeliveryState) progress {
 	p := progress{
 		Number:     r.Number,
@@ -221,7 +225,8 @@ func newProgress(r *store.RedeliveryState) progress {
 		Since:      r.Since,
 		Until:      r.Until,
 		At:         r.At,
-		IsChoosing: !r.Whole,
+		IsChoosing: !r.Whole && time.Since(r.At) < maxChoosing,
+		IsCutOff:   !r.Whole && time.Since(r.At) >= maxChoosing,
 		Chosen:     r.Chosen,
 		Pending:    r.Pending(),
 		Delivered:  r.Delivered,
