@@ -285,8 +285,8 @@ var russian = words{
 	"Other deliveries are being chosen: wait until that is done.": "Сейчас отбираются другие доставки: подождите, " +
 		"пока это кончится.",
 	"requested at": "запрошено",
-	"The bridge was stopped while it was choosing: send the rest again.": "Мост остановили, пока он выбирал, что отправить: " +
-		"отправьте остальное ещё раз.",
+	"The bridge was stopped while it was choosing: send the rest again.": "Мост остановили, пока он выбирал, " +
+		"что отправить: отправьте остальное ещё раз.",
 	"not all are chosen yet":     "отобраны ещё не все",
 	"Ended":                      "Завершено",
 	"All of them are delivered.": "Все доставлены.",
