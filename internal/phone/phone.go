@@ -226,7 +226,8 @@ func (p *Plan) Split(direction, from, to string) Sides {
 
 // withoutExtension cuts off an extension behind a number ("доб. 12", ";ext=12").
 func withoutExtension(number string) string {
-	if len(number) > maxNumber {
+	// Most texts are digits alone, or empty, and need not go through the library's expressions.
+	if len(number) > maxNumber || strings.Trim(number, "+0123456789") == "" {
 		return number
 	}
 	number, _ = phonenumbers.MaybeSeparateExtensionFromPhone(number)
