@@ -117,7 +117,7 @@ func TestConsoleRunsCommandsFromAPipe(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			cmd := exec.Command(os.Args[0], "console")
-			cmd.Env = []string{"RUN_MAIN=1"}
+			cmd.Env = []string{"RUN_MAIN=1", "GORACE=atexit_sleep_ms=0"}
 			cmd.Stdin = strings.NewReader(c.input)
 			out, _ := cmd.CombinedOutput()
 			for _, want := range c.says {
@@ -181,7 +181,7 @@ func TestConsoleTakesThePasswordFromTheEnvironment(t *testing.T) {
 	}
 	for _, vars := range [][]string{{"PZ_PASSWORD=geheim"}, {"PZ_PASSWORD_FILE=" + file}} {
 		cmd := exec.Command(os.Args[0], "console", server.URL)
-		cmd.Env = append([]string{"RUN_MAIN=1"}, vars...)
+		cmd.Env = append([]string{"RUN_MAIN=1", "GORACE=atexit_sleep_ms=0"}, vars...)
 		cmd.Stdin = strings.NewReader("version\n")
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "Test Server v1.1.2") {
 			t.Errorf("%v: %v\n%s", vars, err, out)
@@ -196,7 +196,7 @@ func TestConsoleTakesSettingsAsFlags(t *testing.T) {
 	address := strings.TrimPrefix(server.URL, "wss://")
 	cmd := exec.Command(os.Args[0],
 		"console", "-ssl", "-raw", "-guid", "first", "-type", "jsapi", "-phone", "101", "-mask", "4", address)
-	cmd.Env = []string{"RUN_MAIN=1"}
+	cmd.Env = []string{"RUN_MAIN=1", "GORACE=atexit_sleep_ms=0"}
 	cmd.Stdin = strings.NewReader("connect " + address + " second phone=102\n\nclients\nevents\n" +
 		"generate transfer 7 101\ngenerate transfer 7 102\n")
 	out, err := cmd.CombinedOutput()
@@ -212,7 +212,7 @@ func TestConsoleTakesSettingsAsFlags(t *testing.T) {
 	}
 	for _, args := range [][]string{{"-mask", "all"}, {"-type", " x"}, {"-guid", "x "}} {
 		cmd := exec.Command(os.Args[0], append([]string{"console"}, args...)...)
-		cmd.Env = []string{"RUN_MAIN=1"}
+		cmd.Env = []string{"RUN_MAIN=1", "GORACE=atexit_sleep_ms=0"}
 		if out, _ := cmd.CombinedOutput(); cmd.ProcessState.ExitCode() != 2 {
 			t.Errorf("%v: %s", args, out)
 		}
@@ -250,7 +250,7 @@ func TestConsoleWaitsForASlowServer(t *testing.T) {
 	}))
 	defer server.Close()
 	cmd := exec.Command(os.Args[0], "console", "ws"+strings.TrimPrefix(server.URL, "http"))
-	cmd.Env = []string{"RUN_MAIN=1"}
+	cmd.Env = []string{"RUN_MAIN=1", "GORACE=atexit_sleep_ms=0"}
 	cmd.Stdin = strings.NewReader("version\n")
 	began := time.Now()
 	out, _ := cmd.CombinedOutput()

@@ -73,7 +73,8 @@ func prepare(t *testing.T, vars map[string]string, args ...string) *process {
 	t.Helper()
 	p := &process{exec.Command(os.Args[0], args...), &logtest.Buffer{}}
 	p.Dir, p.Stderr, p.Stdout = t.TempDir(), p.log, p.log
-	p.Env = []string{"RUN_MAIN=1", "PATH=" + os.Getenv("PATH")}
+	// Under the race detector a process would sleep for a second before it ends.
+	p.Env = []string{"RUN_MAIN=1", "GORACE=atexit_sleep_ms=0", "PATH=" + os.Getenv("PATH")}
 	for k, v := range vars {
 		p.Env = append(p.Env, k+"="+v)
 	}
