@@ -71,11 +71,6 @@ func (o *Outbox) Call(ctx context.Context, callID string, after uint64) (store.C
 	return o.engine.Call(ctx, callID, after)
 }
 
-// LatestCalls returns the calls with the newest events: see store.Archive.
-func (o *Outbox) LatestCalls(ctx context.Context, limit int) ([]string, error) {
-	return o.engine.LatestCalls(ctx, limit)
-}
-
 // OldestPending returns when the oldest event that is pending for an endpoint was read: see
 // store.Archive.
 func (o *Outbox) OldestPending(ctx context.Context, endpoint string) (time.Time, error) {

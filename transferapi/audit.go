@@ -19,11 +19,7 @@ func (a *API) audit(r *http.Request, e store.Audit) {
 
 // listAudits returns what the operator has done, the latest first.
 func (a *API) listAudits(r *http.Request) answer {
-	values, refusal := readQuery(r, "limit")
-	if refusal != nil {
-		return problemAnswer(*refusal)
-	}
-	limit, refusal := readLimit(values)
+	limit, refusal := readOnlyLimit(r)
 	if refusal != nil {
 		return problemAnswer(*refusal)
 	}

@@ -201,6 +201,15 @@ func readLimit(values url.Values) (int, *problem) {
 	return n, nil
 }
 
+// readOnlyLimit reads the query of a list that takes a limit and nothing else.
+func readOnlyLimit(r *http.Request) (int, *problem) {
+	values, refusal := readQuery(r, "limit")
+	if refusal != nil {
+		return 0, refusal
+	}
+	return readLimit(values)
+}
+
 func eventProblem(err error) problem {
 	p := problem{Status: http.StatusInternalServerError, Code: codeOf(err), Detail: sentence(err)}
 	var pruned *store.PrunedError

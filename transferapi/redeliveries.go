@@ -138,11 +138,7 @@ func (a *API) getRedelivery(r *http.Request) answer {
 
 // listRedeliveries returns the latest redeliveries of many, the newest first.
 func (a *API) listRedeliveries(r *http.Request) answer {
-	values, refusal := readQuery(r, "limit")
-	if refusal != nil {
-		return problemAnswer(*refusal)
-	}
-	limit, refusal := readLimit(values)
+	limit, refusal := readOnlyLimit(r)
 	if refusal != nil {
 		return problemAnswer(*refusal)
 	}

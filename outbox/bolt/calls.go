@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"slices"
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
@@ -69,24 +68,6 @@ func (s *Engine) callEvent(tx *txn, n uint64, names []string) (event store.CallE
 		}
 	}
 	return event, size, nil
-}
-
-// LatestCalls gives the IDs of the calls with the newest events: see store.Archive.
-func (s *Engine) LatestCalls(_ context.Context, limit int) (calls []string, err error) {
-	err = s.view(func(tx *txn) error {
-		c := tx.events.Cursor()
-		looked := 0
-		for k, v := c.Last(); k != nil && looked < maxLooked && len(calls) < limit; k, v = c.Prev() {
-			looked++
-			_, call, _, err := splitEvent(v)
-			isKnown := func(known string) bool { return known == string(call) }
-			if err == nil && len(call) > 0 && !slices.ContainsFunc(calls, isKnown) {
-				calls = append(calls, string(call))
-			}
-		}
-		return nil
-	})
-	return calls, err
 }
 
 // Event gives one event by its ID: see store.Archive.

@@ -17,6 +17,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
 )
@@ -63,9 +64,13 @@ func callsIn(t *testing.T, path string) []string {
 	t.Helper()
 	o := mustOpen(t, storetest.Options{Place: path})
 	defer o.Close()
-	calls, err := o.LatestCalls(10)
+	found, err := o.Outbox.FindCalls(t.Context(), outbox.CallFilter{Limit: 10})
 	if err != nil {
 		t.Fatal(err)
+	}
+	var calls []string
+	for _, h := range found.Calls {
+		calls = append(calls, h.CallID)
 	}
 	return calls
 }

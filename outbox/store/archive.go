@@ -19,9 +19,6 @@ type Archive interface {
 	// Call returns what has happened to a call after a sequence number; 0 begins at the start.
 	// Fails with ErrNoCall.
 	Call(ctx context.Context, callID string, after uint64) (CallPage, error)
-	// LatestCalls returns the IDs of up to limit calls, that of the newest event first. It looks at
-	// the newest few thousand events.
-	LatestCalls(ctx context.Context, limit int) ([]string, error)
 	// Calls lists calls, the one with the newest event first. With a number or a state they may
 	// come in the order of the events by which an index has found them. Fails with ErrBadCursor.
 	Calls(ctx context.Context, q CallQuery) (CallList, error)

@@ -290,11 +290,6 @@ func (b *Box) Call(id string, after uint64) (store.CallPage, error) {
 	return b.Outbox.Call(context.Background(), id, after)
 }
 
-// LatestCalls is Outbox.LatestCalls.
-func (b *Box) LatestCalls(limit int) ([]string, error) {
-	return b.Outbox.LatestCalls(context.Background(), limit)
-}
-
 // Route is Outbox.Route.
 func (b *Box) Route(id string) (*telephony.Route, error) {
 	return b.Outbox.Route(context.Background(), id)
