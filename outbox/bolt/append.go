@@ -123,6 +123,9 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 // another call with the same ID, as servers do after a restart: that is found by all its numbers.
 // Only events with which calls begin are looked at, so that the others cost nothing.
 func (tx *txn) sameCall(e *store.NewEvent, before callEntry) callEntry {
+	if before == nil {
+		return nil
+	}
 	switch e.Type {
 	case telephony.EventIncoming, telephony.EventOutgoing, telephony.EventTransferRequested:
 		last, _, err := decodeEventHead(tx.events.Get(number(numberAt(before))))
@@ -154,9 +157,10 @@ func (tx *txn) knows(id uuid.UUID) (n uint64, known bool) {
 // the number of the event before it, 0 if there is none.
 func (s *Engine) appendDelivery(q *queue, n uint64, e *store.NewEvent, sequence, last uint64, asks bool) error {
 	if s.rules.Reads(q.name) {
-		return q.put(n, store.Delivery{}.Ended(store.Delivered, e.At), nil) // it is there to be read
+		return q.replace(n, nil, store.Delivery{}.Ended(store.Delivered, e.At), nil) // it is there to be read
 	}
 	r := q.rowsAt(n, e.Call, sequence, last)
+	r.isNew()
 	if last == 0 {
 		r.call = "" // the first of its call has no neighbour
 	}

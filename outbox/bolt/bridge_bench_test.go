@@ -76,12 +76,15 @@ type benchBridge struct {
 	*storetest.Box
 	b      *testing.B
 	server *pztest.Server
+	made   *attempts
 }
 
 // startBridge starts one that is connected and has delivered a first event. It ends with the
 // benchmark.
 func startBridge(b *testing.B, opts storetest.Options) *benchBridge {
 	b.Helper()
+	made := &attempts{Observer: metrics.New("")}
+	opts.Observer = made
 	o, err := storetest.Open(harness{}, opts)
 	if err != nil {
 		b.Fatal(err)
@@ -94,7 +97,7 @@ func startBridge(b *testing.B, opts storetest.Options) *benchBridge {
 		running.Wait()
 		_ = o.Close()
 	})
-	bridge := &benchBridge{Box: o, b: b, server: connect(b, o, opts.Logger)}
+	bridge := &benchBridge{Box: o, b: b, server: connect(b, o, opts.Logger), made: made}
 	for n := 0; deliveredBy(b, o) == 0; n++ {
 		bridge.emit(n)
 		<-time.After(10 * time.Millisecond)
@@ -147,6 +150,23 @@ func emit(b *testing.B, server *pztest.Server, call int) {
 
 func (bridge *benchBridge) emit(call int) { emit(bridge.b, bridge.server, call) }
 
+// take lets n events come and says how long it takes until all are recorded as delivered to the
+// first endpoint, and how much of the processor.
+func (bridge *benchBridge) take(first, n int) (took, used time.Duration) {
+	delivered, made := deliveredBy(bridge.b, bridge.Box)+uint64(n), bridge.made.Load()+uint64(n)
+	began, usedBefore := time.Now(), processorTime(bridge.b)
+	for i := range n {
+		bridge.emit(first + i)
+	}
+	for bridge.made.Load() < made { // to ask the outbox each time would be work of the benchmark's own
+		<-time.After(time.Millisecond)
+	}
+	for deliveredBy(bridge.b, bridge.Box) < delivered {
+		<-time.After(time.Millisecond)
+	}
+	return time.Since(began), processorTime(bridge.b) - usedBefore
+}
+
 // deliveredBy is how many deliveries to the first endpoint are recorded as made.
 func deliveredBy(b *testing.B, o *storetest.Box) uint64 {
 	b.Helper()
@@ -190,13 +210,11 @@ func (a *attempts) AttemptEnded(string, string, time.Duration, time.Duration) { 
 // BenchmarkBridge takes events from a simulated server's socket through the outbox to a receiver in
 // another process, 32 at once, until each is recorded. Beside it the same bodies go straight to
 // that receiver, with the same client, nothing stored; and some of them the naive way: one
-// transaction, one POST, one transaction. About what can be had, BenchmarkBare says.
+// transaction, one POST, one transaction. About what can be had, BenchmarkBridgeOfBare says.
 func BenchmarkBridge(b *testing.B) {
 	e := storetest.Endpoint("crm")
 	e.URL, e.Concurrency = startReceiver(b), concurrency
 	opts := benchOptions(b, e)
-	made := &attempts{Observer: metrics.New("")}
-	opts.Observer = made
 	bridge := startBridge(b, opts)
 	d, _, err := bridge.Deliveries(store.DeliveryQuery{Limit: 1})
 	if err != nil {
@@ -212,20 +230,8 @@ func BenchmarkBridge(b *testing.B) {
 	var ours, theirs, used time.Duration
 	for done := 0; done < b.N; done += inARow {
 		n := min(inARow, b.N-done)
-		from := deliveredBy(b, bridge.Box)
-		before := made.Load()
-		began, usedBefore := time.Now(), processorTime(b)
-		for i := range n {
-			bridge.emit(1_000_000 + done + i)
-		}
-		for made.Load() < before+uint64(n) { // to ask the outbox each time would be work of the benchmark's own
-			<-time.After(time.Millisecond)
-		}
-		for deliveredBy(b, bridge.Box) < from+uint64(n) {
-			<-time.After(time.Millisecond)
-		}
-		ours += time.Since(began)
-		used += processorTime(b) - usedBefore
+		took, spent := bridge.take(1_000_000+done, n)
+		ours, used = ours+took, used+spent
 		b.StopTimer()
 		theirs += postDirectly(b, direct, d[0].EventID, body, n)
 		b.StartTimer()
@@ -238,6 +244,30 @@ func BenchmarkBridge(b *testing.B) {
 	b.ReportMetric(used.Seconds()*1e6/float64(b.N), "CPU-µs/event")
 	b.ReportMetric(naive.Seconds()*float64(b.N)/ours.Seconds(), "times-naive")
 	b.ReportMetric(rssAnon(b), "RssAnon-MiB")
+}
+
+// BenchmarkBridgeOfBare lets the way of BenchmarkBridge and that of BenchmarkBare take turns, so
+// that both meet the same weather, and says how fast the former is beside the latter.
+func BenchmarkBridgeOfBare(b *testing.B) {
+	e := storetest.Endpoint("crm")
+	e.URL, e.Concurrency = startReceiver(b), concurrency
+	opts := benchOptions(b, e)
+	bridge, bare := startBridge(b, opts), startBare(b, e, opts)
+	b.ResetTimer()
+	var ours, theirs, used, usedByBare time.Duration
+	for done := 0; done < b.N; done += inARow {
+		n := min(inARow, b.N-done)
+		took, spent := bridge.take(1_000_000+done, n)
+		ours, used = ours+took, used+spent
+		b.StopTimer()
+		before := processorTime(b)
+		theirs += bare.take(b, 1_000_000+done, n)
+		usedByBare += processorTime(b) - before
+		b.StartTimer()
+	}
+	b.ReportMetric(theirs.Seconds()/ours.Seconds(), "of-bare")
+	b.ReportMetric(used.Seconds()*1e6/float64(b.N), "CPU-µs/event")
+	b.ReportMetric(usedByBare.Seconds()*1e6/float64(b.N), "bare-CPU-µs/event")
 }
 
 // Attempts at once, and events that come in a row before the reference has its turn.

@@ -124,9 +124,9 @@ func (tx *txn) firstCursorAfter(after, pruned uint64) eventCursor {
 // eventsOf is the bucket with a number for each event that a query may be for.
 func (tx *txn) eventsOf(q store.EventQuery) *bolt.Bucket {
 	if q.Endpoint != "" {
-		return tx.queue(q.Endpoint).deliveries // one for each event that the endpoint gets
+		return tx.queue(q.Endpoint).deliveries.Bucket // one for each event that the endpoint gets
 	}
-	return tx.events
+	return tx.events.Bucket
 }
 
 // eventReading is a read of events under way.

@@ -34,9 +34,15 @@ func readExpiryEntry(k []byte) (e expiryEntry) {
 	return e
 }
 
-// addExpiry adds the entry of a delivery to the index by expiry, unless it is there.
+// addExpiry adds the entry of a delivery to the index by expiry, unless it is there. Deliveries
+// that are stored together mostly have the same.
 func (q *queue) addExpiry(expires int64, n uint64) error {
-	key := entryOf(expires, n).key()
+	e := entryOf(expires, n)
+	if e == q.lastExpiry {
+		return nil
+	}
+	q.lastExpiry = e
+	key := e.key()
 	if q.expiry.Get(key) != nil {
 		return nil
 	}
@@ -155,6 +161,7 @@ func (l *lane) endLate(tx *txn, f expiredBatch, now time.Time) (expired []store.
 		if err := q.expiry.Delete(k); err != nil {
 			return nil, err
 		}
+		q.lastExpiry = expiryEntry{}
 	}
 	return expired, nil
 }

@@ -132,3 +132,24 @@ func TestEntryOfTheIndexByExpiryStaysForADeliveryThatCameSince(t *testing.T) {
 		}
 	})
 }
+
+// An entry that was added, found empty and removed is added again, all in one transaction.
+func TestEntryOfTheIndexByExpiryIsAddedAgainAfterItsRemoval(t *testing.T) {
+	o := storetest.OpenBox(t, harness{}, storetest.Options{Endpoints: []store.Endpoint{storetest.Endpoint("crm")}})
+	s := engineOf(o)
+	l, past := laneOf(t, s, "crm"), time.Now().Add(-time.Hour)
+	mustCommit(t, s, func(tx *txn) error {
+		q := tx.queue("crm")
+		if err := q.addExpiry(past.UnixNano(), 1); err != nil {
+			return err
+		}
+		f := expiredBatch{empty: [][]byte{entryOf(past.UnixNano(), 1).key()}}
+		if _, err := l.endLate(tx, f, time.Now()); err != nil {
+			return err
+		}
+		return q.addExpiry(past.UnixNano(), 2)
+	})
+	if n := entriesOf(t, s); n != 1 {
+		t.Errorf("the index has %d entries, want 1", n)
+	}
+}

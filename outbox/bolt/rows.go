@@ -20,6 +20,10 @@ type rows struct {
 	attempt  *store.Attempt // to be added to the delivery's record; nil if none was made
 	damaged  []uint64       // deliveries that are held and cannot be read
 	err      error
+
+	// The record that was looked up last, since a rule reads a delivery before it changes it.
+	recordOf uint64 // 0: none
+	record   []byte
 }
 
 // rowsOf gives the rows for a rule about a delivery. It fails where its event cannot be read.
@@ -38,11 +42,23 @@ func (q *queue) rowsAt(n uint64, call string, sequence, last uint64) *rows {
 	return &q.rows
 }
 
+// isNew says that there is no delivery yet, so that it is not looked up.
+func (r *rows) isNew() { r.recordOf, r.record = r.n, nil }
+
+// lookUp gives the record of a delivery.
+func (r *rows) lookUp(n uint64) []byte {
+	if r.recordOf != n {
+		r.recordOf, r.record = n, r.q.record(n)
+	}
+	return r.record
+}
+
 // Get gives a delivery. One that another holds and that is damaged is noted: it stands in no index,
 // so nothing else would find it, and it would hold the rest of its call for ever.
 func (r *rows) Get(n uint64) (store.Delivery, bool) {
-	d, _, ok := r.q.get(n)
-	if !ok && n != r.n && r.q.record(n) != nil {
+	record := r.lookUp(n)
+	d, _, ok := r.q.decode(n, record)
+	if !ok && n != r.n && record != nil {
 		r.damaged = append(r.damaged, n)
 	}
 	return d, ok
@@ -53,12 +69,14 @@ func (r *rows) Put(n uint64, d store.Delivery) {
 	if r.err != nil {
 		return
 	}
-	_, history, _ := r.q.get(n)
+	record := r.lookUp(n)
+	_, history, _ := r.q.decode(n, record)
 	if n == r.n && r.attempt != nil {
 		r.q.buf = addAttempt(r.q.buf, history, *r.attempt)
 		history, r.attempt = r.q.buf, nil
 	}
-	r.err = r.q.put(n, d, history)
+	r.recordOf = 0
+	r.err = r.q.replace(n, record, d, history)
 }
 
 // Err is the error of the first write that failed.

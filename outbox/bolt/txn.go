@@ -1,6 +1,7 @@
 package bolt
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"time"
@@ -56,7 +57,8 @@ type txn struct {
 	*bolt.Tx
 	rules *store.Rules
 
-	meta, events, ids, calls, numbers, routes, questions, keys, ages, endpoints, requests, audits *bolt.Bucket
+	meta, calls, numbers, questions, keys, ages, endpoints, requests, audits *bolt.Bucket
+	events, ids, routes                                                      lookedUp
 
 	queues map[string]*queue
 	cursor *bolt.Cursor                      // of calls: see lastOf
@@ -66,16 +68,34 @@ type txn struct {
 	states map[uint32]*store.RedeliveryState // see redelivery
 }
 
+// lookedUp is a bucket in which much is looked up. A bucket's own Get makes a cursor, which
+// allocates at each level of the tree; this one uses its cursor again.
+type lookedUp struct {
+	*bolt.Bucket
+	cursor *bolt.Cursor
+}
+
+// Get returns the value of a key, nil if there is none.
+func (b *lookedUp) Get(key []byte) []byte {
+	if b.cursor == nil {
+		b.cursor = b.Cursor()
+	}
+	if k, v := b.cursor.Seek(key); bytes.Equal(k, key) {
+		return v
+	}
+	return nil
+}
+
 func newTxn(tx *bolt.Tx, rules *store.Rules) *txn {
 	t := &txn{
 		Tx:        tx,
 		rules:     rules,
 		meta:      tx.Bucket(bucketMeta),
-		events:    tx.Bucket(bucketEvents),
-		ids:       tx.Bucket(bucketIDs),
+		events:    lookedUp{Bucket: tx.Bucket(bucketEvents)},
+		ids:       lookedUp{Bucket: tx.Bucket(bucketIDs)},
 		calls:     tx.Bucket(bucketCalls),
 		numbers:   tx.Bucket(bucketNumbers),
-		routes:    tx.Bucket(bucketRoutes),
+		routes:    lookedUp{Bucket: tx.Bucket(bucketRoutes)},
 		questions: tx.Bucket(bucketQuestions),
 		keys:      tx.Bucket(bucketKeys),
 		ages:      tx.Bucket(bucketKeyAges),
@@ -86,8 +106,8 @@ func newTxn(tx *bolt.Tx, rules *store.Rules) *txn {
 		states:    map[uint32]*store.RedeliveryState{},
 		prints:    map[string]map[[16]byte]bool{},
 	}
-	fill(t.events)
-	fill(t.ids)
+	fill(t.events.Bucket)
+	fill(t.ids.Bucket)
 	return t
 }
 
@@ -110,12 +130,15 @@ func (tx *txn) queue(endpoint string) *queue {
 		if b := tx.endpoints.Bucket([]byte(endpoint)); b != nil {
 			q = &queue{
 				name: endpoint, tx: tx, root: b,
-				deliveries: b.Bucket(bucketDeliveries), due: b.Bucket(bucketDue), expiry: b.Bucket(bucketExpiry),
-				failed: b.Bucket(bucketFailed),
-				kept:   b.Bucket(bucketKept), notes: b.Bucket(bucketNotes),
-				counts: decodeCounts(b.Get(keyCounts)),
+				deliveries: lookedUp{Bucket: b.Bucket(bucketDeliveries)},
+				due:        b.Bucket(bucketDue),
+				expiry:     b.Bucket(bucketExpiry),
+				failed:     b.Bucket(bucketFailed),
+				kept:       b.Bucket(bucketKept),
+				notes:      b.Bucket(bucketNotes),
+				counts:     decodeCounts(b.Get(keyCounts)),
 			}
-			if q.deliveries != nil {
+			if q.deliveries.Bucket != nil {
 				q.deliveries.FillPercent = deliveriesFill
 			}
 		}
@@ -160,15 +183,17 @@ func (tx *txn) numberOf(eventID string) (uint64, bool) {
 
 // queue is the part of a transaction that belongs to one endpoint.
 type queue struct {
-	name                                  string
-	tx                                    *txn
-	root, deliveries, due, expiry, failed *bolt.Bucket
-	kept, notes                           *bolt.Bucket
+	name                                   string
+	tx                                     *txn
+	root, due, expiry, failed, kept, notes *bolt.Bucket
+	deliveries                             lookedUp
 
 	counts  counts
 	changed bool
 	buf     []byte // for a record of attempts, until it is put
-	rows    rows
+
+	lastExpiry expiryEntry // the one that was added last
+	rows       rows
 }
 
 // record gives the record of a delivery as it is stored, nil if there is none. It belongs to bbolt.
@@ -197,7 +222,11 @@ func (q *queue) decode(n uint64, record []byte) (d store.Delivery, history []byt
 
 // put writes a delivery with its last attempts, and its places in the indexes.
 func (q *queue) put(n uint64, d store.Delivery, history []byte) error {
-	record := q.record(n)
+	return q.replace(n, q.record(n), d, history)
+}
+
+// replace is put for a delivery of which the record is known; nil if there is none yet.
+func (q *queue) replace(n uint64, record []byte, d store.Delivery, history []byte) error {
 	before, _, had := q.decode(n, record)
 	if had && before.Request != 0 {
 		q.tx.countRedelivered(before, d)
