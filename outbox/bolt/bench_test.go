@@ -88,7 +88,7 @@ func BenchmarkRecordOutcomes(b *testing.B) {
 				d.Attempts++
 				results[i] = store.Result{Job: j, Now: d.Ended(store.Delivered, time.Now()), Attempt: made}
 				writes[i].key, writes[i].due = number(j.Number), timeKey(0, j.Number)
-				writes[i].value = encodeDelivery(results[i].Now, addAttempt(nil, nil, *made))
+				writes[i].value = encodeDelivery(results[i].Now, store.AppendAttempt(nil, nil, *made))
 			}
 			writeBare := func() error {
 				return bare.commit(func(tx *txn) error {

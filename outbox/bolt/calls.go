@@ -61,10 +61,10 @@ func (s *Engine) callEvent(tx *txn, n uint64, names []string) (event store.CallE
 	for _, name := range names {
 		if d, history, ok := tx.queue(name).get(n); ok {
 			d, toBeRead := s.shown(tx, name, n, d)
-			v := describe(e, name, d, history)
+			v := store.DescribeDelivery(e, name, d, history)
 			v.ToBeRead = toBeRead
 			event.Deliveries = append(event.Deliveries, v)
-			size += viewSize(v) + len(history)
+			size += v.Size() + len(history)
 		}
 	}
 	return event, size, nil

@@ -170,16 +170,13 @@ func (l *listing) look(tx *txn, at position, e store.Event, body []byte) bool {
 		l.cursor = l.last.cursor()
 		return false
 	}
-	v := describe(e, at.endpoint, d, history)
+	v := store.DescribeDelivery(e, at.endpoint, d, history)
 	v.ToBeRead = toBeRead
 	v.Client, v.Extension = store.SidesIn(body)
 	l.found, l.last = append(l.found, v), at
-	l.size += viewSize(v)
+	l.size += v.Size()
 	return true
 }
-
-// viewSize is about how many bytes of an answer a delivery takes.
-func viewSize(v store.DeliveryView) int { return 400 + len(v.CallID) + len(v.LastError) }
 
 // seekBack goes to the last key that is a number up to one.
 func seekBack(c *bolt.Cursor, n uint64) (k, v []byte) { return seekUpTo(c, number(n)) }
@@ -224,40 +221,6 @@ func (tx *txn) seekBackInCall(c *bolt.Cursor, prefix []byte, from uint64) (k, v 
 	})))
 }
 
-func describe(e store.Event, endpoint string, d store.Delivery, history []byte) store.DeliveryView {
-	id := e.ID.String()
-	out := store.DeliveryView{
-		ID:          id + "." + endpoint,
-		EventID:     id,
-		Endpoint:    endpoint,
-		Type:        e.Type,
-		CallID:      e.Call,
-		EventTime:   e.At.UTC(),
-		State:       d.State.String(),
-		Attempts:    d.Attempts,
-		Redelivered: d.Redelivered > 0,
-	}
-	if e.Call != "" {
-		out.Sequence = e.Sequence
-	}
-	if ends := attemptEnds(history); len(ends) > 0 {
-		begin := 0
-		if len(ends) > 1 {
-			begin = ends[len(ends)-2]
-		}
-		last := decodeAttempts(history[begin:])[0]
-		out.LastStatus, out.LastError, out.LastCause = last.Status, last.Error, last.Cause
-	}
-	switch {
-	case d.State != store.Pending:
-		out.Ended = time.Unix(0, d.Due).UTC()
-	case d.IsDue():
-		// What is due at once was due when it came.
-		out.NextAttempt = time.Unix(0, max(d.Due, e.At.UnixNano())).UTC()
-	}
-	return out
-}
-
 // Delivery gives one delivery and its last attempts: see store.Archive.
 func (s *Engine) Delivery(
 	_ context.Context, eventID, endpoint string,
@@ -273,7 +236,7 @@ func (s *Engine) Delivery(
 			return store.ErrNotFound
 		}
 		d, toBeRead := s.shown(tx, endpoint, n, d)
-		view, attempts = describe(e, endpoint, d, history), decodeAttempts(history)
+		view, attempts = store.DescribeDelivery(e, endpoint, d, history), store.Attempts(history)
 		view.ToBeRead = toBeRead
 		return nil
 	})

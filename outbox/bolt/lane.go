@@ -403,7 +403,7 @@ func (l *lane) setBack(ctx context.Context, now time.Time) error {
 			k, _ := c.Seek(from)
 			for ; k != nil && len(wrong) < lineBatch; k, _ = c.Next() {
 				_, n := readTimeKey(k)
-				if d, history, ok := q.get(n); !ok || d != l.engine.setBack(d, lastTried(history), now) {
+				if d, history, ok := q.get(n); !ok || d != l.engine.rules.SetBack(d, store.LastTried(history), now) {
 					wrong = append(wrong, n)
 				}
 			}
@@ -422,7 +422,7 @@ func (l *lane) setBack(ctx context.Context, now time.Time) error {
 				case !ok:
 					err = q.giveUp(n, now, l.engine.rules.Hold)
 				case d.IsDue(): // else it has ended meanwhile
-					err = q.put(n, l.engine.setBack(d, lastTried(history), now), history)
+					err = q.put(n, l.engine.rules.SetBack(d, store.LastTried(history), now), history)
 				}
 				if err != nil {
 					return err
@@ -435,23 +435,4 @@ func (l *lane) setBack(ctx context.Context, now time.Time) error {
 		}
 	}
 	return nil
-}
-
-// setBack gives a pending delivery that is to be tried later the time that it should have once the
-// clock has been set back to now. What was tried at a time that is still to come has waited long
-// enough, and what waits behind such a one waits no longer than the hold. A due time that is
-// further ahead than any wait is a mistake too.
-func (s *Engine) setBack(d store.Delivery, lastTried, now time.Time) store.Delivery {
-	ahead := time.Duration(d.Due - now.UnixNano())
-	switch {
-	case d.PutOff && d.FailedAt == 0:
-		if ahead > store.MaxPutOff {
-			d.Due = now.UnixNano()
-		}
-	case d.FailedAt == 0 && ahead > s.rules.Hold: // it waits for the one before it in its call
-		d.Due = now.Add(s.rules.Hold).UnixNano()
-	case d.FailedAt != 0 && (ahead > s.rules.LongestWait || lastTried.After(now)):
-		d.Due, d.FailedAt = now.UnixNano(), min(d.FailedAt, now.UnixNano())
-	}
-	return d
 }

@@ -103,8 +103,8 @@ func toLayout3(t testing.TB, path string) {
 		v = binary.BigEndian.AppendUint64(v, uint64(d.Due))
 		v = binary.BigEndian.AppendUint64(v, uint64(d.FailedAt))
 		v = binary.BigEndian.AppendUint64(v, d.Next)
-		for _, a := range decodeAttempts(history) { // which had no steps
-			one := addAttempt(nil, nil, store.Attempt{
+		for _, a := range store.Attempts(history) { // which had no steps
+			one := store.AppendAttempt(nil, nil, store.Attempt{
 				At: a.At, Took: a.Took, Status: a.Status, Response: a.Response, Error: a.Error,
 			})
 			v = append(v, one[:len(one)-1]...)

@@ -2,7 +2,6 @@ package bolt
 
 import (
 	"log/slog"
-	"reflect"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -85,35 +84,6 @@ func TestDamagedDeliveryShowsItsCause(t *testing.T) {
 	})
 }
 
-// TestAttemptsKeepTheirCause checks that attempts with and without a cause are read as they were
-// written, side by side, and that one without takes no more bytes.
-func TestAttemptsKeepTheirCause(t *testing.T) {
-	steps := []store.Step{{What: "look", Status: 200, Response: "ok"}, {What: "add", Status: 500}}
-	at := time.Unix(1, 0).UTC()
-	list := []store.Attempt{
-		{At: at, Status: 503, Response: "busy"},
-		{At: at, Error: "refused", Cause: telephony.Cause{Code: telephony.CodeTimeout}},
-		{At: at, Status: 500, Steps: steps},
-		{At: at, Error: "no", Cause: telephony.Cause{Code: "c", Args: []string{"1", "", "3"}}, Steps: steps},
-		{At: at, Error: "plain"},
-	}
-	var history []byte
-	for _, a := range list {
-		history = addAttempt(nil, history, a)
-	}
-	if got := decodeAttempts(history); !reflect.DeepEqual(got, list) {
-		t.Errorf("%+v\nis not\n%+v", got, list)
-	}
-	if n := len(addAttempt(nil, nil, store.Attempt{Error: "plain"})); n != attemptHead+2+2+len("plain")+1 {
-		t.Errorf("an attempt without a cause takes %d bytes", n)
-	}
-	for n := range history { // what is cut off is left out
-		if got := decodeAttempts(history[:n]); len(got) >= len(list) {
-			t.Errorf("%d attempts are read from %d of %d bytes", len(got), n, len(history))
-		}
-	}
-}
-
 // FuzzDecode checks that no record, however damaged, is met with a panic.
 func FuzzDecode(f *testing.F) {
 	f.Add(encodeDelivery(store.Delivery{
@@ -124,9 +94,9 @@ func FuzzDecode(f *testing.F) {
 		Expires:  9,
 	}, nil))
 	f.Add(encodeDelivery(store.Delivery{}, nil)[:headSize0])
-	busy := addAttempt(nil, nil, store.Attempt{Status: 503, Response: "busy"})
-	f.Add(addAttempt(nil, busy, store.Attempt{Error: "refused"}))
-	f.Add(addAttempt(nil, busy, store.Attempt{Error: "no", Cause: telephony.Cause{Code: "c", Args: []string{"1", ""}}}))
+	busy := store.AppendAttempt(nil, nil, store.Attempt{Status: 503, Response: "busy"})
+	f.Add(store.AppendAttempt(nil, busy, store.Attempt{Error: "refused"}))
+	f.Add(store.AppendAttempt(nil, busy, store.Attempt{Error: "no", Cause: telephony.Cause{Code: "c", Args: []string{"1", ""}}}))
 	event := telephony.Event{ID: uuid.NewString(), Type: "call.incoming", CallID: "5"}
 	e, err := store.Encode(&event, time.Second)
 	if err != nil {
@@ -136,6 +106,6 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(_ *testing.T, v []byte) {
 		_, _, _, _ = decodeDelivery(v)
 		_, _ = decodeEvent(v)
-		_ = decodeAttempts(v)
+		_ = store.Attempts(v)
 	})
 }

@@ -72,7 +72,7 @@ func (r *rows) Put(n uint64, d store.Delivery) {
 	record := r.lookUp(n)
 	_, history, _ := r.q.decode(n, record)
 	if n == r.n && r.attempt != nil {
-		r.q.buf = addAttempt(r.q.buf, history, *r.attempt)
+		r.q.buf = store.AppendAttempt(r.q.buf, history, *r.attempt)
 		history, r.attempt = r.q.buf, nil
 	}
 	r.recordOf = 0

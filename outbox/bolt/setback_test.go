@@ -59,11 +59,11 @@ func TestWhatWaitsFollowsAClockThatWasSetBack(t *testing.T) {
 		if !c.untried {
 			d.FailedAt, want.FailedAt = in(c.failed), in(c.wantFail)
 		}
-		got := s.setBack(d, now.Add(c.tried), now)
+		got := s.rules.SetBack(d, now.Add(c.tried), now)
 		if got != want {
 			t.Errorf("%s: got %+v, want %+v", name, got, want)
 		}
-		if again := s.setBack(got, now.Add(c.tried), now); again != got {
+		if again := s.rules.SetBack(got, now.Add(c.tried), now); again != got {
 			t.Errorf("%s: done twice, it is %+v, once %+v", name, again, got)
 		}
 	}
@@ -85,7 +85,7 @@ func TestWhatIsPutOffKeepsItsTimeWhenTheClockIsSetBack(t *testing.T) {
 		if err != nil || kept != d {
 			t.Errorf("%s: stored is %+v, %v", ahead, kept, err)
 		}
-		if got := time.Duration(s.setBack(kept, now.Add(time.Hour), now).Due - now.UnixNano()); got != want {
+		if got := time.Duration(s.rules.SetBack(kept, now.Add(time.Hour), now).Due - now.UnixNano()); got != want {
 			t.Errorf("%s ahead becomes %s, want %s", ahead, got, want)
 		}
 	}
