@@ -129,7 +129,7 @@ func (tx *txn) sameCall(e *store.NewEvent, before callEntry) callEntry {
 	switch e.Type {
 	case telephony.EventIncoming, telephony.EventOutgoing, telephony.EventTransferRequested:
 		last, _, err := decodeEventHead(tx.events.Get(number(numberAt(before))))
-		if err == nil && e.At.Sub(last.At) > callEndsAfter {
+		if err == nil && e.At.Sub(last.At) > store.CallEndsAfter {
 			return nil
 		}
 	}

@@ -9,11 +9,6 @@ import (
 	"pzbridge/outbox/store"
 )
 
-const (
-	maxCallEvents = 50      // of one page of a call
-	maxCallBytes  = 1 << 20 // that such a page takes, its last event aside
-)
-
 // Call gives what has happened to a call: see store.Archive.
 func (s *Engine) Call(_ context.Context, callID string, after uint64) (page store.CallPage, err error) {
 	err = s.view(func(tx *txn) error {
@@ -27,7 +22,7 @@ func (s *Engine) Call(_ context.Context, callID string, after uint64) (page stor
 		size, looked := 0, 0
 		k, v := c.Seek(binary.BigEndian.AppendUint64(bytes.Clone(prefix), after+1))
 		for ; bytes.HasPrefix(k, prefix); k, v = c.Next() {
-			if len(page.Events) == maxCallEvents || size >= maxCallBytes || looked == maxLooked {
+			if len(page.Events) == store.MaxCallEvents || size >= store.MaxCallBytes || looked == store.MaxLooked {
 				page.Next = after
 				break
 			}

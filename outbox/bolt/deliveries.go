@@ -5,12 +5,9 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
-	"fmt"
 	"math"
 	"slices"
 	"sort"
-	"strconv"
-	"strings"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -18,127 +15,63 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// position is where a list stands: at the delivery of an event to an endpoint.
-type position struct {
-	number   uint64
-	endpoint string
-}
-
-func (p position) cursor() string { return fmt.Sprintf("%d.%s", p.number, p.endpoint) }
-
-func parsePosition(s string) (position, error) {
-	if s == "" {
-		return position{number: math.MaxUint64}, nil
-	}
-	n, endpoint, ok := strings.Cut(s, ".")
-	at, err := strconv.ParseUint(n, 10, 64)
-	if !ok || err != nil {
-		return position{}, store.ErrBadCursor
-	}
-	return position{at, endpoint}, nil
-}
-
-const (
-	// maxLooked is how many records one request looks at: a client that wants more goes on with the
-	// cursor. A request that looked at all of them would keep the processor from the deliveries.
-	maxLooked = 2048
-	// maxPageBytes is after how many bytes one read ends; its last record may go beyond.
-	maxPageBytes = 4 << 20
-)
-
 // Deliveries lists deliveries: see store.Archive.
-func (s *Engine) Deliveries(_ context.Context, q store.DeliveryQuery) (store.DeliveryPage, error) {
-	if q.State != "" && !slices.Contains(store.StateNames[:], q.State) {
-		return store.DeliveryPage{}, fmt.Errorf("%w as %q: there are %s",
-			store.ErrBadState, q.State, strings.Join(store.StateNames[:], ", "))
-	}
-	from, err := parsePosition(q.Cursor)
-	if err != nil {
-		return store.DeliveryPage{}, err
-	}
-	l := listing{DeliveryQuery: q, engine: s, from: from}
-	err = s.view(l.run)
-	return store.DeliveryPage{Deliveries: l.found, Cursor: l.cursor}, err
-}
-
-// listing is a list of deliveries that is being made.
-type listing struct {
-	store.DeliveryQuery
-	engine *Engine
-	from   position
-	found  []store.DeliveryView
-	last   position // of the last one that was found
-	looked int
-	size   int // bytes of those that were found
-	cursor string
-}
-
-func (l *listing) run(tx *txn) error {
-	endpoints := tx.names()
-	if l.Endpoint != "" {
-		endpoints = slices.DeleteFunc(endpoints, func(name string) bool { return name != l.Endpoint })
-	}
-	if len(endpoints) == 0 {
+func (s *Engine) Deliveries(_ context.Context, q store.DeliveryQuery) (page store.DeliveryPage, err error) {
+	err = s.view(func(tx *txn) error {
+		l, err := store.NewListing(q, tx.names())
+		if err != nil {
+			return err
+		}
+		s.list(tx, l)
+		page = l.Page
 		return nil
+	})
+	return page, err
+}
+
+// list makes a page of a list of deliveries.
+func (s *Engine) list(tx *txn, l *store.Listing) {
+	if len(l.Endpoints()) == 0 {
+		return
 	}
 	if !l.Until.IsZero() {
-		if first := tx.firstSince(l.Until.Add(clockSlack)); first <= l.from.number {
-			l.from = position{number: max(first, 1) - 1}
-		}
+		l.StartBelow(tx.firstSince(l.Until.Add(store.ClockSlack)))
 	}
-	next := l.candidates(tx, endpoints)
-	for end := l.from; ; {
+	next := s.candidates(tx, l)
+	for more := true; more; {
 		n, event := next()
 		if event == nil {
-			return nil
+			return
 		}
 		e, body, err := decodeEventHead(event)
-		if err != nil || !l.isFor(&e) {
-			if err == nil && e.At.Before(l.Since.Add(-clockSlack)) {
-				return nil
-			}
-			if l.looked++; l.looked >= maxLooked {
-				l.cursor = position{n, lastEndpoint}.cursor()
-				return nil
-			}
+		if err != nil {
+			more = l.Skip(n)
 			continue
 		}
-		for _, name := range endpoints {
-			if n == l.from.number && name <= l.from.endpoint {
-				continue
-			}
-			if l.looked == maxLooked || l.size >= maxPageBytes {
-				l.cursor = end.cursor()
-				return nil
-			}
-			l.looked++
-			end = position{n, name}
-			if !l.look(tx, end, e, body) {
-				return nil
-			}
-		}
+		e.Body = body
+		more = l.Add(n, &e, func(endpoint string) (store.Listed, bool) { return s.listed(tx, endpoint, n) })
 	}
 }
 
-// lastEndpoint is behind the names of all endpoints: a cursor with it is behind all deliveries of
-// an event.
-const lastEndpoint = "\xff"
-
-// isFor reports whether the query is for deliveries of an event.
-func (l *listing) isFor(e *store.Event) bool {
-	return !e.At.Before(l.Since) && (l.Until.IsZero() || e.At.Before(l.Until)) &&
-		(len(l.Types) == 0 || slices.Contains(l.Types, e.Type))
+// listed returns a delivery as people see it.
+func (s *Engine) listed(tx *txn, endpoint string, n uint64) (store.Listed, bool) {
+	d, history, ok := tx.queue(endpoint).get(n)
+	if !ok {
+		return store.Listed{}, false
+	}
+	d, toBeRead := s.shown(tx, endpoint, n, d)
+	return store.Listed{Delivery: d, History: history, ToBeRead: toBeRead}, true
 }
 
 // candidates goes backwards through the events that the query may be for, up to where the page
 // begins. An index gives those whose deliveries have failed, however many events lie between them;
 // so do the due deliveries those that are pending, as long as they are few.
-func (l *listing) candidates(tx *txn, endpoints []string) (next func() (uint64, []byte)) {
+func (s *Engine) candidates(tx *txn, l *store.Listing) (next func() (uint64, []byte)) {
 	var numbers []uint64
-	for _, name := range endpoints {
-		list, ok := l.engine.numbersIn(tx, name, l.State, l.from.number)
+	for _, name := range l.Endpoints() {
+		list, ok := s.numbersIn(tx, name, l.State, l.From.Number)
 		if !ok || l.CallID != "" {
-			return tx.eventsBefore(l.CallID, l.from.number)
+			return tx.eventsBefore(l.CallID, l.From.Number)
 		}
 		numbers = append(numbers, list...)
 	}
@@ -154,28 +87,6 @@ func (l *listing) candidates(tx *txn, endpoints []string) (next func() (uint64, 
 		}
 		return 0, nil
 	}
-}
-
-// look adds a delivery if the query is for it. It is false once the list is full.
-func (l *listing) look(tx *txn, at position, e store.Event, body []byte) bool {
-	d, history, ok := tx.queue(at.endpoint).get(at.number)
-	if !ok {
-		return true
-	}
-	d, toBeRead := l.engine.shown(tx, at.endpoint, at.number, d)
-	if l.State != "" && d.State.String() != l.State {
-		return true
-	}
-	if len(l.found) == l.Limit { // only now is it known that another one follows
-		l.cursor = l.last.cursor()
-		return false
-	}
-	v := store.DescribeDelivery(e, at.endpoint, d, history)
-	v.ToBeRead = toBeRead
-	v.Client, v.Extension = store.SidesIn(body)
-	l.found, l.last = append(l.found, v), at
-	l.size += v.Size()
-	return true
 }
 
 // seekBack goes to the last key that is a number up to one.
@@ -251,7 +162,7 @@ func (s *Engine) Standing(context.Context) (map[string]store.Standing, error) {
 			q := tx.queue(name)
 			n, standing := q.counts, store.Standing{}
 			if last, reads := s.reading(tx, name); reads {
-				standing.LastRead = last.at
+				standing.LastRead = last.At
 				n[store.Pending], _ = tx.unread(q, last)
 				n[store.Delivered] -= min(n[store.Delivered], n[store.Pending]) // a count may be damaged
 			}

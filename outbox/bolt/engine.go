@@ -114,7 +114,7 @@ type Engine struct {
 	logger    *slog.Logger
 	danger    *danger
 	clock     *clock.Clock
-	readers   *readers
+	readers   *store.Readers
 
 	mu              sync.Mutex
 	waiting         []*change // for the next commit
@@ -167,7 +167,7 @@ func open(opts Options) (*Engine, error) {
 		logger:    opts.Logger,
 		danger:    &danger{path: opts.Path, opened: opened, logger: opts.Logger, clock: opts.Clock},
 		clock:     opts.Clock,
-		readers:   newReaders(),
+		readers:   store.NewReaders(),
 	}
 	if err := guarded(func() error { return announceMigration(db, opts.Migrating) }); err != nil {
 		return nil, errors.Join(err, db.Close())

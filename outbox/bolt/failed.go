@@ -33,7 +33,7 @@ const maxPendingListed = 4096
 
 // maxFailedListed is how many failed deliveries an index gives at once: more than a page looks at,
 // so that the page ends with a cursor and not with the list. That at which it begins may not count.
-const maxFailedListed = maxLooked + 2
+const maxFailedListed = store.MaxLooked + 2
 
 // numbersIn returns the numbers up to one of an endpoint's deliveries in a state, the highest first
 // or in no order: all, or more than a page may look at. It is false if no index has them.

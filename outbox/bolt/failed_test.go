@@ -14,12 +14,12 @@ import (
 // if the last of them is one that the query is for.
 func TestListOfFailedDeliveriesGoesOnBehindAFullPage(t *testing.T) {
 	storetest.SkipBulk(t)
-	const many = maxLooked + 100
+	const many = store.MaxLooked + 100
 	o := storetest.OpenBox(t, harness{}, storetest.Options{})
 	var events []telephony.Event
 	for i := range many {
 		kind := telephony.EventIncoming
-		if i == 0 || i == many-maxLooked {
+		if i == 0 || i == many-store.MaxLooked {
 			kind = telephony.EventOutgoing
 		}
 		events = append(events, storetest.Event(kind, fmt.Sprint(i)))

@@ -13,10 +13,6 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// keyLife is how long an idempotency key is stored, unless the room of its bearer is exhausted
-// earlier.
-const keyLife = 24 * time.Hour
-
 // A claim's record begins with its version. Version 0 begins with the time instead, whose first
 // byte is 0 for some thousand years to come.
 const (
@@ -65,7 +61,7 @@ func (s *Engine) ClaimKey(
 ) (taken *store.KeyClaim, err error) {
 	err = s.commit(func(tx *txn) error {
 		taken = nil
-		if known, err := decodeClaim(tx.keys.Get(key[:])); err == nil && s.clock.Age(known.At) < keyLife {
+		if known, err := decodeClaim(tx.keys.Get(key[:])); err == nil && s.clock.Age(known.At) < store.KeyLife {
 			if known.ID != c.ID {
 				taken = &known
 			}
@@ -96,11 +92,8 @@ func (s *Engine) SettleKey(_ context.Context, bearer string, key [32]byte, c sto
 // oldest key and the bytes in use are therefore found without a scan. With one index for all
 // bearers, one of them could displace the keys of another.
 
-// keyRoom returns how many bytes of the file the keys of one bearer may take: 1 to 16 MiB. With 1
-// GB of events, the keys of a day of calls fit.
-func (s *Engine) keyRoom() uint64 {
-	return uint64(min(max(s.maxBytes/64, 1<<20), 16<<20))
-}
+// keyRoom returns how many bytes of the file the keys of one bearer may take.
+func (s *Engine) keyRoom() uint64 { return uint64(store.KeyRoom(s.maxBytes)) }
 
 // keySize estimates the bytes that a key and its entry in the index by age take. The estimate is
 // doubled because hashes come in random order, which leaves pages half empty.
@@ -201,7 +194,7 @@ func keyBytes(tx *bolt.Tx) int64 {
 
 // isOldAge reports whether a key may be removed, by its entry in the index by age.
 func (s *Engine) isOldAge(age []byte) bool {
-	return s.clock.Age(time.UnixMilli(int64(binary.BigEndian.Uint64(age)))) >= keyLife
+	return s.clock.Age(time.UnixMilli(int64(binary.BigEndian.Uint64(age)))) >= store.KeyLife
 }
 
 // pruneKeys removes the keys that are too old, a batch in each transaction.

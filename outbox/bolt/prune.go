@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"iter"
 	"math"
 	"slices"
 	"time"
@@ -20,13 +21,12 @@ const pruneBatch = 256
 // it removes younger events too, that nothing waits for. bbolt uses the freed pages again, so under
 // a steady load the file stops growing.
 func (s *Engine) Prune(ctx context.Context, r store.Retention) (store.Pruned, error) {
-	p := pruning{engine: s, Retention: r, givenUp: map[string]int{}}
-	err := p.run(ctx)
-	if err == nil && s.nearlyFull() {
-		p.early, p.MaxAge = true, 0
-		if err = p.run(ctx); err == nil && s.nearlyFull() {
-			p.latest = true
-			err = p.run(ctx)
+	p := pruning{engine: s, givenUp: map[string]int{}}
+	pass := store.Pruning{Retention: r, Endpoints: s.rules.Endpoints, Age: s.clock.Age, IsDated: s.clock.IsDated}
+	err := p.run(ctx, pass)
+	for _, latest := range []bool{false, true} {
+		if err == nil && s.nearlyFull() {
+			err = p.run(ctx, pass.Sooner(latest))
 		}
 	}
 	if err == nil {
@@ -37,24 +37,19 @@ func (s *Engine) Prune(ctx context.Context, r store.Retention) (store.Pruned, er
 
 // pruning is one or more passes through the events that are old enough.
 type pruning struct {
-	store.Retention
-	engine *Engine
-	early  bool // only until there is room again
-	// latest says that the latest event of a call goes, too, that may go on: rather its numbering
-	// begins again than that nothing can be stored any more.
-	latest  bool
-	undated [][]byte // keys of events that are as old as the next dated one
-	removed int      // events
+	store.Pruning
+	engine  *Engine
+	removed int // events
 	givenUp map[string]int
 }
 
-func (p *pruning) run(ctx context.Context) error {
-	p.undated = nil
+func (p *pruning) run(ctx context.Context, pass store.Pruning) error {
+	p.Pruning = pass
 	for from := uint64(0); from != pruneDone && ctx.Err() == nil; {
-		if p.early && !p.engine.nearlyFull() {
+		if p.Early && !p.engine.nearlyFull() {
 			return nil
 		}
-		var old [][]byte
+		var old []uint64
 		var err error
 		old, from, err = p.oldEvents(from)
 		if err != nil {
@@ -70,12 +65,12 @@ func (p *pruning) run(ctx context.Context) error {
 }
 
 // removeAll removes events, those that may still go, in one transaction.
-func (p *pruning) removeAll(keys [][]byte) error {
+func (p *pruning) removeAll(numbers []uint64) error {
 	removed, givenUp := 0, map[string]int{}
 	err := p.engine.commit(func(tx *txn) error {
 		removed, givenUp = 0, map[string]int{}
-		for _, k := range keys {
-			gone, err := p.remove(tx, k, givenUp)
+		for _, n := range numbers {
+			gone, err := p.remove(tx, n, givenUp)
 			if err != nil {
 				return err
 			}
@@ -98,17 +93,17 @@ func (p *pruning) removeAll(keys [][]byte) error {
 // pruneDone stands for the event after the last one that is old enough.
 const pruneDone = uint64(math.MaxUint64)
 
-// oldEvents gives the keys of the events that may go among the next ones from a number on, and the
-// number to go on from. An event that came while the clock was wrong is as old as the next one that
-// did not.
-func (p *pruning) oldEvents(from uint64) (old [][]byte, next uint64, err error) {
+// oldEvents gives the events that may go among the next ones from a number on, and the number to go
+// on from.
+func (p *pruning) oldEvents(from uint64) (old []uint64, next uint64, err error) {
 	next = pruneDone
 	err = p.engine.view(func(tx *txn) error {
 		c := tx.events.Cursor()
 		seen := 0
 		for k, v := c.Seek(number(from)); k != nil; k, v = c.Next() {
+			n := binary.BigEndian.Uint64(k)
 			if len(old) >= pruneBatch || seen == maxRead {
-				next = binary.BigEndian.Uint64(k)
+				next = n
 				return nil
 			}
 			seen++
@@ -116,19 +111,9 @@ func (p *pruning) oldEvents(from uint64) (old [][]byte, next uint64, err error) 
 			if err != nil {
 				continue // what is damaged stays, so that it can be looked at
 			}
-			age := p.engine.clock.Age(e.At)
-			isUndated := !p.engine.clock.IsDated(e.At) && !p.early
-			switch {
-			case age < 0: // of the future, until the clock is there again
-			case isUndated && !p.isWaitedFor(tx, binary.BigEndian.Uint64(k), e):
-				p.undated = append(p.undated, bytes.Clone(k))
-			case isUndated:
-			case age <= p.MaxAge:
-				return nil // and so are all that came later
-			case !p.isWaitedFor(tx, binary.BigEndian.Uint64(k), e):
-				old, p.undated = append(append(old, p.undated...), bytes.Clone(k)), nil
-			default:
-				old, p.undated = append(old, p.undated...), nil
+			gone, done := p.Next(n, &e, &storedEvent{tx, n, &e})
+			if old = append(old, gone...); done {
+				return nil
 			}
 		}
 		return nil
@@ -136,55 +121,41 @@ func (p *pruning) oldEvents(from uint64) (old [][]byte, next uint64, err error) 
 	return old, next, err
 }
 
-// callEndsAfter is after how long without an event a call counts as over, so that its numbering may
-// begin again.
-const callEndsAfter = 4 * time.Hour
-
-// goesOn reports whether an event is the latest of a call that may go on: the sequence of the next
-// one follows from it.
-func (p *pruning) goesOn(tx *txn, n uint64, e store.Event) bool {
-	if e.Call == "" || e.Type == telephony.EventCompleted || p.engine.clock.Age(e.At) > callEndsAfter {
-		return false
-	}
-	_, last := tx.lastOf(callKey(e.Call))
-	return numberAt(last) == n
+// storedEvent is what is stored about an event that may go: a store.Stored.
+type storedEvent struct {
+	tx *txn
+	n  uint64
+	e  *store.Event
 }
 
-// isWaitedFor reports whether an event has to stay: it would go early while its call goes on, it
-// says who has won its call, or an endpoint still waits for it. What waits for an endpoint that is
-// configured no longer waits as long as the retention.
-func (p *pruning) isWaitedFor(tx *txn, n uint64, e store.Event) bool {
-	if p.early && !p.latest && p.goesOn(tx, n, e) {
-		return true
+// IsLatest reports whether it is the latest event of its call.
+func (e *storedEvent) IsLatest() bool { return e.tx.isLatest(e.e, e.n) }
+
+// Route gives the route of its call.
+func (e *storedEvent) Route() *telephony.Route {
+	r, err := e.tx.route(e.e.Call)
+	if err != nil {
+		return nil
 	}
-	age := p.engine.clock.Age
-	if e.Type == telephony.EventTransferRequested {
-		r, err := tx.route(e.Call)
-		if err == nil && r != nil && r.EventID == e.ID.String() && r.Live(r.AskedAt.Add(age(r.AskedAt))) {
-			return true // the winner must be known until the call is over
-		}
-	}
-	for _, name := range tx.names() {
-		if !p.early && !p.isConfigured(name) {
-			continue
-		}
-		d, _, ok := tx.queue(name).get(n)
-		if ok && d.State == store.Pending && (!p.Abandoned[name] || age(e.At) <= p.AbandonedAge) {
-			return true
-		}
-	}
-	return false
+	return r
 }
 
-func (p *pruning) isConfigured(name string) bool {
-	return slices.Contains(p.engine.rules.Endpoints, name)
+// Pending gives the endpoints to which its delivery is pending.
+func (e *storedEvent) Pending() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, name := range e.tx.names() {
+			d, _, ok := e.tx.queue(name).get(e.n)
+			if ok && d.State == store.Pending && !yield(name) {
+				return
+			}
+		}
+	}
 }
 
 // remove removes one event with all that points to it, if it may still go.
-func (p *pruning) remove(tx *txn, k []byte, givenUp map[string]int) (bool, error) {
-	n := binary.BigEndian.Uint64(k)
-	e, _, err := decodeEventHead(tx.events.Get(k))
-	if err != nil || p.isWaitedFor(tx, n, e) {
+func (p *pruning) remove(tx *txn, n uint64, givenUp map[string]int) (bool, error) {
+	e, _, err := decodeEventHead(tx.events.Get(number(n)))
+	if err != nil || p.IsWaitedFor(&e, &storedEvent{tx, n, &e}) {
 		return false, nil
 	}
 	for _, name := range tx.names() {
@@ -220,7 +191,7 @@ func (p *pruning) removeDelivery(q *queue, n uint64, e *store.Event, givenUp map
 		return nil
 	}
 	if d.State == store.Pending {
-		if p.isConfigured(q.name) {
+		if slices.Contains(p.Endpoints, q.name) {
 			givenUp[q.name]++
 		}
 		r, now := q.rowsAt(n, e.Call, e.Sequence, 0), time.Now()

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -81,30 +80,6 @@ func TestFileStopsGrowingUnderASteadyLoad(t *testing.T) {
 		stop()
 		if n := keys(t, box.Engine.(*Engine)); n != 0 {
 			t.Errorf("%d keys are left in the end", n)
-		}
-	})
-}
-
-// TestCallGoesOnUntilItIsSilentForHours checks that the latest event of a call is kept from going
-// early only until then.
-func TestCallGoesOnUntilItIsSilentForHours(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		box := storetest.OpenBox(t, harness{}, storetest.Options{})
-		storetest.MustAppend(t, box, storetest.Event("call.incoming", "5"))
-		s := box.Engine.(*Engine)
-		p := pruning{engine: s}
-		for _, want := range []bool{true, true, false} {
-			err := s.view(func(tx *txn) error {
-				e, _, err := decodeEventHead(tx.events.Get(number(1)))
-				if got := p.goesOn(tx, 1, e); got != want {
-					t.Errorf("after %s it goes on: %v", time.Since(e.At), got)
-				}
-				return err
-			})
-			if err != nil {
-				t.Error(err)
-			}
-			time.Sleep(2*time.Hour + time.Minute)
 		}
 	})
 }

@@ -45,15 +45,9 @@ func TestReadsSurviveACrash(t *testing.T) {
 			LastRead:     time.Now(),
 			OldestUnread: began.Add(2 * time.Minute),
 		}
-		time.Sleep(2 * readsWait)
-		s.readers.mu.Lock()
-		latest := s.readers.latest
-		s.readers.latest = map[string]reading{}
-		s.readers.mu.Unlock()
+		time.Sleep(2 * store.ReadsWait)
+		s.readers = store.NewReaders() // as after a crash
 		storetest.CheckReadState(t, b, "as the file has it", want)
-		s.readers.mu.Lock()
-		s.readers.latest = latest
-		s.readers.mu.Unlock()
 	})
 }
 
@@ -115,7 +109,7 @@ func TestCursorThatWasNeverGivenLeadsToWhatIsLeft(t *testing.T) {
 // what it is for is found page by page.
 func TestRequestsLookAtABoundedNumberOfRecords(t *testing.T) {
 	b := storetest.OpenBox(t, harness{}, storetest.Options{Endpoints: []store.Endpoint{reader("reader")}})
-	const events = 2*maxLooked + 10
+	const events = 2*store.MaxLooked + 10
 	batch := []telephony.Event{storetest.Event("sms.sent", "5")}
 	for range events - 2 {
 		batch = append(batch, storetest.Event("call.completed", "5"))

@@ -96,7 +96,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add(encodeDelivery(store.Delivery{}, nil)[:headSize0])
 	busy := store.AppendAttempt(nil, nil, store.Attempt{Status: 503, Response: "busy"})
 	f.Add(store.AppendAttempt(nil, busy, store.Attempt{Error: "refused"}))
-	f.Add(store.AppendAttempt(nil, busy, store.Attempt{Error: "no", Cause: telephony.Cause{Code: "c", Args: []string{"1", ""}}}))
+	cause := telephony.Cause{Code: "c", Args: []string{"1", ""}}
+	f.Add(store.AppendAttempt(nil, busy, store.Attempt{Error: "no", Cause: cause}))
 	event := telephony.Event{ID: uuid.NewString(), Type: "call.incoming", CallID: "5"}
 	e, err := store.Encode(&event, time.Second)
 	if err != nil {

@@ -3,7 +3,6 @@ package bolt
 import (
 	"context"
 	"encoding/binary"
-	"slices"
 	"time"
 
 	"pzbridge/outbox/store"
@@ -92,27 +91,10 @@ func (s *Engine) matching(tx *txn, r store.Redelivery, from, last uint64) (list 
 	return list, last + 1
 }
 
-// wants reports whether a delivery stands as the redelivery asks. One that does not exist is wanted
-// if the event, coming now, would go to the endpoint: not that a call rings which is another's.
+// wants reports whether a delivery stands as the redelivery asks.
 func (s *Engine) wants(r store.Redelivery, q *queue, n uint64, e *store.Event) bool {
-	name := store.Missing
-	if d, _, ok := q.get(n); ok {
-		if d.State == store.Pending {
-			return false
-		}
-		name = d.State.String()
-	}
-	if len(r.States) > 0 && !slices.Contains(r.States, name) {
-		return false
-	}
-	if name != store.Missing {
-		return true
-	}
-	route, err := q.tx.route(e.Call)
-	if err != nil || route != nil && !route.Covers(e.At) {
-		route = nil
-	}
-	return s.rules.IsFor(r.Endpoint, e, route)
+	d, _, ok := q.get(n)
+	return s.rules.Wants(&r, e, d, ok, (&storedEvent{q.tx, n, e}).Route)
 }
 
 // redeliver makes a delivery pending again, or for the first time.

@@ -88,19 +88,11 @@ func (tx *txn) redelivery(number uint32) *store.RedeliveryState {
 
 // countRedelivered counts what becomes of a delivery that a redelivery of many has requested.
 func (tx *txn) countRedelivered(before, after store.Delivery) {
-	isAgain := after.State == store.Pending && after.Request != before.Request
-	hasEnded := before.State == store.Pending && after.State != store.Pending
-	if !isAgain && !hasEnded {
+	if !store.CountsForRedelivery(before, after) {
 		return
 	}
-	state := tx.redelivery(before.Request)
-	switch {
-	case state == nil: // it is no longer kept
-	case hasEnded:
-		state.Add(after.State, 1)
-	default:
-		state.Superseded++
-		state.Add(before.State, -1)
+	if state := tx.redelivery(before.Request); state != nil { // else it is no longer kept
+		state.Count(before, after)
 	}
 }
 

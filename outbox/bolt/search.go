@@ -8,23 +8,11 @@ import (
 	"math"
 	"slices"
 	"sort"
-	"strconv"
 	"time"
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
-
-// maxHeadEvents is how many of a call's events its head is made of, the latest.
-const maxHeadEvents = 100
-
-// clockSlack is how far the times of events may be out of order, since the clock is set now and
-// then: a search that goes back in time ends only this long before its bound.
-const clockSlack = time.Hour
-
-// longestFound is the longest time from an event at which an index finds a call to the latest event
-// of the call, whose time is that of the call: a search by an index looks so much further back.
-const longestFound = 24 * time.Hour
 
 // CallHead gives what is known of a call as a whole: see store.Archive.
 func (s *Engine) CallHead(_ context.Context, callID string) (head store.CallHead, err error) {
@@ -40,7 +28,7 @@ func (s *Engine) headOf(tx *txn, callID string) (store.CallHead, error) {
 	var numbers []uint64
 	for n, e := range tx.eventsBackwards(callID) {
 		events, numbers = append(events, e), append(numbers, n)
-		if len(events) == maxHeadEvents {
+		if len(events) == store.MaxHeadEvents {
 			break
 		}
 	}
@@ -83,11 +71,9 @@ func (tx *txn) eventsBackwards(callID string) func(yield func(uint64, store.Even
 
 // Calls lists calls: see store.Archive.
 func (s *Engine) Calls(_ context.Context, q store.CallQuery) (list store.CallList, err error) {
-	below := uint64(math.MaxUint64)
-	if q.Cursor != "" {
-		if below, err = strconv.ParseUint(q.Cursor, 10, 64); err != nil {
-			return store.CallList{}, store.ErrBadCursor
-		}
+	below, err := store.ParseCallCursor(q.Cursor)
+	if err != nil {
+		return store.CallList{}, err
 	}
 	err = s.view(func(tx *txn) error {
 		f := callSearch{CallQuery: q, engine: s, tx: tx, known: map[string]bool{}}
@@ -143,7 +129,7 @@ func (f *callSearch) lookAt(events []uint64, isIndexed func(n uint64, entry call
 		if err != nil {
 			continue
 		}
-		if !f.Since.IsZero() && e.At.Before(f.Since.Add(-clockSlack-longestFound)) {
+		if !f.Since.IsZero() && e.At.Before(f.Since.Add(-store.ClockSlack-store.LongestFound)) {
 			return // the rest is older
 		}
 		switch {
@@ -155,7 +141,7 @@ func (f *callSearch) lookAt(events []uint64, isIndexed func(n uint64, entry call
 		}
 	}
 	if len(events) == maxCandidates {
-		f.list.Cursor = cursorBelow(events[maxCandidates-1])
+		f.list.Cursor = store.CallCursor(events[maxCandidates-1])
 	}
 }
 
@@ -198,7 +184,7 @@ func (f *callSearch) hasStateAt(n uint64, _ callEntry) bool {
 // byTime looks at all calls whose latest event is below a number, the newest first.
 func (f *callSearch) byTime(below uint64) {
 	if !f.Until.IsZero() {
-		below = min(below, f.tx.firstSince(f.Until.Add(clockSlack)))
+		below = min(below, f.tx.firstSince(f.Until.Add(store.ClockSlack)))
 	}
 	if below == 0 {
 		return
@@ -207,15 +193,15 @@ func (f *callSearch) byTime(below uint64) {
 	looked := 0
 	for k, v := seekBack(c, below-1); k != nil; k, v = c.Prev() {
 		n := binary.BigEndian.Uint64(k)
-		if looked == maxLooked {
-			f.list.Cursor = cursorBelow(n + 1)
+		if looked == store.MaxLooked {
+			f.list.Cursor = store.CallCursor(n + 1)
 			return
 		}
 		looked++
 		e, body, err := decodeEventHead(v)
 		switch {
 		case err != nil || e.Call == "":
-		case e.At.Before(f.Since.Add(-clockSlack)):
+		case e.At.Before(f.Since.Add(-store.ClockSlack)):
 			return
 		case !f.tx.isLatest(&e, n):
 		case f.isOther(&e, body):
@@ -262,9 +248,6 @@ func (tx *txn) firstSince(at time.Time) uint64 {
 	}))
 }
 
-// cursorBelow is the cursor of the calls that a search finds at events below a number.
-func cursorBelow(n uint64) string { return strconv.FormatUint(n, 10) }
-
 // look adds a call, which was found at an event, if the search is for it. It is false once the page
 // was full before: only then is it known that another call follows.
 func (f *callSearch) look(callID string, n uint64) bool {
@@ -278,22 +261,14 @@ func (f *callSearch) look(callID string, n uint64) bool {
 	}
 	head, err := f.engine.headOf(f.tx, callID)
 	switch {
-	case err != nil || !f.isFor(&head):
+	case err != nil || !f.Matches(&head):
 	case len(f.list.Calls) == f.Limit:
-		f.list.Cursor = cursorBelow(n + 1)
+		f.list.Cursor = store.CallCursor(n + 1)
 		return false
 	default:
 		f.list.Calls = append(f.list.Calls, head)
 	}
 	return true
-}
-
-func (f *callSearch) isFor(h *store.CallHead) bool {
-	hasState := func(s store.CallStanding) bool { return s.State().String() == f.State }
-	return !h.Latest.Before(f.Since) && (f.Until.IsZero() || h.Latest.Before(f.Until)) &&
-		(f.Direction == "" || h.Direction == f.Direction) &&
-		(f.Outcome == "" || h.Outcome == f.Outcome) &&
-		(f.State == "" || slices.ContainsFunc(h.Deliveries, hasState))
 }
 
 // containsKey reports whether a number of a call's latest event contains the digits of the query.

@@ -228,7 +228,7 @@ func (q *queue) put(n uint64, d store.Delivery, history []byte) error {
 // replace is put for a delivery of which the record is known; nil if there is none yet.
 func (q *queue) replace(n uint64, record []byte, d store.Delivery, history []byte) error {
 	before, _, had := q.decode(n, record)
-	if had && before.Request != 0 {
+	if had {
 		q.tx.countRedelivered(before, d)
 	}
 	if !had || before.State != d.State {
@@ -269,9 +269,7 @@ func (q *queue) remove(n uint64) error {
 	}
 	q.changed = true
 	q.counts.less(d.State)
-	if d.State == store.Pending && d.Request != 0 {
-		q.tx.countRedelivered(d, d.Ended(store.Dead, time.Time{}))
-	}
+	q.tx.countRedelivered(d, d.Ended(store.Dead, time.Time{}))
 	return errors.Join(q.due.Delete(timeKey(d.Due, n)), q.failed.Delete(failedKey(d.State, n)), q.forget(n))
 }
 

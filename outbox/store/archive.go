@@ -250,9 +250,25 @@ func (r *RedeliveryState) Pending() int {
 	return max(0, r.Chosen-r.Delivered-r.Expired-r.Dead-r.Superseded)
 }
 
-// Add adds a number of deliveries to those that have ended in a state. Those that are pending are
-// counted nowhere.
-func (r *RedeliveryState) Add(s State, n int) {
+// CountsForRedelivery reports whether a change of a delivery counts for the redelivery of many that
+// had requested it last: it has ended, or another request makes it pending again.
+func CountsForRedelivery(before, after Delivery) bool {
+	isAgain := after.State == Pending && after.Request != before.Request
+	hasEnded := before.State == Pending && after.State != Pending
+	return before.Request != 0 && (isAgain || hasEnded)
+}
+
+// Count counts such a change. Deliveries that are pending are counted nowhere.
+func (r *RedeliveryState) Count(before, after Delivery) {
+	if after.State != Pending {
+		r.add(after.State, 1)
+		return
+	}
+	r.Superseded++
+	r.add(before.State, -1)
+}
+
+func (r *RedeliveryState) add(s State, n int) {
 	switch s {
 	case Delivered:
 		r.Delivered += n
@@ -267,4 +283,30 @@ func (r *RedeliveryState) Add(s State, n int) {
 func (r *Redelivery) Matches(e Event) bool {
 	return !e.At.Before(r.Since) && (r.Until.IsZero() || e.At.Before(r.Until)) &&
 		(len(r.Types) == 0 || slices.Contains(r.Types, e.Type))
+}
+
+// Wants reports whether a redelivery selects the delivery of an event as it stands; exists is false
+// if there is none. One that does not exist is wanted if the event, coming now, would go to the
+// endpoint: not that a call rings which is another's. Route returns the route of the event's call;
+// nil if there is none.
+func (r *Rules) Wants(
+	q *Redelivery, e *Event, d Delivery, exists bool, route func() *telephony.Route,
+) bool {
+	name := Missing
+	if exists {
+		name = d.State.String()
+	}
+	switch {
+	case exists && d.State == Pending:
+		return false
+	case len(q.States) > 0 && !slices.Contains(q.States, name):
+		return false
+	case exists:
+		return true
+	}
+	asked := route()
+	if asked != nil && !asked.Covers(e.At) {
+		asked = nil
+	}
+	return r.IsFor(q.Endpoint, e, asked)
 }

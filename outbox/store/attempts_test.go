@@ -1,10 +1,11 @@
 package store
 
 import (
-	"pzbridge/internal/telephony"
 	"reflect"
 	"testing"
 	"time"
+
+	"pzbridge/internal/telephony"
 )
 
 // TestAttemptsKeepTheirCause checks that attempts with and without a cause are read as they were

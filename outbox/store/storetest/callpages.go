@@ -28,6 +28,7 @@ func (s suite) TestCallComesPageByPage(t *testing.T) {
 			MustAppend(t, b, e)
 		}
 	}
+	size := shownSize(t, b, long)
 	for _, call := range []string{"5", long} {
 		read, pages, largest := 0, 0, 0
 		for after, more := uint64(0), true; more; pages++ {
@@ -44,14 +45,14 @@ func (s suite) TestCallComesPageByPage(t *testing.T) {
 			}
 			after, more, largest = page.Next, page.Next != 0, max(largest, len(page.Events))
 		}
-		if read != events || largest > maxCallEvents || call == long && largest*2*len(long) > 2*maxCallBytes {
+		if read != events || largest > maxCallEvents || call == long && largest*2*size > 2*maxCallBytes {
 			t.Errorf("%d events on %d pages of up to %d", read, pages, largest)
 		}
 	}
 	listed := 0
 	for q := (store.DeliveryQuery{CallID: long, Limit: 500}); ; {
 		list, cursor, err := b.Deliveries(q)
-		if err != nil || len(list) == 0 || len(list)*len(long) > maxPageBytes+len(long) {
+		if err != nil || len(list) == 0 || len(list)*size > maxPageBytes+size {
 			t.Fatalf("a page of %d deliveries, %v", len(list), err)
 		}
 		if listed += len(list); cursor == "" {
@@ -123,4 +124,15 @@ func (s suite) TestHostileQueriesDoNoHarm(t *testing.T) {
 		_, _ = b.Redeliver(id)
 		check(id)
 	}
+}
+
+// shownSize is how long the ID of a call is in answers: an engine may shorten one that no server
+// sends.
+func shownSize(t *testing.T, b *Box, call string) int {
+	t.Helper()
+	list, _, err := b.Deliveries(store.DeliveryQuery{CallID: call, Limit: 1})
+	if err != nil || len(list) != 1 {
+		t.Fatal(list, err)
+	}
+	return len(list[0].CallID)
 }

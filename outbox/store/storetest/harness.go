@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -44,11 +45,12 @@ type EngineOptions struct {
 	Committed func(time.Duration)
 }
 
-// Run runs every test of the suite, many at once.
-func Run(t *testing.T, h Harness) {
+// Run runs every test of the suite but those excepted by their names, many at once.
+func Run(t *testing.T, h Harness, except ...string) {
 	s := reflect.ValueOf(suite{h})
 	for i := range s.NumMethod() {
-		if name := s.Type().Method(i).Name; strings.HasPrefix(name, "Test") {
+		name := s.Type().Method(i).Name
+		if strings.HasPrefix(name, "Test") && !slices.Contains(except, strings.TrimPrefix(name, "Test")) {
 			test := s.Method(i).Interface().(func(*testing.T))
 			t.Run(strings.TrimPrefix(name, "Test"), func(t *testing.T) {
 				t.Parallel() // each has an engine of its own, and most wait for the disk

@@ -68,6 +68,18 @@ func checkFound(t *testing.T, b *Box, f outbox.CallFilter, want ...string) {
 	}
 }
 
+// checkFoundByIndex is checkFound for calls that an index finds: an engine may give them in the
+// order of the events at which it does.
+func checkFoundByIndex(t *testing.T, b *Box, f outbox.CallFilter, want ...string) {
+	t.Helper()
+	got := find(t, b, f)
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("%+v: calls %v were found, want %v", f, got, want)
+	}
+}
+
 // TestTheOutcomeIsDecidedWhenACallEnds checks that the end of a call says how it ended, by the time
 // of talk and by what is stored of it, in the webhook as in the list of calls.
 func (s suite) TestTheOutcomeIsDecidedWhenACallEnds(t *testing.T) {
@@ -206,10 +218,10 @@ func (s suite) TestCallsAreFoundByNumber(t *testing.T) {
 		for _, number := range []string{
 			"+73430112233", "83430112233", "73430112233", "3430112233", "+7 (343) 011-22-33", "0112233",
 		} {
-			checkFound(t, o, outbox.CallFilter{Number: number}, "C", "A")
+			checkFoundByIndex(t, o, outbox.CallFilter{Number: number}, "C", "A")
 		}
-		checkFound(t, o, outbox.CallFilter{Number: "2233"}, "D", "C", "A")
-		checkFound(t, o, outbox.CallFilter{Number: "2233", Limit: 1}, "D", "C", "A")
+		checkFoundByIndex(t, o, outbox.CallFilter{Number: "2233"}, "D", "C", "A")
+		checkFoundByIndex(t, o, outbox.CallFilter{Number: "2233", Limit: 1}, "D", "C", "A")
 		checkFound(t, o, outbox.CallFilter{Number: "101"}, "B", "A")
 		checkFound(t, o, outbox.CallFilter{Number: "102"}, "A")
 		checkFound(t, o, outbox.CallFilter{Number: "7"}, "C")
@@ -351,7 +363,7 @@ func (s suite) TestALongCallIsFoundByTheTimeOfItsLatestEvent(t *testing.T) {
 		since := time.Now().Add(-time.Minute)
 		checkFound(t, o, outbox.CallFilter{Since: since}, "long", "short")
 		for _, n := range []string{number, "2233"} {
-			checkFound(t, o, outbox.CallFilter{Number: n, Since: since}, "short", "long")
+			checkFoundByIndex(t, o, outbox.CallFilter{Number: n, Since: since}, "short", "long")
 			checkFound(t, o, outbox.CallFilter{Number: n, Until: began})
 		}
 	})
