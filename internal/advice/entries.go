@@ -10,6 +10,11 @@ var entries = map[telephony.Code]entry{
 		"хранилище заполнено: в нём события, которые CRM ещё не приняла" +
 			"[; занято {1}, разрешено {2}] (OUTBOX_MAX_BYTES)",
 	},
+	telephony.CodeDatabase: {
+		": check that it runs and accepts changes, and that OUTBOX_URL is right",
+		"база данных хранилища недоступна[: {1}]. Проверьте, работает ли она, принимает ли изменения " +
+			"и верен ли её адрес (OUTBOX_URL)",
+	},
 	telephony.CodeNoPerson: {
 		": give the whole number of a person, such as +7 343 011-22-33; an extension is none",
 		"это не телефонный номер: укажите номер человека целиком, например +7 343 011-22-33; " +
@@ -188,13 +193,26 @@ var entries = map[telephony.Code]entry{
 	telephony.CodeEndlessMessage: {"", "сообщение сервера не закончилось за {1}: соединение считается потерянным"},
 	telephony.CodeNotReading:     {"", "сервер ничего не принимает: соединение считается потерянным"},
 	telephony.CodeSwitchedOff:    {"", "соединение отключено на этой странице или с помощью PUT /v1/connection"},
-	telephony.CodeStopping:       {"", "мост останавливается"},
-	telephony.CodeEnded:          {"", "сервер завершил соединение"},
-	telephony.CodeGoingAway:      {"", "сервер выключается"},
-	telephony.CodeEndedSilently:  {"", "сервер завершил соединение, не назвав причины"},
-	telephony.CodeBrokeOff:       {"", "соединение оборвалось"},
-	telephony.CodeServerError:    {"", "на сервере произошла ошибка"},
-	telephony.CodeRestarting:     {"", "сервер перезапускается"},
+	telephony.CodeSpare: {
+		": send the request to that bridge",
+		"работает другой мост, а этот ждёт как запасной: обращайтесь к работающему",
+	},
+	telephony.CodeWatchLost: {
+		": it starts again by itself as a spare",
+		"мост не успел подтвердить, что работает он, и его мог сменить другой: он запустится снова как запасной",
+	},
+	telephony.CodeSetBack: {
+		"",
+		"база данных потеряла последнее сохранённое, как при переключении на отставшую копию или " +
+			"при восстановлении: новые события нумеруются дальше",
+	},
+	telephony.CodeStopping:      {"", "мост останавливается"},
+	telephony.CodeEnded:         {"", "сервер завершил соединение"},
+	telephony.CodeGoingAway:     {"", "сервер выключается"},
+	telephony.CodeEndedSilently: {"", "сервер завершил соединение, не назвав причины"},
+	telephony.CodeBrokeOff:      {"", "соединение оборвалось"},
+	telephony.CodeServerError:   {"", "на сервере произошла ошибка"},
+	telephony.CodeRestarting:    {"", "сервер перезапускается"},
 	telephony.CodeLicenceUnchecked: {
 		"",
 		"сервер не смог проверить свой лицензионный ключ",

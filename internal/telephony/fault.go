@@ -12,7 +12,9 @@ type Code string
 // The codes. The package advice holds, for each, what to do about it.
 const (
 	// The outbox.
-	CodeFull           Code = "outbox_full" // args: bytes in use, bytes allowed
+	CodeFull Code = "outbox_full" // args: bytes in use, bytes allowed
+	// CodeDatabase means that the database of the outbox cannot be used now.
+	CodeDatabase       Code = "database_unavailable" // args: what it or the network says
 	CodeNoDelivery     Code = "no_such_delivery"
 	CodeNoRedelivery   Code = "no_such_redelivery"
 	CodeNoCall         Code = "no_such_call"
@@ -76,6 +78,9 @@ const (
 	CodeEndlessMessage    Code = "endless_message" // args: for how long
 	CodeNotReading        Code = "server_not_reading"
 	CodeSwitchedOff       Code = "switched_off"
+	CodeSpare             Code = "bridge_is_spare"
+	CodeWatchLost         Code = "work_lost"
+	CodeSetBack           Code = "database_set_back"
 	CodeStopping          Code = "bridge_stops"
 	CodeEnded             Code = "closed_by_server"
 	CodeGoingAway         Code = "closed_server_stops"

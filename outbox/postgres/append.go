@@ -1,0 +1,479 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"sync"
+
+	"github.com/dustin/go-humanize"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store"
+)
+
+// nearlyFullAt is the part of Options.MaxBytes from which on the oldest finished events go before
+// their time.
+const nearlyFullAt = 0.9
+
+// appends combines the appends that wait: those that come while one transaction runs are stored
+// together by the next.
+type appends struct {
+	mu      sync.Mutex
+	waiting []*appending
+	busy    bool
+}
+
+// appending is one call of Append.
+type appending struct {
+	events []store.NewEvent
+	out    store.Appended
+	err    error
+	done   chan struct{} // closed when it is over; nil for one that nobody waits for
+	lead   chan struct{} // receives if this one is to store those that wait
+}
+
+// maxTogether is how many events are stored in one transaction, unless one append has more.
+const maxTogether = 1024
+
+// Append stores events with the duty to deliver each: see store.Appender.
+func (s *Engine) Append(ctx context.Context, events []store.NewEvent) (store.Appended, error) {
+	mine := &appending{events: events, done: make(chan struct{}), lead: make(chan struct{}, 1)}
+	a := &s.appends
+	a.mu.Lock()
+	a.waiting = append(a.waiting, mine)
+	if a.busy {
+		a.mu.Unlock()
+		select {
+		case <-mine.done:
+			return mine.out, mine.err
+		case <-mine.lead:
+		}
+		a.mu.Lock()
+	}
+	a.busy = true
+	together := a.take()
+	a.mu.Unlock()
+
+	s.appendTogether(ctx, together)
+
+	a.mu.Lock()
+	if a.busy = len(a.waiting) > 0; a.busy {
+		a.waiting[0].lead <- struct{}{}
+	}
+	a.mu.Unlock()
+	return mine.out, mine.err
+}
+
+// take takes the first of the appends that wait: as many as go into one transaction.
+func (a *appends) take() (list []*appending) {
+	n := 0
+	for len(a.waiting) > 0 && (len(list) == 0 || n+len(a.waiting[0].events) <= maxTogether) {
+		n += len(a.waiting[0].events)
+		list, a.waiting = append(list, a.waiting[0]), a.waiting[1:]
+	}
+	return list
+}
+
+func (s *Engine) appendTogether(ctx context.Context, list []*appending) {
+	err := s.change(ctx, func(tx *txn) error {
+		var events []*store.NewEvent
+		for _, a := range list {
+			a.out = store.Appended{}
+			for i := range a.events {
+				events = append(events, &a.events[i])
+			}
+		}
+		used, err := tx.prepareAppend(events)
+		if err != nil {
+			return err
+		}
+		if used >= s.maxBytes {
+			return full(used, s.maxBytes)
+		}
+		for _, a := range list {
+			a.out.NearlyFull = s.nearlyFull(used)
+			for i := range a.events {
+				n, asks, err := s.appendOne(tx, &a.events[i])
+				if err != nil {
+					return err
+				}
+				if asks {
+					a.out.Questions = append(a.out.Questions, n)
+				}
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		s.notifyReaders()
+	}
+	for _, a := range list {
+		if a.err = err; err != nil {
+			a.out = store.Appended{}
+		}
+		close(a.done)
+	}
+}
+
+// full is store.ErrFull with the bytes that are in use, and how many may be.
+func full(used, allowed int64) error {
+	inUse, limit := humanize.IBytes(uint64(used)), humanize.IBytes(uint64(allowed))
+	return store.ErrFull.With(fmt.Sprintf(": it holds events that a CRM has not taken yet; about %s of it are in use, "+
+		"%s are allowed", inUse, limit), inUse, limit)
+}
+
+// incoming is what an append knows of the events that it is to store.
+type incoming struct {
+	known  map[uuid.UUID]uint64              // the numbers of those that are stored
+	prints map[string]map[uuid.UUID]struct{} // what the replayed calls have stored
+	rows   []newRow
+}
+
+// prepareAppend locks the calls of events, reads what their storing needs, and then holds the head
+// until the commit, all in one round trip. It returns how many bytes are in use.
+func (tx *txn) prepareAppend(events []*store.NewEvent) (used int64, err error) {
+	calls, replayed, asking := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	var ids []uuid.UUID
+	for _, e := range events {
+		ids = append(ids, e.ID)
+		e.Call = callName(e.Call)
+		if e.Call == "" {
+			continue
+		}
+		calls[e.Call] = true
+		if e.Replayed {
+			replayed[e.Call] = true
+		}
+		if mayRoute(e) {
+			asking[e.Call] = true
+		}
+	}
+	in := &incoming{known: map[uuid.UUID]uint64{}, prints: map[string]map[uuid.UUID]struct{}{}}
+	tx.incoming = in
+	list := sortedKeys(calls)
+	tailsRead := func() {}
+	err = tx.readTogether(len(events) <= maxTogether, []func(*pgx.Batch){
+		func(b *pgx.Batch) { queueLocks(b, tx.engine.lockKeys(list)) },
+		func(b *pgx.Batch) { tx.queueKnown(b, ids) },
+		func(b *pgx.Batch) { tailsRead = tx.queueTails(b, list, tailSize) },
+		func(b *pgx.Batch) { tx.queueRoutes(b, sortedKeys(asking)) },
+		func(b *pgx.Batch) { tx.queuePrints(b, sortedKeys(replayed)) },
+		func(b *pgx.Batch) {
+			each(b.Queue(`SELECT last, used FROM head FOR UPDATE`), func(rows pgx.Rows) error {
+				return rows.Scan(&tx.appended, &used)
+			})
+		},
+	})
+	tailsRead()
+	tx.hasHead = true
+	if err == nil {
+		tx.appended = tx.engine.aboveSeen(tx.appended)
+	}
+	return used, err
+}
+
+// queueKnown queues the reading of the events that are stored already.
+func (tx *txn) queueKnown(b *pgx.Batch, ids []uuid.UUID) {
+	each(b.Queue(`SELECT id, n FROM event WHERE id = ANY($1)`, ids), func(rows pgx.Rows) error {
+		var id uuid.UUID
+		var n uint64
+		err := rows.Scan(&id, &n)
+		tx.incoming.known[id] = n
+		return err
+	})
+}
+
+// queuePrints queues the reading of what is stored of calls.
+func (tx *txn) queuePrints(b *pgx.Batch, calls []string) {
+	if len(calls) == 0 {
+		return
+	}
+	for _, call := range calls {
+		tx.incoming.prints[call] = map[uuid.UUID]struct{}{}
+	}
+	const prints = `SELECT c.call, print FROM unnest($1::text[]) AS c(call) CROSS JOIN LATERAL (
+		SELECT print FROM event WHERE event.call = c.call AND event.call <> '' OFFSET 0) e`
+	each(b.Queue(prints, calls), func(rows pgx.Rows) error {
+		var call string
+		var print uuid.UUID
+		err := rows.Scan(&call, &print)
+		tx.incoming.prints[call][print] = struct{}{}
+		return err
+	})
+}
+
+// newRow is an event that is to be inserted.
+type newRow struct {
+	*store.NewEvent
+	n, sequence uint64
+	body        []byte
+	size        int
+}
+
+// appendOne stores one event, unless it is known, gives its number, and says whether endpoints are
+// to be asked about it.
+func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err error) {
+	in := tx.incoming
+	if n, known := in.known[e.ID]; known {
+		// The commit that stored it may have been reported as failed: then nothing was asked yet.
+		asks, err := tx.isQuestion(n)
+		return n, asks, err
+	}
+	if prints := in.prints[e.Call]; e.Call != "" && e.Replayed {
+		if _, isReplay := prints[e.Fingerprint]; isReplay {
+			return 0, false, nil
+		}
+	}
+	if telephony.IsOperational(e.Type) && !s.isWanted(e) {
+		return 0, false, nil
+	}
+	tx.appended++
+	n = uint64(tx.appended)
+	in.known[e.ID] = n
+	sequence, outcome, err := tx.place(n, e)
+	if err != nil {
+		return 0, false, err
+	}
+	stored := e.Event
+	stored.Sequence = sequence
+	route, asks, err := s.receive(tx, e)
+	if err != nil {
+		return 0, false, err
+	}
+	if asks {
+		tx.write(`INSERT INTO question (n) VALUES ($1)`, int64(n))
+	}
+	const eventSize, deliverySize = 500, 250 // bytes of a row with its indexes, without the body
+	row := newRow{NewEvent: e, n: n, sequence: sequence, body: e.AppendBody(nil, sequence, outcome)}
+	row.size = eventSize + len(row.body)
+	for _, name := range s.rules.Endpoints {
+		if s.rules.IsFor(name, &e.Event, route) {
+			row.size += deliverySize
+			if err := s.appendDelivery(tx, name, n, &stored, asks); err != nil {
+				return 0, false, err
+			}
+		}
+	}
+	tx.grown += int64(row.size)
+	in.rows = append(in.rows, row)
+	if prints, read := in.prints[e.Call]; read {
+		prints[e.Fingerprint] = struct{}{}
+	}
+	return n, asks, nil
+}
+
+// place puts an event behind the others of its call, and decides how the call has ended.
+func (tx *txn) place(n uint64, e *store.NewEvent) (sequence uint64, outcome telephony.Outcome, err error) {
+	if e.Call == "" {
+		return 1, "", nil
+	}
+	t := tx.calls[e.Call]
+	if e.Type == telephony.EventCompleted {
+		if err := tx.lengthenTail(e.Call); err != nil {
+			return 0, "", err
+		}
+		t = tx.calls[e.Call]
+		outcome = store.OutcomeOf(e, t.backwards())
+	}
+	sequence = 1
+	if len(t.events) > 0 {
+		sequence = t.events[len(t.events)-1].Sequence + 1
+	}
+	added := e.Event
+	added.Sequence, added.Body = sequence, nil
+	t.events = append(t.events, tailEvent{added, n})
+	tx.know(n)
+	return sequence, outcome, nil
+}
+
+// lengthenTail reads more of a call: how it has ended is decided by its latest hundred events.
+func (tx *txn) lengthenTail(call string) error {
+	const size = 100
+	t := tx.calls[call]
+	if t.whole || len(t.events) >= size {
+		return nil
+	}
+	var before []tailEvent
+	err := tx.query(func(rows pgx.Rows) error {
+		e, err := scanEvent(rows)
+		before = append(before, e)
+		return err
+	}, `SELECT `+eventColumns+` FROM event e WHERE call = $1 AND call <> '' AND sequence < $2
+		ORDER BY sequence DESC LIMIT $3`, call, t.events[0].Sequence, size-len(t.events))
+	t.whole = len(before) < size-len(t.events)
+	for _, e := range before {
+		t.events = append([]tailEvent{e}, t.events...)
+	}
+	return err
+}
+
+// backwards gives the events of a tail, the latest first.
+func (t *callTail) backwards() iter.Seq[store.Event] {
+	return func(yield func(store.Event) bool) {
+		for i := len(t.events) - 1; i >= 0; i-- {
+			if !yield(t.events[i].Event) {
+				return
+			}
+		}
+	}
+}
+
+// isWanted reports whether an endpoint gets an event of the bridge itself: it is stored for nothing
+// else.
+func (s *Engine) isWanted(e *store.NewEvent) bool {
+	for _, name := range s.rules.Endpoints {
+		if s.rules.IsFor(name, &e.Event, nil) {
+			return true
+		}
+	}
+	return false
+}
+
+// appendDelivery stores the duty to deliver an event.
+func (s *Engine) appendDelivery(tx *txn, name string, n uint64, e *store.Event, asks bool) error {
+	endpoint, _ := s.endpoints.id(name)
+	if s.rules.Reads(name) { // it is there to be read
+		tx.put(deliveryKey{n, endpoint}, store.Delivery{}.Ended(store.Delivered, e.At), nil)
+		return nil
+	}
+	tx.know(n)
+	r := tx.rowsOf(endpoint, n, e)
+	expires := unixNano(s.rules.Expires(name, e))
+	if asks {
+		store.EnqueueQuestion(r, n, expires)
+	} else {
+		store.Enqueue(r, n, expires, s.rules.Hold)
+	}
+	return r.Err()
+}
+
+const insertEvents = `INSERT INTO event (n, id, at, type, call, sequence, print, from_key, to_key, size, body)
+	SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::uuid[],
+		$8::text[], $9::text[], $10::integer[], $11::bytea[])`
+
+// flushAppend writes the events that were appended, and the head. The head is written also if
+// nothing new came: a repeated append must not be reported as done before what stored it the first
+// time is safe, and a transaction that writes nothing waits for no standby.
+func (tx *txn) flushAppend() {
+	if !tx.hasHead {
+		return
+	}
+	tx.hasHead, tx.committing = false, true
+	tx.write(`UPDATE head SET last = $1, used = greatest(used + $2, 0)`, tx.appended, tx.grown)
+	rows := tx.incoming.rows
+	if len(rows) == 0 {
+		return
+	}
+	var (
+		n, at, sequence              []int64
+		id, print                    []uuid.UUID
+		kind, call, fromKeys, toKeys []string
+		size                         []int32
+		body                         [][]byte
+		key                          = tx.engine.rules.NumberKey
+	)
+	for _, r := range rows {
+		n, id, at = append(n, int64(r.n)), append(id, r.ID), append(at, r.At.UnixMilli())
+		kind, call = append(kind, string(r.Type)), append(call, r.Call)
+		sequence, print = append(sequence, int64(r.sequence)), append(print, r.Fingerprint)
+		from, to := "", ""
+		if r.Call != "" {
+			from, to = key(r.From), key(r.To)
+		}
+		fromKeys, toKeys = append(fromKeys, from), append(toKeys, to)
+		size, body = append(size, int32(r.size)), append(body, r.body)
+	}
+	tx.write(insertEvents, n, id, at, kind, call, sequence, print, fromKeys, toKeys, size, body)
+}
+
+// mayRoute reports whether an event may change the route of its call.
+func mayRoute(e *store.NewEvent) bool {
+	switch e.Type {
+	case telephony.EventTransferRequested, telephony.EventIncoming, telephony.EventIncomingAnswered,
+		telephony.EventCompleted:
+		return e.Call != ""
+	}
+	return false
+}
+
+// receive brings the route of an event's call up to date, and gives it as far as it says something
+// of the event. Asks says that endpoints are to be asked about the event now.
+func (s *Engine) receive(tx *txn, e *store.NewEvent) (route *telephony.Route, asks bool, err error) {
+	if !mayRoute(e) {
+		return nil, false, nil
+	}
+	before, err := tx.route(e.Call)
+	if err != nil {
+		return nil, false, err
+	}
+	route, asks, changed := s.rules.Receive(e, before)
+	if changed {
+		tx.putRoute(route)
+	}
+	if route != nil && !route.Live(e.At) {
+		route = nil
+	}
+	return route, asks, nil
+}
+
+// routeRecord is a route as a transaction knows it.
+type routeRecord struct {
+	route   *telephony.Route // nil: the call has not asked
+	changed bool
+}
+
+func (tx *txn) queueRoutes(b *pgx.Batch, calls []string) {
+	if len(calls) == 0 {
+		return
+	}
+	for _, call := range calls {
+		tx.routes[call] = &routeRecord{}
+	}
+	each(b.Queue(`SELECT call, value FROM route WHERE call = ANY($1)`, calls), func(rows pgx.Rows) error {
+		var call string
+		var value []byte
+		if err := rows.Scan(&call, &value); err != nil {
+			return err
+		}
+		route := &telephony.Route{}
+		if err := json.Unmarshal(value, route); err == nil { // else the next question writes it again
+			tx.routes[call].route = route
+		}
+		return nil
+	})
+}
+
+// route gives what is stored of the question where a call goes, nil if it has never asked. What it
+// points to is the caller's.
+func (tx *txn) route(call string) (*telephony.Route, error) {
+	if tx.routes[call] == nil {
+		if err := tx.read(func(b *pgx.Batch) { tx.queueRoutes(b, []string{call}) }); err != nil {
+			return nil, err
+		}
+	}
+	return tx.routes[call].route, nil
+}
+
+func (tx *txn) putRoute(r *telephony.Route) {
+	tx.routes[r.CallID] = &routeRecord{route: r, changed: true}
+}
+
+func (tx *txn) flushRoutes() error {
+	for call, r := range tx.routes {
+		if !r.changed {
+			continue
+		}
+		r.changed = false
+		value, err := json.Marshal(r.route)
+		if err != nil {
+			return err
+		}
+		tx.write(`INSERT INTO route (call, value) VALUES ($1, $2)
+			ON CONFLICT (call) DO UPDATE SET value = excluded.value`, call, value)
+	}
+	return nil
+}

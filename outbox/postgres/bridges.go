@@ -1,0 +1,46 @@
+package postgres
+
+import (
+	"context"
+	"encoding/json"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"pzbridge/outbox/store"
+)
+
+var _ store.Bridges = (*Engine)(nil)
+
+// Announce stores how a bridge stands: see store.Bridges. What others have said a day ago goes.
+func (s *Engine) Announce(ctx context.Context, b store.Bridge) error {
+	value, err := json.Marshal(b)
+	if err != nil {
+		return err
+	}
+	return s.change(ctx, func(tx *txn) error {
+		tx.write(`INSERT INTO bridge (name, seen, value) VALUES ($1, $2, $3)
+			ON CONFLICT (name) DO UPDATE SET seen = excluded.seen, value = excluded.value`,
+			b.Name, b.Seen.UnixMilli(), value)
+		tx.write(`DELETE FROM bridge WHERE seen < $1`, b.Seen.Add(-24*time.Hour).UnixMilli())
+		return nil
+	})
+}
+
+// Bridges returns the bridges that were seen since a time: see store.Bridges.
+func (s *Engine) Bridges(ctx context.Context, since time.Time) (list []store.Bridge, err error) {
+	err = s.view(ctx, func(tx *txn) error {
+		list = nil
+		return tx.query(func(rows pgx.Rows) error {
+			var value []byte
+			if err := rows.Scan(&value); err != nil {
+				return err
+			}
+			var b store.Bridge
+			err := json.Unmarshal(value, &b)
+			list = append(list, b)
+			return err
+		}, `SELECT value FROM bridge WHERE seen >= $1 ORDER BY name`, since.UnixMilli())
+	})
+	return list, err
+}

@@ -1,0 +1,253 @@
+// Package postgres is the engine of several processes: it keeps everything in one PostgreSQL
+// database, in tables of a schema of its own: see schema.sql.
+//
+// Events are numbered in the order of their commits: an append holds the row of table head from the
+// number of its first event until the commit. What changes the deliveries of a call holds the lock
+// of that call meanwhile: see lockCalls. So the rules of order see one call as if nobody else were
+// there, whichever process runs them.
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"pzbridge/internal/clock"
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store"
+)
+
+// Options is the address of the database and the rules that apply to it.
+type Options struct {
+	URL    string // postgres://user:password@host,host/database?…
+	Schema string // of the tables; Open creates it. Empty is "pzbridge"
+	// MaxBytes bounds the bytes that the events take by an estimate; above it Append fails with
+	// store.ErrFull. Above nine tenths of it, Prune removes the oldest events early, as far as no
+	// endpoint waits for them.
+	MaxBytes int64
+	Rules    store.Rules
+	Logger   *slog.Logger
+	// Clock computes ages; nil uses a clock that starts with Open.
+	Clock     *clock.Clock
+	Committed func(took time.Duration) // called after each commit; may be nil
+	// Poll is how often Run looks for what other processes have stored, and Beat how often the
+	// owner of a lease renews it; 0 is a second.
+	Poll, Beat time.Duration
+
+	tracer pgx.QueryTracer // of every statement, for tests
+}
+
+func (o *Options) validate() error {
+	if o.URL == "" || o.Logger == nil || o.MaxBytes <= 0 {
+		return errors.New("postgres: Options.URL, MaxBytes and Logger must be set")
+	}
+	if o.Schema == "" {
+		o.Schema = "pzbridge"
+	}
+	if o.Clock == nil {
+		o.Clock = clock.New(time.Time{}, time.Time{})
+	}
+	if o.Committed == nil {
+		o.Committed = func(time.Duration) {}
+	}
+	o.Poll, o.Beat = cmp.Or(o.Poll, time.Second), cmp.Or(o.Beat, time.Second)
+	return nil
+}
+
+// Engine is an open database.
+type Engine struct {
+	pool      *pgxpool.Pool
+	keeper    *pgxpool.Pool // one connection for leases, which must wait for nothing else
+	id        uuid.UUID     // of this process
+	schema    string
+	rules     store.Rules
+	maxBytes  int64
+	poll      time.Duration
+	beat      time.Duration
+	committed func(time.Duration)
+	logger    *slog.Logger
+	clock     *clock.Clock
+	endpoints endpoints
+	readers   *store.Readers
+	appends   appends
+
+	mu      sync.Mutex
+	failed  error         // of the last change; nil if it succeeded
+	changed chan struct{} // closed when events have been appended; nil while no caller waits for it
+	seen    headState
+
+	setBackOnce sync.Once
+	setBack     chan struct{} // closed once the database was found to be set back
+
+	doubt string // of the clock, as it is stored: see keepDoubt
+}
+
+var _ store.Engine = (*Engine)(nil)
+
+// Open connects to the database, and makes or migrates the tables.
+func Open(ctx context.Context, opts Options) (*Engine, error) {
+	if err := opts.validate(); err != nil {
+		return nil, err
+	}
+	pool, err := connect(ctx, opts, maxConnections-1)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the database of the outbox: %w", err)
+	}
+	keeper, err := connect(ctx, opts, 1)
+	if err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("connect to the database of the outbox: %w", err)
+	}
+	s := &Engine{
+		pool:      pool,
+		keeper:    keeper,
+		id:        uuid.New(),
+		schema:    opts.Schema,
+		rules:     opts.Rules,
+		maxBytes:  opts.MaxBytes,
+		poll:      opts.Poll,
+		beat:      opts.Beat,
+		committed: opts.Committed,
+		logger:    opts.Logger,
+		clock:     opts.Clock,
+		readers:   store.NewReaders(),
+		setBack:   make(chan struct{}),
+	}
+	for _, prepare := range []func(context.Context) error{s.migrate, s.addEndpoints, s.resumeClock, s.closeReaders} {
+		if err := prepare(ctx); err != nil {
+			return nil, errors.Join(fmt.Errorf("prepare the database of the outbox: %w", err), s.Close())
+		}
+	}
+	return s, nil
+}
+
+// Run looks for what other processes have stored, and stores how far endpoints have read, until ctx
+// ends. It fails with ErrSetBack if the database was set back: what the process has in memory of
+// deliveries may be wrong then.
+func (s *Engine) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var parts sync.WaitGroup
+	parts.Go(func() { s.keepReads(ctx) })
+	parts.Go(func() { s.follow(ctx) })
+	var err error
+	select {
+	case <-ctx.Done():
+	case <-s.setBack:
+		err = ErrSetBack
+	}
+	stop()
+	parts.Wait()
+	return err
+}
+
+// Close closes the connections; Run must have ended.
+func (s *Engine) Close() error {
+	s.pool.Close()
+	s.keeper.Close()
+	return nil
+}
+
+// Shared says that other processes may use what is stored, so that deliveries may become due
+// without this one.
+func (s *Engine) Shared() {}
+
+// Changed returns a channel that is closed when events have been appended.
+func (s *Engine) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed == nil {
+		s.changed = make(chan struct{})
+	}
+	return s.changed
+}
+
+// notifyReaders closes the channel that Changed has returned.
+func (s *Engine) notifyReaders() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
+func (s *Engine) setFailed(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failed = err
+}
+
+// Writable returns why events cannot be stored, or what is wrong with the clock that dates them.
+// After a failed change it tries another one first.
+func (s *Engine) Writable(ctx context.Context) error {
+	s.mu.Lock()
+	failed := s.failed
+	s.mu.Unlock()
+	if failed != nil {
+		err := s.change(ctx, func(tx *txn) error {
+			tx.write(`UPDATE head SET last = last`)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return s.clock.Check()
+}
+
+// Usage returns about how many bytes the events take, and how many they may.
+func (s *Engine) Usage(ctx context.Context) (used, allowed int64, err error) {
+	err = s.view(ctx, func(tx *txn) error {
+		_, err := tx.queryRow([]any{&used}, `SELECT used FROM head`)
+		return err
+	})
+	return used, s.maxBytes, err
+}
+
+// nearlyFull reports whether Prune is to remove events early.
+func (s *Engine) nearlyFull(used int64) bool {
+	return float64(used) >= nearlyFullAt*float64(s.maxBytes)
+}
+
+// LastNumber is the number of the event that was appended last, also if it has been removed.
+func (s *Engine) LastNumber(ctx context.Context) (n uint64, err error) {
+	err = s.view(ctx, func(tx *txn) error {
+		_, err := tx.queryRow([]any{&n}, `SELECT last FROM head`)
+		return err
+	})
+	return n, err
+}
+
+// milliTime is a time in Unix milliseconds.
+func milliTime(at int64) time.Time { return time.UnixMilli(at) }
+
+// unixNano is a time in Unix nanoseconds, 0 for none.
+func unixNano(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.UnixNano()
+}
+
+func eventType(kind string) telephony.EventType { return telephony.EventType(kind) }
+
+// sleep waits, and returns false if ctx ends first.
+func sleep(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

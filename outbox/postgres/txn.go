@@ -1,0 +1,327 @@
+package postgres
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"hash/fnv"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"pzbridge/outbox/store"
+)
+
+// txn is a transaction. What it reads comes in batches, each one round trip; what it writes is kept
+// until the end and goes in one batch with the commit. Deliveries and the latest events of calls
+// are kept as they are read and changed, so a change sees what was changed before it.
+type txn struct {
+	engine   *Engine
+	ctx      context.Context
+	conn     *pgxpool.Conn
+	begin    string // the statement with which it begins; empty once it has begun
+	readOnly bool
+	writes   pgx.Batch
+
+	deliveries map[deliveryKey]*record
+	calls      map[string]*callTail
+	routes     map[string]*routeRecord
+	requests   map[uint32]*store.RedeliveryState // see redelivery
+	counted    map[tallyKey]int64
+	kept       map[keptKey]*keptBytes // see loadKept
+
+	// What an append knows: see prepareAppend.
+	incoming   *incoming
+	hasHead    bool  // the head is held
+	committing bool  // and written
+	appended   int64 // the number of the last event
+	grown      int64 // bytes by which the events grow
+	touched    bool  // see touch
+
+	// What the removal of events means for the head: see removeEvents.
+	pruned uint64 // the highest number of one that was too old
+	shrunk int64  // bytes by which the events shrink
+}
+
+// tallyKey is a count of table tally.
+type tallyKey struct {
+	endpoint int16
+	state    store.State
+}
+
+const (
+	beginChange = "begin"
+	beginView   = "begin isolation level repeatable read, read only"
+)
+
+// change runs do in a transaction and commits it. A conflict with another transaction rolls both
+// back and is met by another try, so do may run several times.
+func (s *Engine) change(ctx context.Context, do func(*txn) error) error {
+	const tries = 10
+	for try := 1; ; try++ {
+		began := time.Now()
+		err := s.transact(ctx, beginChange, do)
+		if err == nil {
+			s.committed(time.Since(began))
+			s.setFailed(nil)
+			return nil
+		}
+		if isConflict(err) && try < tries {
+			continue
+		}
+		if isDatabaseError(err) {
+			s.setFailed(err)
+		}
+		return err
+	}
+}
+
+// view runs read in a transaction that sees one state of the database.
+func (s *Engine) view(ctx context.Context, read func(*txn) error) error {
+	return s.transact(ctx, beginView, read)
+}
+
+// operationTimeout bounds one transaction: a database that does not answer must not hold anything
+// for ever.
+const operationTimeout = 10 * time.Second
+
+func (s *Engine) transact(ctx context.Context, begin string, do func(*txn) error) error {
+	ctx, cancel := context.WithTimeout(ctx, operationTimeout)
+	defer cancel()
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return classify(err)
+	}
+	defer conn.Release()
+	tx := &txn{
+		engine: s, ctx: ctx, conn: conn, begin: begin, readOnly: begin == beginView,
+		deliveries: map[deliveryKey]*record{},
+		calls:      map[string]*callTail{},
+		routes:     map[string]*routeRecord{},
+		requests:   map[uint32]*store.RedeliveryState{},
+		counted:    map[tallyKey]int64{},
+	}
+	if err := do(tx); err != nil {
+		tx.rollback()
+		return classify(err)
+	}
+	return classify(tx.commit())
+}
+
+// commit writes what was changed and commits it, in one round trip.
+func (tx *txn) commit() error {
+	if err := tx.flush(); err != nil {
+		tx.rollback()
+		return err
+	}
+	if tx.begin != "" && tx.writes.Len() == 0 {
+		return nil // nothing was done
+	}
+	batch := &pgx.Batch{}
+	if tx.begin != "" {
+		batch.Queue(tx.begin)
+	}
+	for _, q := range tx.writes.QueuedQueries {
+		batch.Queue(q.SQL, q.Arguments...)
+	}
+	if tx.shrunk > 0 { // the head is last, since appends wait for it
+		batch.Queue(`UPDATE head SET pruned = greatest(pruned, $1), used = greatest(used - $2, 0)`,
+			int64(tx.pruned), tx.shrunk)
+	}
+	if tx.touched {
+		batch.Queue(`UPDATE head SET touched = touched + 1`)
+	}
+	batch.Queue("commit")
+	if err := tx.conn.SendBatch(tx.ctx, batch).Close(); err != nil {
+		tx.rollback()
+		return err
+	}
+	if tx.committing {
+		tx.engine.sawHead(tx.appended)
+	}
+	return nil
+}
+
+// rollback ends a transaction that has failed. If the connection is of no use any more, the pool
+// drops it.
+func (tx *txn) rollback() {
+	if tx.begin == "" && !tx.conn.Conn().IsClosed() {
+		_, _ = tx.conn.Exec(tx.ctx, "rollback")
+	}
+}
+
+// read sends queries in one round trip; each calls what it was given for its rows.
+func (tx *txn) read(queue func(b *pgx.Batch)) error {
+	b := &pgx.Batch{}
+	if tx.begin != "" {
+		b.Queue(tx.begin)
+		tx.begin = ""
+	}
+	queue(b)
+	return tx.conn.SendBatch(tx.ctx, b).Close()
+}
+
+// readTogether sends several parts of a read in one round trip, or each in one of its own: so many
+// queries and rows could fill the buffers of both sides, each waiting for the other to read.
+func (tx *txn) readTogether(together bool, parts []func(*pgx.Batch)) error {
+	if !together {
+		for _, part := range parts {
+			if err := tx.read(part); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return tx.read(func(b *pgx.Batch) {
+		for _, part := range parts {
+			part(b)
+		}
+	})
+}
+
+// query is read for one query; scan is called for each row.
+func (tx *txn) query(scan func(pgx.Rows) error, sql string, args ...any) error {
+	return tx.read(func(b *pgx.Batch) { each(b.Queue(sql, args...), scan) })
+}
+
+// queryRow is query for one row at most; found is false if there is none.
+func (tx *txn) queryRow(dest []any, sql string, args ...any) (found bool, err error) {
+	err = tx.query(func(r pgx.Rows) error {
+		found = true
+		return r.Scan(dest...)
+	}, sql, args...)
+	return found, err
+}
+
+// each calls scan for each row of a query's answer.
+func each(q *pgx.QueuedQuery, scan func(pgx.Rows) error) {
+	q.Query(func(rows pgx.Rows) error {
+		for rows.Next() {
+			if err := scan(rows); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	})
+}
+
+// touch makes other processes look for deliveries that have become due.
+func (tx *txn) touch() { tx.touched = true }
+
+// write keeps a statement for the end of the transaction.
+func (tx *txn) write(sql string, args ...any) { tx.writes.Queue(sql, args...) }
+
+// lockCalls takes the locks of calls, as everything does that changes their deliveries, and before
+// it reads these. They are taken all at once and in one order, so that no two transactions wait for
+// each other, and end with the transaction.
+func (tx *txn) lockCalls(calls ...string) error {
+	keys := tx.engine.lockKeys(calls)
+	if len(keys) == 0 {
+		return nil
+	}
+	return tx.read(func(b *pgx.Batch) { queueLocks(b, keys) })
+}
+
+// queueLocks queues the taking of locks.
+func queueLocks(b *pgx.Batch, keys []int64) {
+	if len(keys) > 0 {
+		b.Queue(lockCalls, keys)
+	}
+}
+
+const lockCalls = `SELECT pg_advisory_xact_lock(k) FROM unnest($1::bigint[]) k`
+
+// longestCall is how long a call's ID may be, in bytes, to be kept as it is.
+const longestCall = 256
+
+// callName is what stands for a call's ID: the ID, or its beginning with a hash of the whole if an
+// index of PostgreSQL, or a text of it, cannot hold it. Servers send no such IDs; a hostile one
+// must not keep other events from being stored.
+func callName(id string) string {
+	if len(id) <= longestCall && isText(id) {
+		return id
+	}
+	sum := sha256.Sum256([]byte(id))
+	begin := strings.ReplaceAll(strings.ToValidUTF8(id[:min(len(id), 64)], ""), "\x00", "")
+	return begin + "…" + hex.EncodeToString(sum[:])
+}
+
+// lockName is what lockCalls locks for an event: its call, or a name of its own if it has none. No
+// call's ID has a zero byte.
+func lockName(n uint64, call string) string {
+	if call == "" {
+		return "\x00" + strconv.FormatUint(n, 10)
+	}
+	return call
+}
+
+// lockKeys are the keys of calls' locks. Calls of one key wait for each other, which does no harm.
+func (s *Engine) lockKeys(calls []string) []int64 {
+	keys := make([]int64, 0, len(calls))
+	for _, call := range calls {
+		if call == "" {
+			continue
+		}
+		h := fnv.New64a()
+		_, _ = h.Write([]byte(s.schema + "\x00" + call))
+		keys = append(keys, int64(binary.BigEndian.Uint64(h.Sum(nil))))
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+// flush queues the writes of what was changed.
+func (tx *txn) flush() error {
+	tx.flushAppend()
+	if err := tx.flushRoutes(); err != nil {
+		return err
+	}
+	if err := tx.countRedelivered(); err != nil {
+		return err
+	}
+	tx.flushDeliveries()
+	tx.flushCounts()
+	return tx.flushRedeliveries()
+}
+
+// flushCounts adds to the counts.
+func (tx *txn) flushCounts() {
+	var endpoints, states []int16
+	var numbers []int64
+	for k, by := range tx.counted {
+		if by != 0 {
+			endpoints, states = append(endpoints, k.endpoint), append(states, int16(k.state))
+			numbers = append(numbers, by)
+		}
+	}
+	clear(tx.counted)
+	if len(numbers) > 0 {
+		tx.write(`INSERT INTO tally SELECT * FROM unnest($1::smallint[], $2::smallint[], $3::bigint[])`,
+			endpoints, states, numbers)
+	}
+}
+
+// sortedKeys are the keys of a set.
+func sortedKeys(set map[string]bool) []string { return slices.Sorted(maps.Keys(set)) }
+
+// numberOf returns the number of the event with an ID, and false if there is none.
+func (tx *txn) numberOf(eventID string) (n uint64, known bool, err error) {
+	id, err := uuid.Parse(eventID)
+	if err != nil {
+		return 0, false, nil
+	}
+	known, err = tx.queryRow([]any{&n}, `SELECT n FROM event WHERE id = $1`, id)
+	return n, known, err
+}
+
+// count adds to the count of an endpoint's deliveries in a state.
+func (tx *txn) count(endpoint int16, state store.State, by int64) {
+	tx.counted[tallyKey{endpoint, state}] += by
+}
