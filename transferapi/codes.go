@@ -49,6 +49,7 @@ var causeCodes = []telephony.Code{
 	telephony.CodeCallOver,
 	telephony.CodeCommandRate,
 	telephony.CodeCommandsClosed,
+	telephony.CodeDatabase,
 	telephony.CodeDecided,
 	telephony.CodeDiskFull,
 	telephony.CodeFromNotAllowed,

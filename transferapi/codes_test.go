@@ -81,6 +81,16 @@ func TestProblemsHaveACode(t *testing.T) {
 	}
 }
 
+// That the outbox cannot be read is the bridge's fault, and the code says whether its database is.
+func TestDatabaseThatIsAwayHasACode(t *testing.T) {
+	gone := &telephony.Fault{Code: telephony.CodeDatabase, Text: "the database is gone"}
+	p := deliveryProblem(fmt.Errorf("list deliveries: %w", gone)).titled()
+	if p.Status != http.StatusInternalServerError || p.Code != telephony.CodeDatabase ||
+		!strings.Contains(p.Detail, "OUTBOX_URL") {
+		t.Errorf("%+v", p)
+	}
+}
+
 // A cause that is not in the list is not shown, and the status has a code.
 func TestCausesOutsideTheListAreNotCodes(t *testing.T) {
 	p := deliveryProblem(store.ErrDamaged).titled()

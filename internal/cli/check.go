@@ -18,6 +18,9 @@ func (p Program) check(_ context.Context, args []string) error {
 	if err := cfg.Describe(p.Out); err != nil {
 		return err
 	}
+	if cfg.OutboxURL != "" {
+		fmt.Fprintf(p.Out, "\nThe outbox is the %s; OUTBOX_PATH has no meaning then.\n", printable(cfg.OutboxPlace()))
+	}
 	if cert := cfg.APICertificate(); cert != nil {
 		fmt.Fprintln(p.Out, "\nThe API's certificate:", validity(cert))
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -70,5 +71,65 @@ func TestShownAddressHasNoPassword(t *testing.T) {
 	address := (api{url: "https://user:sesame@example.com:8080"}).redactedURL()
 	if strings.Contains(address, "sesame") || !strings.Contains(address, "example.com:8080") {
 		t.Errorf("it is shown as %s", address)
+	}
+}
+
+// setVariables sets the smallest configuration, with the outbox in a database whose password is
+// sesame.
+func setVariables(t *testing.T) {
+	t.Helper()
+	for name, value := range map[string]string{
+		"PZ_URL":            "ws://127.0.0.1:1",
+		"ENDPOINT_0_NAME":   "crm",
+		"ENDPOINT_0_URL":    "http://127.0.0.1:1/",
+		"ENDPOINT_0_SECRET": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+		"OUTBOX_PATH":       filepath.Join(t.TempDir(), "outbox.db"),
+		"OUTBOX_URL":        "postgres://bridge:sesame@db1,db2:5433/calls?sslmode=require",
+		"OUTBOX_SCHEMA":     "tables",
+		"BRIDGE_NAME":       "first",
+	} {
+		t.Setenv(name, value)
+	}
+}
+
+// The commands for the file say what to use instead if the outbox is a database, and touch no file.
+func TestCommandsForTheFileAreRefusedWithADatabase(t *testing.T) {
+	setVariables(t)
+	for _, c := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"compact"}, "there is no file to compact: autovacuum of PostgreSQL"},
+		{[]string{"restore", "backup.db"}, "there is no file to restore: use PostgreSQL's own tools, pg_restore"},
+	} {
+		var out, stderr bytes.Buffer
+		code := (Program{Out: &out, Err: &stderr}).Main(t.Context(), c.args)
+		if says := stderr.String(); code != exitUsage || out.Len() > 0 || strings.Count(says, "\n") != 1 ||
+			!strings.HasPrefix(says, "pzbridge: with OUTBOX_URL "+c.says) || strings.Contains(says, "sesame") {
+			t.Errorf("%v: exit code %d, %q, %q", c.args, code, says, out.String())
+		}
+	}
+	if _, err := os.Stat(os.Getenv("OUTBOX_PATH")); !os.IsNotExist(err) {
+		t.Errorf("there is a file: %v", err)
+	}
+}
+
+func TestCheckShowsTheDatabaseWithoutItsPassword(t *testing.T) {
+	setVariables(t)
+	var out, stderr bytes.Buffer
+	if code := (Program{Out: &out, Err: &stderr}).Main(t.Context(), []string{"check"}); code != exitDone {
+		t.Fatalf("exit code %d: %s", code, stderr.String())
+	}
+	for _, want := range []string{
+		"\nThe outbox is the database calls at db1,db2:5433, schema tables; OUTBOX_PATH has no meaning then.\n",
+		"\nWarning: OUTBOX_URL leads to db1 without sslmode=verify-full",
+		" tables\n", " first\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in:\n%s", want, out.String())
+		}
+	}
+	if all := out.String() + stderr.String(); strings.Contains(all, "sesame") {
+		t.Errorf("the password is shown:\n%s", all)
 	}
 }

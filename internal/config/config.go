@@ -49,8 +49,11 @@ type text struct {
 	RetrySchedule   string `env:"RETRY_SCHEDULE" envDefault:"5s,5m,30m,2h,5h,10h,14h,20h,24h"`
 	OrderHold       string `env:"ORDER_HOLD" envDefault:"1m"`
 	OutboxPath      string `env:"OUTBOX_PATH" envDefault:"data/outbox.db"`
+	OutboxURL       string `env:"OUTBOX_URL"`
+	OutboxSchema    string `env:"OUTBOX_SCHEMA" envDefault:"pzbridge"`
 	OutboxRetention string `env:"OUTBOX_RETENTION" envDefault:"168h"`
 	OutboxMaxBytes  string `env:"OUTBOX_MAX_BYTES" envDefault:"1GiB"`
+	BridgeName      string `env:"BRIDGE_NAME"`
 	BackupDir       string `env:"BACKUP_DIR"`
 	BackupKeep      string `env:"BACKUP_KEEP" envDefault:"7"`
 	RoutingTimeout  string `env:"ROUTING_TIMEOUT" envDefault:"10s"`
@@ -105,8 +108,11 @@ type Config struct {
 	RetrySchedule   []time.Duration
 	OrderHold       time.Duration
 	OutboxPath      string
+	OutboxURL       string // of a PostgreSQL database, which takes the place of the file; holds a password
+	OutboxSchema    string // of that database
 	OutboxRetention time.Duration
 	OutboxMaxBytes  int64
+	BridgeName      string // tells bridges on one database apart; may be empty without OutboxURL
 	BackupDir       string // for copies of the outbox; "": none are made
 	BackupKeep      int    // copies
 	RoutingTimeout  time.Duration
@@ -133,7 +139,8 @@ type Config struct {
 	AlertLanguage      string // "en" or "ru"
 
 	settings     []setting
-	certificates []certificate // of the endpoints' TLS and of the API's
+	database     *database     // of OutboxURL; nil without one
+	certificates []certificate // of the endpoints' TLS, of the API's and of the database's
 }
 
 // Error lists everything that is wrong with a configuration, one line for each problem.
@@ -239,6 +246,7 @@ func brokenLine(content string) int {
 func Load(vars map[string]string) (Config, error) {
 	var p problems
 	vars, numbers := ownVariables(vars, &p)
+	setDefaults(vars)
 	var t text
 	if err := env.ParseWithOptions(&t, env.Options{Environment: vars}); err != nil {
 		return Config{}, fmt.Errorf("read the environment: %w", err)
@@ -289,7 +297,8 @@ func ownVariables(vars map[string]string, p *problems) (map[string]string, []int
 	var numbers []int
 	for _, name := range slices.Sorted(maps.Keys(vars)) {
 		value := vars[name]
-		isKnown, number, isEndpoint := known[name], 0, false
+		// A Docker link to a container named bridge sets BRIDGE_NAME.
+		isKnown, number, isEndpoint := known[name] && !setByPlatform(name, value), 0, false
 		if m := endpointName.FindStringSubmatch(name); m != nil && forEndpoint[m[2]] {
 			isKnown, isEndpoint = true, true
 			number, _ = strconv.Atoi(m[1])
@@ -363,7 +372,7 @@ func OperatorToken(vars map[string]string) (string, error) {
 
 // secretNames matches the variables that hold a secret and can be read from a file by NAME_FILE.
 // The address of a CRM is among them, because it often contains a token.
-var secretNames = regexp.MustCompile(`^(PZ_PASSWORD|API_TOKEN|ENDPOINT_[0-9]+_(SECRET|TOKEN|URL))$`)
+var secretNames = regexp.MustCompile(`^(PZ_PASSWORD|API_TOKEN|OUTBOX_URL|ENDPOINT_[0-9]+_(SECRET|TOKEN|URL))$`)
 
 func readSecret(vars map[string]string, name, file string, p *problems) {
 	if vars[name] != "" {

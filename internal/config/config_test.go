@@ -248,6 +248,9 @@ func TestEachMistakeNamesItsVariable(t *testing.T) {
 		{"ENDPOINT_00_NAME=x", "ENDPOINT_00_NAME", "no such variable"},
 		{"LOG_LEVLE=debug", "LOG_LEVLE", "no such variable"},
 		{"OUTBOX_PATH_FILE=x", "OUTBOX_PATH_FILE", "no such variable"},
+		{"OUTBOX_SCHEMA=my.calls", "OUTBOX_SCHEMA", "letters, digits and _, at most 63"},
+		{"BRIDGE_NAME=two words", "BRIDGE_NAME", "1 to 64 letters, digits and . _ -"},
+		{"OUTBOX_URL=hunter2.example", "OUTBOX_URL", "must be postgres://user:password@host/database"},
 		{"PZ_TLS_LEGACY=true", "PZ_TLS_LEGACY", "PZ_TLS_FINGERPRINT"},
 		{"BACKUP_KEEP=0", "BACKUP_KEEP", "from 1 to 1000"},
 		{"BACKUP_KEEP=many", "BACKUP_KEEP", "from 1 to 1000"},
@@ -356,7 +359,9 @@ func TestMisspeltVariablesAreRefused(t *testing.T) {
 		"PZ_PASWORD":            "PZ_PASSWORD",
 		"PZ_SOMETHING":          "",
 		"PZBRIDGE_ULR":          "PZBRIDGE_URL",
-		"PZBRIDGE_NAME":         "",
+		"PZBRIDGE_NAME":         "BRIDGE_NAME",
+		"OUTBOX_ULR":            "OUTBOX_URL",
+		"OUTBOX_SCHEME":         "OUTBOX_SCHEMA",
 		"OUTBOX_SOMETHING":      "",
 		"OUTBOX_PATH_FILE":      "",
 		"RETRY_COUNT":           "",
@@ -482,6 +487,7 @@ func TestStrayCharactersInValuesAreRefused(t *testing.T) {
 		"ENDPOINT_0_TOKEN": "hunter2-hunter2-hunter2", "ENDPOINT_0_SECRET": secret, "ENDPOINT_0_NAME": "hunter2",
 		"ENDPOINT_0_URL": "https://hunter2/", "PZ_URL": "hunter2", "PZ_CLIENT_TYPE": "hunter2",
 		"PZ_CLIENT_GUID": "hunter2", "PZ_PHONE_NUMBER": "101", "PZ_BROADCAST_GROUP": "hunter2",
+		"OUTBOX_URL":  "postgres://u:hunter2@127.0.0.1/db",
 		"OUTBOX_PATH": "hunter2.db", "LOG_LEVEL": "info", "REPLAY_MAX_AGE": "24h",
 	}
 	file := filepath.Join(t.TempDir(), "file")

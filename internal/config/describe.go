@@ -38,6 +38,8 @@ func redact(name, value string) string {
 		return "-"
 	case strings.HasPrefix(name, "ENDPOINT_") && strings.HasSuffix(name, "_URL"):
 		return redactURL(value)
+	case name == "OUTBOX_URL":
+		return redactDatabase(value)
 	case secretNames.MatchString(name):
 		return "(hidden)"
 	case strings.HasSuffix(name, "_HEADERS"):

@@ -49,7 +49,7 @@ func (t text) parse(p *problems) Config {
 		ReplayMaxAge:    parseDuration("REPLAY_MAX_AGE", t.ReplayMaxAge, 0, p),
 		OrderHold:       parseDuration("ORDER_HOLD", t.OrderHold, 0, p),
 		OutboxRetention: parseDuration("OUTBOX_RETENTION", t.OutboxRetention, time.Minute, p),
-		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, store.LargestMaxBytes, p),
+		OutboxMaxBytes:  parseBytes("OUTBOX_MAX_BYTES", t.OutboxMaxBytes, minOutbox, t.largestMaxBytes(), p),
 		RoutingTimeout:  parseDuration("ROUTING_TIMEOUT", t.RoutingTimeout, time.Millisecond, p),
 		OutboxPath:      t.OutboxPath,
 		BackupDir:       t.BackupDir,
@@ -61,6 +61,7 @@ func (t text) parse(p *problems) Config {
 		ShutdownGrace:   parseDuration("SHUTDOWN_GRACE", t.ShutdownGrace, time.Millisecond, p),
 	}
 	c.checkRehearsal(p)
+	t.parseDatabase(&c, p)
 	c.CallRate = parseRatePer("CALL_RATE", "calls", "minute", t.CallRate, p)
 	c.Phone = parsePlan(t.PhoneRegion, t.InternalDigits, p)
 	c.CallFrom = parseNumbers("CALL_FROM", t.CallFrom, c.Phone, p)
@@ -410,7 +411,7 @@ func (c Config) checkEndpoints(numbers []int, p *problems) {
 }
 
 // Warnings lists settings that work but are insecure or about to fail, one line each: certificates
-// out of their time, secrets copied from pzbridge's repository, and unencrypted addresses.
+// out of their time, secrets copied from pzbridge's repository, and addresses without TLS.
 func (c Config) Warnings() []string {
 	list := c.CertificateFaults()
 	if soon := c.expiresSoon(time.Now()); soon != "" {
@@ -437,6 +438,9 @@ func (c Config) Warnings() []string {
 			list = append(list, endpointPrefix(i)+"URL begins with http:// and is not in your own network: "+
 				"anybody on the way can read the calls")
 		}
+	}
+	if c.database != nil && c.database.warning() != "" {
+		list = append(list, c.database.warning())
 	}
 	return list
 }
