@@ -103,19 +103,12 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	counters := metrics.New(version)
 	stats := dashboard.NewStats()
 	ages := clock.New(released, first)
-	engine, err := bolt.Open(bolt.Options{
-		Path:      cfg.OutboxPath,
-		MaxBytes:  cfg.OutboxMaxBytes,
-		Rules:     rules(cfg),
-		Logger:    logger,
-		Clock:     ages,
-		Committed: counters.Committed,
-		Migrating: beforeMigration(cfg, logger),
-	})
+	engine, err := openEngine(ctx, cfg, ages, counters, logger)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
+	watch := newWatch(engine, logger)
 	senders := newSenders(cfg)
 	defer closeSenders(senders)
 	box, err := outbox.New(ctx, outbox.Options{
@@ -129,6 +122,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Retention:      cfg.OutboxRetention,
 		Grace:          cfg.ShutdownGrace * 9 / 10, // the rest is for recording the outcomes
 		Stopping:       ctx,
+		Held:           watch.held(),
 		Logger:         logger,
 		Observer:       observers{counters, stats},
 		Clock:          ages,
@@ -152,6 +146,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		TLS:          relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy),
 		Identity:     cfg.Identity,
 		Disabled:     !enabled,
+		Waiting:      watch.waiting(),
 		ReplayMaxAge: cfg.ReplayMaxAge,
 		Clock:        ages,
 		Grace:        cfg.ShutdownGrace / 4,
@@ -209,13 +204,15 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
+	bridges := newBridgeList(cfg, engine, watch, session)
 	counters.Watch(session, box, cfg.OutboxMaxBytes)
 	deliver := []func(context.Context) error{events.questions.Run, box.Run}
-	if cfg.BackupDir != "" {
+	file, isFile := engine.(*bolt.Engine)
+	if isFile && cfg.BackupDir != "" {
 		nightly, err := backup.New(backup.Options{
 			Folder:   backupFolder(cfg),
-			Copy:     engine.Backup,
-			Usable:   isWorthCopying(engine),
+			Copy:     file.Backup,
+			Usable:   isWorthCopying(file),
 			Logger:   logger,
 			Observer: counters,
 		})
@@ -229,11 +226,12 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Router:         router,
 		Policy:         policy,
 		Outbox:         box,
-		Backup:         engine,
+		Backup:         backupOf(file),
 		Deliveries:     box,
 		Events:         box,
 		Calls:          box,
 		Keys:           engine,
+		Bridges:        bridges,
 		Metrics:        counters.Handler(),
 		MetricsPublic:  cfg.MetricsPublic,
 		Tokens:         tokens(cfg),
@@ -276,7 +274,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	}
 
 	logger.Info("pzbridge started", "version", version, "server", cfg.URL.Host, "endpoints", len(cfg.Endpoints),
-		"outbox", cfg.OutboxPath, "listen", listener.Addr().String(), "client_guid", cfg.Identity.GUID)
+		"outbox", cfg.OutboxPlace(), "listen", listener.Addr().String(), "client_guid", cfg.Identity.GUID)
 	if !enabled {
 		logger.Warn("the connection to the server is switched off, " +
 			"and stays so until PUT /v1/connection or the dashboard switches it on")
@@ -299,10 +297,12 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	err = runAll(
 		ctx,
 		front,
-		alerts.Run,
-		func(ctx context.Context) error { return stats.Run(ctx, box, logger) },
-		session.Run,
-		together(deliver...),
+		watch.during(alerts.Run, nil),
+		watch.during(func(ctx context.Context) error { return stats.Run(ctx, box, logger) }, nil),
+		watch.during(session.Run, func(ctx context.Context) error { return switchAsStored(ctx, box, session) }),
+		watch.during(together(deliver...), nil),
+		watch.run,
+		bridges.run,
 		engine.Run,
 	)
 	logger.Info("pzbridge stopped")

@@ -209,6 +209,9 @@ func (l *lane) busy() bool { return l.ordered.Load() > 0 || l.recording || len(l
 // to dispatch again. Hire starts a worker.
 func (l *lane) dispatch(ctx context.Context, hire func()) (at time.Time) {
 	now := time.Now()
+	if l.isSuspended() {
+		return now.Add(storeRetryWait)
+	}
 	h := l.currentHealth()
 	if h.failing != l.failing {
 		l.failing, l.linedUp = h.failing, false
@@ -233,6 +236,9 @@ func (l *lane) dispatch(ctx context.Context, hire func()) (at time.Time) {
 	}
 	return sooner(at, l.expire(ctx, now))
 }
+
+// isSuspended reports whether no attempt may begin, since the work may pass to another process.
+func (l *lane) isSuspended() bool { return l.opts.Held != nil && l.opts.Held().Err() != nil }
 
 // giveOrders orders attempts until slots of them are in flight and each worker has one more
 // waiting, and returns when to go on.

@@ -53,6 +53,10 @@ type Options struct {
 	// Grace is how long attempts in flight may go on after the context of Run has ended, or after
 	// Stopping if that ends earlier.
 	Grace time.Duration
+	// Held returns a context that ends when the work may pass to another process: attempts in
+	// flight are then cut off at once, and none begins until it returns another one. Nil: there is
+	// no other process.
+	Held func() context.Context
 	// Stopping ends when the program begins to stop, which may be before the outbox is stopped. May
 	// be nil.
 	Stopping context.Context
@@ -275,8 +279,27 @@ func (o *Outbox) Run(ctx context.Context) error {
 		}
 	}
 	parts.Go(func() { o.prune(ctx) })
+	if _, isShared := o.engine.(shared); isShared {
+		parts.Go(func() { o.followOthers(ctx) })
+	}
 	parts.Wait()
 	return nil
+}
+
+// shared is an engine that other processes use as well.
+type shared interface{ Shared() }
+
+// followOthers wakes the lanes when another process has changed what is stored.
+func (o *Outbox) followOthers(ctx context.Context) {
+	for {
+		changed := o.engine.Changed()
+		select {
+		case <-changed:
+			o.wakeLanes()
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // Work returns the context of attempts, which outlives ctx by the grace: it is better to finish a

@@ -56,11 +56,12 @@ func (l *lane) work(ctx, work context.Context) {
 }
 
 // isOvertaken reports whether an order is no longer to be carried out: while it waited for a
-// worker, the endpoint has begun to fail or requested a pause, or the delivery has expired.
+// worker, the endpoint has begun to fail or requested a pause, the delivery has expired, or the
+// work may pass to another process.
 func (l *lane) isOvertaken(o *order) bool {
 	h := l.currentHealth()
 	slots, _ := h.allows(time.Now(), 1)
-	return slots == 0 || h.failing && !o.probe || l.isTooLate(&o.job)
+	return slots == 0 || h.failing && !o.probe || l.isTooLate(&o.job) || l.isSuspended()
 }
 
 // handIn passes the result of an order to run. It wakes run in three cases: when the workers are
@@ -86,10 +87,18 @@ func (l *lane) handIn(e attemptDone) {
 func (l *lane) attempt(work context.Context, j store.Job, probe bool) attemptDone {
 	began := time.Now()
 	j.MayRedial = l.redial
+	if l.opts.Held != nil {
+		var end context.CancelFunc
+		work, end = whileHeld(work, l.opts.Held())
+		defer end()
+	}
 	o := l.sender.Send(work, j)
 	if o.Verdict == store.CutOff {
-		l.logger.Warn("attempt cut off by the shutdown; it will be made again",
-			"event_id", j.EventID, "call_id", j.Event.Call)
+		message := "attempt cut off by the shutdown; it will be made again"
+		if l.isSuspended() {
+			message = "attempt cut off, since another bridge may take the work over; it will be made again"
+		}
+		l.logger.Warn(message, "event_id", j.EventID, "call_id", j.Event.Call)
 		return attemptDone{result: store.Result{Job: j}, unmade: true}
 	}
 	now := time.Now()
@@ -111,6 +120,16 @@ func (l *lane) attempt(work context.Context, j store.Job, probe bool) attemptDon
 		l.logger.Error("a part of what a sender returned cannot be stored", "err", err)
 	}
 	return attemptDone{result: result, verdict: o.Verdict, at: now, expires: expires}
+}
+
+// whileHeld returns a context that ends with either of two.
+func whileHeld(work, held context.Context) (both context.Context, end context.CancelFunc) {
+	both, cancel := context.WithCancel(work)
+	stop := context.AfterFunc(held, cancel)
+	return both, func() {
+		stop()
+		cancel()
+	}
 }
 
 // updateHealth updates the health of the endpoint by the outcome of an attempt.

@@ -52,6 +52,7 @@ type Options struct {
 	Identity pz.Identity
 
 	Disabled     bool          // do not connect before Enable(true)
+	Waiting      error         // why Run does not begin yet, for the status until then; nil: it does
 	ReplayMaxAge time.Duration // replayed calls that ended longer ago are dropped; 0 drops none
 	Grace        time.Duration // bounds the storing of what was read, from the beginning of a shutdown
 	Sink         Sink

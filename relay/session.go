@@ -98,6 +98,9 @@ func New(opts Options) (*Session, error) {
 		switched: make(chan struct{}),
 		dialNow:  make(chan struct{}, 1),
 	}
+	if opts.Waiting != nil {
+		s.status.LastError, s.status.LastCause = opts.Waiting.Error(), telephony.CauseOf(opts.Waiting)
+	}
 	return s, nil
 }
 

@@ -259,6 +259,12 @@ const backupWriteTimeout = 30 * time.Second
 
 // backup sends a copy of the outbox's file. It breaks off the connection if that fails midway.
 func (a *API) backup(w http.ResponseWriter, r *http.Request) {
+	if a.opts.Backup == nil {
+		const detail = "The outbox is in a PostgreSQL database, so there is no file to copy: " +
+			"back the database up with PostgreSQL's own tools, such as pg_dump."
+		problem{Status: http.StatusNotFound, Detail: detail}.write(w)
+		return
+	}
 	if !a.backups.acquire(r.Context(), maxSlotWait) {
 		tooManyRequests(
 			"Another backup is being taken: its copy takes as much room on the disk as the outbox, " +

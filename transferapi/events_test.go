@@ -290,6 +290,7 @@ func TestConcurrentRequestsWithOneKeyAreOneCommand(t *testing.T) {
 			Router:         e,
 			Outbox:         b,
 			Backup:         b.engine,
+			Bridges:        twoBridges{},
 			Deliveries:     b,
 			Events:         b,
 			Calls:          b,

@@ -79,7 +79,8 @@ type Options struct {
 	Router     Router
 	Policy     Policy // nil allows everything
 	Outbox     Outbox
-	Backup     Backup
+	Backup     Backup // nil: the outbox is not a file
+	Bridges    Bridges
 	Deliveries Deliveries
 	Events     Events
 	Calls      Calls
@@ -115,11 +116,11 @@ type API struct {
 // New returns the API. It fails if a required option is missing, or if two bearers share a token,
 // since the token alone identifies the caller.
 func New(opts Options) (*API, error) {
-	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Backup == nil ||
+	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Bridges == nil ||
 		opts.Deliveries == nil || opts.Events == nil || opts.Calls == nil || opts.Keys == nil || opts.Metrics == nil ||
 		opts.Logger == nil || opts.CommandTimeout <= 0 || opts.Rate <= 0 {
 		return nil, errors.New(
-			"transferapi: Options.Exchange, Router, Outbox, Backup, Deliveries, Events, Calls, Keys, Metrics, " +
+			"transferapi: Options.Exchange, Router, Outbox, Bridges, Deliveries, Events, Calls, Keys, Metrics, " +
 				"Logger, CommandTimeout and Rate must be set",
 		)
 	}
@@ -193,6 +194,7 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/audit", operatorOnly, a.readHandler(a.listAudits)},
 		{http.MethodDelete, "/v1/numbers/{number}", operatorOnly, a.forget},
 		{http.MethodGet, "/v1/endpoints", operatorOnly, a.listEndpoints},
+		{http.MethodGet, "/v1/bridges", operatorOnly, a.readHandler(a.listBridges)},
 		{http.MethodPost, "/v1/endpoints/{name}/test", operatorOnly, a.sendTest},
 		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},
 		{http.MethodGet, "/healthz", public, a.alive},

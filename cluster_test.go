@@ -1,0 +1,203 @@
+//go:build unix
+
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"pzbridge/internal/pz"
+	"pzbridge/internal/pztest"
+	"pzbridge/outbox/postgres/pgtest"
+)
+
+// bridges gives the configurations of several bridges on one database.
+func bridges(
+	t *testing.T, server *pztest.Server, crm *receiver, url string, more ...string,
+) (list []map[string]string) {
+	t.Helper()
+	for i := range 2 {
+		vars := variables(t, server, crm, append(more, "OUTBOX_URL="+url, fmt.Sprint("BRIDGE_NAME=bridge", i+1))...)
+		delete(vars, "OUTBOX_PATH")
+		list = append(list, vars)
+	}
+	return list
+}
+
+// ready is the status of a bridge's /readyz; 0 if it does not answer.
+func ready(vars map[string]string) int {
+	r, err := http.Get("http://" + vars["LISTEN_ADDR"] + "/readyz")
+	if err != nil {
+		return 0
+	}
+	defer r.Body.Close()
+	return r.StatusCode
+}
+
+// finished is the event with which a call ends, which the server keeps for a client that is away.
+func finished(call string) pz.Attrs {
+	return history(call, "73430112233", "101", "0", "5")
+}
+
+// Two bridges share a database. The one at work is killed; the other takes over within seconds, and
+// each finished call arrives with one ID, also those of the time in which nobody was connected.
+// What the server has written to a socket and nobody has stored is lost with the process, as with
+// one bridge: so nothing is on its way at the kill.
+func TestSpareTakesOverFromAKilledBridge(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	list := bridges(t, server, crm, url, "LOG_LEVEL=info", "REPLAY_MAX_AGE=0")
+	processes := []*process{start(t, list[0]), nil}
+	eventually(t, "the first bridge is ready", func() bool { return ready(list[0]) == http.StatusOK })
+	processes[1] = start(t, list[1])
+	eventually(t, "the second waits", func() bool { return ready(list[1]) == http.StatusServiceUnavailable })
+	calls := 0
+	callsEnd := func(n int) {
+		for range n {
+			calls++
+			if err := server.Generate(finished(fmt.Sprint(calls))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	arrived := map[string]string{}
+	allArrive := func() {
+		eventually(t, fmt.Sprintf("all %d calls have arrived", calls), func() bool {
+			for _, h := range crm.webhooks(t) {
+				if first, ok := arrived[h.Data.CallID]; ok && first != h.ID {
+					t.Fatalf("call %s arrived with the IDs %s and %s", h.Data.CallID, first, h.ID)
+				}
+				arrived[h.Data.CallID] = h.ID
+			}
+			return len(arrived) == calls
+		})
+	}
+	for round := range 2 {
+		active, spare := round%2, (round+1)%2
+		callsEnd(500)
+		allArrive()
+		if err := processes[active].Process.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		_ = processes[active].Wait()
+		began := time.Now()
+		eventually(t, "the server has noticed", func() bool { return server.Connected() == 0 })
+		callsEnd(500) // the server keeps them
+		eventually(t, "the spare is at work", func() bool { return ready(list[spare]) == http.StatusOK })
+		t.Logf("the spare was at work after %v", time.Since(began).Round(time.Millisecond))
+		allArrive()
+		processes[active] = start(t, list[active])
+		eventually(t, "the killed one waits", func() bool {
+			return ready(list[active]) == http.StatusServiceUnavailable
+		})
+	}
+	for _, p := range processes {
+		if strings.Contains(p.log.String(), "t0psecret") {
+			t.Error("the log tells what stands in the endpoint's address")
+		}
+	}
+}
+
+// A bridge that stands still for longer than the others wait has lost its work when it goes on: it
+// ends with an error, and sends nothing twice.
+func TestBridgeThatStoodStillGivesItsWorkUp(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	list := bridges(t, server, crm, url, "LOG_LEVEL=info", "REPLAY_MAX_AGE=0")
+	first := start(t, list[0])
+	eventually(t, "the first bridge is ready", func() bool { return ready(list[0]) == http.StatusOK })
+	start(t, list[1])
+	eventually(t, "the second waits", func() bool { return ready(list[1]) == http.StatusServiceUnavailable })
+	if err := first.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for n := range 100 {
+		if err := server.Generate(finished(fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the second is at work", func() bool { return ready(list[1]) == http.StatusOK })
+	if err := first.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if code := first.exitCode(); code == 0 {
+		t.Errorf("the first ends well: %s", first.log)
+	}
+	if !strings.Contains(first.log.String(), "another one may have taken over") {
+		t.Errorf("it does not say why it ends: %s", first.log)
+	}
+	// What the first had read before it ended it has stored, and the second delivers it.
+	eventually(t, "all calls have arrived", func() bool { return len(crm.webhooks(t)) >= 100 })
+	seen := map[string]bool{}
+	for _, h := range crm.webhooks(t) {
+		if seen[h.Data.CallID] {
+			t.Errorf("call %s arrived twice", h.Data.CallID)
+		}
+		seen[h.Data.CallID] = true
+	}
+}
+
+// A planned stop hands the work over at once.
+func TestStoppedBridgeHandsTheWorkOver(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	list := bridges(t, server, newReceiver(t, nil), url)
+	first := start(t, list[0])
+	eventually(t, "the first bridge is ready", func() bool { return ready(list[0]) == http.StatusOK })
+	start(t, list[1])
+	eventually(t, "the second waits", func() bool { return ready(list[1]) == http.StatusServiceUnavailable })
+	if err := first.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	first.endsWell(t)
+	began := time.Now()
+	eventually(t, "the second is at work", func() bool { return ready(list[1]) == http.StatusOK })
+	t.Logf("the second was at work %v after the first had ended", time.Since(began).Round(time.Millisecond))
+}
+
+// The database is away for longer than a lease lasts. The bridge says so, keeps what comes in, goes
+// on by itself and sends each event, and is still the same process.
+func TestDatabaseIsAwayForAWhile(t *testing.T) {
+	database := pgtest.New(t)
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	list := bridges(t, server, crm, database.Database(t), "LOG_LEVEL=info")
+	start(t, list[0])
+	eventually(t, "the bridge is ready", func() bool { return ready(list[0]) == http.StatusOK })
+	start(t, list[1])
+	eventually(t, "the second waits", func() bool { return ready(list[1]) == http.StatusServiceUnavailable })
+	ring := func(from, to int) {
+		for n := from; n < to; n++ {
+			if err := server.Generate(ringing(fmt.Sprint(n), "73430112233")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ring(0, 100)
+	eventually(t, "all have arrived", func() bool { return len(crm.webhooks(t)) == 100 })
+	database.Stop(t)
+	ring(100, 200)
+	eventually(t, "the bridge is not ready", func() bool { return ready(list[0]) == http.StatusServiceUnavailable })
+	time.Sleep(5 * time.Second)
+	database.Start(t)
+	eventually(t, "the bridge is ready again", func() bool { return ready(list[0]) == http.StatusOK })
+	ring(200, 300)
+	eventually(t, "all have arrived", func() bool { return len(crm.webhooks(t)) >= 300 })
+	ids := map[string]bool{}
+	for _, h := range crm.webhooks(t) {
+		ids[h.ID] = true
+	}
+	if len(ids) != 300 {
+		t.Errorf("%d events have arrived, want 300", len(ids))
+	}
+}
