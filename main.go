@@ -184,6 +184,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		DeclineOnSilence: cfg.DeclineOnSilence,
 		Timeout:          cfg.CommandTimeout,
 		Policy:           policy,
+		AtWork:           watch.isHeld,
 		Logger:           logger,
 		Observer:         counters,
 	})

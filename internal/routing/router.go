@@ -54,8 +54,11 @@ type RouterOptions struct {
 	DeclineOnSilence bool
 	Timeout          time.Duration // of a Transfer
 	Policy           Policy        // may be nil: every answer is allowed
-	Logger           *slog.Logger
-	Observer         Observer // may be nil
+	// AtWork reports whether this bridge has the connection to the exchange; false means that
+	// another one has, so that an answer taken here could not be carried out. Nil is always true.
+	AtWork   func() bool
+	Logger   *slog.Logger
+	Observer Observer // may be nil
 }
 
 // Router applies the answers of endpoints and the operator to routes, and writes the Transfer of
@@ -119,6 +122,9 @@ func (r *Router) changeQuietly(ctx context.Context, callID string, c telephony.R
 // *telephony.DecidedError, or as a command does. After a *telephony.NotAllowedError the question is
 // as if the answer had not come.
 func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) error {
+	if r.opts.AtWork != nil && !r.opts.AtWork() {
+		return telephony.ErrNotConnected
+	}
 	if r.opts.Policy != nil {
 		cmd := telephony.Command{Kind: telephony.CommandTransfer, CallID: callID, To: to}
 		if err := r.opts.Policy.Allow(by, cmd); err != nil {

@@ -345,3 +345,21 @@ func TestAnswerThatIsNotAllowedChangesNothing(t *testing.T) {
 		t.Errorf("another one after that: %v, %d commands, %+v", err, pbx.commands, routes.kept)
 	}
 }
+
+// TestAnswerAtASpareChangesNothing checks that a bridge which waits while another one is connected
+// takes no answer: it could not carry it out, and the call would be decided.
+func TestAnswerAtASpareChangesNothing(t *testing.T) {
+	pbx := &answering{}
+	routes := openRoute("e", time.Minute, "a")
+	isAtWork := false
+	r := newRouter(t, routes, RouterOptions{Exchange: pbx, AtWork: func() bool { return isAtWork }})
+	err := r.Answer(t.Context(), "5", "", "a", "101")
+	if !errors.Is(err, telephony.ErrNotConnected) || pbx.commands != 0 ||
+		routes.kept.Outcome != telephony.RouteOpen || len(routes.kept.Replies) != 0 {
+		t.Fatalf("%v, %d commands, %+v", err, pbx.commands, routes.kept)
+	}
+	isAtWork = true
+	if err := r.Answer(t.Context(), "5", "", "a", "101"); err != nil || pbx.commands != 1 {
+		t.Errorf("at work: %v, %d commands", err, pbx.commands)
+	}
+}

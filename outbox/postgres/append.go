@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 
 	"github.com/dustin/go-humanize"
@@ -58,7 +59,7 @@ func (s *Engine) Append(ctx context.Context, events []store.NewEvent) (store.App
 	together := a.take()
 	a.mu.Unlock()
 
-	s.appendTogether(ctx, together)
+	s.appendTogether(context.WithoutCancel(ctx), together) // others wait for it, too
 
 	a.mu.Lock()
 	if a.busy = len(a.waiting) > 0; a.busy {
@@ -91,7 +92,8 @@ func (s *Engine) appendTogether(ctx context.Context, list []*appending) {
 		if err != nil {
 			return err
 		}
-		if used >= s.maxBytes {
+		isNew := func(e *store.NewEvent) bool { return tx.incoming.known[e.ID] == 0 }
+		if used >= s.maxBytes && slices.ContainsFunc(events, isNew) { // else it is a repeated append
 			return full(used, s.maxBytes)
 		}
 		for _, a := range list {
@@ -155,11 +157,11 @@ func (tx *txn) prepareAppend(events []*store.NewEvent) (used int64, err error) {
 	in := &incoming{known: map[uuid.UUID]uint64{}, prints: map[string]map[uuid.UUID]struct{}{}}
 	tx.incoming = in
 	list := sortedKeys(calls)
-	tailsRead := func() {}
+	var then func() error
 	err = tx.readTogether(len(events) <= maxTogether, []func(*pgx.Batch){
 		func(b *pgx.Batch) { queueLocks(b, tx.engine.lockKeys(list)) },
 		func(b *pgx.Batch) { tx.queueKnown(b, ids) },
-		func(b *pgx.Batch) { tailsRead = tx.queueTails(b, list, tailSize) },
+		func(b *pgx.Batch) { then = tx.queueTails(b, list, tailSize) },
 		func(b *pgx.Batch) { tx.queueRoutes(b, sortedKeys(asking)) },
 		func(b *pgx.Batch) { tx.queuePrints(b, sortedKeys(replayed)) },
 		func(b *pgx.Batch) {
@@ -168,10 +170,12 @@ func (tx *txn) prepareAppend(events []*store.NewEvent) (used int64, err error) {
 			})
 		},
 	})
-	tailsRead()
 	tx.hasHead = true
 	if err == nil {
-		tx.appended = tx.engine.aboveSeen(tx.appended)
+		err = then()
+	}
+	if err == nil {
+		tx.appended, tx.isRaised = tx.engine.aboveSeen(tx.appended)
 	}
 	return used, err
 }

@@ -20,8 +20,15 @@ import (
 // stored, or it is not known.
 var ErrUnavailable = &telephony.Fault{Code: telephony.CodeDatabase, Text: "the database of the outbox is not available"}
 
-// maxConnections is how many connections a bridge has at most.
-const maxConnections = 6
+const (
+	// maxConnections is how many connections a bridge has at most.
+	maxConnections = 6
+	// keeperConnections are those for leases: one, and one more while a broken one is being closed,
+	// which may take some seconds where the server does not answer.
+	keeperConnections = 2
+	// maxViews is how many of the others people and programs may use at once for reading.
+	maxViews = 2
+)
 
 // planOptions keep PostgreSQL from plans that it makes while tables are empty and keeps when they
 // are full: each statement is written for an index.
@@ -30,7 +37,8 @@ var planOptions = map[string]string{
 	"jit": "off",
 }
 
-func connect(ctx context.Context, opts Options, connections int32) (*pgxpool.Pool, error) {
+// connect returns a pool of connections to the primary among the hosts.
+func connect(ctx context.Context, opts Options, cluster *hosts, connections int32) (*pgxpool.Pool, error) {
 	c, err := pgxpool.ParseConfig(opts.URL)
 	if err != nil {
 		// Not err, which quotes it.
@@ -45,15 +53,17 @@ func connect(ctx context.Context, opts Options, connections int32) (*pgxpool.Poo
 	for name, value := range planOptions {
 		params[name] = value
 	}
+	// A limit that is set for the role would end the wait for a standby.
+	params["statement_timeout"] = "0"
 	c.ConnConfig.ConnectTimeout = probeTimeout
 	c.ConnConfig.Tracer = opts.tracer
-	var pool *pgxpool.Pool
-	cluster := &hosts{reset: func() { pool.Reset() }}
+	c.ConnConfig.OnNotice = noteUnconfirmed
 	c.BeforeConnect = cluster.choose
-	pool, err = pgxpool.NewWithConfig(ctx, c)
+	pool, err := pgxpool.NewWithConfig(ctx, c)
 	if err != nil {
 		return nil, classify(err)
 	}
+	cluster.add(pool)
 	if err := pool.Ping(ctx); err != nil {
 		pool.Close()
 		return nil, classify(err)
@@ -136,9 +146,12 @@ func classify(err error) error {
 	switch {
 	case err == nil:
 		return nil
+	case errors.Is(err, errNoPrimary), errors.Is(err, errUnconfirmed):
+		return ErrUnavailable.With(": "+err.Error(), err.Error())
 	case errors.As(err, &pgError):
-		switch class := pgError.Code[:2]; {
-		case class == "53", class == "57", class == "08", pgError.Code == "25006":
+		switch pgError.Code[:2] {
+		// Connection, state of the transaction, conflict, resources, operator, system.
+		case "08", "25", "40", "53", "57", "58":
 			return ErrUnavailable.With(": "+pgError.Message, pgError.Message)
 		}
 		return refusal{pgError}

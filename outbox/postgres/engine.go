@@ -65,7 +65,7 @@ func (o *Options) validate() error {
 // Engine is an open database.
 type Engine struct {
 	pool      *pgxpool.Pool
-	keeper    *pgxpool.Pool // one connection for leases, which must wait for nothing else
+	keeper    *pgxpool.Pool // for leases, which must wait for nothing else
 	id        uuid.UUID     // of this process
 	schema    string
 	rules     store.Rules
@@ -78,6 +78,7 @@ type Engine struct {
 	endpoints endpoints
 	readers   *store.Readers
 	appends   appends
+	viewers   chan struct{} // has an element for each view that runs
 
 	mu      sync.Mutex
 	failed  error         // of the last change; nil if it succeeded
@@ -97,11 +98,12 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
-	pool, err := connect(ctx, opts, maxConnections-1)
+	cluster := &hosts{}
+	pool, err := connect(ctx, opts, cluster, maxConnections-keeperConnections)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the database of the outbox: %w", err)
 	}
-	keeper, err := connect(ctx, opts, 1)
+	keeper, err := connect(ctx, opts, cluster, keeperConnections)
 	if err != nil {
 		pool.Close()
 		return nil, fmt.Errorf("connect to the database of the outbox: %w", err)
@@ -120,6 +122,7 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		clock:     opts.Clock,
 		readers:   store.NewReaders(),
 		setBack:   make(chan struct{}),
+		viewers:   make(chan struct{}, maxViews),
 	}
 	for _, prepare := range []func(context.Context) error{s.migrate, s.addEndpoints, s.resumeClock, s.closeReaders} {
 		if err := prepare(ctx); err != nil {

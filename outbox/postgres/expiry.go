@@ -48,7 +48,7 @@ func (l *lane) claimLate(ctx context.Context, now time.Time, limit int) (late []
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	look := lateLook{lane: l, limit: limit}
-	err = l.engine.view(ctx, func(tx *txn) error {
+	err = l.engine.look(ctx, func(tx *txn) error {
 		look.tx, look.late, look.next = tx, nil, time.Time{}
 		return look.run(now)
 	})

@@ -30,7 +30,7 @@ type headState struct{ last, touched int64 }
 // there are, one more than maxTally at most.
 func (s *Engine) lookAtHead(ctx context.Context) (isNew bool, counts int, err error) {
 	var now headState
-	err = s.view(ctx, func(tx *txn) error {
+	err = s.look(ctx, func(tx *txn) error {
 		_, err := tx.queryRow([]any{&now.last, &now.touched, &counts}, `SELECT last, touched,
 			(SELECT count(*) FROM (SELECT FROM tally LIMIT $1) t) FROM head`, maxTally+1)
 		return err
@@ -45,7 +45,8 @@ func (s *Engine) lookAtHead(ctx context.Context) (isNew bool, counts int, err er
 	}
 	s.mu.Unlock()
 	if isBelow {
-		return true, counts, s.change(ctx, func(tx *txn) error {
+		// Without ctx, which ends as soon as the raise is known.
+		return true, counts, s.change(context.WithoutCancel(ctx), func(tx *txn) error {
 			_, err := tx.prepareAppend(nil) // raises the head
 			return err
 		})
@@ -73,12 +74,11 @@ var ErrSetBack = &telephony.Fault{
 
 // aboveSeen returns the number of the last event, or one beyond all that this process has seen if
 // the database was set back: no number may be used twice.
-func (s *Engine) aboveSeen(last int64) int64 {
+func (s *Engine) aboveSeen(last int64) (number int64, isRaised bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if last >= s.seen.last {
-		return last
+		return last, false
 	}
-	s.setBackOnce.Do(func() { close(s.setBack) })
-	return s.seen.last + raisedBy
+	return s.seen.last + raisedBy, true
 }

@@ -46,6 +46,19 @@ func (harness) Open(o storetest.EngineOptions) (store.Engine, error) {
 
 func (harness) Check(t testing.TB, e store.Engine) { checkTables(t, e.(*Engine)) }
 
+// slow are the promises that take tens of thousands of transactions: they are about days, in each
+// minute of which something is looked up, or about hundreds of calls. A short run leaves them out.
+var slow = []string{
+	"CallComesPageByPage", "CallsAreFoundByWhatTheyAre", "ClockSetForwardGivesNothingUp",
+	"EventsOfAWrongClockAreAsOldAsTheNextOnes", "FailingIsCountedThroughRestarts", "FirstCursorIsGoodForTheNextRead",
+	"ForgettingANumberRemovesAllOfItsCalls", "ManyEventsOfAWrongClockGoWithTheNextOnes",
+	"ManyQuestionsAtOnceAreBounded", "NewsOfALiveCallIsTriedWhileItIsOfUse", "OldEventsGoUnlessAnEndpointWaits",
+	"OrderAtRandom", "QuestionsThatWaitForTheirCallTakeNoPlace", "RedeliverAllChoosesByStateTypeAndTime",
+	"RedeliverAllHoldsUpNoLiveCall", "RedeliveriesKeepTheirIDAndOrder", "RetriesBySchedule", "RoutesArePruned",
+	"SequenceOutlivesEarlyPruning", "TheOutcomeIsDecidedWhenACallEnds", "WhatEachAnswerLeadsTo",
+	"WhatWaitsForAnAbandonedEndpointGoes",
+}
+
 // TestMain lets more tests run at once than there are processors: they mostly wait for the server.
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -55,29 +68,12 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// slow are the tests that take most of the suite's time on a database: they open it again and
-// again, or go through days in fake time.
-var slow = []string{
-	"ClockSetForwardGivesNothingUp", "FailingIsCountedThroughRestarts", "ManyQuestionsAtOnceAreBounded",
-	"NewsOfALiveCallIsTriedWhileItIsOfUse", "OldEventsGoUnlessAnEndpointWaits", "OrderAtRandom",
-	"RedeliverAllChoosesByStateTypeAndTime", "WhatWaitsForAnAbandonedEndpointGoes",
-}
-
 func TestPromises(t *testing.T) {
 	var except []string
 	if testing.Short() {
 		except = slow
 	}
 	storetest.Run(t, newHarness(t), except...)
-}
-
-// TestPromisesWithEveryWriteRepeated checks that the same write once more changes nothing: after an
-// error a caller cannot know whether it happened.
-func TestPromisesWithEveryWriteRepeated(t *testing.T) {
-	if testing.Short() {
-		t.Skip("the same tests once more")
-	}
-	storetest.Run(t, storetest.Twice(newHarness(t)))
 }
 
 // contradictions are queries for what must not be stored: each gives a row of one text for

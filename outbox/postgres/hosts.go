@@ -9,16 +9,23 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // hosts are the servers of a cluster, of which one is the primary. After a fail-over the old
 // primary may come back and still take itself for it: then the one of the highest timeline counts,
 // since each promotion begins a new one, and never one below the highest that was seen.
 type hosts struct {
-	reset func() // drops the connections to a server that is the primary no longer
-
 	mu       sync.Mutex
-	timeline int // the highest that was seen
+	timeline int             // the highest that was seen
+	pools    []*pgxpool.Pool // whose connections go when a higher one is seen
+}
+
+// add adds a pool to those whose connections go when another server has become the primary.
+func (h *hosts) add(pool *pgxpool.Pool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.pools = append(h.pools, pool)
 }
 
 // probeTimeout bounds how long a server may take to say what it is.
@@ -53,26 +60,27 @@ func (h *hosts) choose(ctx context.Context, c *pgx.ConnConfig) error {
 	if best.timeline == 0 || !h.follow(best.timeline) {
 		return failures
 	}
-	c.Host, c.Port, c.TLSConfig = best.Host, best.Port, best.TLSConfig
-	c.Fallbacks = nil
+	c.Host, c.Port, c.TLSConfig, c.Fallbacks = best.c.Host, best.c.Port, best.c.TLSConfig, best.c.Fallbacks
 	return nil
 }
 
 // follow reports whether a timeline is not below the highest that was seen.
 func (h *hosts) follow(timeline int) bool {
 	h.mu.Lock()
-	before := h.timeline
+	before, pools := h.timeline, h.pools
 	h.timeline = max(before, timeline)
 	h.mu.Unlock()
 	if before != 0 && timeline > before {
-		h.reset()
+		for _, pool := range pools {
+			pool.Reset()
+		}
 	}
 	return timeline >= before
 }
 
 // answer is what a server says that it is.
 type answer struct {
-	*pgconn.FallbackConfig
+	c        *pgx.ConnConfig // as it was asked; with and without TLS, if either may be used
 	timeline int
 	err      error
 }
@@ -80,7 +88,7 @@ type answer struct {
 func probe(ctx context.Context, c *pgx.ConnConfig) answer {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	a := answer{FallbackConfig: &pgconn.FallbackConfig{Host: c.Host, Port: c.Port, TLSConfig: c.TLSConfig}}
+	a := answer{c: c}
 	conn, err := pgx.ConnectConfig(ctx, c)
 	if err != nil {
 		a.err = classify(err)

@@ -74,7 +74,7 @@ func (l *lane) Claim(
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	look := claimLook{lane: l, busy: busy, n: math.MaxInt64}
-	err = l.engine.view(ctx, func(tx *txn) error {
+	err = l.engine.look(ctx, func(tx *txn) error {
 		look.tx, look.jobs = tx, nil
 		if err := look.takeTimed(now, max(1, limit/4)); err != nil {
 			return err
@@ -127,26 +127,32 @@ func (f *claimLook) take(j store.Job, limit int) (hasRoom bool) {
 	return len(f.jobs) < limit && f.skipped < maxSkipped
 }
 
+// A look begins with pages of minPage deliveries, and goes on with larger ones: those in front may
+// all be claimed already.
+const minPage, maxPage = 64, 512
+
 // takeTimed takes those whose time has come, up to a limit.
 func (f *claimLook) takeTimed(now time.Time, limit int) error {
-	for !f.timeUp && len(f.jobs) < limit && f.skipped < maxSkipped {
-		list, err := f.page(timed, f.lane.endpoint, f.due, int64(f.n), now.UnixNano(), limit-len(f.jobs))
+	for size := minPage; !f.timeUp && len(f.jobs) < limit && f.skipped < maxSkipped; size = min(2*size, maxPage) {
+		list, err := f.page(timed, f.lane.endpoint, f.due, int64(f.n), now.UnixNano(), size)
 		if err != nil {
 			return err
 		}
-		f.timeUp = len(list) < limit-len(f.jobs)
 		for _, j := range list {
 			f.due, f.n = j.Delivery.Due, j.Number
-			f.take(j, limit)
+			if !f.take(j, limit) {
+				return nil
+			}
 		}
+		f.timeUp = len(list) < size
 	}
 	return nil
 }
 
 // takeUntried takes those that have not been tried, up to a limit.
 func (f *claimLook) takeUntried(limit int) error {
-	after, size := uint64(0), limit
-	for len(f.jobs) < limit && f.skipped < maxSkipped {
+	after := uint64(0)
+	for size := max(minPage, limit); len(f.jobs) < limit && f.skipped < maxSkipped; size = min(2*size, maxPage) {
 		list, err := f.page(untried, f.lane.endpoint, int64(after), size)
 		if err != nil {
 			return err
@@ -160,7 +166,6 @@ func (f *claimLook) takeUntried(limit int) error {
 		if len(list) < size {
 			return nil
 		}
-		size = max(size, limit)
 	}
 	return nil
 }
@@ -202,7 +207,7 @@ func (l *lane) claimAll(jobs []store.Job) {
 func (l *lane) Probe(ctx context.Context, now time.Time, after uint64) (c store.Claimed, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	err = l.engine.view(ctx, func(tx *txn) error {
+	err = l.engine.look(ctx, func(tx *txn) error {
 		c = store.Claimed{}
 		look := claimLook{lane: l, tx: tx}
 		for _, from := range []uint64{after, 0} {
@@ -325,7 +330,7 @@ func (s *Engine) record(ctx context.Context, endpoint int16, results []store.Res
 		calls = append(calls, lockName(r.Job.Number, r.Job.Event.Call))
 		for k := range r.Events {
 			events = append(events, &r.Events[k])
-			calls = append(calls, r.Events[k].Call)
+			calls = append(calls, callName(r.Events[k].Call))
 		}
 	}
 	err := s.change(ctx, func(tx *txn) error {
@@ -376,6 +381,12 @@ func (s *Engine) recordOne(tx *txn, endpoint int16, r *store.Result) (counts boo
 func (s *Engine) appendOf(tx *txn, results []store.Result, counts []bool, events []*store.NewEvent) error {
 	if len(events) == 0 {
 		return nil
+	}
+	// Before the head is held, since nothing else may be waited for then.
+	if _, numbers := tx.redelivered(); len(numbers) > 0 {
+		if err := tx.loadRedeliveries(numbers...); err != nil {
+			return err
+		}
 	}
 	if _, err := tx.prepareAppend(events); err != nil {
 		return err

@@ -130,7 +130,7 @@ func (l *Lease) prolong(sent time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.until = until
-	if l.deadline != nil && l.deadline.Stop() {
+	if l.deadline != nil && l.deadline.Stop() && l.held.Err() == nil {
 		l.deadline.Reset(left)
 		return
 	}
@@ -194,6 +194,8 @@ func (l *Lease) Release(ctx context.Context) error {
 	l.stop()
 	l.renewing.Wait()
 	l.endHeld()
+	ctx, cancel := context.WithTimeout(ctx, patienceBeats*l.engine.beat)
+	defer cancel()
 	_, err := l.engine.keeper.Exec(ctx, `UPDATE lease SET owner = NULL, counter = counter + 1
 		WHERE name = $1 AND owner = $2 AND epoch = $3`, l.name, l.engine.id, l.epoch)
 	return classify(err)

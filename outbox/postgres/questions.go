@@ -14,7 +14,7 @@ import (
 
 // TakeQuestions gives the numbers of the events that are being asked about.
 func (s *Engine) TakeQuestions(ctx context.Context) (list []uint64, err error) {
-	err = s.view(ctx, func(tx *txn) error {
+	err = s.look(ctx, func(tx *txn) error {
 		list = nil
 		return tx.query(func(rows pgx.Rows) error {
 			var n uint64
@@ -47,7 +47,7 @@ func (tx *txn) event(n uint64) (e store.Event, known bool, err error) {
 
 // Question gives an event that is asked about: see store.Questions.
 func (s *Engine) Question(ctx context.Context, n uint64) (q store.Question, err error) {
-	err = s.view(ctx, func(tx *txn) error {
+	err = s.look(ctx, func(tx *txn) error {
 		q = store.Question{Number: n, Asked: map[string]store.Job{}}
 		var known bool
 		if q.Event, known, err = tx.event(n); err != nil {
@@ -184,7 +184,7 @@ func (s *Engine) endAsked(
 // Route gives the question where a call should go, nil if it has not asked.
 func (s *Engine) Route(ctx context.Context, callID string) (route *telephony.Route, err error) {
 	callID = callName(callID)
-	err = s.view(ctx, func(tx *txn) error {
+	err = s.look(ctx, func(tx *txn) error {
 		route, err = tx.route(callID)
 		return err
 	})

@@ -152,7 +152,7 @@ func (s *Engine) closeSome(
 		err := tx.query(func(rows pgx.Rows) error {
 			var call string
 			err := rows.Scan(&last, &call)
-			keys, calls = append(keys, deliveryKey{last, endpoint}), append(calls, call)
+			keys, calls = append(keys, deliveryKey{last, endpoint}), append(calls, lockName(last, call))
 			return err
 		}, `SELECT p.n, e.call FROM (SELECT n FROM pending WHERE endpoint = $1 AND n > $2 ORDER BY n LIMIT $3) p
 			JOIN event e USING (n) ORDER BY p.n`, endpoint, after, batch)

@@ -222,7 +222,7 @@ func (tx *txn) lockToRedeliver(endpoint int16, numbers []uint64) (list []tailEve
 	if err != nil {
 		return nil, err
 	}
-	tailsRead := func() {}
+	then := func() error { return nil }
 	err = tx.read(func(b *pgx.Batch) {
 		each(b.Queue(`SELECT `+eventColumns+` FROM event e WHERE e.n = ANY($1) ORDER BY e.n`, signed(numbers)),
 			func(rows pgx.Rows) error {
@@ -231,13 +231,15 @@ func (tx *txn) lockToRedeliver(endpoint int16, numbers []uint64) (list []tailEve
 				return err
 			})
 		if len(calls) > 0 {
-			tailsRead = tx.queueTails(b, calls, tailSize)
+			then = tx.queueTails(b, calls, tailSize)
 		}
 	})
 	if err != nil {
 		return nil, err
 	}
-	tailsRead()
+	if err := then(); err != nil {
+		return nil, err
+	}
 	keys := make([]deliveryKey, len(list))
 	for i, e := range list {
 		keys[i] = deliveryKey{e.n, endpoint}

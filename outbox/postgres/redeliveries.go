@@ -100,22 +100,8 @@ func (tx *txn) loadRedeliveries(numbers ...uint32) error {
 // countRedelivered counts what becomes of the changed deliveries that a redelivery of many has
 // requested. A pending one that is removed counts as dead.
 func (tx *txn) countRedelivered() error {
-	type change struct{ before, after store.Delivery }
-	var changes []change
-	numbers := map[uint32]bool{}
-	for _, r := range tx.deliveries {
-		if !r.changed || !r.wasStored {
-			continue
-		}
-		c := change{r.stored, r.Delivery}
-		if !r.exists {
-			c.after = r.stored.Ended(store.Dead, time.Time{})
-		}
-		if store.CountsForRedelivery(c.before, c.after) {
-			changes, numbers[c.before.Request] = append(changes, c), true
-		}
-	}
-	if err := tx.loadRedeliveries(slices.Collect(maps.Keys(numbers))...); err != nil {
+	changes, numbers := tx.redelivered()
+	if err := tx.loadRedeliveries(numbers...); err != nil {
 		return err
 	}
 	for _, c := range changes {
@@ -124,6 +110,27 @@ func (tx *txn) countRedelivered() error {
 		}
 	}
 	return nil
+}
+
+// redeliveryChange is what has become of a delivery that a redelivery of many has requested.
+type redeliveryChange struct{ before, after store.Delivery }
+
+// redelivered returns the changes that count for redeliveries of many, and the numbers of these.
+func (tx *txn) redelivered() (changes []redeliveryChange, numbers []uint32) {
+	seen := map[uint32]bool{}
+	for _, r := range tx.deliveries {
+		if !r.changed || !r.wasStored {
+			continue
+		}
+		c := redeliveryChange{r.stored, r.Delivery}
+		if !r.exists {
+			c.after = r.stored.Ended(store.Dead, time.Time{})
+		}
+		if store.CountsForRedelivery(c.before, c.after) {
+			changes, seen[c.before.Request] = append(changes, c), true
+		}
+	}
+	return changes, slices.Collect(maps.Keys(seen))
 }
 
 // flushRedeliveries queues the writes of the redeliveries of many that were read to be changed.

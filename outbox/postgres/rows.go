@@ -124,11 +124,11 @@ const (
 		SELECT n AS event FROM event WHERE event.call = c.id AND event.call <> '' ORDER BY sequence DESC LIMIT $2) e`
 )
 
-// queueTails queues the reading of the latest events of calls, with their deliveries at all
-// endpoints. Done is to be called once they are read.
-func (tx *txn) queueTails(b *pgx.Batch, calls []string, limit int) (done func()) {
+// queueTails queues the reading of the latest events of calls. Then is to be called once they are
+// read: it reads their deliveries at all endpoints, which a call that begins does not have.
+func (tx *txn) queueTails(b *pgx.Batch, calls []string, limit int) (then func() error) {
 	if len(calls) == 0 {
-		return func() {}
+		return func() error { return nil }
 	}
 	for _, call := range calls {
 		tx.calls[call] = &callTail{}
@@ -142,18 +142,35 @@ func (tx *txn) queueTails(b *pgx.Batch, calls []string, limit int) (done func())
 		t.events = append(t.events, e)
 		return nil
 	})
-	each(b.Queue(tailPending, calls, limit), tx.scanDelivery)
-	each(b.Queue(tailEnded, calls, limit, tx.engine.endpoints.ids()), tx.scanDelivery)
-	return func() {
+	return func() error {
+		var known []string // those with events
 		for _, call := range calls {
 			t := tx.calls[call]
 			t.whole = len(t.events) < limit
 			slices.Reverse(t.events)
-			for _, e := range t.events {
-				tx.know(e.n)
+			if len(t.events) > 0 {
+				known = append(known, call)
 			}
 		}
+		return tx.readTails(known, limit)
 	}
+}
+
+// readTails reads the deliveries of the latest events of calls.
+func (tx *txn) readTails(calls []string, limit int) error {
+	if len(calls) == 0 {
+		return nil
+	}
+	err := tx.read(func(b *pgx.Batch) {
+		each(b.Queue(tailPending, calls, limit), tx.scanDelivery)
+		each(b.Queue(tailEnded, calls, limit, tx.engine.endpoints.ids()), tx.scanDelivery)
+	})
+	for _, call := range calls {
+		for _, e := range tx.calls[call].events {
+			tx.know(e.n)
+		}
+	}
+	return err
 }
 
 // know notes that the deliveries of an event are read, for all endpoints: what was not found does
@@ -171,12 +188,11 @@ func (tx *txn) tail(call string) (*callTail, error) {
 	if t := tx.calls[call]; t != nil {
 		return t, nil
 	}
-	var done func()
-	if err := tx.read(func(b *pgx.Batch) { done = tx.queueTails(b, []string{call}, tailSize) }); err != nil {
+	var then func() error
+	if err := tx.read(func(b *pgx.Batch) { then = tx.queueTails(b, []string{call}, tailSize) }); err != nil {
 		return nil, err
 	}
-	done()
-	return tx.calls[call], nil
+	return tx.calls[call], then()
 }
 
 // scanEvent reads a row of eventColumns, and what comes behind them.

@@ -5,8 +5,10 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
 	"hash/fnv"
 	"maps"
+	"math/rand/v2"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +16,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"pzbridge/outbox/store"
@@ -40,6 +43,7 @@ type txn struct {
 	// What an append knows: see prepareAppend.
 	incoming   *incoming
 	hasHead    bool  // the head is held
+	isRaised   bool  // the numbers go on far beyond: see aboveSeen
 	committing bool  // and written
 	appended   int64 // the number of the last event
 	grown      int64 // bytes by which the events grow
@@ -73,9 +77,11 @@ func (s *Engine) change(ctx context.Context, do func(*txn) error) error {
 			s.setFailed(nil)
 			return nil
 		}
-		if isConflict(err) && try < tries {
+		// Two that have met once must not meet again for ever.
+		if isConflict(err) && try < tries && sleep(ctx, rand.N(time.Duration(try)*10*time.Millisecond)) {
 			continue
 		}
+		err = classify(err)
 		if isDatabaseError(err) {
 			s.setFailed(err)
 		}
@@ -83,9 +89,21 @@ func (s *Engine) change(ctx context.Context, do func(*txn) error) error {
 	}
 }
 
-// view runs read in a transaction that sees one state of the database.
+// look runs read in a transaction that sees one state of the database.
+func (s *Engine) look(ctx context.Context, read func(*txn) error) error {
+	return classify(s.transact(ctx, beginView, read))
+}
+
+// view is look for what people and programs read. It leaves connections to events and deliveries,
+// however much is read.
 func (s *Engine) view(ctx context.Context, read func(*txn) error) error {
-	return s.transact(ctx, beginView, read)
+	select {
+	case s.viewers <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-s.viewers }()
+	return s.look(ctx, read)
 }
 
 // operationTimeout bounds one transaction: a database that does not answer must not hold anything
@@ -97,7 +115,7 @@ func (s *Engine) transact(ctx context.Context, begin string, do func(*txn) error
 	defer cancel()
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
-		return classify(err)
+		return err
 	}
 	defer conn.Release()
 	tx := &txn{
@@ -110,9 +128,9 @@ func (s *Engine) transact(ctx context.Context, begin string, do func(*txn) error
 	}
 	if err := do(tx); err != nil {
 		tx.rollback()
-		return classify(err)
+		return err
 	}
-	return classify(tx.commit())
+	return tx.commit()
 }
 
 // commit writes what was changed and commits it, in one round trip.
@@ -143,10 +161,40 @@ func (tx *txn) commit() error {
 		tx.rollback()
 		return err
 	}
+	if err := tx.confirmed(); err != nil {
+		return err
+	}
 	if tx.committing {
 		tx.engine.sawHead(tx.appended)
 	}
+	if tx.isRaised {
+		tx.engine.setBackOnce.Do(func() { close(tx.engine.setBack) })
+	}
 	return nil
+}
+
+// errUnconfirmed means that a commit may be lost with this server: the wait for a standby was
+// broken off.
+var errUnconfirmed = errors.New("the wait for a synchronous standby was broken off")
+
+// unconfirmed is in the custom data of a connection whose last commit may be lost.
+const unconfirmed = "unconfirmed"
+
+// noteUnconfirmed notes the warning of a server that does not wait for a standby any longer.
+func noteUnconfirmed(c *pgconn.PgConn, n *pgconn.Notice) {
+	if strings.Contains(n.Message, "wait for synchronous replication") {
+		c.CustomData()[unconfirmed] = true
+	}
+}
+
+// confirmed returns an error if the commit may be lost.
+func (tx *txn) confirmed() error {
+	data := tx.conn.Conn().PgConn().CustomData()
+	if data[unconfirmed] == nil {
+		return nil
+	}
+	delete(data, unconfirmed)
+	return errUnconfirmed
 }
 
 // rollback ends a transaction that has failed. If the connection is of no use any more, the pool

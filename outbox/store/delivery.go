@@ -133,9 +133,9 @@ func (d Delivery) asRedelivered(before *Delivery, now time.Time, hold time.Durat
 }
 
 // SetBack returns a pending delivery that is to be tried later, with the time that it should have
-// once the clock has been set back to now. What was tried at a time that is still to come has waited
-// long enough, and what waits behind such a one waits no longer than the hold. A due time that is
-// further ahead than any wait is a mistake too.
+// once the clock has been set back to now. What was tried at a time that is still to come has
+// waited long enough, and what waits behind such a one waits no longer than the hold. A due time
+// that is further ahead than any wait is a mistake too.
 func (r *Rules) SetBack(d Delivery, lastTried, now time.Time) Delivery {
 	ahead := time.Duration(d.Due - now.UnixNano())
 	switch {
