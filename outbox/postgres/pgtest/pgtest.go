@@ -85,14 +85,14 @@ func New(t testing.TB, more ...string) *Server {
 	return s
 }
 
-// need skips a test where there is no PostgreSQL. If PZBRIDGE_POSTGRES is set, the test fails
+// need skips a test where there is no PostgreSQL. If NEED_POSTGRES is set, the test fails
 // instead, so that the tests cannot be left out unnoticed where they must run.
 func need(t testing.TB) {
 	t.Helper()
 	err := Found()
 	switch {
 	case err == nil:
-	case os.Getenv("PZBRIDGE_POSTGRES") != "":
+	case os.Getenv("NEED_POSTGRES") != "":
 		t.Fatal(err)
 	default:
 		t.Skip(err)
