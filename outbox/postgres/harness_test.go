@@ -103,7 +103,8 @@ var contradictions = []string{
 			FROM ` + allDeliveries + ` d JOIN event USING (n)
 			WHERE call <> '' WINDOW w AS (PARTITION BY endpoint, call ORDER BY n)) d
 		WHERE state = 0 AND state_before = 0 AND next <> n
-			AND (next = 0 OR EXISTS (SELECT FROM ` + allDeliveries + ` x WHERE x.n = d.next AND x.endpoint = d.endpoint))`,
+			AND (next = 0 OR EXISTS (
+				SELECT FROM ` + allDeliveries + ` x WHERE x.n = d.next AND x.endpoint = d.endpoint))`,
 
 	`SELECT format('question %s has no event', n) FROM question LEFT JOIN event USING (n) WHERE event.n IS NULL`,
 	`SELECT format('delivery %s to %s is being asked about, and no question', n, endpoint)
