@@ -15,11 +15,14 @@ import (
 	"pzbridge/outbox/postgres/pgtest"
 )
 
-// bridges gives the configurations of several bridges on one database.
+// bridges gives the configurations of two bridges on one database. With -short it skips the test.
 func bridges(
 	t *testing.T, server *pztest.Server, crm *receiver, url string, more ...string,
 ) (list []map[string]string) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("leases last for seconds")
+	}
 	for i := range 2 {
 		vars := variables(t, server, crm, append(more, "OUTBOX_URL="+url, fmt.Sprint("BRIDGE_NAME=bridge", i+1))...)
 		delete(vars, "OUTBOX_PATH")
