@@ -41,6 +41,16 @@ func ready(vars map[string]string) int {
 	return r.StatusCode
 }
 
+// startBoth starts two bridges, of which the first is at work and the second its spare.
+func startBoth(t *testing.T, list []map[string]string) []*process {
+	t.Helper()
+	first := start(t, list[0])
+	eventually(t, "the first bridge is ready", func() bool { return ready(list[0]) == http.StatusOK })
+	second := start(t, list[1])
+	eventually(t, "the second waits", func() bool { return ready(list[1]) == http.StatusServiceUnavailable })
+	return []*process{first, second}
+}
+
 // finished is the event with which a call ends, which the server keeps for a client that is away.
 func finished(call string) pz.Attrs {
 	return history(call, "73430112233", "101", "0", "5")
@@ -56,10 +66,7 @@ func TestSpareTakesOverFromAKilledBridge(t *testing.T) {
 	defer server.Close()
 	crm := newReceiver(t, nil)
 	list := bridges(t, server, crm, url, "LOG_LEVEL=info", "REPLAY_MAX_AGE=0")
-	processes := []*process{start(t, list[0]), nil}
-	eventually(t, "the first bridge is ready", func() bool { return ready(list[0]) == http.StatusOK })
-	processes[1] = start(t, list[1])
-	eventually(t, "the second waits", func() bool { return ready(list[1]) == http.StatusServiceUnavailable })
+	processes := startBoth(t, list)
 	calls := 0
 	callsEnd := func(n int) {
 		for range n {
@@ -115,10 +122,7 @@ func TestBridgeThatStoodStillGivesItsWorkUp(t *testing.T) {
 	defer server.Close()
 	crm := newReceiver(t, nil)
 	list := bridges(t, server, crm, url, "LOG_LEVEL=info", "REPLAY_MAX_AGE=0")
-	first := start(t, list[0])
-	eventually(t, "the first bridge is ready", func() bool { return ready(list[0]) == http.StatusOK })
-	start(t, list[1])
-	eventually(t, "the second waits", func() bool { return ready(list[1]) == http.StatusServiceUnavailable })
+	first := startBoth(t, list)[0]
 	if err := first.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
@@ -154,10 +158,7 @@ func TestStoppedBridgeHandsTheWorkOver(t *testing.T) {
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	list := bridges(t, server, newReceiver(t, nil), url)
-	first := start(t, list[0])
-	eventually(t, "the first bridge is ready", func() bool { return ready(list[0]) == http.StatusOK })
-	start(t, list[1])
-	eventually(t, "the second waits", func() bool { return ready(list[1]) == http.StatusServiceUnavailable })
+	first := startBoth(t, list)[0]
 	if err := first.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -175,10 +176,7 @@ func TestDatabaseIsAwayForAWhile(t *testing.T) {
 	defer server.Close()
 	crm := newReceiver(t, nil)
 	list := bridges(t, server, crm, database.Database(t), "LOG_LEVEL=info")
-	start(t, list[0])
-	eventually(t, "the bridge is ready", func() bool { return ready(list[0]) == http.StatusOK })
-	start(t, list[1])
-	eventually(t, "the second waits", func() bool { return ready(list[1]) == http.StatusServiceUnavailable })
+	startBoth(t, list)
 	ring := func(from, to int) {
 		for n := from; n < to; n++ {
 			if err := server.Generate(ringing(fmt.Sprint(n), "73430112233")); err != nil {

@@ -20,8 +20,6 @@ import (
 	"pzbridge/outbox/store"
 	"pzbridge/relay"
 	"pzbridge/transferapi"
-
-	"github.com/google/uuid"
 )
 
 // openEngine opens what keeps the outbox: a file, or a database that several bridges share.
@@ -97,19 +95,13 @@ func newWatch(engine store.Engine, logger *slog.Logger) *watch {
 	return w
 }
 
-// during returns a part that runs another one once this bridge has the watch. Before is called
-// first; it may be nil.
-func (w *watch) during(part, before func(context.Context) error) func(context.Context) error {
+// during returns a part that runs another one once this bridge has the watch.
+func (w *watch) during(part func(context.Context) error) func(context.Context) error {
 	return func(ctx context.Context) error {
 		select {
 		case <-w.taken:
 		case <-ctx.Done():
 			return nil
-		}
-		if before != nil {
-			if err := before(ctx); err != nil {
-				return err
-			}
 		}
 		return part(ctx)
 	}
@@ -148,13 +140,14 @@ func (w *watch) waiting() error {
 	return errSpare
 }
 
-// switchAsStored switches the connection on or off as it was left by the bridge that had the watch.
-func switchAsStored(ctx context.Context, box *outbox.Outbox, session *relay.Session) error {
+// runAsStored runs the session, switched on or off as it was left by the bridge that had the watch.
+func runAsStored(ctx context.Context, box *outbox.Outbox, session *relay.Session) error {
 	enabled, err := box.IsToConnect(ctx)
-	if err == nil {
-		session.Enable(enabled)
+	if err != nil {
+		return err
 	}
-	return err
+	session.Enable(enabled)
+	return session.Run(ctx)
 }
 
 // backupOf returns what makes a copy of a file; nil for a database, which has tools of its own.
@@ -204,7 +197,6 @@ type bridgeList struct {
 
 func newBridgeList(cfg config.Config, engine store.Engine, w *watch, session *relay.Session) *bridgeList {
 	b := &bridgeList{watch: w, session: session, logger: w.logger, me: store.Bridge{
-		ID:        uuid.New(),
 		Name:      cfg.BridgeName,
 		Version:   version,
 		Started:   time.Now().UTC(),
@@ -232,7 +224,7 @@ func (b *bridgeList) now() store.Bridge {
 	return me
 }
 
-// run announces this bridge until ctx ends, and once more when it changes.
+// run announces this bridge again and again, until ctx ends.
 func (b *bridgeList) run(ctx context.Context) error {
 	if b.engine == nil {
 		<-ctx.Done()

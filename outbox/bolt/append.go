@@ -66,7 +66,7 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 	if e.Replayed && tx.isReplay(e) {
 		return 0, false, nil
 	}
-	if telephony.IsOperational(e.Type) && !s.isWanted(e) {
+	if telephony.IsOperational(e.Type) && !s.rules.IsWanted(e) {
 		return 0, false, nil
 	}
 	n, err = tx.events.NextSequence()
@@ -134,17 +134,6 @@ func (tx *txn) sameCall(e *store.NewEvent, before callEntry) callEntry {
 		}
 	}
 	return before
-}
-
-// isWanted reports whether an endpoint gets an event of the bridge itself: it is stored for nothing
-// else.
-func (s *Engine) isWanted(e *store.NewEvent) bool {
-	for _, name := range s.rules.Endpoints {
-		if s.rules.IsFor(name, &e.Event, nil) {
-			return true
-		}
-	}
-	return false
 }
 
 // knows reports whether an event with this ID is stored, and gives its number.

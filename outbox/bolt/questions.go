@@ -146,13 +146,7 @@ func (tx *txn) putRoute(r telephony.Route) error {
 // receive brings the route of an event's call up to date, and gives it as far as it says something
 // of the event. Asks says that endpoints are to be asked about the event now.
 func (s *Engine) receive(tx *txn, e *store.NewEvent) (route *telephony.Route, asks bool, err error) {
-	switch e.Type {
-	case telephony.EventTransferRequested, telephony.EventIncoming, telephony.EventIncomingAnswered,
-		telephony.EventCompleted:
-	default:
-		return nil, false, nil
-	}
-	if e.Call == "" {
+	if !e.MayRoute() {
 		return nil, false, nil
 	}
 	before, err := tx.route(e.Call)

@@ -33,7 +33,7 @@ type appending struct {
 	events []store.NewEvent
 	out    store.Appended
 	err    error
-	done   chan struct{} // closed when it is over; nil for one that nobody waits for
+	done   chan struct{} // closed when it is over
 	lead   chan struct{} // receives if this one is to store those that wait
 }
 
@@ -150,7 +150,7 @@ func (tx *txn) prepareAppend(events []*store.NewEvent) (used int64, err error) {
 		if e.Replayed {
 			replayed[e.Call] = true
 		}
-		if mayRoute(e) {
+		if e.MayRoute() {
 			asking[e.Call] = true
 		}
 	}
@@ -232,7 +232,7 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 			return 0, false, nil
 		}
 	}
-	if telephony.IsOperational(e.Type) && !s.isWanted(e) {
+	if telephony.IsOperational(e.Type) && !s.rules.IsWanted(e) {
 		return 0, false, nil
 	}
 	tx.appended++
@@ -280,7 +280,6 @@ func (tx *txn) place(n uint64, e *store.NewEvent) (sequence uint64, outcome tele
 		if err := tx.lengthenTail(e.Call); err != nil {
 			return 0, "", err
 		}
-		t = tx.calls[e.Call]
 		outcome = store.OutcomeOf(e, t.backwards())
 	}
 	sequence = 1
@@ -309,9 +308,8 @@ func (tx *txn) lengthenTail(call string) error {
 	}, `SELECT `+eventColumns+` FROM event e WHERE call = $1 AND call <> '' AND sequence < $2
 		ORDER BY sequence DESC LIMIT $3`, call, t.events[0].Sequence, size-len(t.events))
 	t.whole = len(before) < size-len(t.events)
-	for _, e := range before {
-		t.events = append([]tailEvent{e}, t.events...)
-	}
+	slices.Reverse(before)
+	t.events = append(before, t.events...)
 	return err
 }
 
@@ -324,17 +322,6 @@ func (t *callTail) backwards() iter.Seq[store.Event] {
 			}
 		}
 	}
-}
-
-// isWanted reports whether an endpoint gets an event of the bridge itself: it is stored for nothing
-// else.
-func (s *Engine) isWanted(e *store.NewEvent) bool {
-	for _, name := range s.rules.Endpoints {
-		if s.rules.IsFor(name, &e.Event, nil) {
-			return true
-		}
-	}
-	return false
 }
 
 // appendDelivery stores the duty to deliver an event.
@@ -394,20 +381,10 @@ func (tx *txn) flushAppend() {
 	tx.write(insertEvents, n, id, at, kind, call, sequence, print, fromKeys, toKeys, size, body)
 }
 
-// mayRoute reports whether an event may change the route of its call.
-func mayRoute(e *store.NewEvent) bool {
-	switch e.Type {
-	case telephony.EventTransferRequested, telephony.EventIncoming, telephony.EventIncomingAnswered,
-		telephony.EventCompleted:
-		return e.Call != ""
-	}
-	return false
-}
-
 // receive brings the route of an event's call up to date, and gives it as far as it says something
 // of the event. Asks says that endpoints are to be asked about the event now.
 func (s *Engine) receive(tx *txn, e *store.NewEvent) (route *telephony.Route, asks bool, err error) {
-	if !mayRoute(e) {
+	if !e.MayRoute() {
 		return nil, false, nil
 	}
 	before, err := tx.route(e.Call)

@@ -110,7 +110,7 @@ func (f *lateLook) scan(r lateRange, now time.Time) error {
 			}
 			j.Event.At, j.Event.Type = milliTime(at), eventType(kind)
 			j.EventID, j.Delivery.Expires = j.Event.ID.String(), expires
-			if len(f.late) < f.limit && !f.lane.claimed[n] && f.lane.engine.isExpired(&j, now) {
+			if len(f.late) < f.limit && !f.lane.claimed[n] && f.lane.engine.isExpired(&j) {
 				f.late = append(f.late, j)
 			}
 			return nil

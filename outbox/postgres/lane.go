@@ -16,7 +16,6 @@ import (
 // lane is an endpoint's queue: a store.Lane.
 type lane struct {
 	engine   *Engine
-	name     string
 	endpoint int16
 	withCall bool // jobs come with what was kept for their call, and its later events
 
@@ -33,7 +32,7 @@ func (s *Engine) Lane(_ context.Context, name string, withCall bool) (store.Lane
 	if !known {
 		return nil, fmt.Errorf("%w: %q", store.ErrNoEndpoint, name)
 	}
-	return &lane{engine: s, name: name, endpoint: id, withCall: withCall, claimed: map[uint64]bool{}}, nil
+	return &lane{engine: s, endpoint: id, withCall: withCall, claimed: map[uint64]bool{}}, nil
 }
 
 // claimColumns are those of a delivery that may be claimed, p, with its event, e.
@@ -267,7 +266,7 @@ func (f *claimLook) probeTimed(now time.Time) error {
 
 func (f *claimLook) takeProbe(list []store.Job, now time.Time) (found bool) {
 	for i := range list {
-		if j := &list[i]; !f.lane.claimed[j.Number] && !f.lane.engine.isExpired(j, now) {
+		if j := &list[i]; !f.lane.claimed[j.Number] && !f.lane.engine.isExpired(j) {
 			f.jobs = []store.Job{*j}
 			return true
 		}
@@ -283,7 +282,7 @@ func errorOr(err error, then func() error) error {
 }
 
 // isExpired reports whether a delivery is of no use any more.
-func (s *Engine) isExpired(j *store.Job, _ time.Time) bool {
+func (s *Engine) isExpired(j *store.Job) bool {
 	if j.Delivery.Expires == 0 {
 		return false
 	}

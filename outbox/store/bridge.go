@@ -5,8 +5,6 @@ import (
 	"maps"
 	"slices"
 	"time"
-
-	"github.com/google/uuid"
 )
 
 // Bridges are the processes that share what an engine stores. An engine of one process has none.
@@ -19,7 +17,6 @@ type Bridges interface {
 
 // Bridge is a process that runs on an engine.
 type Bridge struct {
-	ID      uuid.UUID // of the process
 	Name    string
 	Version string
 	Started time.Time

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -64,6 +65,12 @@ type Rules struct {
 	NumberKey func(number string) string
 	// ChangeRoute applies a change to a route.
 	ChangeRoute func(route *telephony.Route, c telephony.RouteChange) telephony.RouteResult
+}
+
+// IsWanted reports whether an endpoint gets an event of the bridge itself: it is stored for nothing
+// else.
+func (r *Rules) IsWanted(e *NewEvent) bool {
+	return slices.ContainsFunc(r.Endpoints, func(name string) bool { return r.IsFor(name, &e.Event, nil) })
 }
 
 // The sentinels. With each of them nothing was done.

@@ -40,6 +40,16 @@ func (e *NewEvent) Asks() bool {
 	return e.Type == telephony.EventTransferRequested && e.Call != "" && !e.Replayed
 }
 
+// MayRoute reports whether the event may change the route of its call.
+func (e *NewEvent) MayRoute() bool {
+	switch e.Type {
+	case telephony.EventTransferRequested, telephony.EventIncoming, telephony.EventIncomingAnswered,
+		telephony.EventCompleted:
+		return e.Call != ""
+	}
+	return false
+}
+
 // AppendBody appends the body with a sequence and, unless it is empty, an outcome.
 func (e *NewEvent) AppendBody(buf []byte, sequence uint64, outcome telephony.Outcome) []byte {
 	if e.Call == "" {
