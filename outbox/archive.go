@@ -33,6 +33,9 @@ type EndpointStatus struct {
 	// Pending, Delivered, Expired and Dead count the stored deliveries. For an endpoint that reads,
 	// Pending counts those that it has not read, store.MaxUnread at most.
 	Pending, Delivered, Expired, Dead uint64
+	// DeliveredBy is the name of the bridge that delivers to the endpoint, if several share the
+	// outbox; empty while none does.
+	DeliveredBy string
 }
 
 // Endpoints returns the status of each configured endpoint.
@@ -41,9 +44,14 @@ func (o *Outbox) Endpoints(ctx context.Context) ([]EndpointStatus, error) {
 	if err != nil {
 		return nil, err
 	}
+	bridges, err := o.bridges(ctx)
+	if err != nil {
+		return nil, err
+	}
 	list := make([]EndpointStatus, 0, len(o.lanes))
 	for _, l := range o.lanes {
 		status, n := l.status(time.Now()), standing[l.endpoint.Name]
+		status.addBridge(bridges, l.isMine.Load())
 		status.TakesCalls = slices.ContainsFunc(telephony.EventTypes, l.endpoint.Events.Match)
 		if l.endpoint.Reads() {
 			status.State, status.LastRead = StateReads, n.LastRead
@@ -52,6 +60,59 @@ func (o *Outbox) Endpoints(ctx context.Context) ([]EndpointStatus, error) {
 		list = append(list, status)
 	}
 	return list, nil
+}
+
+// bridges returns the bridges that share the outbox; none if only this one uses it.
+func (o *Outbox) bridges(ctx context.Context) ([]store.Bridge, error) {
+	if o.shared() == nil {
+		return nil, nil
+	}
+	return o.shared().Bridges(ctx, time.Now().Add(-time.Hour))
+}
+
+// addBridge adds which bridge delivers to the endpoint, and how it has found the endpoint if that
+// is not this bridge.
+func (s *EndpointStatus) addBridge(bridges []store.Bridge, isMine bool) {
+	for i := range bridges {
+		b := &bridges[i]
+		if !slices.Contains(b.Lanes, s.Name) {
+			continue
+		}
+		s.DeliveredBy = b.Name
+		if status, isKnown := b.Status[s.Name]; isKnown && !isMine {
+			s.State, s.Since, s.NextAttempt = status.State, status.Since, status.NextAttempt
+			s.Failures, s.LastError, s.LastCause = status.Failures, status.LastError, status.LastCause
+		}
+	}
+}
+
+// HeardByOthers is that of the engine, which must be a store.Shared.
+func (o *Outbox) HeardByOthers(
+	ctx context.Context, slot int, after uint64,
+) (prints [][16]byte, followed uint64, err error) {
+	return o.shared().HeardByOthers(ctx, slot, after)
+}
+
+// LastNumber is that of the engine.
+func (o *Outbox) LastNumber(ctx context.Context) (uint64, error) { return o.engine.LastNumber(ctx) }
+
+// LaneStatus returns how the endpoints stand to which this bridge delivers, for the others to show.
+func (o *Outbox) LaneStatus() map[string]store.LaneStatus {
+	list := map[string]store.LaneStatus{}
+	for _, l := range o.lanes {
+		if l.isMine.Load() {
+			s := l.status(time.Now())
+			list[s.Name] = store.LaneStatus{
+				State:       s.State,
+				Since:       s.Since,
+				NextAttempt: s.NextAttempt,
+				Failures:    s.Failures,
+				LastError:   s.LastError,
+				LastCause:   s.LastCause,
+			}
+		}
+	}
+	return list
 }
 
 // Deliveries lists deliveries: see store.Archive.
@@ -155,7 +216,7 @@ func (o *Outbox) Audits(ctx context.Context, limit int) ([]store.Audit, error) {
 
 // The names of settings, which outlive a restart.
 const (
-	settingClientGUID   = "client_guid"
+	SettingClientGUID   = "client_guid"
 	settingDisconnected = "disconnected"
 	settingSessions     = "sessions"
 	settingCharts       = "charts"
@@ -163,18 +224,42 @@ const (
 
 // ChartCounts returns what SetChartCounts has stored, empty if there was none.
 func (o *Outbox) ChartCounts(ctx context.Context) (string, error) {
-	return o.engine.Setting(ctx, settingCharts, "")
+	return o.engine.Setting(ctx, settingCharts+o.opts.Bridge, "")
 }
 
 // SetChartCounts stores the counts of the dashboard's charts, for later starts.
 func (o *Outbox) SetChartCounts(ctx context.Context, counts string) error {
-	return o.engine.SetSetting(ctx, settingCharts, counts)
+	return o.engine.SetSetting(ctx, settingCharts+o.opts.Bridge, counts)
 }
 
-// ClientGUID returns the identity by which the exchange knows which events the bridge has missed.
-// The first call stores generated as that identity.
-func (o *Outbox) ClientGUID(ctx context.Context, generated string) (string, error) {
-	return o.engine.Setting(ctx, settingClientGUID, generated)
+// OthersChartCounts returns what other bridges have stored that share the outbox.
+func (o *Outbox) OthersChartCounts(ctx context.Context) (list []string, err error) {
+	bridges, err := o.bridges(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, b := range bridges {
+		if b.Name == o.opts.Bridge {
+			continue
+		}
+		counts, err := o.engine.Setting(ctx, settingCharts+b.Name, "")
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, counts)
+	}
+	return list, nil
+}
+
+// ClientGUID returns the identity by which the exchange knows which events have been missed. It
+// belongs to a slot, 1 if there is only one, and so passes from bridge to bridge with that. The
+// first call stores generated as that identity.
+func (o *Outbox) ClientGUID(ctx context.Context, slot int, generated string) (string, error) {
+	name := SettingClientGUID
+	if slot > 1 {
+		name += "_" + strconv.Itoa(slot)
+	}
+	return o.engine.Setting(ctx, name, generated)
 }
 
 // Pause says since when the connection to the exchange is switched off, and by whom. The zero value

@@ -41,7 +41,8 @@ func (q wallClockQueue) Expire(context.Context, time.Time, int) (expired []store
 func TestExpiryIsLookedForByTheMonotonicClock(t *testing.T) {
 	opts, now := testOptions(), time.Now()
 	queue := wallClockQueue{next: now.Add(1000*time.Hour - 2*time.Second)}
-	l := newLane(opts.Endpoints[0], queue, opts, nil, nil)
+	l := newLane(opts.Endpoints[0], opts, nil, nil)
+	l.begin(queue)
 	l.expireAt = now
 	if at := l.expire(t.Context(), now); !strings.Contains(at.String(), " m=") {
 		t.Errorf("the next look is at %s, by the wall clock", at)

@@ -122,7 +122,7 @@ func TestPausedEndpointIsNotAbandoned(t *testing.T) {
 	} {
 		opts := testOptions()
 		o := &Outbox{opts: opts, engine: failingTimes{notes: map[string][]byte{}}}
-		o.lanes = []*lane{newLane(opts.Endpoints[0], nil, opts, nil, nil)}
+		o.lanes = []*lane{newLane(opts.Endpoints[0], opts, nil, nil)}
 		o.lanes[0].health = h
 		if got := o.abandoned(t.Context(), 100_000*time.Hour); got["crm"] != (want == 1) {
 			t.Errorf("%+v: abandoned are %v", h, got)

@@ -46,9 +46,11 @@ const (
 // new goroutine would grow its stack again for every attempt. A worker that has finished an attempt
 // finds its next order waiting, and wakes run only when there is something to decide: see handIn.
 // Run then logs the results together. Each commit runs in a goroutine of its own.
+//
+// The queue may pass to another process and come back: see keep.
 type lane struct {
 	endpoint store.Endpoint
-	queue    store.Lane
+	engine   store.Engine
 	sender   store.Sender
 	publish  func([]telephony.Event) // appends operational events
 	wakeAll  func()                  // makes all lanes look for new deliveries
@@ -56,19 +58,22 @@ type lane struct {
 	limit    *rate.Limiter // nil: no limit
 	withCall bool          // the sender keeps bytes for a call: see store.CallSender
 	redial   func() bool   // mayRedial, made once
-	logger   *slog.Logger
-	reading  *repeat.Log // failures to read the engine
-	writing  *repeat.Log // failures to write it
-	calls    calls
-	minLife  time.Duration // the shortest life of a delivery that expires
+	// held is store.Shared.Held; nil if there is no other process.
+	held    func() context.Context
+	logger  *slog.Logger
+	reading *repeat.Log // failures to read the engine
+	writing *repeat.Log // failures to write it
+	calls   calls
+	minLife time.Duration // the shortest life of a delivery that expires
 
 	wake        chan struct{} // the engine may hold new deliveries
-	orders      chan order    // to the workers; the buffer holds as many as run may send
 	handedIn    chan struct{} // workers have handed in results to decide on
 	handInTimer *time.Timer   // fires outcomeWait after the first result
 	recorded    chan recorded
 
 	// The fields below are used by run alone.
+	queue       store.Lane      // while this process has it
+	orders      chan order      // to the workers; the buffer holds as many as run may send
 	ready       []store.Job     // claimed, and not yet ordered
 	callsOut    map[string]bool // the calls with an order that is out
 	workers     int             // the number started
@@ -90,6 +95,7 @@ type lane struct {
 
 	hasMore  atomic.Bool // run has more deliveries to order
 	stopping atomic.Bool // no new attempts are made
+	isMine   atomic.Bool // this process has the queue
 	// succeeded means that an attempt has succeeded since prune last looked.
 	succeeded     atomic.Bool
 	questionEnded atomic.Bool // a question has ended, and may have held a delivery that has expired
@@ -113,11 +119,11 @@ type recorded struct {
 	err     error
 }
 
-func newLane(e store.Endpoint, queue store.Lane, opts Options, publish func([]telephony.Event), wakeAll func()) *lane {
+func newLane(e store.Endpoint, opts Options, publish func([]telephony.Event), wakeAll func()) *lane {
 	logger := opts.Logger.With("endpoint", e.Name)
 	l := &lane{
 		endpoint:    e,
-		queue:       queue,
+		engine:      opts.Engine,
 		sender:      opts.Senders[e.Name],
 		publish:     publish,
 		wakeAll:     wakeAll,
@@ -129,20 +135,60 @@ func newLane(e store.Endpoint, queue store.Lane, opts Options, publish func([]te
 		callsOut:    map[string]bool{},
 		minLife:     min(opts.RoutingTimeout, e.RingingTTL),
 		wake:        make(chan struct{}, 1),
-		orders:      make(chan order, 2*e.Concurrency),
 		handedIn:    make(chan struct{}, 1),
 		handInTimer: time.NewTimer(maxSleep),
 		recorded:    make(chan recorded),
-		stale:       true,
 	}
 	_, l.withCall = l.sender.(store.CallSender)
 	l.redial = l.mayRedial
+	if shared, isShared := opts.Engine.(store.Shared); isShared {
+		l.held = shared.Held
+	}
 	l.handInTimer.Stop()
-	l.expireAt = time.Now()
 	if e.Rate > 0 {
 		l.limit = rate.NewLimiter(rate.Limit(e.Rate), 1)
 	}
 	return l
+}
+
+// keep takes the queue and delivers what is due until ctx ends, and returns when the last attempt is
+// recorded. Attempts run under work. If another process is to have the queue, it is given up as in a
+// shutdown, and keep waits until it comes back.
+func (l *lane) keep(ctx, work context.Context) {
+	for ctx.Err() == nil {
+		queue, err := l.engine.Lane(ctx, l.endpoint.Name, l.withCall)
+		if err != nil {
+			if ctx.Err() == nil {
+				l.logger.Error("nothing is delivered to this endpoint: its queue cannot be taken", "err", err)
+			}
+			return
+		}
+		l.begin(queue)
+		turn, end := context.WithCancel(ctx)
+		go func() {
+			select {
+			case <-queue.Wanted():
+				end()
+			case <-turn.Done():
+			}
+		}()
+		l.run(turn, work)
+		end()
+		l.isMine.Store(false)
+		if err := queue.Close(context.WithoutCancel(ctx)); err != nil {
+			l.logger.Debug("the queue could not be given up, and passes on once this bridge has ended", "err", err)
+		}
+	}
+}
+
+// begin prepares run for a queue whose deliveries another process may have changed meanwhile.
+func (l *lane) begin(queue store.Lane) {
+	l.queue, l.orders = queue, make(chan order, 2*l.endpoint.Concurrency)
+	l.ready, l.workers, l.lastProbe, l.recordAt = nil, 0, 0, time.Time{}
+	l.stale, l.nextDue, l.expireAt = true, time.Time{}, time.Now()
+	l.failing, l.linedUp = false, false
+	l.stopping.Store(false)
+	l.isMine.Store(true)
 }
 
 // run delivers what is due until ctx ends, and returns when the last attempt is recorded. Attempts
@@ -238,7 +284,7 @@ func (l *lane) dispatch(ctx context.Context, hire func()) (at time.Time) {
 }
 
 // isSuspended reports whether no attempt may begin, since the work may pass to another process.
-func (l *lane) isSuspended() bool { return l.opts.Held != nil && l.opts.Held().Err() != nil }
+func (l *lane) isSuspended() bool { return l.held != nil && l.held().Err() != nil }
 
 // giveOrders orders attempts until slots of them are in flight and each worker has one more
 // waiting, and returns when to go on.

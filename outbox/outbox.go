@@ -38,6 +38,7 @@ import (
 // Options configures an Outbox.
 type Options struct {
 	Engine    store.Engine // opened with the rules that Rules returns
+	Bridge    string       // the name of this one, if several share the outbox
 	Endpoints []store.Endpoint
 	Senders   map[string]store.Sender // by endpoint; an endpoint that reads its events has none
 	Formatter Formatter
@@ -53,10 +54,6 @@ type Options struct {
 	// Grace is how long attempts in flight may go on after the context of Run has ended, or after
 	// Stopping if that ends earlier.
 	Grace time.Duration
-	// Held returns a context that ends when the work may pass to another process: attempts in
-	// flight are then cut off at once, and none begins until it returns another one. Nil: there is
-	// no other process.
-	Held func() context.Context
 	// Stopping ends when the program begins to stop, which may be before the outbox is stopped. May
 	// be nil.
 	Stopping context.Context
@@ -115,12 +112,7 @@ func New(ctx context.Context, opts Options) (*Outbox, error) {
 		failures:   repeat.New(opts.Logger),
 	}
 	for _, e := range opts.Endpoints {
-		_, withCall := opts.Senders[e.Name].(store.CallSender)
-		queue, err := opts.Engine.Lane(ctx, e.Name, withCall)
-		if err != nil {
-			return nil, fmt.Errorf("take the lane of %s: %w", e.Name, err)
-		}
-		o.lanes = append(o.lanes, newLane(e, queue, opts, o.appendOperational, o.wakeLanes))
+		o.lanes = append(o.lanes, newLane(e, opts, o.appendOperational, o.wakeLanes))
 	}
 	if err := o.warnOfOrphans(ctx); err != nil {
 		return nil, fmt.Errorf("read the outbox: %w", err)
@@ -147,14 +139,37 @@ func (o *Outbox) warnOfOrphans(ctx context.Context) error {
 // be appended again; so is a replayed event with the content of a stored one. Fails with
 // store.ErrFull. It returns the questions that the events open, for routing to ask.
 func (o *Outbox) Append(ctx context.Context, events []telephony.Event) (questions []uint64, err error) {
-	questions, err = o.append(ctx, events)
-	o.mu.Lock()
-	o.appendErr = err
-	o.mu.Unlock()
+	questions, err = o.append(events, func(encoded []store.NewEvent) (store.Appended, error) {
+		return o.engine.Append(ctx, encoded)
+	})
+	o.noteAppend(err)
 	return questions, err
 }
 
-func (o *Outbox) append(ctx context.Context, events []telephony.Event) (questions []uint64, err error) {
+// AppendHeard is Append for what one of two listeners has read: see store.Shared, which the engine
+// must be.
+func (o *Outbox) AppendHeard(
+	ctx context.Context, slot int, followed uint64, events []telephony.Event,
+) (questions []uint64, err error) {
+	questions, err = o.append(events, func(encoded []store.NewEvent) (store.Appended, error) {
+		return o.shared().AppendHeard(ctx, slot, followed, encoded)
+	})
+	if !errors.Is(err, store.ErrBehind) {
+		o.noteAppend(err)
+	}
+	return questions, err
+}
+
+func (o *Outbox) noteAppend(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.appendErr = err
+}
+
+// append encodes events and stores them.
+func (o *Outbox) append(
+	events []telephony.Event, put func([]store.NewEvent) (store.Appended, error),
+) (questions []uint64, err error) {
 	encoded := make([]store.NewEvent, len(events))
 	var named telephony.Event // one for all: a copy of its own for each would be garbage
 	for i := range events {
@@ -166,7 +181,7 @@ func (o *Outbox) append(ctx context.Context, events []telephony.Event) (question
 		}
 		encoded[i] = e
 	}
-	appended, err := o.engine.Append(ctx, encoded)
+	appended, err := put(encoded)
 	if appended.NearlyFull {
 		wake(o.nearlyFull)
 	}
@@ -175,6 +190,14 @@ func (o *Outbox) append(ctx context.Context, events []telephony.Event) (question
 	}
 	o.wakeLanes()
 	return appended.Questions, nil
+}
+
+// appendOwn stores events of the bridge itself.
+func (o *Outbox) appendOwn(ctx context.Context, events []telephony.Event) error {
+	_, err := o.append(events, func(encoded []store.NewEvent) (store.Appended, error) {
+		return o.engine.Append(ctx, encoded)
+	})
+	return err
 }
 
 // nameSides says who is the employee and who the client among the numbers of an event.
@@ -199,7 +222,7 @@ func (o *Outbox) appendOperational(news []telephony.Event) {
 	for i := range news {
 		news[i].ID, news[i].Time = uuid.Must(uuid.NewV7()).String(), time.Now()
 	}
-	if _, err := o.append(context.Background(), news); err != nil {
+	if err := o.appendOwn(context.Background(), news); err != nil {
 		o.opts.Logger.Warn("operational events cannot be stored", "events", len(news), "err", err)
 	}
 }
@@ -212,7 +235,7 @@ func (o *Outbox) Alert(ctx context.Context, alerts []telephony.Event) {
 		o.opts.Logger.Info("alert", "type", string(alerts[i].Type), "endpoint", alerts[i].Endpoint,
 			"recovered", alerts[i].Recovered)
 	}
-	_, err := o.append(ctx, alerts)
+	err := o.appendOwn(ctx, alerts)
 	if err == nil {
 		return
 	}
@@ -275,19 +298,22 @@ func (o *Outbox) Run(ctx context.Context) error {
 	var parts sync.WaitGroup
 	for _, l := range o.lanes {
 		if !l.endpoint.Reads() {
-			parts.Go(func() { l.run(ctx, work) })
+			parts.Go(func() { l.keep(ctx, work) })
 		}
 	}
 	parts.Go(func() { o.prune(ctx) })
-	if _, isShared := o.engine.(shared); isShared {
+	if o.shared() != nil {
 		parts.Go(func() { o.followOthers(ctx) })
 	}
 	parts.Wait()
 	return nil
 }
 
-// shared is an engine that other processes use as well.
-type shared interface{ Shared() }
+// shared returns the engine as one that other processes use as well; nil if it is not.
+func (o *Outbox) shared() store.Shared {
+	engine, _ := o.engine.(store.Shared)
+	return engine
+}
 
 // followOthers wakes the lanes when another process has changed what is stored.
 func (o *Outbox) followOthers(ctx context.Context) {
@@ -317,6 +343,15 @@ func (o *Outbox) Work(ctx context.Context) (work context.Context, stop context.C
 		}
 		cancel()
 	}
+}
+
+// WhileHeld returns a context that ends with work, or when another process may have taken the work
+// of this one over.
+func (o *Outbox) WhileHeld(work context.Context) (held context.Context, end context.CancelFunc) {
+	if o.shared() == nil {
+		return work, func() {}
+	}
+	return whileHeld(work, o.shared().Held())
 }
 
 // endpoint returns the endpoint with a name, or nil if none is configured.

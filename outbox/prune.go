@@ -70,7 +70,10 @@ func (o *Outbox) abandoned(ctx context.Context, passed time.Duration) map[string
 	list := map[string]bool{}
 	for _, l := range o.lanes {
 		failing, succeeded := l.currentHealth().failing, l.succeeded.Swap(false)
-		if !failing && !succeeded {
+		isOthers := o.shared() != nil && !l.isMine.Load()
+		if isOthers { // whoever delivers there adds to it
+			failing, succeeded = false, false
+		} else if !failing && !succeeded {
 			continue
 		}
 		total, err := o.failingFor(ctx, l.endpoint.Name, failing, succeeded, passed)
@@ -99,8 +102,8 @@ func (o *Outbox) failingFor(
 	if len(value) == 8 {
 		total = time.Duration(binary.BigEndian.Uint64(value))
 	}
-	if succeeded && total == 0 && !failing {
-		return 0, nil
+	if !failing && (!succeeded || total == 0) {
+		return total, nil
 	}
 	if succeeded {
 		total = 0

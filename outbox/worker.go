@@ -87,9 +87,9 @@ func (l *lane) handIn(e attemptDone) {
 func (l *lane) attempt(work context.Context, j store.Job, probe bool) attemptDone {
 	began := time.Now()
 	j.MayRedial = l.redial
-	if l.opts.Held != nil {
+	if l.held != nil {
 		var end context.CancelFunc
-		work, end = whileHeld(work, l.opts.Held())
+		work, end = whileHeld(work, l.held())
 		defer end()
 	}
 	o := l.sender.Send(work, j)

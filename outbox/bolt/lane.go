@@ -226,6 +226,12 @@ func (l *lane) giveUp(numbers []uint64, now time.Time) error {
 	})
 }
 
+// Wanted returns nil: no other process uses the file.
+func (l *lane) Wanted() <-chan struct{} { return nil }
+
+// Close gives the queue up: there is nothing to do.
+func (l *lane) Close(context.Context) error { return nil }
+
 // Release gives claims back untried.
 func (l *lane) Release(numbers []uint64) {
 	l.mu.Lock()

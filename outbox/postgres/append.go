@@ -3,12 +3,9 @@ package postgres
 import (
 	"context"
 	"encoding/json"
-	"fmt"
 	"iter"
 	"slices"
-	"sync"
 
-	"github.com/dustin/go-humanize"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
@@ -20,119 +17,18 @@ import (
 // their time.
 const nearlyFullAt = 0.9
 
-// appends combines the appends that wait: those that come while one transaction runs are stored
-// together by the next.
-type appends struct {
-	mu      sync.Mutex
-	waiting []*appending
-	busy    bool
-}
-
-// appending is one call of Append.
-type appending struct {
-	events []store.NewEvent
-	out    store.Appended
-	err    error
-	done   chan struct{} // closed when it is over
-	lead   chan struct{} // receives if this one is to store those that wait
-}
-
-// maxTogether is how many events are stored in one transaction, unless one append has more.
-const maxTogether = 1024
-
 // Append stores events with the duty to deliver each: see store.Appender.
 func (s *Engine) Append(ctx context.Context, events []store.NewEvent) (store.Appended, error) {
-	mine := &appending{events: events, done: make(chan struct{}), lead: make(chan struct{}, 1)}
-	a := &s.appends
-	a.mu.Lock()
-	a.waiting = append(a.waiting, mine)
-	if a.busy {
-		a.mu.Unlock()
-		select {
-		case <-mine.done:
-			return mine.out, mine.err
-		case <-mine.lead:
-		}
-		a.mu.Lock()
-	}
-	a.busy = true
-	together := a.take()
-	a.mu.Unlock()
-
-	s.appendTogether(context.WithoutCancel(ctx), together) // others wait for it, too
-
-	a.mu.Lock()
-	if a.busy = len(a.waiting) > 0; a.busy {
-		a.waiting[0].lead <- struct{}{}
-	}
-	a.mu.Unlock()
-	return mine.out, mine.err
-}
-
-// take takes the first of the appends that wait: as many as go into one transaction.
-func (a *appends) take() (list []*appending) {
-	n := 0
-	for len(a.waiting) > 0 && (len(list) == 0 || n+len(a.waiting[0].events) <= maxTogether) {
-		n += len(a.waiting[0].events)
-		list, a.waiting = append(list, a.waiting[0]), a.waiting[1:]
-	}
-	return list
-}
-
-func (s *Engine) appendTogether(ctx context.Context, list []*appending) {
-	err := s.change(ctx, func(tx *txn) error {
-		var events []*store.NewEvent
-		for _, a := range list {
-			a.out = store.Appended{}
-			for i := range a.events {
-				events = append(events, &a.events[i])
-			}
-		}
-		used, err := tx.prepareAppend(events)
-		if err != nil {
-			return err
-		}
-		isNew := func(e *store.NewEvent) bool { return tx.incoming.known[e.ID] == 0 }
-		if used >= s.maxBytes && slices.ContainsFunc(events, isNew) { // else it is a repeated append
-			return full(used, s.maxBytes)
-		}
-		for _, a := range list {
-			a.out.NearlyFull = s.nearlyFull(used)
-			for i := range a.events {
-				n, asks, err := s.appendOne(tx, &a.events[i])
-				if err != nil {
-					return err
-				}
-				if asks {
-					a.out.Questions = append(a.out.Questions, n)
-				}
-			}
-		}
-		return nil
-	})
-	if err == nil {
-		s.notifyReaders()
-	}
-	for _, a := range list {
-		if a.err = err; err != nil {
-			a.out = store.Appended{}
-		}
-		close(a.done)
-	}
-}
-
-// full is store.ErrFull with the bytes that are in use, and how many may be.
-func full(used, allowed int64) error {
-	inUse, limit := humanize.IBytes(uint64(used)), humanize.IBytes(uint64(allowed))
-	return store.ErrFull.With(fmt.Sprintf(": it holds events that a CRM has not taken yet; about %s of it are in use, "+
-		"%s are allowed", inUse, limit), inUse, limit)
+	return s.appendWithOthers(ctx, &appending{events: events})
 }
 
 // incoming is what an append knows of the events that it is to store.
 type incoming struct {
-	known  map[uuid.UUID]uint64              // the numbers of those that are stored
-	prints map[string]map[uuid.UUID]struct{} // what the replayed calls have stored
-	rows   []newRow
+	ids      []uuid.UUID
+	isLooked bool                              // known is complete
+	known    map[uuid.UUID]uint64              // the numbers of those that are stored
+	prints   map[string]map[uuid.UUID]struct{} // what the replayed calls have stored
+	rows     []newRow
 }
 
 // prepareAppend locks the calls of events, reads what their storing needs, and then holds the head
@@ -154,25 +50,37 @@ func (tx *txn) prepareAppend(events []*store.NewEvent) (used int64, err error) {
 			asking[e.Call] = true
 		}
 	}
-	in := &incoming{known: map[uuid.UUID]uint64{}, prints: map[string]map[uuid.UUID]struct{}{}}
+	in := &incoming{known: map[uuid.UUID]uint64{}, prints: map[string]map[uuid.UUID]struct{}{}, ids: ids}
 	tx.incoming = in
+	// At first none is taken for stored: if one is, the database refuses to store it again, and the
+	// next try looks.
+	known := ids
+	if in.isLooked = tx.try > 1; !in.isLooked {
+		known = nil
+	}
 	list := sortedKeys(calls)
 	var then func() error
+	var change int64 // the last one of the endpoints
+	tx.rules = tx.engine.shared.now.Load()
 	err = tx.readTogether(len(events) <= maxTogether, []func(*pgx.Batch){
 		func(b *pgx.Batch) { queueLocks(b, tx.engine.lockKeys(list)) },
-		func(b *pgx.Batch) { tx.queueKnown(b, ids) },
+		func(b *pgx.Batch) { tx.queueKnown(b, known) },
 		func(b *pgx.Batch) { then = tx.queueTails(b, list, tailSize) },
 		func(b *pgx.Batch) { tx.queueRoutes(b, sortedKeys(asking)) },
 		func(b *pgx.Batch) { tx.queuePrints(b, sortedKeys(replayed)) },
 		func(b *pgx.Batch) {
-			each(b.Queue(`SELECT last, used FROM head FOR UPDATE`), func(rows pgx.Rows) error {
-				return rows.Scan(&tx.appended, &used)
-			})
+			each(b.Queue(`SELECT last, used, heard_1, heard_2, subscribed FROM head FOR UPDATE`),
+				func(rows pgx.Rows) error {
+					return rows.Scan(&tx.appended, &used, &tx.heard[0], &tx.heard[1], &change)
+				})
 		},
 	})
 	tx.hasHead = true
 	if err == nil {
 		err = then()
+	}
+	if err == nil && change != tx.rules.change {
+		err = errOutdated
 	}
 	if err == nil {
 		tx.appended, tx.isRaised = tx.engine.aboveSeen(tx.appended)
@@ -182,6 +90,9 @@ func (tx *txn) prepareAppend(events []*store.NewEvent) (used int64, err error) {
 
 // queueKnown queues the reading of the events that are stored already.
 func (tx *txn) queueKnown(b *pgx.Batch, ids []uuid.UUID) {
+	if len(ids) == 0 {
+		return
+	}
 	each(b.Queue(`SELECT id, n FROM event WHERE id = ANY($1)`, ids), func(rows pgx.Rows) error {
 		var id uuid.UUID
 		var n uint64
@@ -216,6 +127,13 @@ type newRow struct {
 	n, sequence uint64
 	body        []byte
 	size        int
+	slot        int16
+}
+
+// rowSize estimates the bytes that an event takes with its deliveries.
+func rowSize(body []byte, deliveries int) int {
+	const eventSize, deliverySize = 500, 250 // bytes of a row with its indexes, without the body
+	return eventSize + len(body) + deliveries*deliverySize
 }
 
 // appendOne stores one event, unless it is known, gives its number, and says whether endpoints are
@@ -232,7 +150,7 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 			return 0, false, nil
 		}
 	}
-	if telephony.IsOperational(e.Type) && !s.rules.IsWanted(e) {
+	if telephony.IsOperational(e.Type) && !tx.rules.IsWanted(e) {
 		return 0, false, nil
 	}
 	tx.appended++
@@ -249,18 +167,21 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 		return 0, false, err
 	}
 	if asks {
-		tx.write(`INSERT INTO question (n) VALUES ($1)`, int64(n))
+		tx.write(`INSERT INTO question (n, owner) VALUES ($1, $2)`, int64(n), s.id)
 	}
-	const eventSize, deliverySize = 500, 250 // bytes of a row with its indexes, without the body
 	row := newRow{NewEvent: e, n: n, sequence: sequence, body: e.AppendBody(nil, sequence, outcome)}
-	row.size = eventSize + len(row.body)
-	for _, name := range s.rules.Endpoints {
-		if s.rules.IsFor(name, &e.Event, route) {
-			row.size += deliverySize
+	deliveries := 0
+	for _, name := range tx.rules.Endpoints {
+		if tx.rules.IsFor(name, &e.Event, route) {
+			deliveries++
 			if err := s.appendDelivery(tx, name, n, &stored, asks); err != nil {
 				return 0, false, err
 			}
 		}
+	}
+	row.size = rowSize(row.body, deliveries)
+	if tx.slot > 0 && !e.Replayed && !telephony.IsOperational(e.Type) {
+		row.slot, tx.heard[tx.slot-1] = int16(tx.slot), n
 	}
 	tx.grown += int64(row.size)
 	in.rows = append(in.rows, row)
@@ -327,24 +248,25 @@ func (t *callTail) backwards() iter.Seq[store.Event] {
 // appendDelivery stores the duty to deliver an event.
 func (s *Engine) appendDelivery(tx *txn, name string, n uint64, e *store.Event, asks bool) error {
 	endpoint, _ := s.endpoints.id(name)
-	if s.rules.Reads(name) { // it is there to be read
+	if tx.rules.Reads(name) { // it is there to be read
 		tx.put(deliveryKey{n, endpoint}, store.Delivery{}.Ended(store.Delivered, e.At), nil)
 		return nil
 	}
 	tx.know(n)
 	r := tx.rowsOf(endpoint, n, e)
-	expires := unixNano(s.rules.Expires(name, e))
+	expires := unixNano(tx.rules.Expires(name, e))
 	if asks {
 		store.EnqueueQuestion(r, n, expires)
 	} else {
-		store.Enqueue(r, n, expires, s.rules.Hold)
+		store.Enqueue(r, n, expires, tx.rules.Hold)
 	}
 	return r.Err()
 }
 
-const insertEvents = `INSERT INTO event (n, id, at, type, call, sequence, print, from_key, to_key, size, body)
+const insertEvents = `INSERT INTO event (n, id, at, type, call, sequence, print, from_key, to_key, size, body,
+		slot)
 	SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::uuid[],
-		$8::text[], $9::text[], $10::integer[], $11::bytea[])`
+		$8::text[], $9::text[], $10::integer[], $11::bytea[], $12::smallint[])`
 
 // flushAppend writes the events that were appended, and the head. The head is written also if
 // nothing new came: a repeated append must not be reported as done before what stored it the first
@@ -354,18 +276,24 @@ func (tx *txn) flushAppend() {
 		return
 	}
 	tx.hasHead, tx.committing = false, true
-	tx.write(`UPDATE head SET last = $1, used = greatest(used + $2, 0)`, tx.appended, tx.grown)
-	rows := tx.incoming.rows
-	if len(rows) == 0 {
-		return
+	tx.write(`UPDATE head SET last = $1, used = greatest(used + $2, 0), heard_1 = $3, heard_2 = $4`,
+		tx.appended, tx.grown, int64(tx.heard[0]), int64(tx.heard[1]))
+	if rows := tx.incoming.rows; len(rows) > 0 {
+		tx.notifyOthers()
+		tx.write(insertEvents, tx.engine.eventValues(rows)...)
 	}
+}
+
+// eventValues are the arguments of insertEvents.
+func (s *Engine) eventValues(rows []newRow) []any {
 	var (
 		n, at, sequence              []int64
 		id, print                    []uuid.UUID
 		kind, call, fromKeys, toKeys []string
 		size                         []int32
 		body                         [][]byte
-		key                          = tx.engine.rules.NumberKey
+		slot                         []int16
+		key                          = s.rules.NumberKey
 	)
 	for _, r := range rows {
 		n, id, at = append(n, int64(r.n)), append(id, r.ID), append(at, r.At.UnixMilli())
@@ -377,8 +305,9 @@ func (tx *txn) flushAppend() {
 		}
 		fromKeys, toKeys = append(fromKeys, from), append(toKeys, to)
 		size, body = append(size, int32(r.size)), append(body, r.body)
+		slot = append(slot, r.slot)
 	}
-	tx.write(insertEvents, n, id, at, kind, call, sequence, print, fromKeys, toKeys, size, body)
+	return []any{n, id, at, kind, call, sequence, print, fromKeys, toKeys, size, body, slot}
 }
 
 // receive brings the route of an event's call up to date, and gives it as far as it says something
@@ -391,7 +320,7 @@ func (s *Engine) receive(tx *txn, e *store.NewEvent) (route *telephony.Route, as
 	if err != nil {
 		return nil, false, err
 	}
-	route, asks, changed := s.rules.Receive(e, before)
+	route, asks, changed := tx.rules.Receive(e, before)
 	if changed {
 		tx.putRoute(route)
 	}
@@ -453,8 +382,13 @@ func (tx *txn) flushRoutes() error {
 		if err != nil {
 			return err
 		}
-		tx.write(`INSERT INTO route (call, value) VALUES ($1, $2)
-			ON CONFLICT (call) DO UPDATE SET value = excluded.value`, call, value)
+		writeBy := int64(0)
+		if r.route.Transfer == telephony.TransferNotSent {
+			writeBy = r.route.TransferBy().UnixNano()
+		}
+		tx.write(`INSERT INTO route (call, value, write_by) VALUES ($1, $2, $3)
+			ON CONFLICT (call) DO UPDATE SET value = excluded.value, write_by = excluded.write_by`,
+			call, value, writeBy)
 	}
 	return nil
 }

@@ -98,12 +98,16 @@ type bare struct {
 func newBare(b *testing.B, s *Engine) *bare {
 	b.Helper()
 	const schema = `CREATE SCHEMA bare; SET search_path = bare`
+	tables, err := schemaFiles.ReadFile("schema/001.sql")
+	if err != nil {
+		b.Fatal(err)
+	}
 	conn, err := pgx.ConnectConfig(b.Context(), s.pool.Config().ConnConfig.Copy())
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = conn.Close(b.Context()) })
-	for _, sql := range []string{schema, schemaSQL} {
+	for _, sql := range []string{schema, string(tables)} {
 		if _, err := conn.Exec(b.Context(), sql); err != nil {
 			b.Fatal(err)
 		}

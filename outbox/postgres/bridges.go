@@ -10,9 +10,9 @@ import (
 	"pzbridge/outbox/store"
 )
 
-var _ store.Bridges = (*Engine)(nil)
+var _ store.Shared = (*Engine)(nil)
 
-// Announce stores how a bridge stands: see store.Bridges. What others have said a day ago goes.
+// Announce stores how a bridge stands: see store.Shared. What others have said a day ago goes.
 func (s *Engine) Announce(ctx context.Context, b store.Bridge) error {
 	value, err := json.Marshal(b)
 	if err != nil {
@@ -27,11 +27,11 @@ func (s *Engine) Announce(ctx context.Context, b store.Bridge) error {
 	})
 }
 
-// Bridges returns the bridges that were seen since a time: see store.Bridges.
+// Bridges returns the bridges that were seen since a time: see store.Shared.
 func (s *Engine) Bridges(ctx context.Context, since time.Time) (list []store.Bridge, err error) {
 	err = s.view(ctx, func(tx *txn) error {
 		list = nil
-		return tx.query(func(rows pgx.Rows) error {
+		err := tx.query(func(rows pgx.Rows) error {
 			var value []byte
 			if err := rows.Scan(&value); err != nil {
 				return err
@@ -41,6 +41,20 @@ func (s *Engine) Bridges(ctx context.Context, since time.Time) (list []store.Bri
 			list = append(list, b)
 			return err
 		}, `SELECT value FROM bridge WHERE seen >= $1 ORDER BY name`, since.UnixMilli())
+		if err != nil {
+			return err
+		}
+		return tx.query(func(rows pgx.Rows) error {
+			var endpoint, bridge string
+			err := rows.Scan(&endpoint, &bridge)
+			for i := range list {
+				if list[i].Name == bridge {
+					list[i].Lanes = append(list[i].Lanes, endpoint)
+				}
+			}
+			return err
+		}, `SELECT substr(l.name, $1), p.bridge FROM lease l JOIN process p ON p.id = l.owner
+			WHERE l.name LIKE $2 ORDER BY l.name`, len(lanePrefix)+1, lanePrefix+"%")
 	})
 	return list, err
 }

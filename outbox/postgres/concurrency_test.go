@@ -103,16 +103,9 @@ func (s *stress) appendTo(to *Engine) func(context.Context, *rand.Rand) error {
 // deliver begins to deliver to both endpoints, to one of them from both bridges, as while a lease
 // changes hands.
 func (s *stress) deliver() {
-	lane := func(of *Engine, endpoint string) store.Lane {
-		l, err := of.Lane(s.t.Context(), endpoint, false)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		return l
-	}
-	crm, other := lane(s.a, "crm"), lane(s.b, "other")
+	crm, other := laneOf(s.a, "crm"), laneOf(s.b, "other")
 	s.loop("deliver to crm", 0, s.work(crm))
-	s.loop("deliver to crm from b", 0, s.work(lane(s.b, "crm")))
+	s.loop("deliver to crm from b", 0, s.work(laneOf(s.b, "crm")))
 	s.loop("deliver to other", 0, s.work(other))
 	s.loop("line up", 50*time.Millisecond, func(ctx context.Context, _ *rand.Rand) error {
 		return other.LineUp(ctx, time.Now())

@@ -1,11 +1,11 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
-	"hash/fnv"
+	"maps"
 	"net"
 	"strings"
 
@@ -30,98 +30,79 @@ const (
 	maxViews = 2
 )
 
-// planOptions keep PostgreSQL from plans that it makes while tables are empty and keeps when they
-// are full: each statement is written for an index.
-var planOptions = map[string]string{
-	"enable_seqscan": "off", "enable_hashjoin": "off", "enable_mergejoin": "off", "enable_bitmapscan": "off",
-	"jit": "off",
-}
-
-// connect returns a pool of connections to the primary among the hosts.
-func connect(ctx context.Context, opts Options, cluster *hosts, connections int32) (*pgxpool.Pool, error) {
-	c, err := pgxpool.ParseConfig(opts.URL)
+// parseURL parses the address of a database.
+func parseURL(url string) (*pgxpool.Config, error) {
+	c, err := pgxpool.ParseConfig(url)
 	if err != nil {
 		// Not err, which quotes it.
 		return nil, errors.New("its address cannot be read: write postgres://user:password@host/database")
 	}
+	return c, nil
+}
+
+// connect connects to the primary among the hosts, directly or through a pooler.
+func (s *Engine) connect(ctx context.Context, opts Options) error {
+	cluster := &hosts{}
+	var err error
+	s.pool, err = newPool(ctx, opts, cluster, maxConnections-keeperConnections, false)
+	isPooled := isPoolers(err)
+	if isPooled {
+		s.pooled = pooled(opts.Schema)
+		s.pool, err = newPool(ctx, opts, cluster, maxConnections-keeperConnections, true)
+	}
+	if err != nil {
+		return classify(err)
+	}
+	s.keeper.pooled = s.pooled
+	s.keeper.pool, err = newPool(ctx, opts, cluster, keeperConnections, isPooled)
+	if err != nil {
+		s.pool.Close()
+	}
+	return classify(err)
+}
+
+// newPool returns a pool of connections to the primary among the hosts. They have no parameters if
+// a pooler stands between.
+func newPool(
+	ctx context.Context, opts Options, cluster *hosts, connections int32, isPooled bool,
+) (*pgxpool.Pool, error) {
+	c, err := parseURL(opts.URL)
+	if err != nil {
+		return nil, err
+	}
 	c.MaxConns = connections
 	params := c.ConnConfig.RuntimeParams
-	params["search_path"] = pgx.Identifier{opts.Schema}.Sanitize()
-	if params["application_name"] == "" {
-		params["application_name"] = "pzbridge"
+	params["application_name"] = applicationName(c.ConnConfig)
+	if isPooled {
+		c.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeCacheDescribe
+	} else {
+		maps.Copy(params, parameters(opts.Schema))
 	}
-	for name, value := range planOptions {
-		params[name] = value
-	}
-	// A limit that is set for the role would end the wait for a standby.
-	params["statement_timeout"] = "0"
 	c.ConnConfig.ConnectTimeout = probeTimeout
 	c.ConnConfig.Tracer = opts.tracer
 	c.ConnConfig.OnNotice = noteUnconfirmed
 	c.BeforeConnect = cluster.choose
 	pool, err := pgxpool.NewWithConfig(ctx, c)
 	if err != nil {
-		return nil, classify(err)
+		return nil, err
+	}
+	if isPooled {
+		err = pool.Ping(ctx)
+	} else {
+		err = checkParameters(ctx, pool, opts.Schema)
+	}
+	if err != nil {
+		pool.Close()
+		return nil, err
 	}
 	cluster.add(pool)
-	if err := pool.Ping(ctx); err != nil {
-		pool.Close()
-		return nil, classify(err)
-	}
 	return pool, nil
 }
 
-//go:embed schema.sql
-var schemaSQL string
-
-// schemaVersion is the version of the tables that this program makes.
-const schemaVersion = 1
-
-// migrate makes the tables, unless they are there. Of several processes that start at once, one
-// does, while the others wait.
-func (s *Engine) migrate(ctx context.Context) error {
-	return classify(pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		h := fnv.New64a()
-		_, _ = h.Write([]byte("migrate\x00" + s.schema))
-		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(h.Sum64())); err != nil {
-			return err
-		}
-		var has bool
-		err := tx.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_namespace WHERE nspname = $1)`, s.schema).Scan(&has)
-		if err != nil {
-			return err
-		}
-		if !has {
-			if _, err := tx.Exec(ctx, `CREATE SCHEMA `+pgx.Identifier{s.schema}.Sanitize()); err != nil {
-				return err
-			}
-		}
-		var version int
-		err = tx.QueryRow(ctx, `SELECT count(*) FROM pg_tables WHERE schemaname = $1 AND tablename = 'setting'`,
-			s.schema).Scan(&version)
-		if err != nil {
-			return err
-		}
-		if version == 0 {
-			if _, err := tx.Exec(ctx, schemaSQL); err != nil {
-				return err
-			}
-			_, err := tx.Exec(ctx, `INSERT INTO setting VALUES ($1, $2)`, settingVersion,
-				[]byte(fmt.Sprint(schemaVersion)))
-			return err
-		}
-		err = tx.QueryRow(ctx, `SELECT convert_from(value, 'UTF8')::int FROM setting WHERE name = $1`,
-			settingVersion).Scan(&version)
-		if err == nil && version > schemaVersion+1 {
-			err = fmt.Errorf("a later version of pzbridge has made its tables (version %d, this one knows %d): "+
-				"start that version", version, schemaVersion)
-		}
-		return err
-	}))
+// applicationName is how connections name themselves to the server's administrator.
+func applicationName(c *pgx.ConnConfig) string {
+	return cmp.Or(c.RuntimeParams["application_name"], "pzbridge")
 }
-
-// settingVersion is the name of the setting that has the version of the tables.
-const settingVersion = "schema"
 
 // isConflict reports whether a transaction was rolled back for another one, so that it may be
 // repeated at once.

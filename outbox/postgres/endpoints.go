@@ -6,8 +6,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/jackc/pgx/v5"
-
 	"pzbridge/outbox/store"
 )
 
@@ -62,6 +60,13 @@ func (e *endpoints) name(id int16) string {
 	return ""
 }
 
+// set sets what the database knows.
+func (e *endpoints) set(byName map[string]int16) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.byName = byName
+}
+
 // addEndpoints adds the configured endpoints to the database, and reads those that it knows.
 func (s *Engine) addEndpoints(ctx context.Context) error {
 	if err := s.change(ctx, func(tx *txn) error {
@@ -73,20 +78,7 @@ func (s *Engine) addEndpoints(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	byName := map[string]int16{}
-	err := s.view(ctx, func(tx *txn) error {
-		return tx.query(func(rows pgx.Rows) error {
-			var name string
-			var id int16
-			err := rows.Scan(&name, &id)
-			byName[name] = id
-			return err
-		}, `SELECT name, id FROM endpoint`)
-	})
-	s.endpoints.mu.Lock()
-	defer s.endpoints.mu.Unlock()
-	s.endpoints.byName = byName
-	return err
+	return s.readSubscriptions(ctx)
 }
 
 // rowsOf returns what the rules of order see of an endpoint's deliveries, for a rule about that of

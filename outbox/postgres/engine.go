@@ -1,5 +1,5 @@
 // Package postgres is the engine of several processes: it keeps everything in one PostgreSQL
-// database, in tables of a schema of its own: see schema.sql.
+// database, in tables of a schema of its own: see the folder schema.
 //
 // Events are numbered in the order of their commits: an append holds the row of table head from the
 // number of its first event until the commit. What changes the deliveries of a call holds the lock
@@ -28,18 +28,24 @@ import (
 // Options is the address of the database and the rules that apply to it.
 type Options struct {
 	URL    string // postgres://user:password@host,host/database?…
+	Name   string // of the bridge, for people
 	Schema string // of the tables; Open creates it. Empty is "pzbridge"
 	// MaxBytes bounds the bytes that the events take by an estimate; above it Append fails with
 	// store.ErrFull. Above nine tenths of it, Prune removes the oldest events early, as far as no
 	// endpoint waits for them.
 	MaxBytes int64
 	Rules    store.Rules
-	Logger   *slog.Logger
+	// Subscriptions are those of the bridge's endpoints, and Extend returns the rules with those of
+	// other bridges: events are stored for the endpoints of all bridges. Extend may be nil: then
+	// they are stored for those of Rules.
+	Subscriptions []store.Subscription
+	Extend        func(others []store.Subscription) store.Rules
+	Logger        *slog.Logger
 	// Clock computes ages; nil uses a clock that starts with Open.
 	Clock     *clock.Clock
 	Committed func(took time.Duration) // called after each commit; may be nil
-	// Poll is how often Run looks for what other processes have stored, and Beat how often the
-	// owner of a lease renews it; 0 is a second.
+	// Poll is how often Run looks for what other processes have stored. Beat is the beat in which a
+	// process shows that it lives: see presence.go. 0 is a second.
 	Poll, Beat time.Duration
 
 	tracer pgx.QueryTracer // of every statement, for tests
@@ -65,10 +71,14 @@ func (o *Options) validate() error {
 // Engine is an open database.
 type Engine struct {
 	pool      *pgxpool.Pool
-	keeper    *pgxpool.Pool // for leases, which must wait for nothing else
-	id        uuid.UUID     // of this process
+	keeper    keeper
+	pooled    string    // behind a pooler: what follows the statement with which a transaction begins
+	id        uuid.UUID // of this process
+	name      string    // of the bridge
+	presence  presence
 	schema    string
 	rules     store.Rules
+	shared    sharedRules
 	maxBytes  int64
 	poll      time.Duration
 	beat      time.Duration
@@ -95,25 +105,31 @@ var _ store.Engine = (*Engine)(nil)
 
 // Open connects to the database, and makes or migrates the tables.
 func Open(ctx context.Context, opts Options) (*Engine, error) {
+	s, err := open(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	for _, prepare := range []func(context.Context) error{
+		s.migrate, s.appear, s.refuseHalfCopied, s.addEndpoints, s.subscribe, s.resumeClock, s.closeReaders,
+	} {
+		if err := prepare(ctx); err != nil {
+			return nil, errors.Join(fmt.Errorf("prepare the database of the outbox: %w", err), s.Close())
+		}
+	}
+	return s, nil
+}
+
+// open connects to the database and changes nothing in it.
+func open(ctx context.Context, opts Options) (*Engine, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
-	cluster := &hosts{}
-	pool, err := connect(ctx, opts, cluster, maxConnections-keeperConnections)
-	if err != nil {
-		return nil, fmt.Errorf("connect to the database of the outbox: %w", err)
-	}
-	keeper, err := connect(ctx, opts, cluster, keeperConnections)
-	if err != nil {
-		pool.Close()
-		return nil, fmt.Errorf("connect to the database of the outbox: %w", err)
-	}
 	s := &Engine{
-		pool:      pool,
-		keeper:    keeper,
 		id:        uuid.New(),
+		name:      opts.Name,
 		schema:    opts.Schema,
 		rules:     opts.Rules,
+		shared:    sharedRules{own: opts.Subscriptions, extend: opts.Extend},
 		maxBytes:  opts.MaxBytes,
 		poll:      opts.Poll,
 		beat:      opts.Beat,
@@ -124,44 +140,42 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		setBack:   make(chan struct{}),
 		viewers:   make(chan struct{}, maxViews),
 	}
-	for _, prepare := range []func(context.Context) error{s.migrate, s.addEndpoints, s.resumeClock, s.closeReaders} {
-		if err := prepare(ctx); err != nil {
-			return nil, errors.Join(fmt.Errorf("prepare the database of the outbox: %w", err), s.Close())
-		}
+	if err := s.connect(ctx, opts); err != nil {
+		return nil, fmt.Errorf("connect to the database of the outbox: %w", err)
 	}
 	return s, nil
 }
 
 // Run looks for what other processes have stored, and stores how far endpoints have read, until ctx
-// ends. It fails with ErrSetBack if the database was set back: what the process has in memory of
-// deliveries may be wrong then.
+// ends. It fails with ErrSetBack if the database was set back, and with ErrLost if other processes
+// may have taken the work of this one: what it has in memory of deliveries may be wrong then.
 func (s *Engine) Run(ctx context.Context) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	var parts sync.WaitGroup
 	parts.Go(func() { s.keepReads(ctx) })
 	parts.Go(func() { s.follow(ctx) })
+	parts.Go(func() { s.listen(ctx) })
 	var err error
 	select {
 	case <-ctx.Done():
 	case <-s.setBack:
 		err = ErrSetBack
+	case <-s.presence.lost:
+		err = ErrLost
 	}
 	stop()
 	parts.Wait()
 	return err
 }
 
-// Close closes the connections; Run must have ended.
+// Close gives up what this process owns, and closes the connections; Run must have ended.
 func (s *Engine) Close() error {
+	err := s.presence.leave()
 	s.pool.Close()
-	s.keeper.Close()
-	return nil
+	s.keeper.pool.Close()
+	return err
 }
-
-// Shared says that other processes may use what is stored, so that deliveries may become due
-// without this one.
-func (s *Engine) Shared() {}
 
 // Changed returns a channel that is closed when events have been appended.
 func (s *Engine) Changed() <-chan struct{} {

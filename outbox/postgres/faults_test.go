@@ -70,13 +70,16 @@ func mustStore(t testing.TB, s *Engine, calls ...string) {
 	}
 }
 
+// laneOf gives an endpoint's queue, whoever has its lease.
+func laneOf(s *Engine, endpoint string) *lane {
+	id, _ := s.endpoints.id(endpoint)
+	return &lane{engine: s, endpoint: id, claimed: map[uint64]bool{}}
+}
+
 // mustClaim claims deliveries to endpoint crm, of which there are enough.
 func mustClaim(t testing.TB, s *Engine, number int) (store.Lane, []store.Job) {
 	t.Helper()
-	l, err := s.Lane(t.Context(), "crm", false)
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := laneOf(s, "crm")
 	c, err := l.Claim(t.Context(), time.Now(), number, nil)
 	if err != nil || len(c.Jobs) != number {
 		t.Fatalf("%d deliveries are claimed, want %d: %v", len(c.Jobs), number, err)
@@ -164,23 +167,25 @@ func (*roundTrips) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQue
 
 func (*roundTrips) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData) {}
 
-// TestWorkGoesOnAfterALateRenewal checks that a lease whose time was up is held again once it is
-// renewed. Held may see that before the timer does, which then has still to fire: it must not be
-// prolonged for work that is suspended already.
-func TestWorkGoesOnAfterALateRenewal(t *testing.T) {
-	l := &Lease{engine: &Engine{beat: time.Minute}}
-	l.prolong(time.Now())
-	defer l.endHeld()
-	l.mu.Lock()
-	l.until = time.Now()
-	l.mu.Unlock()
-	if l.Held().Err() == nil {
-		t.Fatal("the work goes on though the time of the lease is up")
+// TestWorkGoesOnAfterALateBeat checks that the work goes on once a process has shown again that it
+// lives, after its time was up. Held may see that before the timer does, which then has still to
+// fire: it must not be prolonged for work that is suspended already.
+func TestWorkGoesOnAfterALateBeat(t *testing.T) {
+	s := &Engine{beat: time.Minute}
+	p := &s.presence
+	p.engine = s
+	p.prolong(time.Now())
+	defer p.endHeld()
+	p.mu.Lock()
+	p.until = time.Now()
+	p.mu.Unlock()
+	if s.Held().Err() == nil {
+		t.Fatal("the work goes on though the time is up")
 	}
 	for range 2 {
-		l.prolong(time.Now())
-		if err := l.Held().Err(); err != nil {
-			t.Errorf("the lease is renewed, but the work is suspended: %v", err)
+		p.prolong(time.Now())
+		if err := s.Held().Err(); err != nil {
+			t.Errorf("the process has shown that it lives, but the work is suspended: %v", err)
 		}
 	}
 }
@@ -342,14 +347,14 @@ func TestACancelledAppendLeavesOthersAlone(t *testing.T) {
 func TestReleaseDoesNotWaitForAFrozenServer(t *testing.T) {
 	server := pgtest.New(t)
 	s := mustOpen(t, server.Database(t), func(o *Options) { o.Beat = 300 * time.Millisecond })
-	l, err := s.Take(t.Context(), "watch")
+	l, err := s.Take(t.Context(), "slot:1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	server.Freeze(t)
 	defer server.Kill(t)
 	done := make(chan error, 1)
-	go func() { done <- l.Release(context.WithoutCancel(t.Context())) }()
+	go func() { done <- s.Release(context.WithoutCancel(t.Context()), l) }()
 	select {
 	case err := <-done:
 		if !errors.Is(err, ErrUnavailable) {
@@ -518,7 +523,7 @@ func TestALongCallIsLockedWithTheOthers(t *testing.T) {
 
 // TestAnOldPrimaryAcknowledgesNothing checks that no append goes to a primary which stood still
 // while its standby was promoted, and then goes on as if nothing had happened. The connections to
-// it are good still: they must go once the lease, which has a pool of its own, has met the new one.
+// it are good still: they must go once the beat, which has a pool of its own, has met the new one.
 func TestAnOldPrimaryAcknowledgesNothing(t *testing.T) {
 	if testing.Short() {
 		t.Skip("a frozen server is given up after seconds")
@@ -528,13 +533,8 @@ func TestAnOldPrimaryAcknowledgesNothing(t *testing.T) {
 	old.SQL(t, "ALTER SYSTEM SET synchronous_standby_names = ''") // else it acknowledges nothing
 	old.SQL(t, "SELECT pg_reload_conf()")
 	s := mustOpen(t, old.URL("postgres", promoted), func(o *Options) { o.Beat = 500 * time.Millisecond })
-	l, err := s.Take(t.Context(), "watch")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Release(context.WithoutCancel(t.Context())) }()
 	mustStore(t, s, "1")
-	const events, renewals = `SELECT count(*) FROM pzbridge.event`, `SELECT counter FROM pzbridge.lease`
+	const events, renewals = `SELECT count(*) FROM pzbridge.event`, `SELECT counter FROM pzbridge.process`
 	stored := old.SQL(t, `SELECT pg_current_wal_lsn()`)
 	await(t, "the standby has the event", func() bool {
 		return promoted.SQL(t, `SELECT pg_last_wal_replay_lsn() >= '`+stored+`'`) == "t"
@@ -542,9 +542,11 @@ func TestAnOldPrimaryAcknowledgesNothing(t *testing.T) {
 	old.Freeze(t)
 	promoted.Promote(t)
 	before := promoted.SQL(t, renewals)
-	await(t, "the lease has given its connection up", func() bool { return s.keeper.Stat().CanceledAcquireCount() > 0 })
+	await(t, "the beat has given its connection up", func() bool {
+		return s.keeper.pool.Stat().CanceledAcquireCount() > 0
+	})
 	old.Thaw(t)
-	await(t, "the lease is renewed at the new primary", func() bool { return promoted.SQL(t, renewals) != before })
+	await(t, "the counter is raised at the new primary", func() bool { return promoted.SQL(t, renewals) != before })
 	acknowledged := 0
 	for i := range 20 {
 		if _, err := s.Append(t.Context(), newEvents(t, fmt.Sprint(i+2))); err == nil {

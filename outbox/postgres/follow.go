@@ -2,12 +2,14 @@ package postgres
 
 import (
 	"context"
+	"time"
 
 	"pzbridge/internal/telephony"
 )
 
 // follow looks for what other processes have stored, until ctx ends, and adds the counts up.
 func (s *Engine) follow(ctx context.Context) {
+	swept := time.Now() // when the endpoints of bridges that are gone were removed
 	for sleep(ctx, s.poll) {
 		isNew, counts, err := s.lookAtHead(ctx)
 		if err != nil {
@@ -20,6 +22,10 @@ func (s *Engine) follow(ctx context.Context) {
 			_ = s.addUp(ctx) // the next look tries again
 		}
 		_ = s.keepDoubt(ctx) // likewise
+		if time.Since(swept) > time.Minute {
+			swept = time.Now()
+			_ = s.endSubscriptions(ctx) // likewise
+		}
 	}
 }
 

@@ -17,26 +17,38 @@ import (
 
 // harness opens engines for the tests of what every engine promises. A place is the address of a
 // database.
-type harness struct{ server *pgtest.Server }
+type harness struct {
+	server interface {
+		Database(t testing.TB) (address string)
+	}
+	schema string
+}
 
+// newHarness returns the harness of the shared server, or of a pooler before it if the environment
+// has THROUGH_PGBOUNCER.
 func newHarness(t testing.TB) harness {
 	t.Helper()
-	return harness{pgtest.Shared(t)}
+	server := pgtest.Shared(t)
+	if os.Getenv("THROUGH_PGBOUNCER") != "" {
+		return harness{server.Pooler(t), "outbox"} // which is not found without the parameters
+	}
+	return harness{server: server}
 }
 
 func (h harness) Place(t testing.TB) string { return h.server.Database(t) }
 
-func (harness) Open(o storetest.EngineOptions) (store.Engine, error) {
+func (h harness) Open(o storetest.EngineOptions) (store.Engine, error) {
 	e, err := Open(context.Background(), Options{
 		URL:       o.Place,
+		Schema:    h.schema,
 		MaxBytes:  o.MaxBytes,
 		Rules:     o.Rules,
 		Logger:    o.Logger,
 		Clock:     o.Clock,
 		Committed: o.Committed,
-		// No other process stores anything, and each look takes real time in a test of days. A step
-		// of the clock that is doubted is stored as often.
-		Poll: 30 * time.Second,
+		// No other process does anything, and each look takes real time in a test of days. A step of
+		// the clock that is doubted is stored as often.
+		Poll: 30 * time.Second, Beat: time.Hour,
 	})
 	if err != nil {
 		return nil, err // not a nil *Engine in an interface
@@ -120,7 +132,8 @@ const allDeliveries = `(SELECT n, endpoint, next, 0 AS state FROM pending
 // checkTables checks that what is stored does not contradict itself.
 func checkTables(t testing.TB, s *Engine) {
 	t.Helper()
-	if err := pgx.BeginFunc(context.Background(), s.pool, func(tx pgx.Tx) error {
+	options := pgx.TxOptions{BeginQuery: beginChange + s.pooled}
+	if err := pgx.BeginTxFunc(context.Background(), s.pool, options, func(tx pgx.Tx) error {
 		found, err := contradictionsIn(tx)
 		for _, wrong := range found {
 			t.Error(wrong)
@@ -181,7 +194,7 @@ func TestContradictionsAreFound(t *testing.T) {
 			`WITH e AS (DELETE FROM event WHERE n = 4 RETURNING size) UPDATE head SET used = used - size FROM e`,
 			`WITH t AS (INSERT INTO tally VALUES (1, 0, 1)) UPDATE pending SET n = 1 WHERE n = 2`,
 			`WITH t AS (UPDATE tally SET endpoint = 9 WHERE state = 1) UPDATE ended SET endpoint = 9`,
-			`INSERT INTO question VALUES (9)`,
+			`INSERT INTO question VALUES (9, gen_random_uuid())`,
 			`INSERT INTO kept VALUES ('unknown', 1, 1, '')`,
 		} {
 			tx, err := s.pool.Begin(t.Context())

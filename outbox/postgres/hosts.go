@@ -101,8 +101,9 @@ func probe(ctx context.Context, c *pgx.ConnConfig) answer {
 	return a
 }
 
-// eachServer returns a configuration for each server of a cluster. The library lists a server twice
-// that may be reached with and without TLS: those stay together.
+// eachServer returns a configuration for each server of a cluster, with which to ask it what it is:
+// without the parameters and prepared statements that a pooler would refuse. The library lists a
+// server twice that may be reached with and without TLS: those stay together.
 func eachServer(c *pgx.ConnConfig) (list []*pgx.ConnConfig) {
 	all := append([]*pgconn.FallbackConfig{{Host: c.Host, Port: c.Port, TLSConfig: c.TLSConfig}}, c.Fallbacks...)
 	for _, f := range all {
@@ -112,6 +113,8 @@ func eachServer(c *pgx.ConnConfig) (list []*pgx.ConnConfig) {
 		}
 		one := c.Copy()
 		one.Host, one.Port, one.TLSConfig, one.Fallbacks = f.Host, f.Port, f.TLSConfig, nil
+		one.RuntimeParams = map[string]string{"application_name": applicationName(c)}
+		one.DefaultQueryExecMode = pgx.QueryExecModeExec
 		list = append(list, one)
 	}
 	return list

@@ -16,6 +16,7 @@ import (
 // lane is an endpoint's queue: a store.Lane.
 type lane struct {
 	engine   *Engine
+	lease    *Lease
 	endpoint int16
 	withCall bool // jobs come with what was kept for their call, and its later events
 
@@ -26,14 +27,24 @@ type lane struct {
 	lastSeen time.Time // of the wall clock, in a claim
 }
 
-// Lane takes an endpoint's queue.
-func (s *Engine) Lane(_ context.Context, name string, withCall bool) (store.Lane, error) {
+// Lane takes an endpoint's queue: see store.Lanes.
+func (s *Engine) Lane(ctx context.Context, name string, withCall bool) (store.Lane, error) {
 	id, known := s.endpoints.id(name)
 	if !known {
 		return nil, fmt.Errorf("%w: %q", store.ErrNoEndpoint, name)
 	}
-	return &lane{engine: s, endpoint: id, withCall: withCall, claimed: map[uint64]bool{}}, nil
+	lease, err := s.Take(ctx, lanePrefix+name)
+	if err != nil {
+		return nil, err
+	}
+	return &lane{engine: s, lease: lease, endpoint: id, withCall: withCall, claimed: map[uint64]bool{}}, nil
 }
+
+// Wanted returns a channel that is closed when another process is to have the queue.
+func (l *lane) Wanted() <-chan struct{} { return l.lease.Wanted() }
+
+// Close gives the queue up.
+func (l *lane) Close(ctx context.Context) error { return l.engine.Release(ctx, l.lease) }
 
 // claimColumns are those of a delivery that may be claimed, p, with its event, e.
 const claimColumns = `p.n, p.due, p.attempts, p.step, p.failed_at, p.next, p.redelivered, p.request, p.expires, ` +
@@ -301,7 +312,7 @@ func (l *lane) Release(numbers []uint64) {
 
 // Record stores results: see store.Lane.
 func (l *lane) Record(ctx context.Context, results []store.Result) error {
-	if err := l.engine.record(ctx, l.endpoint, results); err != nil {
+	if err := l.engine.record(ctx, l.endpoint, results, false); err != nil {
 		return err
 	}
 	l.mu.Lock()
@@ -318,8 +329,9 @@ const nextOfKeys = `SELECT ` + deliveryColumns + `, 0, put_off
 	SELECT next AS following FROM pending WHERE n = k.event AND endpoint = k.receiver OFFSET 0) p CROSS JOIN LATERAL (
 	SELECT * FROM pending WHERE n = p.following AND endpoint = k.receiver OFFSET 0) d`
 
-// record stores results, and what they mean for the next delivery of each call.
-func (s *Engine) record(ctx context.Context, endpoint int16, results []store.Result) error {
+// record stores results, and what they mean for the next delivery of each call. Those of questions
+// may be for a queue of another process.
+func (s *Engine) record(ctx context.Context, endpoint int16, results []store.Result, ofQuestion bool) error {
 	var calls []string
 	var events []*store.NewEvent
 	keys, endpoints := make([]int64, len(results)), make([]int16, len(results))
@@ -333,18 +345,29 @@ func (s *Engine) record(ctx context.Context, endpoint int16, results []store.Res
 		}
 	}
 	err := s.change(ctx, func(tx *txn) error {
-		locks := s.lockKeys(calls)
+		locks, isAlive := s.lockKeys(calls), false
 		err := tx.read(func(b *pgx.Batch) {
 			queueLocks(b, locks)
+			each(b.Queue(`SELECT FROM process WHERE id = $1`, s.id), func(pgx.Rows) error {
+				isAlive = true
+				return nil
+			})
 			each(b.Queue(pendingOfKeys, keys, endpoints), tx.scanDelivery)
 			each(b.Queue(nextOfKeys, keys, endpoints), tx.scanDelivery)
 		})
 		if err != nil {
 			return err
 		}
+		if ofQuestion {
+			tx.touchForOthers()
+		}
 		kept := make([]bool, len(results))
 		for i := range results {
-			if kept[i], err = s.recordOne(tx, endpoint, &results[i]); err != nil {
+			r := &results[i]
+			if r.Overruled = !isAlive && r.Now.State != store.Delivered; r.Overruled {
+				continue // whoever has the queue now has made its own attempt, or will
+			}
+			if kept[i], err = s.recordOne(tx, endpoint, r); err != nil {
 				return err
 			}
 		}

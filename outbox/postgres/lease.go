@@ -2,201 +2,346 @@ package postgres
 
 import (
 	"context"
-	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-
-	"pzbridge/internal/repeat"
 )
 
-// A lease is a row with an owner and a counter, which its owner raises each beat. No clock but the
-// monotonic one of each process counts: a process takes a lease only if it has itself seen the
-// counter unchanged for as long as the patience, without a look that failed, and only if it is
-// unchanged still. The owner, for its part, suspends its work that long after it has sent the last
-// renewal that succeeded, less a margin. So two never work at once, however slow the network or a
-// process is. If the database was away for both, the owner renews the lease in time once it is
-// back, and goes on.
+// A lease is what one process has at a time: the queue of an endpoint, the slot of a listener, the
+// removal of old events. It is free if nobody owns it, or its owner does not live: see presence.go.
+// It is taken by compare and set on its epoch. Queues are shared out: a process takes no more than
+// its share of free ones at once, and one that has more than another gives that one queue after
+// queue, each between two attempts.
 
 const (
-	// patienceBeats is how many beats a counter is unchanged before the lease may be taken.
-	patienceBeats = 3
-	// marginBeats is how much earlier its owner gives it up.
-	marginBeats = 0.5
+	lanePrefix = "lane:"
+	leasePrune = "prune"
+	// leftOver is after how many beats a process takes a free queue beyond its share: whoever has
+	// less would have taken it by then.
+	leftOver = 2
 )
+
+// isLane reports whether a lease is that of a queue.
+func isLane(name string) bool { return strings.HasPrefix(name, lanePrefix) }
 
 // Lease is a lease in the hands of this process.
 type Lease struct {
-	engine *Engine
-	name   string
-	epoch  int64 // it is one more each time that the lease is taken
+	Name   string
+	wanted chan struct{} // closed when another process is to have it
+	to     uuid.UUID     // that process
+}
 
-	running  context.Context // of renew
-	stop     context.CancelFunc
-	renewing sync.WaitGroup
-	lost     chan struct{} // closed once another process has the lease
+// Wanted returns a channel that is closed when the lease is to be released for another process.
+func (l *Lease) Wanted() <-chan struct{} { return l.wanted }
 
+// wish is a call of Take that waits.
+type wish struct {
+	names   []string
+	granted chan *Lease
+}
+
+// release is a call of Release that waits.
+type release struct {
+	lease *Lease
+	done  chan struct{}
+}
+
+// leases are those that this process has or waits for. Only run changes the database, look by look.
+type leases struct {
 	mu       sync.Mutex
-	held     context.Context // ends when the work is to be suspended
-	suspend  context.CancelFunc
-	until    time.Time
-	deadline *time.Timer // ends held at that time
+	wishes   []*wish
+	releases []*release
+	held     map[string]*Lease
+
+	// The fields below are used by run alone.
+	free     map[string]time.Time // since when this process has seen leases free
+	handing  *Lease               // to be released for another process; nil if there is none
+	handedAt time.Time            // when that was decided
 }
 
-// Take takes a lease and waits, until ctx ends, while another process has it.
-func (s *Engine) Take(ctx context.Context, name string) (*Lease, error) {
-	look := leaseLook{engine: s, name: name, failures: repeat.New(s.logger)}
-	for {
-		l, err := look.try(ctx)
-		if l != nil {
-			return l, nil
-		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if err != nil {
-			look.since = time.Time{} // what was seen before it says nothing of the time since
-			look.failures.Failed("the lease of the work cannot be looked at", err)
-		} else {
-			look.failures.Recovered("the lease of the work is looked at again")
-		}
-		if !sleep(ctx, s.beat/2) {
-			return nil, ctx.Err()
-		}
+// Take takes the first of some leases that is free, and waits, until ctx ends, while other
+// processes have all of them.
+func (s *Engine) Take(ctx context.Context, names ...string) (*Lease, error) {
+	w := &wish{names: names, granted: make(chan *Lease, 1)}
+	l := &s.presence.leases
+	l.mu.Lock()
+	l.wishes = append(l.wishes, w)
+	l.mu.Unlock()
+	s.presence.lookNow()
+	select {
+	case lease := <-w.granted:
+		return lease, nil
+	case <-ctx.Done():
+	}
+	l.mu.Lock()
+	l.wishes = slices.DeleteFunc(l.wishes, func(other *wish) bool { return other == w })
+	l.mu.Unlock()
+	select {
+	case lease := <-w.granted: // meanwhile
+		return lease, nil
+	default:
+		return nil, ctx.Err()
 	}
 }
 
-// leaseLook is what a process that waits for a lease has seen of it.
-type leaseLook struct {
-	engine         *Engine
-	name           string
-	epoch, counter int64
-	since          time.Time // when this was seen first, by the monotonic clock
-	failures       *repeat.Log
-}
-
-// try takes the lease, if it may be taken.
-func (f *leaseLook) try(ctx context.Context) (*Lease, error) {
-	s := f.engine
-	ctx, cancel := context.WithTimeout(ctx, s.beat)
+// Release gives a lease up, so that the process for which it is wanted has it, or else any other.
+// While the database is away it waits for some beats, and the lease is given up once it is back.
+func (s *Engine) Release(ctx context.Context, lease *Lease) error {
+	r := &release{lease: lease, done: make(chan struct{})}
+	l := &s.presence.leases
+	l.mu.Lock()
+	l.releases = append(l.releases, r)
+	l.mu.Unlock()
+	s.presence.lookNow()
+	ctx, cancel := context.WithTimeout(ctx, patienceBeats*s.beat)
 	defer cancel()
-	var owner *uuid.UUID
-	var epoch, counter int64
-	row := s.keeper.QueryRow(ctx, `SELECT owner, epoch, counter FROM lease WHERE name = $1`, f.name)
-	err := row.Scan(&owner, &epoch, &counter)
-	if errors.Is(err, pgx.ErrNoRows) {
-		_, err = s.keeper.Exec(ctx, `INSERT INTO lease (name) VALUES ($1) ON CONFLICT DO NOTHING`, f.name)
-		owner = nil
+	select {
+	case <-r.done:
+		return nil
+	case <-s.presence.lost:
+		return ErrLost
+	case <-ctx.Done():
+		return ErrUnavailable
 	}
-	if err != nil {
-		return nil, classify(err)
-	}
-	if f.since.IsZero() || epoch != f.epoch || counter != f.counter {
-		f.epoch, f.counter, f.since = epoch, counter, time.Now()
-	}
-	if owner != nil && time.Since(f.since) < patienceBeats*s.beat {
-		return nil, nil
-	}
-	sent := time.Now()
-	row = s.keeper.QueryRow(ctx, `UPDATE lease SET owner = $1, epoch = epoch + 1, counter = counter + 1
-		WHERE name = $2 AND epoch = $3 AND counter = $4 RETURNING epoch`, s.id, f.name, epoch, counter)
-	if err := row.Scan(&epoch); errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil // another process was faster
-	} else if err != nil {
-		return nil, classify(err)
-	}
-	return s.hold(f.name, epoch, sent), nil
 }
 
-// hold renews a lease from now on that was taken by a statement sent at a time.
-func (s *Engine) hold(name string, epoch int64, sent time.Time) *Lease {
-	l := &Lease{engine: s, name: name, epoch: epoch, lost: make(chan struct{})}
-	l.running, l.stop = context.WithCancel(context.Background())
-	l.prolong(sent)
-	l.renewing.Go(l.renew)
-	return l
+// has reports whether this process has a lease.
+func (l *leases) has(name string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held[name] != nil
 }
 
-// prolong lets the work go on until the end of a lease that was renewed by a statement sent at a
-// time.
-func (l *Lease) prolong(sent time.Time) {
-	until := l.engine.leaseEnd(sent)
-	left := time.Until(until)
-	if left <= 0 {
+// wanted returns the names of the leases that this process has or waits for.
+func (l *leases) wanted() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	names := map[string]bool{}
+	for _, w := range l.wishes {
+		for _, name := range w.names {
+			names[name] = true
+		}
+	}
+	for name := range l.held {
+		names[name] = true
+	}
+	return append([]string{}, sortedKeys(names)...) // not nil, which would be NULL
+}
+
+// update gives up what was released, takes what is free and decides what to hand over, by what a
+// look has seen.
+func (l *leases) update(ctx context.Context, db keeper, v *view, beat time.Duration) error {
+	if err := l.giveUp(ctx, db, v); err != nil {
+		return err
+	}
+	l.noteFree(v)
+	names := l.toTake(v, beat)
+	if err := v.take(ctx, db, names); err != nil {
+		return err
+	}
+	if stray := l.grant(v); len(stray) > 0 {
+		if err := v.release(ctx, db, stray, uuid.Nil); err != nil {
+			return err
+		}
+	}
+	l.handOver(v, beat)
+	return nil
+}
+
+// giveUp carries releases out.
+func (l *leases) giveUp(ctx context.Context, db keeper, v *view) error {
+	l.mu.Lock()
+	releases := slices.Clone(l.releases)
+	l.mu.Unlock()
+	for _, r := range releases {
+		if err := v.release(ctx, db, []string{r.lease.Name}, r.lease.to); err != nil {
+			return err
+		}
+		l.mu.Lock()
+		delete(l.held, r.lease.Name)
+		l.releases = l.releases[1:]
+		l.mu.Unlock()
+		if l.handing == r.lease {
+			l.handing = nil
+		}
+		close(r.done)
+	}
+	return nil
+}
+
+// noteFree notes since when leases have been free.
+func (l *leases) noteFree(v *view) {
+	for name := range v.leases {
+		if _, isOwned := v.owner(name); isOwned {
+			delete(l.free, name)
+		} else if l.free[name].IsZero() {
+			l.free[name] = v.now
+		}
+	}
+}
+
+// toTake returns the free leases to take now.
+func (l *leases) toTake(v *view, beat time.Duration) (names []string) {
+	left := v.share(l.wanted()) - v.lanes()[v.me]
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, w := range l.wishes {
+		for _, name := range w.names {
+			if _, isOwned := v.owner(name); isOwned || slices.Contains(names, name) {
+				continue
+			}
+			if isLane(name) {
+				since, known := l.free[name]
+				if left <= 0 && (!known || v.now.Sub(since) < leftOver*beat) {
+					continue
+				}
+				left--
+			}
+			names = append(names, name)
+			break
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// grant grants the wishes for leases that this process owns. It returns the owned ones that nobody
+// here wishes: another process has handed them over too late.
+func (l *leases) grant(v *view) (stray []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name := range v.leases {
+		if owner, _ := v.owner(name); owner != v.me || l.held[name] != nil {
+			continue
+		}
+		i := slices.IndexFunc(l.wishes, func(w *wish) bool { return slices.Contains(w.names, name) })
+		if i < 0 {
+			stray = append(stray, name)
+			continue
+		}
+		lease := &Lease{Name: name, wanted: make(chan struct{})}
+		l.held[name] = lease
+		l.wishes[i].granted <- lease
+		l.wishes = slices.Delete(l.wishes, i, i+1)
+	}
+	return stray
+}
+
+// handOver decides which queue another process is to have, if it has at least two less than this
+// one: one in each beat.
+func (l *leases) handOver(v *view, beat time.Duration) {
+	if l.handing != nil || v.now.Sub(l.handedAt) < beat {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.until = until
-	if l.deadline != nil && l.deadline.Stop() && l.held.Err() == nil {
-		l.deadline.Reset(left)
-		return
-	}
-	l.held, l.suspend = context.WithCancel(context.Background())
-	l.deadline = time.AfterFunc(left, l.suspend)
-}
-
-// leaseEnd is until when a lease counts that was renewed by a statement sent at a time.
-func (s *Engine) leaseEnd(sent time.Time) time.Time {
-	return sent.Add(time.Duration((patienceBeats - marginBeats) * float64(s.beat)))
-}
-
-func (l *Lease) renew() {
-	failures := repeat.New(l.engine.logger)
-	for sleep(l.running, l.engine.beat) {
-		sent := time.Now()
-		ctx, cancel := context.WithTimeout(l.running, patienceBeats*l.engine.beat)
-		tag, err := l.engine.keeper.Exec(ctx, `UPDATE lease SET counter = counter + 1
-			WHERE name = $1 AND owner = $2 AND epoch = $3`, l.name, l.engine.id, l.epoch)
-		cancel()
-		switch {
-		case l.running.Err() != nil:
-		case err != nil:
-			failures.Failed("the lease of the work cannot be renewed", classify(err))
-		case tag.RowsAffected() == 0:
-			l.endHeld()
-			close(l.lost)
-			return
-		default:
-			failures.Recovered("the lease of the work is renewed again")
-			l.prolong(sent)
+	lanes := v.lanes()
+	var to uuid.UUID
+	for name, lease := range l.held {
+		for id, p := range v.processes {
+			isBest := to == uuid.Nil || lanes[id] < lanes[to]
+			if isLane(name) && slices.Contains(p.wants, name) && lanes[id]+2 <= lanes[v.me] && isBest {
+				l.handing, to = lease, id
+			}
 		}
 	}
-}
-
-// endHeld suspends the work.
-func (l *Lease) endHeld() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.deadline.Stop()
-	l.suspend()
-}
-
-// Held returns a context that ends when the work is to be suspended: what its owner does under it
-// is over before another process can have the lease. If nobody has taken it meanwhile, Held later
-// returns another context.
-func (l *Lease) Held() context.Context {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !time.Now().Before(l.until) { // a process that has stood still is not to go on before its timers do
-		l.suspend()
+	if l.handing != nil {
+		l.handing.to, l.handedAt = to, v.now
+		close(l.handing.wanted)
 	}
-	return l.held
 }
 
-// Lost returns a channel that is closed once another process has the lease.
-func (l *Lease) Lost() <-chan struct{} { return l.lost }
+// view is what a look has seen of all processes and leases, and what it has changed since.
+type view struct {
+	me        uuid.UUID
+	processes map[uuid.UUID]*sighting
+	leases    map[string]leaseRow
+	now       time.Time
+}
 
-// Release gives the lease up, so that another process has it at once.
-func (l *Lease) Release(ctx context.Context) error {
-	l.stop()
-	l.renewing.Wait()
-	l.endHeld()
-	ctx, cancel := context.WithTimeout(ctx, patienceBeats*l.engine.beat)
-	defer cancel()
-	_, err := l.engine.keeper.Exec(ctx, `UPDATE lease SET owner = NULL, counter = counter + 1
-		WHERE name = $1 AND owner = $2 AND epoch = $3`, l.name, l.engine.id, l.epoch)
-	return classify(err)
+// leaseRow is a row of table lease.
+type leaseRow struct {
+	owner *uuid.UUID
+	epoch int64
+}
+
+// owner returns the living process that has a lease; false if it is free.
+func (v *view) owner(name string) (id uuid.UUID, isOwned bool) {
+	row := v.leases[name]
+	if row.owner == nil || v.processes[*row.owner] == nil {
+		return uuid.Nil, false
+	}
+	return *row.owner, true
+}
+
+// lanes counts the queues that each process has.
+func (v *view) lanes() map[uuid.UUID]int {
+	number := map[uuid.UUID]int{}
+	for name := range v.leases {
+		if id, isOwned := v.owner(name); isOwned && isLane(name) {
+			number[id]++
+		}
+	}
+	return number
+}
+
+// share returns how many queues this process has, of those that it wants, if all who want some have
+// equally many.
+func (v *view) share(wanted []string) int {
+	queues, sharers := 0, 1
+	for _, name := range wanted {
+		if isLane(name) {
+			queues++
+		}
+	}
+	for id, p := range v.processes {
+		if id != v.me && slices.ContainsFunc(p.wants, isLane) {
+			sharers++
+		}
+	}
+	return (queues + sharers - 1) / sharers
+}
+
+// take takes free leases for this process, but for those that another one has taken since the look.
+func (v *view) take(ctx context.Context, db keeper, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	epochs := make([]int64, len(names))
+	for i, name := range names {
+		epochs[i] = v.leases[name].epoch
+	}
+	b := &pgx.Batch{}
+	b.Queue(`INSERT INTO lease (name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING`, names)
+	each(b.Queue(`UPDATE lease SET owner = $1, epoch = lease.epoch + 1
+		FROM unnest($2::text[], $3::bigint[]) AS seen(name, epoch)
+		WHERE lease.name = seen.name AND lease.epoch = seen.epoch RETURNING lease.name, lease.epoch`,
+		v.me, names, epochs), func(rows pgx.Rows) error {
+		var name string
+		row := leaseRow{owner: &v.me}
+		err := rows.Scan(&name, &row.epoch)
+		v.leases[name] = row
+		return err
+	})
+	return db.send(ctx, b)
+}
+
+// release gives leases of this process to another one, or to nobody if that does not live.
+func (v *view) release(ctx context.Context, db keeper, names []string, to uuid.UUID) error {
+	_, err := db.exec(ctx, `UPDATE lease SET epoch = epoch + 1, owner = (SELECT id FROM process WHERE id = $3)
+		WHERE name = ANY($1) AND owner = $2`, names, v.me, to)
+	for _, name := range names {
+		if err == nil {
+			row := v.leases[name]
+			v.leases[name] = leaseRow{epoch: row.epoch + 1}
+			if v.processes[to] != nil {
+				v.leases[name] = leaseRow{&to, row.epoch + 1}
+			}
+		}
+	}
+	return err
 }

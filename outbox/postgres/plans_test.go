@@ -70,7 +70,9 @@ func (h tracing) Open(o storetest.EngineOptions) (store.Engine, error) {
 }
 
 // small are the tables of which a scan costs nothing.
-var small = []string{"head", "setting", "endpoint", "lease", "bridge", "tally", "redelivery", "audit", "note"}
+var small = []string{
+	"head", "setting", "endpoint", "lease", "process", "subscription", "bridge", "tally", "redelivery", "audit", "note",
+}
 
 // fill makes a database of so many events with a delivery each, a tenth of them pending.
 const fill = `

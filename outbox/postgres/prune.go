@@ -2,6 +2,7 @@ package postgres
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"math"
 	"slices"
@@ -24,8 +25,12 @@ const (
 // Prune removes events that are too old, and keys: see store.Upkeep. When the events take nearly as
 // much as they may, it removes younger ones too, that nothing waits for.
 func (s *Engine) Prune(ctx context.Context, r store.Retention) (store.Pruned, error) {
+	if isMine, err := s.takeLeaseOfPrune(ctx); err != nil || !isMine {
+		return store.Pruned{}, err
+	}
 	p := pruning{engine: s, givenUp: map[string]int{}}
-	pass := store.Pruning{Retention: r, Endpoints: s.rules.Endpoints, Age: s.clock.Age, IsDated: s.clock.IsDated}
+	endpoints := s.shared.now.Load().Endpoints // of all bridges
+	pass := store.Pruning{Retention: r, Endpoints: endpoints, Age: s.clock.Age, IsDated: s.clock.IsDated}
 	isFull, err := p.run(ctx, pass)
 	for _, latest := range []bool{false, true} {
 		if err == nil && isFull {
@@ -39,6 +44,21 @@ func (s *Engine) Prune(ctx context.Context, r store.Retention) (store.Pruned, er
 		err = nil // it was to end
 	}
 	return store.Pruned{Events: p.removed, GivenUp: p.givenUp, NearlyFull: isFull}, err
+}
+
+// takeLeaseOfPrune takes the removal of old events for this process, which then keeps it. It
+// reports whether this process has it.
+func (s *Engine) takeLeaseOfPrune(ctx context.Context) (isMine bool, err error) {
+	if s.presence.leases.has(leasePrune) {
+		return s.Held().Err() == nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.beat)
+	defer cancel()
+	lease, err := s.Take(ctx, leasePrune)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = nil // another process has it
+	}
+	return lease != nil, err
 }
 
 func (s *Engine) isNearlyFull(ctx context.Context) (bool, error) {

@@ -63,6 +63,7 @@ func deliverAll(t *testing.T, b *storetest.Box, endpoint string) {
 		t.Error(err)
 		return
 	}
+	defer func() { _ = lane.Close(ctx) }()
 	for {
 		c, err := lane.Claim(ctx, time.Now(), 16, nil)
 		if err != nil || len(c.Jobs) == 0 {

@@ -2,28 +2,59 @@ package postgres
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
 
-// TakeQuestions gives the numbers of the events that are being asked about.
+// TakeQuestions takes the questions that no living process asks, and gives the numbers of all that
+// this one asks: see store.Questions.
 func (s *Engine) TakeQuestions(ctx context.Context) (list []uint64, err error) {
-	err = s.look(ctx, func(tx *txn) error {
+	err = s.change(ctx, func(tx *txn) error {
 		list = nil
+		abandoned, err := tx.takeAbandoned()
+		if err != nil || !abandoned {
+			return err
+		}
 		return tx.query(func(rows pgx.Rows) error {
 			var n uint64
 			err := rows.Scan(&n)
 			list = append(list, n)
 			return err
-		}, `SELECT n FROM question ORDER BY n`)
+		}, `SELECT n FROM question WHERE owner = $1 ORDER BY n`, s.id)
 	})
 	return list, err
+}
+
+// takeAbandoned takes the questions whose owners do not live, and reports whether this process asks
+// any then. They are taken by compare and set on the owner: another process may take them too.
+func (tx *txn) takeAbandoned() (any bool, err error) {
+	var numbers []int64
+	var owners []uuid.UUID
+	err = tx.query(func(rows pgx.Rows) error {
+		var n int64
+		var owner uuid.UUID
+		var isMine bool
+		err := rows.Scan(&n, &owner, &isMine)
+		if any = true; !isMine {
+			numbers, owners = append(numbers, n), append(owners, owner)
+		}
+		return err
+	}, `SELECT n, owner, owner = $1 FROM question
+		WHERE owner = $1 OR NOT EXISTS (SELECT FROM process WHERE id = owner) ORDER BY n`, tx.engine.id)
+	if err != nil || len(numbers) == 0 {
+		return any, err
+	}
+	return any, tx.query(func(pgx.Rows) error { return nil }, `UPDATE question SET owner = $1
+		FROM unnest($2::bigint[], $3::uuid[]) AS seen(n, owner)
+		WHERE question.n = seen.n AND question.owner = seen.owner`, tx.engine.id, numbers, owners)
 }
 
 // isQuestion reports whether endpoints are being asked about an event.
@@ -117,7 +148,7 @@ func (s *Engine) RecordQuestion(ctx context.Context, endpoint string, r *store.R
 		return fmt.Errorf("%w: %q", store.ErrNoEndpoint, endpoint)
 	}
 	results := []store.Result{*r}
-	err := s.record(ctx, id, results)
+	err := s.record(ctx, id, results, true)
 	r.Overruled = results[0].Overruled
 	return err
 }
@@ -132,11 +163,16 @@ func (s *Engine) EndQuestion(
 		if err != nil {
 			return err
 		}
+		isTaken, err := tx.queryRow(nil, `SELECT FROM question WHERE n = $1 AND owner <> $2`, int64(n), s.id)
+		if err != nil || isTaken { // then another process goes on with it
+			return err
+		}
 		tx.write(`DELETE FROM question WHERE n = $1`, int64(n))
 		if !known {
 			return nil
 		}
 		e.Body = nil
+		tx.touchForOthers()
 		if err := tx.lockCalls(lockName(n, e.Call)); err != nil {
 			return err
 		}
@@ -212,4 +248,24 @@ func (s *Engine) ChangeRoute(
 		return nil
 	})
 	return result, err
+}
+
+// UnwrittenTransfers gives the routes that were decided and left to a connected bridge: see
+// store.Shared.
+func (s *Engine) UnwrittenTransfers(ctx context.Context, now time.Time) (list []telephony.Route, err error) {
+	err = s.look(ctx, func(tx *txn) error {
+		list = nil
+		return tx.query(func(rows pgx.Rows) error {
+			var value []byte
+			if err := rows.Scan(&value); err != nil {
+				return err
+			}
+			var route telephony.Route
+			if err := json.Unmarshal(value, &route); err == nil {
+				list = append(list, route)
+			}
+			return nil
+		}, `SELECT value FROM route WHERE write_by > $1 AND write_by > 0 ORDER BY write_by LIMIT 100`, now.UnixNano())
+	})
+	return list, err
 }

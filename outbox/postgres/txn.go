@@ -31,6 +31,7 @@ type txn struct {
 	conn     *pgxpool.Conn
 	begin    string // the statement with which it begins; empty once it has begun
 	readOnly bool
+	try      int // 1 for the first: see change
 	writes   pgx.Batch
 
 	deliveries map[deliveryKey]*record
@@ -42,16 +43,19 @@ type txn struct {
 
 	// What an append knows: see prepareAppend.
 	incoming   *incoming
-	hasHead    bool  // the head is held
-	isRaised   bool  // the numbers go on far beyond: see aboveSeen
-	committing bool  // and written
-	appended   int64 // the number of the last event
-	grown      int64 // bytes by which the events grow
-	touched    bool  // see touch
+	rules      *numberedRules
+	hasHead    bool      // the head is held
+	isRaised   bool      // the numbers go on far beyond: see aboveSeen
+	committing bool      // and written
+	appended   int64     // the number of the last event
+	slot       int       // of the listener whose events are appended; 0: none
+	heard      [2]uint64 // the number of the last event of each listener
+	grown      int64     // bytes by which the events grow
+	touched    bool      // see touch
 
 	// What the removal of events means for the head: see removeEvents.
 	pruned uint64 // the highest number of one that was too old
-	shrunk int64  // bytes by which the events shrink
+	shrunk int64  // bytes by which the events shrink; negative if they grow: see loading
 }
 
 // tallyKey is a count of table tally.
@@ -71,11 +75,19 @@ func (s *Engine) change(ctx context.Context, do func(*txn) error) error {
 	const tries = 10
 	for try := 1; ; try++ {
 		began := time.Now()
-		err := s.transact(ctx, beginChange, do)
+		err := s.transact(ctx, beginChange, func(tx *txn) error {
+			tx.try = try
+			return do(tx)
+		})
 		if err == nil {
 			s.committed(time.Since(began))
 			s.setFailed(nil)
 			return nil
+		}
+		if errors.Is(err, errOutdated) && try < tries {
+			if err = s.readSubscriptions(ctx); err == nil {
+				continue
+			}
 		}
 		// Two that have met once must not meet again for ever.
 		if isConflict(err) && try < tries && sleep(ctx, rand.N(time.Duration(try)*10*time.Millisecond)) {
@@ -118,8 +130,15 @@ func (s *Engine) transact(ctx context.Context, begin string, do func(*txn) error
 		return err
 	}
 	defer conn.Release()
+	readOnly := begin == beginView
+	if s.pooled != "" {
+		if _, err := conn.Exec(ctx, begin+s.pooled); err != nil {
+			return err
+		}
+		begin = "" // it has begun
+	}
 	tx := &txn{
-		engine: s, ctx: ctx, conn: conn, begin: begin, readOnly: begin == beginView,
+		engine: s, ctx: ctx, conn: conn, begin: begin, readOnly: readOnly,
 		deliveries: map[deliveryKey]*record{},
 		calls:      map[string]*callTail{},
 		routes:     map[string]*routeRecord{},
@@ -149,7 +168,7 @@ func (tx *txn) commit() error {
 	for _, q := range tx.writes.QueuedQueries {
 		batch.Queue(q.SQL, q.Arguments...)
 	}
-	if tx.shrunk > 0 { // the head is last, since appends wait for it
+	if tx.shrunk != 0 { // the head is last, since appends wait for it
 		batch.Queue(`UPDATE head SET pruned = greatest(pruned, $1), used = greatest(used - $2, 0)`,
 			int64(tx.pruned), tx.shrunk)
 	}
@@ -263,6 +282,13 @@ func each(q *pgx.QueuedQuery, scan func(pgx.Rows) error) {
 // touch makes other processes look for deliveries that have become due.
 func (tx *txn) touch() { tx.touched = true }
 
+// touchForOthers is touch where the deliveries may be those of other processes, if there are any.
+func (tx *txn) touchForOthers() {
+	if tx.engine.presence.hasOthers.Load() {
+		tx.touch()
+	}
+}
+
 // write keeps a statement for the end of the transaction.
 func (tx *txn) write(sql string, args ...any) { tx.writes.Queue(sql, args...) }
 
@@ -336,6 +362,9 @@ func (tx *txn) flush() error {
 	}
 	tx.flushDeliveries()
 	tx.flushCounts()
+	if tx.touched {
+		tx.notifyOthers()
+	}
 	return tx.flushRedeliveries()
 }
 

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -38,6 +39,45 @@ type Endpoint struct {
 
 // Reads reports whether the endpoint reads its events: then nothing is sent to it.
 func (e *Endpoint) Reads() bool { return e.URL == "" }
+
+// Subscription is what decides which events an endpoint gets, and for how long they are of use to it.
+type Subscription struct {
+	Name       string
+	Events     Filter
+	RingingTTL time.Duration
+	Reads      bool
+}
+
+// Subscription returns that of an endpoint.
+func (e *Endpoint) Subscription() Subscription {
+	return Subscription{Name: e.Name, Events: e.Events, RingingTTL: e.RingingTTL, Reads: e.Reads()}
+}
+
+// IsEqual reports whether two subscriptions are the same.
+func (s Subscription) IsEqual(other Subscription) bool {
+	return s.Name == other.Name && slices.Equal(s.Events, other.Events) && s.RingingTTL == other.RingingTTL &&
+		s.Reads == other.Reads
+}
+
+// WithSubscriptions returns endpoints, and those that only other bridges have, as far as rules of
+// delivery need them. An endpoint that another bridge has with another filter gets what any of the
+// two lets through: while a configuration is changed bridge by bridge, nothing is missing.
+func WithSubscriptions(own []Endpoint, others []Subscription) []Endpoint {
+	list := slices.Clone(own)
+	for _, s := range others {
+		i := slices.IndexFunc(list, func(e Endpoint) bool { return e.Name == s.Name })
+		if i < 0 {
+			e := Endpoint{Name: s.Name, Events: s.Events, RingingTTL: s.RingingTTL}
+			if !s.Reads {
+				e.URL = "http://another-bridge.invalid"
+			}
+			list = append(list, e)
+			continue
+		}
+		list[i].Events = slices.Concat(list[i].Events, s.Events)
+	}
+	return list
+}
 
 // ValidateEndpoints checks that each endpoint is complete and that their names differ.
 func ValidateEndpoints(list []Endpoint) error {

@@ -78,6 +78,8 @@ var (
 	// ErrFull means that the store has reached its limit. It ends by itself, when endpoints take
 	// the deliveries that wait for them, or events become old enough to be removed.
 	ErrFull = &telephony.Fault{Code: telephony.CodeFull, Text: "the outbox is full"}
+	// ErrBehind means that another listener has stored something meanwhile.
+	ErrBehind = &telephony.Fault{Code: telephony.CodeBehind, Text: "another listener has stored events meanwhile"}
 	// ErrNotFound means that there is no such delivery or event.
 	ErrNotFound = &telephony.Fault{Code: telephony.CodeNoDelivery, Text: "there is no such delivery"}
 	// ErrNoCall means that no event of a call is stored.
@@ -132,8 +134,9 @@ type Appended struct {
 
 // Lanes provides the queues of endpoints.
 type Lanes interface {
-	// Lane takes an endpoint's queue for this process. With withCall, its jobs contain the bytes
-	// kept for their call and the later events of the call.
+	// Lane takes an endpoint's queue for this process, and waits, until ctx ends, while another
+	// process has it. With withCall, its jobs contain the bytes kept for their call and the later
+	// events of the call.
 	Lane(ctx context.Context, endpoint string, withCall bool) (Lane, error)
 }
 
@@ -160,6 +163,11 @@ type Lane interface {
 	// None may be claimed. It takes several transactions and ends between two with ctx; a repeated
 	// call continues.
 	LineUp(ctx context.Context, now time.Time) error
+	// Wanted returns a channel that is closed when another process is to have the queue. It is nil
+	// if there is no other process.
+	Wanted() <-chan struct{}
+	// Close gives the queue up, for another process to have it. Nothing may be claimed.
+	Close(ctx context.Context) error
 }
 
 // Claimed is the result of a claim.
@@ -222,7 +230,8 @@ func (r *Result) EndedAt() time.Time {
 
 // Questions are the events that endpoints are asked about. They stand in no lane.
 type Questions interface {
-	// TakeQuestions returns the numbers of all questions that are being asked.
+	// TakeQuestions takes the questions that no process asks, as those of before the start, and
+	// returns the numbers of all that this process asks.
 	TakeQuestions(ctx context.Context) ([]uint64, error)
 	// Question returns a question. Fails with ErrBadRecord.
 	Question(ctx context.Context, number uint64) (Question, error)

@@ -50,6 +50,7 @@ type Server struct {
 	stdin  io.WriteCloser // of keeper
 
 	databases atomic.Int64 // how many were made
+	address   string       // of the loopback interface: see OverTCP
 }
 
 // Shared returns the server that all tests of a process share. The test is skipped where there is
@@ -148,8 +149,17 @@ func newServer(settings []string) (*Server, error) {
 	if err := giveAway(folder); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(folder))
 	}
-	return &Server{folder: folder, settings: settings}, nil
+	n := addresses.Add(1)
+	address := fmt.Sprintf("127.%d.%d.%d", 64+os.Getpid()%64, os.Getpid()/64%256, 1+n%250)
+	return &Server{folder: folder, settings: settings, address: address}, nil
 }
+
+// OverTCP is a setting of New with which a server, and a standby of it, also listen on a loopback
+// address of their own, as Linux has them: see URLOverTCP.
+const OverTCP = "listen_addresses=its own"
+
+// addresses counts those that were given away.
+var addresses atomic.Uint32
 
 func (s *Server) data() string { return filepath.Join(s.folder, "data") }
 
@@ -186,8 +196,17 @@ func (s *Server) start() error {
 	}
 	args := []string{"-c", keep, s.folder, postgres, "-D", s.data(), "-k", s.folder}
 	for _, setting := range s.settings {
+		if setting == OverTCP {
+			setting = "listen_addresses=" + s.address
+		}
 		args = append(args, "-c", setting)
 	}
+	return s.startKeeper(args...)
+}
+
+// startKeeper runs a shell script that keeps a server, and waits for its first line: the server is
+// ready then.
+func (s *Server) startKeeper(args ...string) error {
 	keeper := command("/bin/sh", args...)
 	stdin, err := keeper.StdinPipe()
 	if err != nil {
@@ -330,6 +349,15 @@ func (s *Server) URL(database string, others ...*Server) string {
 	}
 	u := url.URL{Scheme: "postgres", User: url.User(owner), Path: "/" + database, RawQuery: q.Encode()}
 	return u.String()
+}
+
+// URLOverTCP is URL for servers that were started with OverTCP.
+func (s *Server) URLOverTCP(database string, others ...*Server) string {
+	hosts := s.address + ":" + port
+	for _, o := range others {
+		hosts += "," + o.address + ":" + port
+	}
+	return "postgres://" + owner + "@" + hosts + "/" + database + "?sslmode=disable"
 }
 
 // SQL carries out a statement in the database postgres, and returns the rows of its answer, a line

@@ -282,6 +282,7 @@ func deliverFirst(t *testing.T, b *Box, endpoint string, n int) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = lane.Close(t.Context()) }()
 	claimed, err := lane.Claim(t.Context(), time.Now(), n, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -350,7 +350,7 @@ func (b *Box) EndSessions() (uint64, error) { return b.Outbox.EndSessions(contex
 
 // ClientGUID is Outbox.ClientGUID.
 func (b *Box) ClientGUID(generated string) (string, error) {
-	return b.Outbox.ClientGUID(context.Background(), generated)
+	return b.Outbox.ClientGUID(context.Background(), 1, generated)
 }
 
 // SendTest is Outbox.SendTest.

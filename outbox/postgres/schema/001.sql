@@ -8,6 +8,10 @@ CREATE TABLE head (
 	last   bigint  NOT NULL DEFAULT 0, -- the number of the last event
 	pruned bigint  NOT NULL DEFAULT 0, -- the highest number of a removed event
 	used   bigint  NOT NULL DEFAULT 0, -- about how many bytes the events take
+	-- The number of the last event that each of two listeners has stored: see Engine.AppendHeard.
+	heard_1 bigint NOT NULL DEFAULT 0,
+	heard_2 bigint NOT NULL DEFAULT 0,
+	subscribed bigint NOT NULL DEFAULT 0, -- raised with each change of table subscription
 	-- Raised by what makes deliveries due without storing an event, so that other processes look.
 	touched bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 10);
@@ -18,20 +22,35 @@ CREATE TABLE setting (
 	value bytea NOT NULL -- empty for one that was removed
 );
 
--- What one process has at a time: see lease.go.
-CREATE TABLE lease (
-	name    text COLLATE "C" PRIMARY KEY,
-	owner   uuid, -- none: it was given up
-	epoch   bigint NOT NULL DEFAULT 0,
-	counter bigint NOT NULL DEFAULT 0
+-- The processes that live. Each raises its counter again and again: see presence.go.
+CREATE TABLE process (
+	id      uuid PRIMARY KEY,
+	bridge  text   NOT NULL, -- its name
+	counter bigint NOT NULL DEFAULT 0,
+	wants   text[] NOT NULL DEFAULT '{}' -- the leases that it has or waits for
 ) WITH (fillfactor = 10);
 
--- The processes that use the database.
+-- What one process has at a time: see lease.go. One whose owner does not live is free.
+CREATE TABLE lease (
+	name  text COLLATE "C" PRIMARY KEY,
+	owner uuid, -- none: it was given up
+	epoch bigint NOT NULL DEFAULT 0 -- raised each time that it is taken or given up
+) WITH (fillfactor = 10);
+
+-- What bridges have said of themselves.
 CREATE TABLE bridge (
 	name  text COLLATE "C" PRIMARY KEY,
 	seen  bigint NOT NULL, -- when it announced itself last, in milliseconds
 	value jsonb  NOT NULL  -- a store.Bridge
 ) WITH (fillfactor = 50);
+
+-- What the endpoints of each bridge get: an event is stored for those of all bridges.
+CREATE TABLE subscription (
+	bridge   text COLLATE "C" NOT NULL,
+	endpoint text COLLATE "C" NOT NULL,
+	value    jsonb NOT NULL, -- a store.Subscription
+	PRIMARY KEY (bridge, endpoint)
+);
 
 CREATE TABLE endpoint (
 	name       text COLLATE "C" PRIMARY KEY,
@@ -51,6 +70,7 @@ CREATE TABLE event (
 	from_key text COLLATE "C" NOT NULL, -- of its numbers: see store.Rules.NumberKey
 	to_key   text COLLATE "C" NOT NULL,
 	size     integer NOT NULL, -- about how many bytes it takes, with its deliveries
+	slot     smallint NOT NULL DEFAULT 0, -- of the listener that has stored it and pairs it with another; 0 for none
 	body     bytea  NOT NULL
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
 CREATE UNIQUE INDEX event_call ON event (call, sequence) WHERE call <> '';
@@ -105,13 +125,16 @@ CREATE TABLE tally (
 );
 
 CREATE TABLE route (
-	call  text COLLATE "C" PRIMARY KEY,
-	value bytea NOT NULL -- a telephony.Route as JSON
+	call     text COLLATE "C" PRIMARY KEY,
+	value    bytea  NOT NULL, -- a telephony.Route as JSON
+	write_by bigint NOT NULL -- until when its Transfer is of use, which nobody writes yet; 0 for none
 ) WITH (fillfactor = 70);
+CREATE INDEX route_unwritten ON route (write_by) WHERE write_by > 0;
 
 -- The events that endpoints are being asked about.
 CREATE TABLE question (
-	n bigint PRIMARY KEY
+	n     bigint PRIMARY KEY,
+	owner uuid NOT NULL -- the process that asks; if it does not live, another one may
 );
 
 -- What senders have kept for a call.

@@ -1,0 +1,373 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/postgres/pgtest"
+	"pzbridge/outbox/store"
+	"pzbridge/outbox/store/storetest"
+)
+
+// quick makes a process be counted as dead after 0.3 s.
+func quick(o *Options) { o.Beat = 100 * time.Millisecond }
+
+// die makes a process stop as one that was killed: others see no more of it.
+func die(s *Engine) {
+	s.presence.stop()
+	s.presence.loop.Wait()
+}
+
+// TestWorkOfADeadProcessIsTaken checks that each lease of a process that died is taken by another
+// one, and none of a process that lives.
+func TestWorkOfADeadProcessIsTaken(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	a, b := mustOpen(t, url, quick), mustOpen(t, url, quick)
+	for _, name := range []string{"slot:1", lanePrefix + "crm"} {
+		if _, err := a.Take(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	short, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, err := b.Take(short, "slot:1"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("a lease of a living process was taken: %v", err)
+	}
+	die(a)
+	for _, name := range []string{"slot:1", lanePrefix + "crm"} {
+		if _, err := b.Take(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Held().Err(); err == nil {
+		t.Error("the dead process could still work while another one has its leases")
+	}
+}
+
+// TestLanesAreSharedOut checks that three processes have equally many of five queues in the end, one
+// after the other, whoever comes first; and that those of one that stops go to the others.
+func TestLanesAreSharedOut(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	var list []*Engine
+	var ends []context.CancelFunc
+	var mu sync.Mutex
+	has := map[*Engine]int{}
+	var working sync.WaitGroup
+	defer working.Wait()
+	join := func() {
+		s := mustOpen(t, url, quick)
+		ctx, end := context.WithCancel(t.Context())
+		list, ends = append(list, s), append(ends, end)
+		for lane := range 5 {
+			working.Go(func() {
+				for ctx.Err() == nil {
+					lease, err := s.Take(ctx, fmt.Sprint(lanePrefix, lane))
+					if err != nil {
+						return
+					}
+					mu.Lock()
+					has[s]++
+					mu.Unlock()
+					select {
+					case <-lease.Wanted():
+					case <-ctx.Done():
+					}
+					mu.Lock()
+					has[s]--
+					mu.Unlock()
+					_ = s.Release(context.WithoutCancel(ctx), lease)
+				}
+			})
+		}
+	}
+	shares := func() (numbers []int) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, s := range list {
+			numbers = append(numbers, has[s])
+		}
+		slices.Sort(numbers)
+		return numbers
+	}
+	for _, want := range [][]int{{5}, {2, 3}, {1, 2, 2}} {
+		join()
+		await(t, fmt.Sprint("the shares are ", want), func() bool { return slices.Equal(shares(), want) })
+	}
+	ends[0]()
+	await(t, "the two others have all", func() bool { return slices.Equal(shares(), []int{0, 2, 3}) })
+	for _, end := range ends {
+		end()
+	}
+}
+
+// TestOfADeadProcessOnlySuccessesCount checks what a process records that counts as dead already:
+// the CRM has got the event, but another process may have made an attempt that failed later.
+func TestOfADeadProcessOnlySuccessesCount(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	s := mustOpen(t, url, quick)
+	mustStore(t, s, "1", "2")
+	l, jobs := mustClaim(t, s, 2)
+	pgtest.SQL(t, url, `DELETE FROM pzbridge.process`)
+	failed := jobs[1].Delivery
+	failed.Attempts, failed.Due = 1, time.Now().Add(time.Hour).UnixNano()
+	results := []store.Result{
+		deliveredNow(jobs[0]),
+		{Job: jobs[1], Now: failed, Attempt: &store.Attempt{At: time.Now(), Error: "refused"}},
+	}
+	if err := l.Record(t.Context(), results); err != nil || results[0].Overruled || !results[1].Overruled {
+		t.Errorf("%v, overruled: %v, %v", err, results[0].Overruled, results[1].Overruled)
+	}
+	left := pgtest.SQL(t, url, `SELECT string_agg(n || ' ' || attempts, ',') FROM pzbridge.pending WHERE endpoint = 1`)
+	if want := fmt.Sprint(jobs[1].Number, " 0"); left != want {
+		t.Errorf("%q is left, want %q", left, want)
+	}
+	if err := s.Run(t.Context()); !errors.Is(err, ErrLost) {
+		t.Errorf("Run ends with %v", err)
+	}
+}
+
+// asking is an event with which a call asks where to go.
+func asking(t *testing.T, call string) store.NewEvent {
+	t.Helper()
+	e := storetest.Event("call.transfer_requested", call)
+	e.Time = time.Now()
+	n, err := store.Encode(&e, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestAQuestionIsAskedByOneProcess checks that questions belong to the process that has stored them,
+// that those of a dead one are taken, each by one other, and that the dead one can then not end them.
+func TestAQuestionIsAskedByOneProcess(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	var events []store.NewEvent
+	a, b, c := mustOpen(t, url, quick), mustOpen(t, url, quick), mustOpen(t, url, quick)
+	for i := range 50 {
+		events = append(events, asking(t, fmt.Sprint(i)))
+	}
+	stored, err := a.Append(t.Context(), events)
+	if err != nil || len(stored.Questions) != len(events) {
+		t.Fatalf("%d questions, %v", len(stored.Questions), err)
+	}
+	if list, err := b.TakeQuestions(t.Context()); len(list) != 0 || err != nil {
+		t.Fatalf("those of a living process were taken: %v, %v", list, err)
+	}
+	die(a)
+	taken := map[uint64]*Engine{}
+	var mu sync.Mutex
+	await(t, "all are taken", func() bool {
+		var taking sync.WaitGroup
+		for _, s := range []*Engine{b, c} {
+			taking.Go(func() {
+				list, err := s.TakeQuestions(t.Context())
+				mu.Lock()
+				defer mu.Unlock()
+				for _, n := range list {
+					if err != nil || taken[n] != nil && taken[n] != s {
+						t.Errorf("question %d is taken twice: %v", n, err)
+					}
+					taken[n] = s
+				}
+			})
+		}
+		taking.Wait()
+		return len(taken) == len(events)
+	})
+	if ended, err := a.EndQuestion(t.Context(), stored.Questions[0], nil, time.Now()); len(ended) != 0 || err != nil {
+		t.Errorf("the dead process has ended %d deliveries: %v", len(ended), err)
+	}
+	owner := taken[stored.Questions[0]]
+	ended, err := owner.EndQuestion(t.Context(), stored.Questions[0], nil, time.Now())
+	if len(ended) != 2 || err != nil {
+		t.Errorf("its owner has ended %d deliveries: %v", len(ended), err)
+	}
+}
+
+// TestATransferIsLeftToAConnectedBridge checks that a decision made without a connection is found by
+// those that have one, until somebody writes it or its time is over.
+func TestATransferIsLeftToAConnectedBridge(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	waits := func(o *Options) {
+		box := storetest.Options{Endpoints: []store.Endpoint{storetest.Endpoint("crm")}, RoutingTimeout: time.Minute}
+		o.Rules = box.Rules()
+	}
+	a, b := mustOpen(t, url, waits), mustOpen(t, url, waits)
+	if _, err := a.Append(t.Context(), []store.NewEvent{asking(t, "5")}); err != nil {
+		t.Fatal(err)
+	}
+	now, number := time.Now(), 0
+	change := func(s *Engine, c telephony.RouteChange) telephony.RouteResult {
+		t.Helper()
+		number++
+		c.ID, c.Now = fmt.Sprint(number), now
+		r, err := s.ChangeRoute(t.Context(), "5", c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	left := func(at time.Time) (calls []string) {
+		t.Helper()
+		list, err := b.UnwrittenTransfers(t.Context(), at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, r := range list {
+			calls = append(calls, r.CallID)
+		}
+		return calls
+	}
+	answer := []telephony.Reply{{By: "crm", Kind: telephony.ReplyNumber, To: "101"}}
+	r := change(a, telephony.RouteChange{Kind: telephony.RouteAnswer, Replies: answer, LeaveTransfer: true})
+	if r.Write || r.After.Outcome != telephony.RouteWon || !slices.Equal(left(now), []string{"5"}) {
+		t.Fatalf("%+v; %v are left", r, left(now))
+	}
+	if late := left(now.Add(time.Hour)); len(late) != 0 {
+		t.Errorf("after an hour %v are still left", late)
+	}
+	settle := telephony.RouteChange{Kind: telephony.RouteSettle, EventID: r.After.EventID}
+	if r := change(b, settle); !r.Write || len(left(now)) != 0 {
+		t.Errorf("%+v; %v are left", r, left(now))
+	}
+	settle.Replies = answer // another change
+	if r := change(a, settle); r.Write {
+		t.Error("the Transfer is written twice")
+	}
+}
+
+// TestAListenerIsToldThatAnotherWasFaster checks the compare and set with which two listeners store
+// what both have read.
+func TestAListenerIsToldThatAnotherWasFaster(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	a, b := mustOpen(t, url), mustOpen(t, url)
+	event := func(print byte) []store.NewEvent {
+		list := newEvents(t, "5")
+		list[0].Fingerprint = [16]byte{print}
+		return list
+	}
+	followed, err := b.LastNumber(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := event(1)
+	for range 2 { // also as a repeated append, whatever b has stored meanwhile
+		if _, err := a.AppendHeard(t.Context(), 1, followed, first); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := a.Append(t.Context(), event(9)); err != nil { // of the bridge itself
+		t.Fatal(err)
+	}
+	own := event(2)
+	if _, err := b.AppendHeard(t.Context(), 2, followed, own); !errors.Is(err, store.ErrBehind) {
+		t.Fatalf("stored although the other one was faster: %v", err)
+	}
+	prints, followed, err := b.HeardByOthers(t.Context(), 2, followed)
+	if err != nil || len(prints) != 1 || prints[0] != first[0].Fingerprint {
+		t.Fatalf("%v, %v", prints, err)
+	}
+	if again, at, err := b.HeardByOthers(t.Context(), 2, followed); len(again) != 0 || at != followed || err != nil {
+		t.Errorf("%v once more, up to %d, %v", again, at, err)
+	}
+	if _, err := b.AppendHeard(t.Context(), 2, followed, own); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.AppendHeard(t.Context(), 1, 0, first); err != nil {
+		t.Errorf("a repeated append fails: %v", err)
+	}
+	if n := pgtest.SQL(t, url, `SELECT count(*) FROM pzbridge.event`); n != "3" {
+		t.Errorf("%s events are stored, want 3", n)
+	}
+}
+
+// TestEventsAreStoredForTheEndpointsOfAllBridges checks that nothing is missing for an endpoint that
+// another bridge has been given, or that gets more there, from the moment at which that has started.
+func TestEventsAreStoredForTheEndpointsOfAllBridges(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	with := func(name string, endpoints ...store.Endpoint) func(*Options) {
+		return func(o *Options) {
+			o.Name = name
+			box := storetest.Options{Endpoints: endpoints}
+			o.Rules = box.Rules()
+			for i := range endpoints {
+				o.Subscriptions = append(o.Subscriptions, endpoints[i].Subscription())
+			}
+			o.Extend = func(others []store.Subscription) store.Rules {
+				box := storetest.Options{Endpoints: store.WithSubscriptions(endpoints, others)}
+				return box.Rules()
+			}
+		}
+	}
+	narrow, wide, added := storetest.Endpoint("crm"), storetest.Endpoint("crm"), storetest.Endpoint("new")
+	narrow.Events, wide.Events = store.Filter{"call.*"}, store.Filter{"pz.event"}
+	a := mustOpen(t, url, with("a", narrow))
+	pending := func() string {
+		return pgtest.SQL(t, url, `SELECT coalesce(string_agg(name, ',' ORDER BY name), '') FROM pzbridge.pending p
+			JOIN pzbridge.endpoint e ON e.id = p.endpoint WHERE n = (SELECT last FROM pzbridge.head)`)
+	}
+	mustStore(t, a, "1")
+	if got := pending(); got != "" {
+		t.Fatalf("an event is stored for %s, which does not want it", got)
+	}
+	mustOpen(t, url, with("b", wide, added))
+	mustStore(t, a, "2")
+	if got := pending(); got != "crm,new" {
+		t.Errorf("the next event is stored for %q, want crm,new", got)
+	}
+	mustOpen(t, url, with("b", wide)) // it has started again without the new one
+	mustStore(t, a, "3")
+	if got := pending(); got != "crm" {
+		t.Errorf("the event after that is stored for %q, want crm", got)
+	}
+	pgtest.SQL(t, url, `UPDATE pzbridge.subscription SET bridge = 'gone' WHERE bridge = 'b'`)
+	if err := a.endSubscriptions(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	mustStore(t, a, "4")
+	if got := pending(); got != "" {
+		t.Errorf("with no other bridge left an event is stored for %q", got)
+	}
+}
+
+// TestOthersAreNotified checks that a process is told what another one has stored. Nothing else
+// looks.
+func TestOthersAreNotified(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	often := func(o *Options) { o.Poll, o.Beat = 50*time.Millisecond, 100*time.Millisecond }
+	a, b := mustOpen(t, url, often), mustOpen(t, url, often)
+	var running sync.WaitGroup
+	ctx, stop := context.WithCancel(t.Context())
+	running.Go(func() { b.listen(ctx) }) // alone: nothing else looks
+	defer running.Wait()
+	defer stop()
+	await(t, "it listens", func() bool {
+		return pgtest.SQL(t, url, `SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'`) == "1"
+	})
+	for _, call := range []string{"1", "2", "3"} {
+		changed := b.Changed()
+		mustStore(t, a, call)
+		select {
+		case <-changed:
+		case <-time.After(10 * time.Second):
+			t.Fatal("the other process does not learn of an event")
+		}
+	}
+	changed := b.Changed()
+	id := pgtest.SQL(t, url, `SELECT min(id::text) FROM pzbridge.event`)
+	if err := a.Redeliver(t.Context(), id, "crm", time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-changed:
+	case <-time.After(10 * time.Second):
+		t.Error("the other process does not learn of a redelivery")
+	}
+}
