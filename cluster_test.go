@@ -3,8 +3,11 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -41,10 +44,37 @@ func ready(vars map[string]string) int {
 	return r.StatusCode
 }
 
+const operatorToken = "operator-token-0123456789"
+
+// getFrom reads from a bridge's API as the operator.
+func getFrom(t *testing.T, vars map[string]string, path string) (status int, body []byte) {
+	t.Helper()
+	r, err := http.NewRequest(http.MethodGet, "http://"+vars["LISTEN_ADDR"]+path, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+operatorToken)
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return 0, []byte("{}") // it has not started yet
+	}
+	defer answer.Body.Close()
+	body, err = io.ReadAll(answer.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer.StatusCode, body
+}
+
 // startBoth starts two bridges, of which the first is at work and the second its spare.
 func startBoth(t *testing.T, list []map[string]string) []*process {
 	t.Helper()
 	first := start(t, list[0])
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(first.log)
+		}
+	})
 	eventually(t, "the first bridge is ready", func() bool { return ready(list[0]) == http.StatusOK })
 	second := start(t, list[1])
 	eventually(t, "the second waits", func() bool { return ready(list[1]) == http.StatusServiceUnavailable })
@@ -138,7 +168,7 @@ func TestBridgeThatStoodStillGivesItsWorkUp(t *testing.T) {
 	if code := first.exitCode(); code == 0 {
 		t.Errorf("the first ends well: %s", first.log)
 	}
-	if !strings.Contains(first.log.String(), "another one may have taken over") {
+	if !strings.Contains(first.log.String(), "may have taken its work over") {
 		t.Errorf("it does not say why it ends: %s", first.log)
 	}
 	// What the first had read before it ended it has stored, and the second delivers it.
@@ -200,5 +230,157 @@ func TestDatabaseIsAwayForAWhile(t *testing.T) {
 	}
 	if len(ids) != 300 {
 		t.Errorf("%d events have arrived, want 300", len(ids))
+	}
+}
+
+// Two bridges listen to one server, and each of them is killed in turn while a thousand events a
+// second come in. Every event is stored and delivered once: none is lost while either lives, and
+// none is stored by both.
+func TestTwoListenersLoseNothing(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	list := bridges(t, server, crm, url, "LOG_LEVEL=warn", "LISTENERS=2")
+	processes := []*process{start(t, list[0]), start(t, list[1])}
+	bothListen := func() {
+		eventually(t, "both listen", func() bool {
+			return ready(list[0]) == http.StatusOK && ready(list[1]) == http.StatusOK
+		})
+	}
+	bothListen()
+	calls := 0
+	ring := func(n int) {
+		for range n {
+			calls++
+			if err := server.Generate(ringing(fmt.Sprint(calls), "73430112233")); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	ids := map[string]string{}
+	allArrive := func() {
+		eventually(t, fmt.Sprintf("all %d events have arrived", calls), func() bool {
+			for _, h := range crm.webhooks(t) {
+				if first, known := ids[h.Data.CallID]; known && first != h.ID {
+					t.Fatalf("call %s arrived with the IDs %s and %s", h.Data.CallID, first, h.ID)
+				}
+				ids[h.Data.CallID] = h.ID
+			}
+			return len(ids) == calls
+		})
+	}
+	for killed := range processes {
+		ring(1000)
+		if err := processes[killed].Process.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		_ = processes[killed].Wait()
+		ring(1000)
+		processes[killed] = start(t, list[killed])
+		bothListen()
+		allArrive()
+	}
+}
+
+// Twelve endpoints are shared out between the bridges, and all are delivered while the shares
+// change: the second bridge gets half of them, one after the other, and the first has all again once
+// the second has stopped.
+func TestEndpointsAreSharedOut(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	var more []string
+	for n := 1; n < 12; n++ {
+		more = append(more, fmt.Sprintf("ENDPOINT_%d_URL=%s", n, crm.URL), fmt.Sprintf("ENDPOINT_%d_NAME=crm%d", n, n),
+			fmt.Sprintf("ENDPOINT_%d_SECRET=%s", n, secret))
+	}
+	list := bridges(t, server, crm, url, append(more, "LOG_LEVEL=info", "API_TOKEN="+operatorToken,
+		"API_RATE=1000", "REPLAY_MAX_AGE=0")...)
+	lanes := func() (number []int) {
+		shown := struct {
+			Bridges []struct {
+				Lanes []string `json:"lanes"`
+			} `json:"bridges"`
+		}{}
+		status, body := getFrom(t, list[0], "/v1/bridges")
+		if err := json.Unmarshal(body, &shown); status != 0 && status != http.StatusOK || err != nil {
+			t.Fatalf("%d, %v: %s", status, err, body)
+		}
+		for _, b := range shown.Bridges {
+			number = append(number, len(b.Lanes))
+		}
+		return number
+	}
+	start(t, list[0])
+	eventually(t, "the first has all", func() bool { return slices.Equal(lanes(), []int{12}) })
+	second := start(t, list[1])
+	rings := 0
+	ring := func() {
+		rings++
+		if err := server.Generate(finished(fmt.Sprint(rings))); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	eventually(t, "each has half", func() bool { ring(); return slices.Equal(lanes(), []int{6, 6}) })
+	if err := second.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	second.endsWell(t)
+	eventually(t, "the first has all again", func() bool { ring(); return slices.Equal(lanes(), []int{12, 0}) })
+	eventually(t, "all have arrived", func() bool { return len(crm.webhooks(t)) >= 12*rings })
+	if n := len(crm.webhooks(t)); n != 12*rings {
+		t.Errorf("%d webhooks have arrived, want %d", n, 12*rings)
+	}
+}
+
+// A CRM answers at the bridge that is not connected. The call is decided there, the connected bridge
+// transfers it, and the CRM learns that it was done. A call from the CRM is refused there, as nothing
+// would be sent.
+func TestTransferAtABridgeThatIsNotConnected(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	const token = "crm-token-0123456789"
+	list := bridges(t, server, newReceiver(t, nil), url, "ENDPOINT_0_TOKEN="+token)
+	startBoth(t, list)
+	if err := server.Generate(asking("5", "73430112233")); err != nil {
+		t.Fatal(err)
+	}
+	post := func(path, body string) (status int, answer string) {
+		r, err := http.NewRequest(http.MethodPost, "http://"+list[1]["LISTEN_ADDR"]+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Authorization", "Bearer "+token)
+		r.Header.Set("Content-Type", "application/json")
+		response, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		text, err := io.ReadAll(response.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return response.StatusCode, string(text)
+	}
+	eventually(t, "the call, which has asked just before, is transferred", func() bool {
+		began := time.Now()
+		status, answer := post("/v1/transfers", `{"call_id":"5","to":"101"}`)
+		if status != http.StatusOK && status != http.StatusNotFound {
+			t.Fatalf("%d: %s", status, answer)
+		}
+		t.Logf("%d after %v", status, time.Since(began).Round(time.Millisecond))
+		return status == http.StatusOK
+	})
+	if n := len(server.Requests()); n != 1 {
+		t.Errorf("the server has got %d requests, want one Transfer", n)
+	}
+	if status, answer := post("/v1/calls", `{"from":"101","to":"102"}`); status != http.StatusServiceUnavailable {
+		t.Errorf("a call there: %d: %s", status, answer)
 	}
 }

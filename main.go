@@ -31,10 +31,12 @@ import (
 	"pzbridge/internal/certificate"
 	"pzbridge/internal/cli"
 	"pzbridge/internal/clock"
+	"pzbridge/internal/cluster"
 	"pzbridge/internal/config"
 	"pzbridge/internal/connlimit"
 	"pzbridge/internal/dashboard"
 	"pzbridge/internal/metrics"
+	"pzbridge/internal/pairing"
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/routing"
 	"pzbridge/internal/telephony"
@@ -108,11 +110,11 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
-	watch := newWatch(engine, logger)
 	senders := newSenders(cfg)
 	defer closeSenders(senders)
 	box, err := outbox.New(ctx, outbox.Options{
 		Engine:         engine,
+		Bridge:         bridgeName(cfg),
 		Endpoints:      cfg.Endpoints,
 		Senders:        senders,
 		Formatter:      webhook.Formatter{},
@@ -122,7 +124,6 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Retention:      cfg.OutboxRetention,
 		Grace:          cfg.ShutdownGrace * 9 / 10, // the rest is for recording the outcomes
 		Stopping:       ctx,
-		Held:           watch.held(),
 		Logger:         logger,
 		Observer:       observers{counters, stats},
 		Clock:          ages,
@@ -131,8 +132,9 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 
-	if cfg.Identity.GUID == "" {
-		if cfg.Identity.GUID, err = box.ClientGUID(ctx, uuid.NewString()); err != nil {
+	waiting := cluster.Waiting(engine)
+	if cfg.Identity.GUID == "" && waiting == nil {
+		if cfg.Identity.GUID, err = box.ClientGUID(ctx, 1, uuid.NewString()); err != nil {
 			return fmt.Errorf("keep the client GUID in the outbox: %w", err)
 		}
 	}
@@ -141,16 +143,25 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 	events := &sink{box: box}
+	var bridges *cluster.Cluster
+	var paired *pairing.Listener // nil: no other bridge reads the same events
+	var heard relay.Sink = events
+	var twin relay.Twin
+	if cfg.Listeners > 1 {
+		paired = pairing.New(box, events, func() bool { return bridges.IsFirst() })
+		heard, twin = paired, paired
+	}
 	session, err := relay.New(relay.Options{
 		URL:          cfg.URL,
 		TLS:          relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy),
 		Identity:     cfg.Identity,
 		Disabled:     !enabled,
-		Waiting:      watch.waiting(),
+		Waiting:      waiting,
 		ReplayMaxAge: cfg.ReplayMaxAge,
 		Clock:        ages,
 		Grace:        cfg.ShutdownGrace / 4,
-		Sink:         events,
+		Sink:         heard,
+		Twin:         twin,
 		Explain:      advice.English,
 		Logger:       logger,
 		Observer:     observers{counters, stats},
@@ -178,13 +189,20 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
+	// Left to the bridges that are connected, where there are several.
+	var left func(context.Context, time.Time) ([]telephony.Route, error)
+	takeEvery := time.Duration(0)
+	if shared, isShared := engine.(store.Shared); isShared {
+		left, takeEvery = shared.UnwrittenTransfers, time.Second
+	}
 	router, err := routing.NewRouter(routing.RouterOptions{
 		Exchange:         session,
 		Routes:           engine,
 		DeclineOnSilence: cfg.DeclineOnSilence,
 		Timeout:          cfg.CommandTimeout,
 		Policy:           policy,
-		AtWork:           watch.isHeld,
+		Left:             left,
+		Connected:        func() bool { return session.Connection().State == telephony.Connected },
 		Logger:           logger,
 		Observer:         counters,
 	})
@@ -200,14 +218,25 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Senders:   senders,
 		Timeout:   cfg.RoutingTimeout,
 		Freshness: ages.Freshness,
+		TakeEvery: takeEvery,
 		Logger:    logger,
 	})
 	if err != nil {
 		return err
 	}
-	bridges := newBridgeList(cfg, engine, watch, session)
-	counters.Watch(session, box, cfg.OutboxMaxBytes)
-	deliver := []func(context.Context) error{events.questions.Run, box.Run}
+	bridges = cluster.New(cluster.Options{
+		Engine:    engine,
+		Outbox:    box,
+		Session:   session,
+		Listener:  paired,
+		Listeners: cfg.Listeners,
+		Name:      cfg.BridgeName,
+		Version:   version,
+		Endpoints: cfg.Endpoints,
+		Logger:    logger,
+	})
+	counters.Watch(session, box, cfg.OutboxMaxBytes, bridgeName(cfg))
+	deliver := []func(context.Context) error{events.questions.Run, box.Run, router.Run}
 	file, isFile := engine.(*bolt.Engine)
 	if isFile && cfg.BackupDir != "" {
 		nightly, err := backup.New(backup.Options{
@@ -222,6 +251,23 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		}
 		deliver = append(deliver, nightly.Run)
 	}
+	pages, err := dashboard.New(dashboard.Options{
+		Exchange:    session,
+		Outbox:      box,
+		Stats:       stats,
+		Headers:     headersOf(senders),
+		Tokens:      cfg.APITokens,
+		MaxBytes:    cfg.OutboxMaxBytes,
+		BehindProxy: cfg.BehindProxy,
+		Version:     version,
+		Bridge:      bridgeName(cfg),
+		Bridges:     bridges,
+		Logger:      logger,
+		WrongToken:  func() { counters.WrongToken(metrics.ToDashboard) },
+	})
+	if err != nil {
+		return err
+	}
 	api, err := transferapi.New(transferapi.Options{
 		Exchange:       session,
 		Router:         router,
@@ -233,6 +279,8 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Calls:          box,
 		Keys:           engine,
 		Bridges:        bridges,
+		Verdict:        verdictOf(pages),
+		OthersTransfer: waiting != nil,
 		Metrics:        counters.Handler(),
 		MetricsPublic:  cfg.MetricsPublic,
 		Tokens:         tokens(cfg),
@@ -240,21 +288,6 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Rate:           cfg.APIRate,
 		Logger:         logger,
 		WrongToken:     func() { counters.WrongToken(metrics.ToAPI) },
-	})
-	if err != nil {
-		return err
-	}
-	pages, err := dashboard.New(dashboard.Options{
-		Exchange:    session,
-		Outbox:      box,
-		Stats:       stats,
-		Headers:     headersOf(senders),
-		Tokens:      cfg.APITokens,
-		MaxBytes:    cfg.OutboxMaxBytes,
-		BehindProxy: cfg.BehindProxy,
-		Version:     version,
-		Logger:      logger,
-		WrongToken:  func() { counters.WrongToken(metrics.ToDashboard) },
 	})
 	if err != nil {
 		return err
@@ -274,8 +307,14 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return fmt.Errorf("the API cannot listen on LISTEN_ADDR: %w", err)
 	}
 
-	logger.Info("pzbridge started", "version", version, "server", cfg.URL.Host, "endpoints", len(cfg.Endpoints),
-		"outbox", cfg.OutboxPlace(), "listen", listener.Addr().String(), "client_guid", cfg.Identity.GUID)
+	started := []any{
+		"version", version, "server", cfg.URL.Host, "endpoints", len(cfg.Endpoints),
+		"outbox", cfg.OutboxPlace(), "listen", listener.Addr().String(),
+	}
+	if cfg.Identity.GUID != "" {
+		started = append(started, "client_guid", cfg.Identity.GUID)
+	}
+	logger.Info("pzbridge started", started...)
 	if !enabled {
 		logger.Warn("the connection to the server is switched off, " +
 			"and stays so until PUT /v1/connection or the dashboard switches it on")
@@ -298,16 +337,23 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	err = runAll(
 		ctx,
 		front,
-		watch.during(alerts.Run),
-		watch.during(func(ctx context.Context) error { return stats.Run(ctx, box, logger) }),
-		watch.during(func(ctx context.Context) error { return runAsStored(ctx, box, session) }),
-		watch.during(together(deliver...)),
-		watch.run,
-		bridges.run,
+		bridges.Alone("alerts", alerts.Run),
+		func(ctx context.Context) error { return stats.Run(ctx, box, logger) },
+		bridges.Listen,
+		together(deliver...),
+		bridges.Run,
 		engine.Run,
 	)
 	logger.Info("pzbridge stopped")
 	return err
+}
+
+// bridgeName tells bridges on one database apart; a bridge with a file of its own needs none.
+func bridgeName(cfg config.Config) string {
+	if cfg.OutboxURL == "" {
+		return ""
+	}
+	return cfg.BridgeName
 }
 
 func backupFolder(cfg config.Config) backup.Folder {
@@ -349,6 +395,9 @@ func (s *sink) Append(ctx context.Context, events []telephony.Event) error {
 	return err
 }
 
+// Ask asks questions that were just stored.
+func (s *sink) Ask(questions []uint64) { s.questions.Ask(questions) }
+
 // observers passes what it observes to both the metrics and the dashboard.
 type observers struct {
 	*metrics.Metrics
@@ -388,9 +437,13 @@ func connectionsNeeded(cfg config.Config) int {
 
 // rules combines the rules of delivery (which endpoint gets an event, and until when) with those of
 // routing (how an event or an answer changes the route of a call).
-func rules(cfg config.Config) store.Rules {
+func rules(cfg config.Config) store.Rules { return rulesBeside(cfg, nil) }
+
+// rulesBeside is rules with the endpoints of other bridges. Questions are asked of this bridge's
+// own.
+func rulesBeside(cfg config.Config, others []store.Subscription) store.Rules {
 	r := outbox.Rules(outbox.RulesOptions{
-		Endpoints:          cfg.Endpoints,
+		Endpoints:          store.WithSubscriptions(cfg.Endpoints, others),
 		RetrySchedule:      cfg.RetrySchedule,
 		OrderHold:          cfg.OrderHold,
 		RoutingTimeout:     cfg.RoutingTimeout,
@@ -429,6 +482,17 @@ func headersOf(senders map[string]store.Sender) func(endpoint string) http.Heade
 func closeSenders(senders map[string]store.Sender) {
 	for _, s := range senders {
 		s.Close()
+	}
+}
+
+// verdictOf returns what the API says in the sentences of the dashboard.
+func verdictOf(pages *dashboard.Dashboard) func(*http.Request) ([]transferapi.Finding, error) {
+	return func(r *http.Request) (list []transferapi.Finding, err error) {
+		findings, err := pages.Verdict(r)
+		for _, f := range findings {
+			list = append(list, transferapi.Finding(f))
+		}
+		return list, err
 	}
 }
 

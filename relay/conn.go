@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 // The session pings the peer every pingPeriod; the maximum silence leaves room for one lost ping.
 const (
 	pingPeriod   = 20 * time.Second
+	pairedPeriod = 2 * time.Second // with a Twin
 	controlWrite = 5 * time.Second
 	// drainTimeout is how long the reader waits for what the server has already sent, once writing
 	// is no longer possible.
@@ -36,6 +38,9 @@ type conn struct {
 	pendingPong []byte        // the payload of a late ping; only the reader touches it
 	detected    chan struct{} // closed when the server's form is known
 	gone        chan struct{} // closed when the connection has ended
+
+	period      time.Duration // of pings
+	pingPayload func() []byte // of the next one; nil: none
 
 	mu       sync.Mutex
 	waiting  map[string]chan pz.Response // by request ID
@@ -58,7 +63,21 @@ func newConn(s *Socket) *conn {
 		detected: make(chan struct{}),
 		gone:     make(chan struct{}),
 		waiting:  map[string]chan pz.Response{},
+		period:   pingPeriod,
 	}
+}
+
+// pairWith tells a Twin of each pong, before read is called. Pings then carry the time at which they
+// are sent.
+func (c *conn) pairWith(twin Twin) {
+	c.period = pairedPeriod
+	began := time.Now()
+	c.pingPayload = func() []byte { return strconv.AppendInt(nil, int64(time.Since(began)), 10) }
+	c.OnPong(func(payload string) {
+		if sent, err := strconv.ParseInt(payload, 10, 64); err == nil {
+			twin.Ponged(began.Add(time.Duration(sent)))
+		}
+	})
 }
 
 // read passes each message to receive until the connection ends, and returns why it ended. A
@@ -124,7 +143,7 @@ func (c *conn) endError(err error) error {
 
 // write sends requests, pings and pongs until the connection has ended.
 func (c *conn) write() {
-	ping := time.NewTicker(pingPeriod)
+	ping := time.NewTicker(c.period)
 	defer ping.Stop()
 	// Half a frame may be out, so nothing can be written after an error; what the server has
 	// already sent is still read. After the session's own close frame nothing is written either,
@@ -144,12 +163,16 @@ func (c *conn) write() {
 		case <-c.gone:
 			return
 		case <-ping.C:
-			late := time.Since(last) > pingPeriod+stallAfter
+			late := time.Since(last) > c.period+stallAfter
 			last = time.Now()
 			if late {
 				continue // after a standstill the reader comes first, as for pongs
 			}
-			if broken(c.ws.WriteControl(websocket.PingMessage, nil, time.Now().Add(controlWrite))) {
+			var payload []byte
+			if c.pingPayload != nil {
+				payload = c.pingPayload()
+			}
+			if broken(c.ws.WriteControl(websocket.PingMessage, payload, time.Now().Add(controlWrite))) {
 				return
 			}
 		case payload := <-c.pong:

@@ -67,9 +67,11 @@ func newIntake(opts Options) *intake {
 func (in *intake) put(wire pz.Event, at time.Time) {
 	e := Translate(wire, at)
 	in.opts.Observer.EventReceived(e.Type)
-	if in.tooOld(e) {
+	switch {
+	case in.tooOld(e):
 		in.skipped++
-	} else if !in.enqueue(&e) {
+	case in.opts.Twin != nil && !in.opts.Twin.Heard(&e):
+	case !in.enqueue(&e):
 		in.unqueued++
 	}
 	if final := wire.Attrs.Get(pz.AttrMissedFinal) == "1"; final && in.skipped > 0 {

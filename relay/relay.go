@@ -28,6 +28,18 @@ type Sink interface {
 	Append(ctx context.Context, events []telephony.Event) error
 }
 
+// Twin is told what it needs to know for the pairing of events with those that another session reads
+// of the same server.
+type Twin interface {
+	// Joining is called before the session connects.
+	Joining(ctx context.Context)
+	// Heard is called for each event in the order of the socket, before anything after it is read.
+	// It returns false for an event that is not to be stored.
+	Heard(e *telephony.Event) (isNew bool)
+	// Ponged is called when the answer to a ping is read, with the time at which that was sent.
+	Ponged(sent time.Time)
+}
+
 // Observer counts events and commands. Its methods must return at once and be safe for
 // concurrent use.
 type Observer interface {
@@ -49,13 +61,14 @@ func (unobserved) CommandEnded(telephony.CommandKind, string) {}
 type Options struct {
 	URL      *url.URL    // ws or wss, with a host and a port
 	TLS      *tls.Config // for wss; nil trusts the system's CAs
-	Identity pz.Identity
+	Identity pz.Identity // its GUID may be missing if Waiting is set: then SetGUID gives it
 
 	Disabled     bool          // do not connect before Enable(true)
 	Waiting      error         // why Run does not begin yet, for the status until then; nil: it does
 	ReplayMaxAge time.Duration // replayed calls that ended longer ago are dropped; 0 drops none
 	Grace        time.Duration // bounds the storing of what was read, from the beginning of a shutdown
 	Sink         Sink
+	Twin         Twin // of the sink, if another session reads the same events; may be nil
 	Logger       *slog.Logger
 	Observer     Observer     // may be nil
 	Clock        *clock.Clock // computes ages for ReplayMaxAge; nil is a clock that starts now
@@ -71,7 +84,7 @@ func (o Options) validate() error {
 	switch {
 	case o.URL == nil || o.URL.Host == "" || o.URL.Scheme != "ws" && o.URL.Scheme != "wss":
 		return errors.New("relay: Options.URL must be a ws or wss address")
-	case o.Identity.GUID == "":
+	case o.Identity.GUID == "" && o.Waiting == nil:
 		return errors.New("relay: Options.Identity.GUID must be set: " +
 			"the server remembers by it what the bridge has missed")
 	case o.Sink == nil || o.Logger == nil || o.Grace <= 0:

@@ -49,6 +49,7 @@ type Session struct {
 	intake   *intake
 	failures *repeat.Log
 	awaited  bool // that no server answers was logged as expected; only Run touches it
+	hasBegun bool // Run has; under mu
 
 	mu     sync.Mutex
 	status telephony.Connection
@@ -98,16 +99,24 @@ func New(opts Options) (*Session, error) {
 		switched: make(chan struct{}),
 		dialNow:  make(chan struct{}, 1),
 	}
-	if opts.Waiting != nil {
-		s.status.LastError, s.status.LastCause = opts.Waiting.Error(), telephony.CauseOf(opts.Waiting)
-	}
+	s.noteWaiting()
 	return s, nil
+}
+
+// noteWaiting says in the status why Run does not begin yet.
+func (s *Session) noteWaiting() {
+	if !s.hasBegun && s.opts.Waiting != nil {
+		s.status.LastError, s.status.LastCause = s.opts.Waiting.Error(), telephony.CauseOf(s.opts.Waiting)
+	}
 }
 
 // Run connects, and reconnects, until ctx ends. It returns once every event that was read is
 // appended, or with an error if some could not be within Options.Grace.
 func (s *Session) Run(ctx context.Context) error {
 	defer close(s.ended)
+	s.mu.Lock()
+	s.hasBegun = true
+	s.mu.Unlock()
 	var appender sync.WaitGroup
 	defer appender.Wait()
 	appender.Go(s.intake.run)
@@ -151,6 +160,9 @@ func (s *Session) Run(ctx context.Context) error {
 	return s.intake.finish()
 }
 
+// SetGUID sets the identity at the server. Run must not have begun.
+func (s *Session) SetGUID(guid string) { s.opts.Identity.GUID = guid }
+
 // Enable connects, without the wait before a reconnection, or disconnects until it is called with
 // true again. It returns at once.
 func (s *Session) Enable(enabled bool) {
@@ -170,6 +182,7 @@ func (s *Session) Enable(enabled bool) {
 		now := time.Now()
 		s.status.State, s.status.Since = telephony.Disconnected, now
 		s.status.LastError, s.status.LastCause, s.status.DialsAt = "", telephony.Cause{}, now
+		s.noteWaiting()
 	}
 }
 
@@ -273,6 +286,9 @@ func (s *Session) logAwaited(err error) {
 // never nil.
 func (s *Session) connectOnce(ctx context.Context) error {
 	s.updateStatus(func(c *telephony.Connection) { c.State = telephony.Connecting })
+	if s.opts.Twin != nil {
+		s.opts.Twin.Joining(ctx)
+	}
 	socket, err := Dial(ctx, DialOptions{
 		URL:         s.opts.URL,
 		TLS:         s.opts.TLS,
@@ -283,6 +299,9 @@ func (s *Session) connectOnce(ctx context.Context) error {
 		return err
 	}
 	c := newConn(socket)
+	if s.opts.Twin != nil {
+		c.pairWith(s.opts.Twin)
+	}
 	var helpers sync.WaitGroup
 	helpers.Go(c.write)
 	helpers.Go(func() { s.identify(ctx, c) })

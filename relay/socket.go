@@ -58,6 +58,14 @@ func (s *Socket) Read(receive func(Message), ping func(payload []byte)) error {
 	}
 }
 
+// OnPong sets what is called by Read with the payload of each pong.
+func (s *Socket) OnPong(pong func(payload string)) {
+	s.ws.SetPongHandler(func(payload string) error {
+		pong(payload)
+		return nil
+	})
+}
+
 // errLongMessage means that a message exceeds pz.MaxMessage.
 var errLongMessage = errors.New("a message over 1 MiB is left out")
 

@@ -15,7 +15,7 @@ type Bridges interface {
 	Bridges(ctx context.Context) ([]store.Bridge, error)
 }
 
-// listBridges returns the bridges that share the outbox, and what differs between them.
+// listBridges returns the bridges that share the outbox, and what differs between those that run.
 func (a *API) listBridges(r *http.Request) answer {
 	list, err := a.opts.Bridges.Bridges(r.Context())
 	if err != nil {
@@ -26,25 +26,32 @@ func (a *API) listBridges(r *http.Request) answer {
 		Version   string    `json:"version"`
 		StartedAt time.Time `json:"started_at"`
 		SeenAt    time.Time `json:"seen_at"`
-		AtWork    bool      `json:"at_work"`
 		Connected bool      `json:"connected"`
+		Lanes     []string  `json:"lanes"`
 		Endpoints []string  `json:"endpoints"`
+		Lacking   []string  `json:"lacking,omitempty"`
 		Differing []string  `json:"differing,omitempty"`
 	}
 	shown := struct {
 		Bridges []bridge `json:"bridges"`
 	}{[]bridge{}}
-	for _, b := range list {
-		shown.Bridges = append(shown.Bridges, bridge{
+	now := time.Now()
+	living := store.Living(list, now)
+	for i := range list {
+		b := &list[i]
+		item := bridge{
 			Name:      b.Name,
 			Version:   b.Version,
 			StartedAt: b.Started,
 			SeenAt:    b.Seen,
-			AtWork:    b.Working,
-			Connected: b.Connected,
+			Connected: b.Connected && !b.IsGone(now),
+			Lanes:     append([]string{}, b.Lanes...),
 			Endpoints: b.EndpointNames(),
-			Differing: store.DifferingEndpoints(b, list),
-		})
+		}
+		if !b.IsGone(now) {
+			item.Lacking, item.Differing = b.Lacking(living), b.Differing(living)
+		}
+		shown.Bridges = append(shown.Bridges, item)
 	}
 	return okAnswer(shown)
 }

@@ -71,6 +71,7 @@ var causeCodes = []telephony.Code{
 	telephony.CodeRefusedIdentity,
 	telephony.CodeRefusedUnexplained,
 	telephony.CodeRouteClosed,
+	telephony.CodeStillCopied,
 	telephony.CodeToNotAllowed,
 	telephony.CodeUnindexed,
 }

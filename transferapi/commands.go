@@ -201,7 +201,8 @@ func (a *API) do(ctx context.Context, by string, cmd telephony.Command) error {
 		}
 		return a.opts.Exchange.Do(ctx, cmd)
 	}
-	if cmd.To != "" && a.opts.Exchange.Connection().State != telephony.Connected {
+	isConnected := a.opts.Exchange.Connection().State == telephony.Connected
+	if cmd.To != "" && !isConnected && !a.opts.OthersTransfer {
 		return telephony.ErrNotConnected // a call is not decided for a transfer that could not be sent
 	}
 	return a.opts.Router.Answer(ctx, cmd.CallID, "", by, cmd.To)

@@ -201,6 +201,8 @@ func deliveryProblem(err error) problem {
 		p.Status = http.StatusNotFound
 	case errors.Is(err, store.ErrNoEndpoint), errors.Is(err, store.ErrNoURL):
 		p.Status, p.Field = http.StatusBadRequest, "endpoint"
+	case errors.Is(err, store.ErrStillCopied):
+		p.Status = http.StatusServiceUnavailable
 	case errors.Is(err, store.ErrBadState):
 		p.Status, p.Field = http.StatusBadRequest, "state"
 	case errors.Is(err, store.ErrBadCursor):
@@ -224,6 +226,7 @@ func (a *API) listEndpoints(w http.ResponseWriter, r *http.Request) {
 		NextAttemptAt time.Time `json:"next_attempt_at,omitzero"`
 		LastError     string    `json:"last_error,omitempty"`
 		LastReadAt    time.Time `json:"last_read_at,omitzero"`
+		DeliveredBy   string    `json:"delivered_by,omitempty"`
 		Deliveries    counts    `json:"deliveries"`
 	}
 	list, err := a.opts.Outbox.Endpoints(r.Context())
@@ -242,6 +245,7 @@ func (a *API) listEndpoints(w http.ResponseWriter, r *http.Request) {
 			NextAttemptAt: e.NextAttempt.UTC(),
 			LastError:     advice.EnglishText(e.LastError, e.LastCause),
 			LastReadAt:    e.LastRead.UTC(),
+			DeliveredBy:   e.DeliveredBy,
 			Deliveries: counts{
 				Pending:   e.Pending,
 				Delivered: e.Delivered,

@@ -216,6 +216,8 @@ func eventProblem(err error) problem {
 	switch {
 	case errors.As(err, &pruned):
 		p.Status, p.Field, p.Oldest = http.StatusGone, "after", pruned.Oldest
+	case errors.Is(err, store.ErrStillCopied):
+		p.Status = http.StatusServiceUnavailable
 	case errors.Is(err, store.ErrBadCursor):
 		p.Status, p.Field = http.StatusBadRequest, "after"
 	}

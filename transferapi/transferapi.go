@@ -75,17 +75,23 @@ type Backup interface {
 
 // Options holds what the API serves and who may use it.
 type Options struct {
-	Exchange   Exchange
-	Router     Router
-	Policy     Policy // nil allows everything
-	Outbox     Outbox
-	Backup     Backup // nil: the outbox is not a file
-	Bridges    Bridges
-	Deliveries Deliveries
-	Events     Events
-	Calls      Calls
-	Keys       Keys
-	Metrics    http.Handler // for Prometheus
+	Exchange Exchange
+	Router   Router
+	Policy   Policy // nil allows everything
+	Outbox   Outbox
+	Backup   Backup // nil: the outbox is not a file
+	Bridges  Bridges
+	// Verdict sums up how the bridge stands in sentences, the worst first and one at least, in the
+	// language that a request prefers.
+	Verdict func(r *http.Request) ([]Finding, error)
+	// OthersTransfer means that other bridges may carry transfers out while this one is not
+	// connected.
+	OthersTransfer bool
+	Deliveries     Deliveries
+	Events         Events
+	Calls          Calls
+	Keys           Keys
+	Metrics        http.Handler // for Prometheus
 	// MetricsPublic serves the metrics without a token; otherwise they need the operator's.
 	MetricsPublic bool
 	// Tokens maps the name of a bearer, an endpoint or Operator, to its tokens. A bearer has
@@ -117,11 +123,11 @@ type API struct {
 // since the token alone identifies the caller.
 func New(opts Options) (*API, error) {
 	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Bridges == nil ||
-		opts.Deliveries == nil || opts.Events == nil || opts.Calls == nil || opts.Keys == nil || opts.Metrics == nil ||
-		opts.Logger == nil || opts.CommandTimeout <= 0 || opts.Rate <= 0 {
+		opts.Verdict == nil || opts.Deliveries == nil || opts.Events == nil || opts.Calls == nil || opts.Keys == nil ||
+		opts.Metrics == nil || opts.Logger == nil || opts.CommandTimeout <= 0 || opts.Rate <= 0 {
 		return nil, errors.New(
-			"transferapi: Options.Exchange, Router, Outbox, Bridges, Deliveries, Events, Calls, Keys, Metrics, " +
-				"Logger, CommandTimeout and Rate must be set",
+			"transferapi: Options.Exchange, Router, Outbox, Bridges, Verdict, Deliveries, Events, Calls, Keys, " +
+				"Metrics, Logger, CommandTimeout and Rate must be set",
 		)
 	}
 	a := &API{
@@ -195,6 +201,7 @@ func (a *API) routes() []route {
 		{http.MethodDelete, "/v1/numbers/{number}", operatorOnly, a.forget},
 		{http.MethodGet, "/v1/endpoints", operatorOnly, a.listEndpoints},
 		{http.MethodGet, "/v1/bridges", operatorOnly, a.readHandler(a.listBridges)},
+		{http.MethodGet, "/v1/verdict", operatorOnly, a.readHandler(a.getVerdict)},
 		{http.MethodPost, "/v1/endpoints/{name}/test", operatorOnly, a.sendTest},
 		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},
 		{http.MethodGet, "/healthz", public, a.alive},

@@ -81,12 +81,64 @@ var entries = map[telephony.Code]entry{
 		"файл — от более новой версии pzbridge[ (его формат — {1}, эта версия читает до {2})]: " +
 			"вернитесь к той версии или возьмите резервную копию, сделанную до обновления",
 	},
+	telephony.CodeNewerTables: {
+		": start that version",
+		"таблицы в базе данных создала более новая версия pzbridge[ (их версия — {1}, эта программа знает {2})]: " +
+			"запустите ту версию",
+	},
 	telephony.CodeLinkToNothing: {": remove the link", "это ссылка на файл, которого нет: удалите ссылку"},
 	telephony.CodeNoBackup: {
 		"; make room in {1} and beside the outbox, or name another folder in BACKUP_DIR; " +
 			"without BACKUP_DIR no copies are made",
 		"не удалось записать копию хранилища: освободите место в {1} и рядом с хранилищем или укажите другую папку " +
 			"в BACKUP_DIR; без BACKUP_DIR копии не делаются",
+	},
+	telephony.CodeMoved: {
+		": set OUTBOX_URL to that database, or take the move back with pzbridge copy -abort",
+		"содержимое файла перенесено в базу данных[ ({1})]: укажите её в OUTBOX_URL " +
+			"или отмените перенос командой pzbridge copy -abort",
+	},
+	telephony.CodeMovedElsewhere: {
+		": name that database",
+		"содержимое файла переносится в другую базу данных[ ({1})]: укажите её",
+	},
+	telephony.CodeNotMoved: {
+		": there is nothing to take back",
+		"файл никуда не перенесён: отменять нечего",
+	},
+	telephony.CodeHalfCopied: {
+		": finish it with pzbridge copy, or take it back with pzbridge copy -abort",
+		"файл[ {1}] перенесён в базу данных ещё не настолько, чтобы мост мог работать: завершите перенос командой " +
+			"pzbridge copy или отмените его командой pzbridge copy -abort",
+	},
+	telephony.CodeTakenBack: {
+		": unset OUTBOX_URL to go on with the file, or copy it once more with pzbridge copy; " +
+			"if taking it back was broken off, repeat pzbridge copy -abort",
+		"перенос файла[ {1}] в базу данных отменён: уберите OUTBOX_URL, чтобы работать с файлом, " +
+			"или перенесите его снова командой pzbridge copy; если отмена прервалась, повторите pzbridge copy -abort",
+	},
+	telephony.CodeStillCopied: {
+		": try again in some minutes; if pzbridge copy was broken off, run it again",
+		"более старые события ещё переносятся из файла хранилища: повторите через несколько минут; " +
+			"если команда pzbridge copy прервалась, запустите её снова",
+	},
+	telephony.CodeNotEmpty: {
+		": take an empty database, or another OUTBOX_SCHEMA",
+		"в базе данных уже есть события: возьмите пустую базу или другую схему (OUTBOX_SCHEMA)",
+	},
+	telephony.CodeOtherCopy: {
+		": finish that with pzbridge copy, take it back with pzbridge copy -abort, or take another OUTBOX_SCHEMA",
+		"в базу данных переносится другой файл[: {1}]: завершите тот перенос командой pzbridge copy, " +
+			"отмените его командой pzbridge copy -abort или возьмите другую схему (OUTBOX_SCHEMA)",
+	},
+	telephony.CodeBridgeOnDatabase: {
+		": stop it first",
+		"с базой данных работает мост[: {1}]: сначала остановите его",
+	},
+	telephony.CodeDelivered: {
+		": the file would deliver that again, so go on with the database",
+		"после переноса мосты с этой базой данных уже доставили или сохранили что-то новое: " +
+			"с файлом это ушло бы в CRM ещё раз, поэтому работайте дальше с базой данных",
 	},
 	telephony.CodeNoRightToWrite: {
 		": give user {1} the right to write in {2}",
@@ -201,6 +253,7 @@ var entries = map[telephony.Code]entry{
 		": it starts again by itself as a spare",
 		"мост не успел подтвердить, что работает он, и его мог сменить другой: он запустится снова как запасной",
 	},
+	telephony.CodeBehind: {"", "тем временем события сохранил другой мост"},
 	telephony.CodeSetBack: {
 		"",
 		"база данных потеряла последнее сохранённое, как при переключении на отставшую копию или " +

@@ -15,6 +15,7 @@ import (
 	"pzbridge/internal/config"
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
+	"pzbridge/outbox/postgres/pgtest"
 )
 
 // A bridge that fails exits even if its log is not read; otherwise a supervisor would not restart
@@ -114,11 +115,15 @@ func TestCommandsForTheFileAreRefusedWithADatabase(t *testing.T) {
 	}
 }
 
+// A database that cannot be reached is named as every other mistake is, after the rest was judged.
 func TestCheckShowsTheDatabaseWithoutItsPassword(t *testing.T) {
 	setVariables(t)
 	var out, stderr bytes.Buffer
-	if code := (Program{Out: &out, Err: &stderr}).Main(t.Context(), []string{"check"}); code != exitDone {
-		t.Fatalf("exit code %d: %s", code, stderr.String())
+	code := (Program{Out: &out, Err: &stderr}).Main(t.Context(), []string{"check"})
+	if says := stderr.String(); code != exitUsage || strings.Count(says, "\n  OUTBOX_URL: ") != 2 ||
+		!strings.HasPrefix(says, "pzbridge: the configuration is wrong:\n  OUTBOX_URL: ") ||
+		!strings.Contains(says, "db1") || !strings.Contains(says, "db2") || strings.Contains(out.String(), "is right") {
+		t.Errorf("exit code %d: %s", code, says)
 	}
 	for _, want := range []string{
 		"\nThe outbox is the database calls at db1,db2:5433, schema tables; OUTBOX_PATH has no meaning then.\n",
@@ -131,5 +136,24 @@ func TestCheckShowsTheDatabaseWithoutItsPassword(t *testing.T) {
 	}
 	if all := out.String() + stderr.String(); strings.Contains(all, "sesame") {
 		t.Errorf("the password is shown:\n%s", all)
+	}
+}
+
+// The checks of a database that can be used say so, and what is risky about it, and fail nothing.
+func TestCheckLooksAtTheDatabase(t *testing.T) {
+	setVariables(t)
+	t.Setenv("OUTBOX_URL", pgtest.Shared(t).Database(t))
+	var out, stderr bytes.Buffer
+	if code := (Program{Out: &out, Err: &stderr}).Main(t.Context(), []string{"check"}); code != exitDone {
+		t.Errorf("exit code %d: %s", code, stderr.String())
+	}
+	for _, want := range []string{
+		" is the primary, PostgreSQL ",
+		"\nWarning: the database: no standby is connected to ",
+		"\nThe configuration is right.\n",
+	} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is not in:\n%s", want, out.String())
+		}
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"pzbridge/internal/advice"
 	"pzbridge/internal/config"
 	"pzbridge/internal/telephony"
+	"pzbridge/outbox/postgres"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/webhook"
 	"pzbridge/relay"
@@ -32,12 +33,18 @@ import (
 const checkTimeout = 15 * time.Second
 
 func (p Program) doctor(ctx context.Context, args []string) error {
-	fs := p.flags("doctor", "Check, with the bridge's configuration, whether the Prostie Zvonki server "+
-		"and each CRM can be reached, and say in a line each what is\nwrong and what to do. "+
+	fs := p.flags("doctor", "Check, with the bridge's configuration, whether the Prostie Zvonki server, "+
+		"the database of OUTBOX_URL and each CRM can be used,\nand say in a line each what is wrong and what to do. "+
 		"Each CRM gets a signed pzbridge.test event. The exit code is 1 if something is wrong. "+
 		"The bridge may be running.")
+	twice := fs.Bool("listen-twice", false, "also try whether LISTENERS=2 will work: listen to the server on two "+
+		"connections, and compare what comes;\nthat takes two more of its licences meanwhile")
+	period := fs.Duration("listen-for", listenTwiceFor, "how long -listen-twice compares")
 	if err := parse(fs, args); err != nil {
 		return err
+	}
+	if *period <= 0 {
+		return usageError("-listen-for must be longer than nothing, such as 1m")
 	}
 	cfg, err := load()
 	if err != nil {
@@ -45,6 +52,10 @@ func (p Program) doctor(ctx context.Context, args []string) error {
 	}
 	d := &checker{p: p, cfg: cfg}
 	d.server(ctx)
+	if *twice && d.failures == 0 {
+		d.listenTwice(ctx, *period)
+	}
+	d.database(ctx)
 	for _, e := range cfg.Endpoints {
 		d.endpoint(ctx, e)
 	}
@@ -89,6 +100,26 @@ func (d *checker) pass(what, format string, args ...any) {
 func (d *checker) fail(what, format string, args ...any) {
 	d.failures++
 	fmt.Fprintf(d.p.Out, "✗ %s: %s\n", what, printable(fmt.Sprintf(format, args...)))
+}
+
+// warn prints the line of a risk, which is no failure.
+func (d *checker) warn(what, format string, args ...any) {
+	fmt.Fprintf(d.p.Out, "! %s: %s\n", what, printable(fmt.Sprintf(format, args...)))
+}
+
+// database checks whether a bridge can use the database of the outbox, if it has one.
+func (d *checker) database(ctx context.Context) {
+	if d.cfg.OutboxURL == "" {
+		return
+	}
+	say := map[postgres.Severity]func(what, format string, args ...any){
+		postgres.Fine:    d.pass,
+		postgres.Warning: d.warn,
+		postgres.Broken:  d.fail,
+	}
+	for _, f := range postgres.Diagnose(ctx, d.cfg.OutboxURL, d.cfg.OutboxSchema) {
+		say[f.Severity]("database", "%s", f.Text)
+	}
 }
 
 // server checks the connection to the Prostie Zvonki server step by step. It stops at the first

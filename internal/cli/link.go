@@ -24,7 +24,7 @@ const (
 	websocketNormal = 1000
 )
 
-// link is the console's connection to a server. One goroutine reads from it.
+// link is the connection of a command to a server. One goroutine reads from it.
 type link struct {
 	socket *relay.Socket
 	done   chan struct{} // closed when the connection has ended
@@ -36,9 +36,8 @@ type link struct {
 	open    bool // the server has accepted the client, and close was not called
 }
 
-// dialLink connects to a server and waits for the server's version, because the server refuses a
-// wrong password only after the handshake. It calls onEvent for each event, and onEnd when the
-// connection ends without a call of close.
+// dialLink is openLink with the address that a person has typed. The console is a diagnostic tool
+// and accepts any certificate, as the vendor's does.
 func dialLink(
 	ctx context.Context, address string, id pz.Identity, onEvent func(pz.Event), onEnd func(error),
 ) (*link, error) {
@@ -52,15 +51,21 @@ func dialLink(
 	if u.Port() == "" {
 		u.Host += ":" + pz.DefaultPort
 	}
-	// The console is a diagnostic tool and accepts any certificate, as the vendor's does.
-	socket, err := relay.Dial(ctx, relay.DialOptions{URL: u, TLS: anyCertificate(), Identity: id})
+	return openLink(ctx, relay.DialOptions{URL: u, TLS: anyCertificate(), Identity: id}, onEvent, onEnd)
+}
+
+// openLink connects to a server and waits for the server's version, because the server refuses a
+// wrong password only after the handshake. It calls onEvent for each event, and onEnd when the
+// connection ends without a call of close.
+func openLink(ctx context.Context, o relay.DialOptions, onEvent func(pz.Event), onEnd func(error)) (*link, error) {
+	socket, err := relay.Dial(ctx, o)
 	if err != nil {
-		return nil, fmt.Errorf("connect to %s: %w", u.Host, err)
+		return nil, fmt.Errorf("connect to %s: %w", o.URL.Host, err)
 	}
 	l := &link{
 		socket:  socket,
 		done:    make(chan struct{}),
-		codec:   pz.CodecFor(u.Scheme),
+		codec:   pz.CodecFor(o.URL.Scheme),
 		pending: map[string]chan pz.Response{},
 	}
 	readResult := make(chan error, 1)

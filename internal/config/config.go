@@ -54,6 +54,7 @@ type text struct {
 	OutboxRetention string `env:"OUTBOX_RETENTION" envDefault:"168h"`
 	OutboxMaxBytes  string `env:"OUTBOX_MAX_BYTES" envDefault:"1GiB"`
 	BridgeName      string `env:"BRIDGE_NAME"`
+	Listeners       string `env:"LISTENERS"         envDefault:"1"`
 	BackupDir       string `env:"BACKUP_DIR"`
 	BackupKeep      string `env:"BACKUP_KEEP" envDefault:"7"`
 	RoutingTimeout  string `env:"ROUTING_TIMEOUT" envDefault:"10s"`
@@ -113,6 +114,7 @@ type Config struct {
 	OutboxRetention time.Duration
 	OutboxMaxBytes  int64
 	BridgeName      string // tells bridges on one database apart; may be empty without OutboxURL
+	Listeners       int    // how many of those are connected to the server at a time: 1 or 2
 	BackupDir       string // for copies of the outbox; "": none are made
 	BackupKeep      int    // copies
 	RoutingTimeout  time.Duration

@@ -250,6 +250,7 @@ func TestEachMistakeNamesItsVariable(t *testing.T) {
 		{"OUTBOX_PATH_FILE=x", "OUTBOX_PATH_FILE", "no such variable"},
 		{"OUTBOX_SCHEMA=my.calls", "OUTBOX_SCHEMA", "letters, digits and _, at most 63"},
 		{"BRIDGE_NAME=two words", "BRIDGE_NAME", "1 to 64 letters, digits and . _ -"},
+		{"LISTENERS=3", "LISTENERS", "must be 1 or 2"},
 		{"OUTBOX_URL=hunter2.example", "OUTBOX_URL", "must be postgres://user:password@host/database"},
 		{"PZ_TLS_LEGACY=true", "PZ_TLS_LEGACY", "PZ_TLS_FINGERPRINT"},
 		{"BACKUP_KEEP=0", "BACKUP_KEEP", "from 1 to 1000"},

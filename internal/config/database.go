@@ -55,6 +55,16 @@ func (t text) parseDatabase(c *Config, p *problems) {
 		p.add("OUTBOX_SCHEMA", "must be letters, digits and _, at most 63, and begin with a letter, "+
 			"but not with pg_; it is %q", t.OutboxSchema)
 	}
+	switch {
+	case t.Listeners == "1":
+		c.Listeners = 1
+	case t.Listeners == "2" && t.OutboxURL != "":
+		c.Listeners = 2
+	case t.Listeners == "2":
+		p.add("LISTENERS", "may be 2 only with OUTBOX_URL: a bridge with a file of its own is alone")
+	default:
+		p.add("LISTENERS", "must be 1 or 2; it is %q", t.Listeners)
+	}
 	if t.OutboxURL == "" {
 		return
 	}
@@ -66,7 +76,7 @@ func (t text) parseDatabase(c *Config, p *problems) {
 	}
 	if t.ClientGUID != "" {
 		p.add("PZ_CLIENT_GUID", "must not be set with OUTBOX_URL: "+
-			"the GUID belongs to the bridge that is at work, and is kept in the database")
+			"a GUID belongs to the bridge that is connected to the server, and is kept in the database")
 	}
 	if t.BackupDir != "" {
 		p.add("BACKUP_DIR", "must not be set with OUTBOX_URL: "+

@@ -133,8 +133,8 @@ func TestEachFaultOfADatabaseAddress(t *testing.T) {
 // instead.
 func TestSettingsOfAFileAreRefusedWithADatabase(t *testing.T) {
 	for setting, says := range map[string]string{
-		"PZ_CLIENT_GUID=6f2c": "PZ_CLIENT_GUID: must not be set with OUTBOX_URL: the GUID belongs to the bridge " +
-			"that is at work, and is kept in the database",
+		"PZ_CLIENT_GUID=6f2c": "PZ_CLIENT_GUID: must not be set with OUTBOX_URL: a GUID belongs to the bridge " +
+			"that is connected to the server, and is kept in the database",
 		"BACKUP_DIR=/backup": "BACKUP_DIR: must not be set with OUTBOX_URL: a database is copied by PostgreSQL's own " +
 			"tools, pg_dump, or base backups with archiving of the WAL",
 	} {
@@ -223,6 +223,37 @@ func TestNameOfABridge(t *testing.T) {
 		text{OutboxURL: url, OutboxSchema: "pzbridge"}.parseDatabase(&Config{}, &p)
 		if got := strings.Join(p.list, "\n"); fails != strings.HasPrefix(got, "BRIDGE_NAME: is missing") {
 			t.Errorf("with OUTBOX_URL=%s: %q", url, got)
+		}
+	}
+}
+
+// Two bridges may be connected to the server at a time if they share a database.
+func TestTwoListenersNeedADatabase(t *testing.T) {
+	for want, vars := range map[int][]string{
+		1: nil,
+		2: {"LISTENERS=2", "OUTBOX_URL=" + databaseURL},
+	} {
+		if c, err := Load(minimal(vars...)); err != nil || c.Listeners != want {
+			t.Errorf("%q: %d, %v", vars, c.Listeners, err)
+		}
+	}
+	_, err := Load(minimal("LISTENERS=2"))
+	if err == nil || !strings.Contains(err.Error(), "LISTENERS: may be 2 only with OUTBOX_URL") {
+		t.Errorf("without a database: %v", err)
+	}
+}
+
+// Each line of the log has the name of its bridge where several may share the outbox.
+func TestLogNamesTheBridge(t *testing.T) {
+	for url, want := range map[string]string{"": "", databaseURL: ` bridge=bridge2`} {
+		c, err := Load(minimal("LOG_FORMAT=text", "BRIDGE_NAME=bridge2", "OUTBOX_URL="+url))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		c.Logger(&out, LogOutput{}).Info("said")
+		if !strings.HasSuffix(out.String(), " said"+want+"\n") {
+			t.Errorf("with OUTBOX_URL=%s: %s", url, out.String())
 		}
 	}
 }

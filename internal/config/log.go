@@ -26,6 +26,7 @@ type LogOutput struct {
 }
 
 // Logger makes a logger that writes to out, in the configured format and from the configured level.
+// Where several bridges may share the outbox, each line has the name of this one.
 func (c Config) Logger(out io.Writer, o LogOutput) *slog.Logger {
 	var h slog.Handler
 	if c.LogFormat == formatText || c.LogFormat == formatAuto && o.Terminal {
@@ -38,7 +39,11 @@ func (c Config) Logger(out io.Writer, o LogOutput) *slog.Logger {
 	} else {
 		h = slog.NewJSONHandler(out, &slog.HandlerOptions{Level: c.LogLevel, ReplaceAttr: shorten})
 	}
-	return slog.New(advice.Handler(h))
+	logger := slog.New(advice.Handler(h))
+	if c.OutboxURL != "" {
+		return logger.With("bridge", c.BridgeName)
+	}
+	return logger
 }
 
 // maxLogged is the maximum number of bytes of a string value in the log. A value from the exchange,

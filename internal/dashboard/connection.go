@@ -22,7 +22,7 @@ func (d *Dashboard) connection(w http.ResponseWriter, r *http.Request) {
 		d.renderError(w, r, err)
 		return
 	}
-	v := connectionView{Enabled: d.opts.Exchange.Connection().State != telephony.Disabled, Pause: pause}
+	v := connectionView{Enabled: d.shownConnection(pause).State != telephony.Disabled, Pause: pause}
 	d.render(w, r, http.StatusOK, "connection", wordsFor(r)["Phone system"], v)
 }
 

@@ -73,8 +73,12 @@ type Options struct {
 	// BehindProxy trusts the header X-Forwarded-Proto, which a proxy in front of the bridge sets.
 	BehindProxy bool
 	Version     string
-	Logger      *slog.Logger
-	WrongToken  func() // called for each sign-in with a wrong token; may be nil
+	// Bridge is the name of this bridge, and Bridges lists all that share the outbox. Bridge is
+	// empty if the outbox is a file, which no other bridge shares.
+	Bridge     string
+	Bridges    Bridges
+	Logger     *slog.Logger
+	WrongToken func() // called for each sign-in with a wrong token; may be nil
 }
 
 // Dashboard serves the pages.
@@ -101,6 +105,9 @@ var assets embed.FS
 func New(opts Options) (*Dashboard, error) {
 	if opts.Exchange == nil || opts.Outbox == nil || opts.Stats == nil || opts.Logger == nil || opts.MaxBytes <= 0 {
 		return nil, errors.New("dashboard: Options.Exchange, Outbox, Stats, Logger and MaxBytes must be set")
+	}
+	if opts.Bridge != "" && opts.Bridges == nil {
+		return nil, errors.New("dashboard: Options.Bridges must be set with Options.Bridge")
 	}
 	if opts.Headers == nil {
 		opts.Headers = func(string) http.Header { return http.Header{} }

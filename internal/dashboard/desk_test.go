@@ -67,7 +67,7 @@ func row(id string) string { return `href="/calls/` + id + `"` }
 
 // A call is found by its number in any form, its last digits, an extension, and by each filter.
 func TestCallsAreFound(t *testing.T) {
-	s := office(t)
+	s := office(t, nil)
 	d := desk{t, s, s.client(t)}
 	const answered, missed = "470657307770881", "470657307770882"
 	const long, unanswered = "470657307770883", "470657307770884"
@@ -167,7 +167,7 @@ func TestListsHavePages(t *testing.T) {
 // Many deliveries are sent again without JavaScript: first they are counted, then sent, and a page
 // says what has come of it. What was ticked goes the same way.
 func TestManyAreSentAgain(t *testing.T) {
-	s := office(t)
+	s := office(t, nil)
 	d := desk{t, s, s.client(t)}
 	d.says("the first page", d.get("/"), `href="/deliveries?endpoint=crm&amp;state=delivered"`)
 	list := d.get("/deliveries?endpoint=crm&state=delivered&type=call.completed")
@@ -473,6 +473,7 @@ func TestNoTextIsMissing(t *testing.T) {
 		{"did.signed_in", "did.signed_out", "did.paused", "did.resumed", "did.redelivered", "did.redelivered_many"},
 		{"did.tested", "did.forgot", "did.backed_up"},
 		{"span.hour", "span.day", "span.week"},
+		{"stands.connected", "stands.spare", "stands.unconnected", "stands.gone"},
 		{errBadTime.Error(), errBadOrder.Error(), noToken, badSwitch, notSignedOut},
 	} {
 		for _, name := range list {
@@ -509,7 +510,7 @@ func isDigits(name string) bool { return strings.HasPrefix(name, "type at least 
 func TestDeskInABrowser(t *testing.T) {
 	tab, cancel := context.WithTimeout(browser(t), 2*time.Minute)
 	defer cancel()
-	s := office(t)
+	s := office(t, nil)
 	do := func(actions ...chromedp.Action[chromedp.Void]) {
 		t.Helper()
 		if err := chromedp.Do(tab, actions...); err != nil {

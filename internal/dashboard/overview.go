@@ -30,6 +30,11 @@ type overview struct {
 	Endpoints  []endpointView
 	Chart      chart // of the last hour
 	Calls      []callRow
+
+	Bridges       []bridgeView // those that share the outbox; none if it is a file
+	IsSpare       bool         // this bridge waits until it can connect in place of another
+	ConnectedAt   string       // the names of other bridges that are connected to the exchange
+	UnconnectedAt string       // and of those that are to be and are not
 }
 
 type endpointView struct {
@@ -41,42 +46,54 @@ type endpointView struct {
 	P50, P99   time.Duration
 	HasSamples bool
 	Unread     string // number of unread events of an endpoint that reads its events
+	IsShared   bool   // one of several bridges delivers to it
 }
 
 func (d *Dashboard) overview(ctx context.Context, t words) (overview, error) {
-	now := time.Now()
-	o := overview{
-		Connection: d.opts.Exchange.Connection(),
-		Allowed:    d.opts.MaxBytes >> 20,
-		Chart:      d.chartOf("", 0, now),
-	}
-	o.Connected = o.Connection.State == telephony.Connected
-	o.Enabled = o.Connection.State != telephony.Disabled
-	o.ShowClose = o.Connection.CloseCode != 0 && !o.Connection.EndedByClose
-	inUse, err := d.opts.Outbox.InUse(ctx)
+	o, list, err := d.standing(ctx, t)
 	if err != nil {
 		return o, err
 	}
-	o.Used = inUse >> 20
-	if o.Pause, err = d.opts.Outbox.Paused(ctx); err != nil {
-		return o, err
-	}
-	if err := d.opts.Outbox.Writable(ctx); err != nil {
-		o.Trouble, o.InDanger = t.explain(err), isDanger(err)
-	}
-	list, err := d.opts.Outbox.Endpoints(ctx)
-	if err != nil {
-		return o, err
-	}
-	if o.Endpoints, err = d.endpointViews(ctx, list, now); err != nil {
-		return o, err
-	}
+	o.Chart = d.chartOf("", 0, time.Now())
 	o.Calls, _, err = d.findRows(ctx, outbox.CallFilter{Limit: maxCalls}, list)
 	if err != nil && o.Trouble == "" { // the rest of the page says what to do about it
 		o.Trouble, o.InDanger = t.explain(err), true
 	}
 	o.Verdict = t.verdict(&o)
 	return o, nil
+}
+
+// standing returns what the verdict depends on, and the endpoints.
+func (d *Dashboard) standing(ctx context.Context, t words) (o overview, list []outbox.EndpointStatus, err error) {
+	now := time.Now()
+	pause, err := d.opts.Outbox.Paused(ctx)
+	if err != nil {
+		return o, nil, err
+	}
+	o = overview{
+		Connection: d.shownConnection(pause),
+		Pause:      pause,
+		Allowed:    d.opts.MaxBytes >> 20,
+	}
+	o.Connected = o.Connection.State == telephony.Connected
+	o.Enabled = o.Connection.State != telephony.Disabled
+	o.ShowClose = o.Connection.CloseCode != 0 && !o.Connection.EndedByClose
+	inUse, err := d.opts.Outbox.InUse(ctx)
+	if err != nil {
+		return o, nil, err
+	}
+	o.Used = inUse >> 20
+	if err := d.addBridges(ctx, &o, now); err != nil {
+		return o, nil, err
+	}
+	if err := d.opts.Outbox.Writable(ctx); err != nil {
+		o.Trouble, o.InDanger = t.explain(err), isDanger(err)
+	}
+	if list, err = d.opts.Outbox.Endpoints(ctx); err != nil {
+		return o, nil, err
+	}
+	o.Endpoints, err = d.endpointViews(ctx, list, now)
+	return o, list, err
 }
 
 // isDanger reports whether events are stored although the outbox has an error: they can be lost.
@@ -89,7 +106,11 @@ func (d *Dashboard) endpointViews(
 	ctx context.Context, list []outbox.EndpointStatus, now time.Time,
 ) (views []endpointView, err error) {
 	for _, e := range list {
-		v := endpointView{EndpointStatus: e, Unread: strconv.FormatUint(e.Pending, 10)}
+		v := endpointView{
+			EndpointStatus: e,
+			Unread:         strconv.FormatUint(e.Pending, 10),
+			IsShared:       d.opts.Bridge != "",
+		}
 		if e.Pending >= store.MaxUnread {
 			v.Unread += "+"
 		}

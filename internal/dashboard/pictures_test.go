@@ -27,7 +27,7 @@ import (
 
 // office is a stage with the day of a small company: three CRMs, of which bitrix24 refuses and
 // warehouse reads its events, and calls of every kind.
-func office(t *testing.T) *stage {
+func office(t *testing.T, change func(*Options)) *stage {
 	t.Helper()
 	refusing := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusUnauthorized)
@@ -49,7 +49,7 @@ func office(t *testing.T) *stage {
 		}
 		return e
 	}
-	s := newStageOf(t, "+73430112233", nil,
+	s := newStageOf(t, "+73430112233", change,
 		more("bitrix24", refusing.URL, func(e *store.Endpoint) { e.Headers = http.Header{"X-Api-Key": {"t0psecret"}} }),
 		more("warehouse", "", nil))
 	talk := func(seconds int64) *int64 { return &seconds }
@@ -201,15 +201,12 @@ func TestPictures(t *testing.T) {
 	}
 	tab, cancel := context.WithTimeout(browser(t), 3*time.Minute)
 	defer cancel()
-	s := office(t)
+	s := office(t, nil)
 	if err := chromedp.Do(tab, chromedp.EmulateViewport(1280, 800), chromedp.Navigate(s.URL+"/login")); err != nil {
 		t.Fatal(err)
 	}
 	takePicture(t, tab, filepath.Join(folder, "login.png"))
-	err := chromedp.Do(tab, chromedp.SendKeys("#token", token+"\n"), chromedp.WaitVisible("#h-calls"))
-	if err != nil {
-		t.Fatal(err)
-	}
+	signIn(t, tab)
 	pages := map[string]string{
 		"dashboard": "/",
 		"calls":     "/calls?number=2233",
@@ -266,6 +263,41 @@ func TestPictures(t *testing.T) {
 			}
 			takePicture(t, tab, filepath.Join(folder, fmt.Sprintf("%s-%s.png", name, l)))
 		}
+	}
+}
+
+// TestPicturesOfSeveralBridges makes, with SCREENS=all, a picture of the first page of one of several
+// bridges that differ, in each look.
+func TestPicturesOfSeveralBridges(t *testing.T) {
+	folder := os.Getenv("PICTURES")
+	if folder == "" || os.Getenv("SCREENS") == "" {
+		t.Skip("PICTURES names no folder, or SCREENS is not set")
+	}
+	tab, cancel := context.WithTimeout(browser(t), 3*time.Minute)
+	defer cancel()
+	list := twoBridges()
+	gone := list[0]
+	gone.Name, gone.Seen, gone.Lanes = "bridge3", time.Now().Add(-20*time.Minute), nil
+	s := office(t, func(o *Options) {
+		o.Bridge, o.Bridges, o.Outbox = "bridge2", append(list, gone), shared{o.Outbox}
+	})
+	s.exchange.mu.Lock()
+	s.exchange.c = telephony.Connection{State: telephony.Disconnected, Since: time.Now()}
+	s.exchange.mu.Unlock()
+	visit(t, tab, s.URL+"/login", look{lang: "en", width: 1280})
+	signIn(t, tab)
+	for _, l := range looks() {
+		visit(t, tab, s.URL+"/", l)
+		takePicture(t, tab, filepath.Join(folder, fmt.Sprintf("dashboard-bridges-%s.png", l)))
+	}
+}
+
+// signIn signs in on the page of a tab.
+func signIn(t *testing.T, tab context.Context) {
+	t.Helper()
+	err := chromedp.Do(tab, chromedp.SendKeys("#token", token+"\n"), chromedp.WaitVisible("#h-calls"))
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

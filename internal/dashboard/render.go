@@ -5,6 +5,7 @@ import (
 	"html/template"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -37,6 +38,7 @@ func (t words) funcs() template.FuncMap {
 		"callPath": callPath,
 		"brief":    telephony.Brief,
 		"list":     listPath,
+		"join":     func(names []string) string { return strings.Join(names, ", ") },
 	}
 }
 
@@ -55,7 +57,8 @@ type page struct {
 	Title   string // before the program's name
 	Here    string // the path in the menu to which the page belongs
 	Version string
-	In      bool // signed in
+	Bridge  string // the name of this bridge, if several share the outbox
+	In      bool   // signed in
 	// Refresh is after how many seconds a browser without JavaScript loads the page again; 0 means
 	// never.
 	Refresh int
@@ -72,6 +75,7 @@ func (d *Dashboard) render(w http.ResponseWriter, r *http.Request, status int, n
 		Title:   title,
 		Here:    menuOf[name],
 		Version: d.opts.Version,
+		Bridge:  d.opts.Bridge,
 		In:      d.Knows(r),
 		Data:    data,
 	}

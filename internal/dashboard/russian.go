@@ -61,6 +61,18 @@ var russian = words{
 		"попытки (%d): %s. Они повторяются сами.",
 	"has not got everything. Dead, and not sent again: %d.": "получила не всё. Не доставлено " +
 		"и не отправлено повторно: %d.",
+	"This bridge has not been connected to the phone system since %s": "У этого моста нет связи с АТС с %s",
+	"Events come through %s.": "События приходят через %s.",
+	"No bridge is connected to the phone system: live calls are lost meanwhile. The page of %s says why.": "С АТС " +
+		"не связан ни один мост: текущие звонки в это время теряются. Причина — на странице моста %s.",
+	"No bridge is connected to the phone system: live calls are lost until one is, in some seconds.": "С АТС не " +
+		"связан ни один мост: пока один из них не подключится, а на это уходят секунды, текущие звонки теряются.",
+	"has not been seen since %s: it does not run, or does not reach the database.": "не подаёт признаков жизни с %s: " +
+		"мост не работает или ему недоступна база данных.",
+	"has no CRM %s, which another bridge has. Give all bridges the same configuration.": "не знает CRM %s, которая " +
+		"есть у другого моста. Настройки у всех мостов должны быть одинаковы.",
+	"is configured in another way at %s than at %s. Compare its URL, events, secrets and format.": "настроена " +
+		"у %s иначе, чем у %s. Сравните адрес, события, секреты и формат.",
 	"What waits":           "Что ждёт",
 	"Look, and send again": "Посмотреть и отправить ещё раз",
 
@@ -122,6 +134,29 @@ var russian = words{
 	"events cannot be stored":     "события не сохраняются",
 	"No CRM is configured: set ENDPOINT_0_NAME, ENDPOINT_0_URL and ENDPOINT_0_SECRET, and restart the bridge.": "" +
 		"CRM не настроены: задайте ENDPOINT_0_NAME, ENDPOINT_0_URL и ENDPOINT_0_SECRET и перезапустите мост.",
+
+	// The bridges on one database.
+	"Bridges":            "Мосты",
+	"Bridge":             "Мост",
+	"Delivers to":        "Доставляет в",
+	"Runs since":         "Работает с",
+	"Version":            "Версия",
+	"Last seen":          "Виден",
+	"now":                "сейчас",
+	"nothing":            "никуда",
+	"this page":          "эта страница",
+	"none at present":    "пока никакой",
+	"stands.connected":   "подключён",
+	"stands.spare":       "запасной",
+	"stands.unconnected": "не подключён",
+	"stands.gone":        "пропал",
+	"has no CRM %s":      "не знает CRM %s",
+	"%s is configured in another way than at %s": "CRM %s настроена иначе, чем у %s",
+	"connected at %s": "соединение держит %s",
+	"This bridge is a spare: it delivers, and connects when that one ends.": "Этот мост запасной: он доставляет и " +
+		"подключится, когда тот закончит работу.",
+	"This bridge is a spare: it delivers, and waits for its turn to connect.": "Этот мост запасной: он доставляет " +
+		"и ждёт своей очереди подключиться.",
 
 	// The connection.
 	"Pause the connection":                      "Приостановить соединение",

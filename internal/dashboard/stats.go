@@ -119,6 +119,8 @@ type Keeper interface {
 	// ChartCounts returns what SetChartCounts has stored, empty if there was none.
 	ChartCounts(ctx context.Context) (string, error)
 	SetChartCounts(ctx context.Context, counts string) error
+	// OthersChartCounts returns what other bridges have stored that share the outbox.
+	OthersChartCounts(ctx context.Context) ([]string, error)
 }
 
 // Stats counts what the charts show, for each endpoint and for all. It is an observer of the
@@ -128,6 +130,7 @@ type Stats struct {
 	mu      sync.Mutex
 	byName  map[string][]series // one of each span; "" is for all endpoints
 	changed bool                // since the last store
+	others  []*Stats            // what other bridges had counted a minute ago
 }
 
 // NewStats returns empty Stats.
@@ -181,7 +184,14 @@ func (s *Stats) seriesOf(name string) []series {
 func (s *Stats) points(name string, of int, now time.Time) (list []counts, began time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.seriesOf(name)[of].list(now)
+	list, began = s.seriesOf(name)[of].list(now)
+	for _, other := range s.others {
+		theirs, _ := other.points(name, of, now)
+		for i := range theirs {
+			list[i].add(&theirs[i])
+		}
+	}
+	return list, began
 }
 
 // start returns when counting began if that is less than an hour ago, and nothing was counted
@@ -226,9 +236,11 @@ func (s *Stats) Run(ctx context.Context, keeper Keeper, logger *slog.Logger) err
 	}
 	tick := time.NewTicker(storeInterval)
 	defer tick.Stop()
+	s.readOthers(ctx, keeper, logger)
 	for done := false; !done; {
 		select {
 		case <-tick.C:
+			s.readOthers(ctx, keeper, logger)
 		case <-ctx.Done():
 			done = true
 		}
@@ -240,6 +252,25 @@ func (s *Stats) Run(ctx context.Context, keeper Keeper, logger *slog.Logger) err
 		}
 	}
 	return nil
+}
+
+// readOthers reads what other bridges have counted.
+func (s *Stats) readOthers(ctx context.Context, keeper Keeper, logger *slog.Logger) {
+	texts, err := keeper.OthersChartCounts(ctx)
+	if err != nil {
+		return // the database is away, which others say
+	}
+	var others []*Stats
+	for _, text := range texts {
+		other := NewStats()
+		if err := other.add(text); err != nil {
+			logger.Debug("the counts of the charts of another bridge cannot be read", "err", err)
+		}
+		others = append(others, other)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.others = others
 }
 
 func (s *Stats) takeChanged() bool {

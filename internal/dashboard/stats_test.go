@@ -95,9 +95,14 @@ func TestQuantilesAreNearlyRight(t *testing.T) {
 }
 
 // keeper keeps counts in memory.
-type keeper struct{ text string }
+type keeper struct {
+	text   string
+	others []string
+}
 
 func (k *keeper) ChartCounts(context.Context) (string, error) { return k.text, nil }
+
+func (k *keeper) OthersChartCounts(context.Context) ([]string, error) { return k.others, nil }
 
 func (k *keeper) SetChartCounts(_ context.Context, text string) error {
 	k.text = text
@@ -226,4 +231,27 @@ func TestChartsStayInTheirFrame(t *testing.T) {
 	if c := newChart("", spans[0], make([]counts, 60), now); len(c.Bars) != 0 || c.HasTimes || c.Most != 1 {
 		t.Errorf("of nothing: %+v", c)
 	}
+}
+
+// A chart shows what all bridges have counted that share the outbox.
+func TestChartsShowWhatOtherBridgesHaveCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		other, own := NewStats(), NewStats()
+		own.EventReceived("call.incoming")
+		time.Sleep(2 * time.Minute)
+		other.EventReceived("call.incoming")
+		other.AttemptEnded("crm", outbox.OutcomeDelivered, time.Second, 0)
+		own.readOthers(t.Context(), &keeper{others: []string{other.String(), "", "damaged"}},
+			slog.New(slog.DiscardHandler))
+		received, delivered := uint32(0), uint32(0)
+		for _, name := range []string{"", "crm"} {
+			list, _ := own.points(name, 0, time.Now())
+			for _, c := range list {
+				received, delivered = received+c.Received, delivered+c.Delivered
+			}
+		}
+		if received != 2 || delivered != 2 {
+			t.Errorf("%d events and %d attempts, want 2 and 2 of one in two charts", received, delivered)
+		}
+	})
 }

@@ -3,7 +3,9 @@ package dashboard
 import (
 	"cmp"
 	"fmt"
+	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -18,6 +20,26 @@ type finding struct {
 	Link  string // the text of the link to Path
 }
 
+// Finding is a sentence of the verdict for other faces.
+type Finding struct {
+	Level string // bad, warn or good
+	About string // the CRM or the bridge that it is about; empty if it is about none
+	Text  string // the whole sentence
+}
+
+// Verdict returns the sentences of the first page, in the language that a request prefers.
+func (d *Dashboard) Verdict(r *http.Request) (list []Finding, err error) {
+	t := wordsFor(r)
+	o, _, err := d.standing(r.Context(), t)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range t.verdict(&o) {
+		list = append(list, Finding{f.Level, f.Who, strings.TrimSpace(f.Who + " " + f.Text)})
+	}
+	return list, nil
+}
+
 // The levels of a finding.
 const (
 	levelBad  = "bad"
@@ -26,7 +48,7 @@ const (
 )
 
 // verdict sums up the first page in sentences, the worst first: the bridge that stores nothing, the
-// missing connection, the CRMs. It sets the level and the sentence of each endpoint.
+// missing connection, the CRMs, other bridges. It sets the level and the sentence of each endpoint.
 func (t words) verdict(o *overview) []finding {
 	list := slices.Concat(t.outboxFindings(o), t.connectionFindings(o))
 	isConnected := len(list) == 0
@@ -41,6 +63,7 @@ func (t words) verdict(o *overview) []finding {
 		}
 		list = append(list, found...)
 	}
+	list = append(list, t.bridgeFindings(o)...)
 	slices.SortStableFunc(list, func(a, b finding) int { return cmp.Compare(a.Level, b.Level) }) // bad, then warn
 	switch {
 	case len(list) == 0 && len(o.Endpoints) == 0:
@@ -67,7 +90,8 @@ func (t words) outboxFindings(o *overview) []finding {
 }
 
 func (t words) connectionFindings(o *overview) []finding {
-	switch c := &o.Connection; c.State {
+	c := &o.Connection
+	switch c.State {
 	case telephony.Connected:
 		return nil
 	case telephony.Disabled:
@@ -80,11 +104,22 @@ func (t words) connectionFindings(o *overview) []finding {
 	case telephony.Connecting:
 		return []finding{{Level: levelWarn, Text: t["The connection to the phone system is being made."]}}
 	}
-	text := fmt.Sprintf(t["The phone system has not been connected since %s"], t.moment(o.Connection.Since))
-	if why := t.disconnectedBy(&o.Connection); why != "" {
+	if o.IsSpare {
+		return t.spareFindings(o)
+	}
+	level, text := levelBad, t["The phone system has not been connected since %s"]
+	if o.ConnectedAt != "" {
+		level, text = levelWarn, t["This bridge has not been connected to the phone system since %s"]
+	}
+	text = fmt.Sprintf(text, t.moment(c.Since))
+	if why := t.disconnectedBy(c); why != "" {
 		text += ": " + why
 	}
-	return []finding{{Level: levelBad, Text: text + "."}}
+	text += "."
+	if o.ConnectedAt != "" {
+		text += " " + fmt.Sprintf(t["Events come through %s."], o.ConnectedAt)
+	}
+	return []finding{{Level: level, Text: text}}
 }
 
 // disconnectedBy returns why there is no connection, and what to do about it.

@@ -16,6 +16,7 @@ import (
 	"pzbridge/internal/callpolicy"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 // Exchange is the session with the exchange, read at each scrape.
@@ -26,6 +27,8 @@ type Outbox interface {
 	Endpoints(ctx context.Context) ([]outbox.EndpointStatus, error)
 	OldestPending(ctx context.Context, endpoint string) (time.Time, error)
 	InUse(ctx context.Context) (int64, error)
+	// LaneStatus has an entry for each endpoint to which this bridge delivers.
+	LaneStatus() map[string]store.LaneStatus
 }
 
 // Metrics holds the metrics of one bridge. Its methods may be called concurrently.
@@ -150,9 +153,10 @@ func (m *Metrics) startAtZero() {
 }
 
 // Watch adds the state of the session and of the outbox, which may hold maxBytes, to each scrape.
-// Call it once, before the first scrape.
-func (m *Metrics) Watch(exchange Exchange, box Outbox, maxBytes int64) {
-	m.registry.MustRegister(watcher{exchange, box, maxBytes})
+// bridge is the name of this bridge if several may share the outbox, else empty. Call it once, before
+// the first scrape.
+func (m *Metrics) Watch(exchange Exchange, box Outbox, maxBytes int64, bridge string) {
+	m.registry.MustRegister(watcher{exchange, box, maxBytes, bridge})
 	list, _ := box.Endpoints(context.Background()) // each scrape reports this error
 	m.startRefusalsAtZero("operator")
 	for _, e := range list {
@@ -261,6 +265,7 @@ type watcher struct {
 	exchange Exchange
 	box      Outbox
 	maxBytes int64
+	bridge   string // empty: no other one can share the outbox
 }
 
 var (
@@ -282,11 +287,19 @@ var (
 	descFailing = prometheus.NewDesc("pzbridge_endpoint_failing",
 		"1 while an endpoint is only probed, since many attempts in a row have failed.",
 		[]string{"endpoint"}, nil)
+	descBridge = prometheus.NewDesc("pzbridge_bridge_info",
+		"1, with the name of the bridge: BRIDGE_NAME. Only with OUTBOX_URL, where several share a database.",
+		[]string{"bridge"}, nil)
+	descLanes = prometheus.NewDesc("pzbridge_lanes",
+		"To how many endpoints this bridge delivers. Only with OUTBOX_URL, where several share them out.",
+		nil, nil)
 )
 
 // Describe implements prometheus.Collector.
 func (w watcher) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descConnected, descPending, descOldest, descBytes, descLimit, descFailing} {
+	for _, d := range []*prometheus.Desc{
+		descConnected, descPending, descOldest, descBytes, descLimit, descFailing, descBridge, descLanes,
+	} {
 		ch <- d
 	}
 }
@@ -299,6 +312,10 @@ func (w watcher) Collect(ch chan<- prometheus.Metric) {
 	asFloat := map[bool]float64{true: 1}
 	gauge(descConnected, asFloat[w.exchange.Connection().State == telephony.Connected])
 	gauge(descLimit, float64(w.maxBytes))
+	if w.bridge != "" {
+		gauge(descBridge, 1, w.bridge)
+		gauge(descLanes, float64(len(w.box.LaneStatus())))
+	}
 	ctx := context.Background() // a scrape has none of its own
 	if n, err := w.box.InUse(ctx); err != nil {
 		ch <- prometheus.NewInvalidMetric(descBytes, err)

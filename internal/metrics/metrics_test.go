@@ -18,6 +18,7 @@ import (
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
+	"pzbridge/outbox/store"
 )
 
 type stub struct{}
@@ -37,11 +38,13 @@ func (stub) OldestPending(_ context.Context, endpoint string) (time.Time, error)
 	return time.Time{}, nil
 }
 
-// scrape returns the text of a scrape after one event of most kinds.
+func (stub) LaneStatus() map[string]store.LaneStatus { return map[string]store.LaneStatus{"crm": {}} }
+
+// scrape returns the text of a scrape of one of several bridges after one event of most kinds.
 func scrape(t *testing.T) string {
 	t.Helper()
 	m := New("1.2.3")
-	m.Watch(stub{}, stub{}, 8192)
+	m.Watch(stub{}, stub{}, 8192, "bridge1")
 	m.EventReceived("call.incoming")
 	m.AttemptEnded("crm", outbox.OutcomeDelivered, time.Second, 2*time.Second)
 	m.AttemptEnded("crm", outbox.OutcomeFailed, time.Second, 2*time.Second)
@@ -91,6 +94,8 @@ func TestScrapeHasEverySeries(t *testing.T) {
 		`pzbridge_routing_seconds_sum 1`,
 		`pzbridge_endpoint_failing{endpoint="crm"} 1`,
 		`pzbridge_build_info{version="1.2.3"} 1`,
+		`pzbridge_bridge_info{bridge="bridge1"} 1`,
+		`pzbridge_lanes 1`,
 	} {
 		if !strings.Contains(text, "\n"+line+"\n") {
 			t.Errorf("there is no line %s", line)
@@ -99,6 +104,19 @@ func TestScrapeHasEverySeries(t *testing.T) {
 	anHour := regexp.MustCompile(`(?m)^pzbridge_outbox_oldest_pending_seconds\{endpoint="crm"\} 3600(\.|$)`)
 	if !anHour.MatchString(text) {
 		t.Error("the oldest is not an hour old")
+	}
+}
+
+// A bridge with a file of its own has no metrics of several bridges.
+func TestBridgeWithAFileHasNoLanes(t *testing.T) {
+	m := New("1.2.3")
+	m.Watch(stub{}, stub{}, 8192, "")
+	w := httptest.NewRecorder()
+	m.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	text := w.Body.String()
+	if strings.Contains(text, "pzbridge_lanes") || strings.Contains(text, "pzbridge_bridge") ||
+		!strings.Contains(text, "\npzbridge_connected 1\n") {
+		t.Errorf("it says %s", text)
 	}
 }
 
@@ -168,6 +186,18 @@ func TestPromtoolAcceptsRulesAndBoard(t *testing.T) {
 	}
 	out, err := exec.Command(promtool, "check", "rules", "../../docs/alerts.yml", asRules).CombinedOutput()
 	if err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
+// A spare that waits beside a connected bridge is no alert; a cluster of which no bridge is
+// connected is one, and so is a bridge with a file of its own.
+func TestSpareBridgeIsNoAlert(t *testing.T) {
+	promtool, err := exec.LookPath("promtool")
+	if err != nil {
+		t.Skip("there is no promtool on this machine")
+	}
+	if out, err := exec.Command(promtool, "test", "rules", "testdata/connection.yml").CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}
 }

@@ -158,11 +158,17 @@ func (a *attempt) result(now store.Delivery, o *store.Outcome, began, ended time
 
 // send asks once, and waits for a response only as long as an answer is of use.
 func (a *attempt) send(work context.Context) store.Outcome {
-	limited, cancel := context.WithDeadline(work, a.question.answerBy)
+	held, end := a.dispatcher.opts.Outbox.WhileHeld(work)
+	defer end()
+	limited, cancel := context.WithDeadline(held, a.question.answerBy)
 	defer cancel()
 	o := a.endpoint.sender.Send(limited, a.job)
 	switch {
 	case o.Verdict != store.CutOff:
+		return o
+	case work.Err() == nil && held.Err() != nil:
+		a.endpoint.logger.Warn("question cut off, since another bridge may ask it",
+			"event_id", a.job.EventID, "call_id", a.job.Event.Call)
 		return o
 	case work.Err() != nil:
 		a.endpoint.logger.Warn("question cut off by the shutdown",

@@ -37,6 +37,9 @@ type Outbox interface {
 	QuestionEnded(endpoint string)
 	// Work returns the context of attempts, which outlives ctx by the grace of the shutdown.
 	Work(ctx context.Context) (work context.Context, stop context.CancelFunc)
+	// WhileHeld returns a context that ends with work, or when another process may have taken the
+	// work of this one over.
+	WhileHeld(work context.Context) (held context.Context, end context.CancelFunc)
 }
 
 // Decider decides questions: the Router. Its methods return when the Transfer that follows has
@@ -60,6 +63,9 @@ type Options struct {
 	// Freshness returns how long ago an event was read, for events that are of use for a short time
 	// only.
 	Freshness func(at time.Time) time.Duration
+	// TakeEvery is how often questions are looked for that other processes have left; 0 is only at
+	// the start, where there is no other process.
+	TakeEvery time.Duration
 	Logger    *slog.Logger
 }
 
@@ -166,11 +172,13 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	defer stop()
 	var asking sync.WaitGroup
 	defer asking.Wait()
-	var old []uint64
-	_ = d.read(ctx, func() (err error) { // if ctx has ended, the next start reads them
-		old, err = d.opts.Questions.TakeQuestions(ctx)
-		return err
-	})
+	var again <-chan time.Time // nil: never
+	if d.opts.TakeEvery > 0 {
+		tick := time.NewTicker(d.opts.TakeEvery)
+		defer tick.Stop()
+		again = tick.C
+	}
+	old := d.takeOld(ctx)
 	for {
 		for _, n := range d.take(old) {
 			asking.Go(func() {
@@ -183,8 +191,19 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-d.wake:
+		case <-again:
+			old = d.takeOld(ctx)
 		}
 	}
+}
+
+// takeOld takes the questions that nobody asks, and returns all that this process is to ask.
+func (d *Dispatcher) takeOld(ctx context.Context) (old []uint64) {
+	_ = d.read(ctx, func() (err error) { // if ctx has ended, the next start reads them
+		old, err = d.opts.Questions.TakeQuestions(ctx)
+		return err
+	})
+	return old
 }
 
 // read repeats a read of the engine until it succeeds, so that a short failure does not end a

@@ -78,6 +78,9 @@ func Change(route *telephony.Route, c telephony.RouteChange) (result telephony.R
 	case c.Kind == telephony.RouteSettle:
 		result.Write = settle(route, c)
 	}
+	if result.Write && c.LeaveTransfer {
+		result.Write, route.Transfer = false, telephony.TransferNotSent
+	}
 	if result.Write {
 		route.WrittenBy = c.ID
 	}

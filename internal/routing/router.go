@@ -23,6 +23,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -54,11 +55,12 @@ type RouterOptions struct {
 	DeclineOnSilence bool
 	Timeout          time.Duration // of a Transfer
 	Policy           Policy        // may be nil: every answer is allowed
-	// AtWork reports whether this bridge has the connection to the exchange; false means that
-	// another one has, so that an answer taken here could not be carried out. Nil is always true.
-	AtWork   func() bool
-	Logger   *slog.Logger
-	Observer Observer // may be nil
+	// Left lists the Transfers that bridges without a connection have left to this one, if several
+	// share the outbox; nil if none does. Connected then reports whether this bridge is connected.
+	Left      func(ctx context.Context, now time.Time) ([]telephony.Route, error)
+	Connected func() bool
+	Logger    *slog.Logger
+	Observer  Observer // may be nil
 }
 
 // Router applies the answers of endpoints and the operator to routes, and writes the Transfer of
@@ -122,9 +124,6 @@ func (r *Router) changeQuietly(ctx context.Context, callID string, c telephony.R
 // *telephony.DecidedError, or as a command does. After a *telephony.NotAllowedError the question is
 // as if the answer had not come.
 func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) error {
-	if r.opts.AtWork != nil && !r.opts.AtWork() {
-		return telephony.ErrNotConnected
-	}
 	if r.opts.Policy != nil {
 		cmd := telephony.Command{Kind: telephony.CommandTransfer, CallID: callID, To: to}
 		if err := r.opts.Policy.Allow(by, cmd); err != nil {
@@ -147,6 +146,9 @@ func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) err
 	if result.Write {
 		err = r.write(ctx, result.After)
 	}
+	if r.isShared() && errors.Is(err, telephony.ErrNotConnected) { // another bridge may be
+		result.Write, result.After.Transfer = false, telephony.TransferNotSent
+	}
 	switch route := result.After; {
 	case result.Stale:
 		return telephony.ErrRouteClosed
@@ -158,10 +160,68 @@ func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) err
 		return telephony.ErrRouteClosed
 	case route.Winner != by || route.To != to:
 		return &telephony.DecidedError{Winner: route.Winner, To: route.To}
+	case !result.Write && r.isShared():
+		return r.writtenByAny(ctx, route)
 	case !result.Write:
 		return r.transferEnded(ctx, route)
 	}
 	return err
+}
+
+// isShared reports whether several bridges share the outbox.
+func (r *Router) isShared() bool { return r.opts.Left != nil }
+
+// lookAgain is how often a bridge looks for Transfers that are left to it, and at one that it has
+// left to another bridge. A person waits on the line.
+const lookAgain = 100 * time.Millisecond
+
+// Run writes the Transfers that other bridges have left to this one, while it is connected, until
+// ctx ends.
+func (r *Router) Run(ctx context.Context) error {
+	if !r.isShared() {
+		<-ctx.Done()
+		return nil
+	}
+	failures := repeat.New(r.opts.Logger)
+	for sleepUntil(ctx, time.Now().Add(lookAgain)) {
+		if !r.opts.Connected() {
+			continue
+		}
+		left, err := r.opts.Left(ctx, time.Now())
+		if err != nil && ctx.Err() == nil {
+			failures.Failed("it is not known whether Transfers of other bridges are to be written", err)
+			continue
+		}
+		failures.Recovered("Transfers of other bridges are looked for again")
+		var writing sync.WaitGroup
+		for _, route := range left {
+			writing.Go(func() { r.Settle(ctx, route.CallID, route.EventID, false, nil) })
+		}
+		writing.Wait()
+	}
+	return nil
+}
+
+// writtenByAny waits until some bridge has written a Transfer, or the time for that is over, and
+// returns what came of it.
+func (r *Router) writtenByAny(ctx context.Context, route telephony.Route) error {
+	until := route.TransferBy().Add(r.opts.Timeout)
+	isOver := func(now time.Time) bool {
+		switch route.Transfer {
+		case telephony.TransferNotSent:
+			return !route.Unsent(now)
+		case telephony.TransferWriting:
+			return !now.Before(until)
+		}
+		return true
+	}
+	for !isOver(time.Now()) && sleepUntil(ctx, time.Now().Add(lookAgain)) {
+		kept, err := r.opts.Routes.Route(ctx, route.CallID)
+		if err == nil && kept != nil && kept.EventID == route.EventID {
+			route = *kept
+		}
+	}
+	return endOfTransfer(route)
 }
 
 // transferEnded waits for the end of the Transfer and returns its error, for a winner that repeats
@@ -177,6 +237,11 @@ func (r *Router) transferEnded(ctx context.Context, route telephony.Route) error
 			route = *kept
 		}
 	}
+	return endOfTransfer(route)
+}
+
+// endOfTransfer returns the error of a Transfer that has ended, or that has not in time.
+func endOfTransfer(route telephony.Route) error {
 	switch {
 	case route.Transfer == telephony.TransferFailed && route.Refused != nil:
 		return route.Refused
@@ -193,6 +258,7 @@ func (r *Router) transferEnded(ctx context.Context, route telephony.Route) error
 func (r *Router) change(ctx context.Context, callID string, c telephony.RouteChange) (telephony.RouteResult, error) {
 	r.begin(callID) // before another goroutine can see that a Transfer is being written
 	c.ID, c.Now, c.DeclineOnSilence = uuid.NewString(), time.Now(), r.opts.DeclineOnSilence
+	c.LeaveTransfer = r.isShared() && !r.opts.Connected()
 	result, err := r.opts.Routes.ChangeRoute(ctx, callID, c)
 	if err != nil || !result.Write {
 		r.end(callID)
@@ -281,7 +347,7 @@ func (r *Router) transfer(ctx context.Context, route telephony.Route) error {
 	}
 	cmd := telephony.Command{Kind: telephony.CommandTransfer, CallID: route.CallID, To: route.To}
 	err := r.do(ctx, cmd)
-	if !errors.Is(err, telephony.ErrNotConnected) {
+	if !errors.Is(err, telephony.ErrNotConnected) || r.isShared() { // then another bridge may have a connection
 		return err
 	}
 	waiting, cancel := context.WithDeadline(ctx, until)

@@ -346,20 +346,53 @@ func TestAnswerThatIsNotAllowedChangesNothing(t *testing.T) {
 	}
 }
 
-// TestAnswerAtASpareChangesNothing checks that a bridge which waits while another one is connected
-// takes no answer: it could not carry it out, and the call would be decided.
-func TestAnswerAtASpareChangesNothing(t *testing.T) {
-	pbx := &answering{}
-	routes := openRoute("e", time.Minute, "a")
-	isAtWork := false
-	r := newRouter(t, routes, RouterOptions{Exchange: pbx, AtWork: func() bool { return isAtWork }})
-	err := r.Answer(t.Context(), "5", "", "a", "101")
-	if !errors.Is(err, telephony.ErrNotConnected) || pbx.commands != 0 ||
-		routes.kept.Outcome != telephony.RouteOpen || len(routes.kept.Replies) != 0 {
-		t.Fatalf("%v, %d commands, %+v", err, pbx.commands, routes.kept)
+// TestTransferOfAnUnconnectedBridgeIsWrittenByAnother checks that an answer counts at a bridge which
+// is not connected: it decides the call, the connected bridge writes the Transfer, once, and the one
+// that took the answer returns what came of it.
+func TestTransferOfAnUnconnectedBridgeIsWrittenByAnother(t *testing.T) {
+	for _, want := range []error{nil, &telephony.RefusedError{Code: "500"}} {
+		synctest.Test(t, func(t *testing.T) {
+			pbx := &answering{err: want}
+			routes := openRoute("e", time.Minute, "a")
+			left := func(_ context.Context, now time.Time) (list []telephony.Route, err error) {
+				if r, err := routes.Route(t.Context(), "5"); err == nil && r.Unsent(now) {
+					list = append(list, *r)
+				}
+				return list, nil
+			}
+			bridge := func(isConnected bool) *Router {
+				return newRouter(t, routes, RouterOptions{
+					Exchange: pbx, Left: left, Connected: func() bool { return isConnected },
+				})
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			var running sync.WaitGroup
+			for range 2 {
+				running.Go(func() { _ = bridge(true).Run(ctx) })
+			}
+			err := bridge(false).Answer(t.Context(), "5", "", "a", "101")
+			if !reflect.DeepEqual(err, want) || pbx.commands != 1 || routes.kept.Outcome != telephony.RouteWon {
+				t.Errorf("%v, %d commands, %+v", err, pbx.commands, routes.kept)
+			}
+			stop()
+			running.Wait()
+		})
 	}
-	isAtWork = true
-	if err := r.Answer(t.Context(), "5", "", "a", "101"); err != nil || pbx.commands != 1 {
-		t.Errorf("at work: %v, %d commands", err, pbx.commands)
-	}
+}
+
+// TestTransferThatNobodyWrites checks that an answer at a bridge without a connection fails once
+// its time is over, if no other bridge is connected.
+func TestTransferThatNobodyWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pbx := &answering{}
+		routes := openRoute("e", time.Minute, "a")
+		r := newRouter(t, routes, RouterOptions{
+			Exchange: pbx, Connected: func() bool { return false },
+			Left: func(context.Context, time.Time) ([]telephony.Route, error) { return nil, nil },
+		})
+		err := r.Answer(t.Context(), "5", "", "a", "101")
+		if !errors.Is(err, telephony.ErrNotSent) || pbx.commands != 0 {
+			t.Errorf("%v, %d commands", err, pbx.commands)
+		}
+	})
 }

@@ -34,7 +34,8 @@ const (
 	CodeBridgeRuns     Code = "bridge_runs"   // a command needs a file that is in use
 	CodeNotOutbox      Code = "not_an_outbox" // args: what was found
 	CodeBadBackup      Code = "not_a_backup"
-	CodeNewerFile      Code = "file_of_newer" // args: its layout, the newest known layout
+	CodeNewerFile      Code = "file_of_newer"   // args: its layout, the newest known layout
+	CodeNewerTables    Code = "tables_of_newer" // args: their version, the newest known version
 	CodeLinkToNothing  Code = "link_to_nothing"
 	CodeNoRightToWrite Code = "no_right_to_write" // args: user, folder
 	CodeNoRightToRead  Code = "no_right_to_read"  // args: user, file
@@ -42,6 +43,18 @@ const (
 	CodeClockWrong     Code = "clock_wrong"       // args: the date that it shows
 	CodeDiskFull       Code = "no_space_on_device"
 	CodeNoBackup       Code = "backup_not_written" // args: folder
+
+	// The copy of a file into a database.
+	CodeMoved            Code = "outbox_moved"    // args: the database
+	CodeMovedElsewhere   Code = "moved_elsewhere" // args: the database
+	CodeNotMoved         Code = "not_moved"       // there is nothing to take back
+	CodeHalfCopied       Code = "copy_not_whole"  // args: the file
+	CodeTakenBack        Code = "copy_taken_back" // args: the file
+	CodeStillCopied      Code = "still_copied"    // it needs the whole history
+	CodeNotEmpty         Code = "database_not_empty"
+	CodeOtherCopy        Code = "other_copy"         // args: the other file
+	CodeBridgeOnDatabase Code = "bridge_on_database" // args: the names of bridges
+	CodeDelivered        Code = "copy_in_use"        // the database has delivered
 
 	// Commands, and answers to the question where a call goes.
 	CodeNotConnected       Code = "not_connected"
@@ -81,6 +94,7 @@ const (
 	CodeSpare             Code = "bridge_is_spare"
 	CodeWatchLost         Code = "work_lost"
 	CodeSetBack           Code = "database_set_back"
+	CodeBehind            Code = "listener_behind"
 	CodeStopping          Code = "bridge_stops"
 	CodeEnded             Code = "closed_by_server"
 	CodeGoingAway         Code = "closed_server_stops"

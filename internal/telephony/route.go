@@ -165,6 +165,8 @@ type RouteChange struct {
 	// DeclineOnSilence means that an empty Transfer is to be written where no endpoint wants the
 	// call.
 	DeclineOnSilence bool
+	// LeaveTransfer means that the caller writes no Transfer: a bridge that is connected will.
+	LeaveTransfer bool
 	// Transfer, TransferError with its cause, and Refused are the result of a Transfer, in a
 	// RouteTransferEnded.
 	Transfer      TransferState

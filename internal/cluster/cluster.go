@@ -1,0 +1,295 @@
+// Package cluster is what a bridge does beside others that share its outbox: it is connected to the
+// exchange while it has a slot, does alone what only one may do at a time, and says how it stands.
+// A bridge with a file of its own does all that at once.
+package cluster
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pzbridge/internal/pairing"
+	"pzbridge/internal/repeat"
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/postgres"
+	"pzbridge/outbox/store"
+)
+
+// Session is the connection to the exchange.
+type Session interface {
+	// SetGUID sets the identity at the exchange, before Run.
+	SetGUID(guid string)
+	// Enable connects, or disconnects until it is called with true.
+	Enable(enabled bool)
+	Run(ctx context.Context) error
+	Connection() telephony.Connection
+}
+
+// Outbox keeps what all bridges have in common.
+type Outbox interface {
+	// ClientGUID returns the identity at the exchange that belongs to a slot. The first call stores
+	// generated as that identity.
+	ClientGUID(ctx context.Context, slot int, generated string) (string, error)
+	// IsToConnect reports whether the connection to the exchange is switched on.
+	IsToConnect(ctx context.Context) (bool, error)
+	// LaneStatus returns how the endpoints stand to which this bridge delivers.
+	LaneStatus() map[string]store.LaneStatus
+}
+
+// Options configures a Cluster.
+type Options struct {
+	Engine  store.Engine
+	Outbox  Outbox
+	Session Session
+	// Listener stores what this bridge reads beside another one, with two Listeners; else nil.
+	Listener *pairing.Listener
+	// Listeners is how many bridges are connected to the exchange at a time.
+	Listeners int
+	Name      string // of this bridge
+	Version   string
+	Endpoints []store.Endpoint
+	Logger    *slog.Logger
+}
+
+// Cluster is the part of one bridge in a cluster.
+type Cluster struct {
+	opts   Options
+	engine *postgres.Engine // nil: the outbox is a file, and there is no other bridge
+	me     store.Bridge
+	slot   atomic.Int32 // 0: none
+	first  atomic.Bool  // of two listeners, this one stores at once
+}
+
+// New returns the part of a bridge.
+func New(opts Options) *Cluster {
+	c := &Cluster{opts: opts, me: store.Bridge{
+		Name:      opts.Name,
+		Version:   opts.Version,
+		Started:   time.Now().UTC(),
+		Endpoints: map[string]string{},
+	}}
+	c.engine, _ = opts.Engine.(*postgres.Engine)
+	for i := range opts.Endpoints {
+		c.me.Endpoints[opts.Endpoints[i].Name] = fingerprint(&opts.Endpoints[i])
+	}
+	return c
+}
+
+// fingerprint is a hash of what must be the same of an endpoint at every bridge.
+func fingerprint(e *store.Endpoint) string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%q", []any{e.URL, e.Events, e.Secrets, e.Format}))
+	return hex.EncodeToString(sum[:8])
+}
+
+// Waiting is why the session of a bridge on this engine does not connect at once; nil if it does.
+func Waiting(engine store.Engine) error {
+	if _, isShared := engine.(store.Shared); isShared {
+		return errSpare
+	}
+	return nil
+}
+
+// errSpare is why a bridge that waits for a slot is not connected.
+var errSpare = &telephony.Fault{
+	Code: telephony.CodeSpare,
+	Text: "another bridge is connected, and this one waits as its spare",
+}
+
+// Alone returns a part that runs another one while no other bridge runs it.
+func (c *Cluster) Alone(name string, part func(context.Context) error) func(context.Context) error {
+	if c.engine == nil {
+		return part
+	}
+	return func(ctx context.Context) error {
+		lease, err := c.engine.Take(ctx, name)
+		if err != nil {
+			return nil // ctx has ended
+		}
+		defer c.release(ctx, lease)
+		return part(ctx)
+	}
+}
+
+// release gives a lease up.
+func (c *Cluster) release(ctx context.Context, lease *postgres.Lease) {
+	err := c.engine.Release(context.WithoutCancel(ctx), lease)
+	if err != nil && !errors.Is(err, postgres.ErrLost) {
+		c.opts.Logger.Warn("the other bridges do not learn that this one ends, and take over some seconds later",
+			"err", err)
+	}
+}
+
+// Listen runs the session until ctx ends, once this bridge has a slot.
+func (c *Cluster) Listen(ctx context.Context) error {
+	if c.engine == nil {
+		return c.opts.Session.Run(ctx)
+	}
+	return c.listen(ctx)
+}
+
+func (c *Cluster) listen(ctx context.Context) error {
+	c.opts.Logger.Info("this bridge waits until it can connect to the server in place of another")
+	names := make([]string, c.opts.Listeners)
+	for i := range names {
+		names[i] = slotName(i + 1)
+	}
+	lease, err := c.engine.Take(ctx, names...)
+	if err != nil {
+		return nil // ctx has ended
+	}
+	defer c.release(ctx, lease)
+	slot := slices.Index(names, lease.Name) + 1
+	c.logGap(ctx, slot)
+	c.slot.Store(int32(slot))
+	defer c.slot.Store(0)
+	if !c.identify(ctx, slot) {
+		return nil
+	}
+	if c.opts.Listener != nil {
+		var first sync.WaitGroup
+		defer first.Wait()
+		listening, stop := context.WithCancel(ctx)
+		defer stop()
+		first.Go(func() { c.takeFirst(listening) })
+	}
+	return c.opts.Session.Run(ctx)
+}
+
+// IsFirst reports whether this bridge is the one of two listeners that stores events at once.
+func (c *Cluster) IsFirst() bool { return c.first.Load() && c.engine.Held().Err() == nil }
+
+// takeFirst makes this bridge the one that stores at once, as soon as no other is, until ctx ends.
+func (c *Cluster) takeFirst(ctx context.Context) {
+	lease, err := c.engine.Take(ctx, "first-listener")
+	if err != nil {
+		return // ctx has ended
+	}
+	c.first.Store(true)
+	<-ctx.Done()
+	c.first.Store(false)
+	c.release(ctx, lease)
+}
+
+// slotName is the name of the lease of a slot.
+func slotName(slot int) string { return fmt.Sprintf("slot:%d", slot) }
+
+// retryWait is the wait after a failed read of the outbox.
+const retryWait = time.Second
+
+// identify sets the identity of a slot. It returns false if ctx ends before the outbox can be read.
+func (c *Cluster) identify(ctx context.Context, slot int) bool {
+	failures := repeat.New(c.opts.Logger)
+	for {
+		guid, err := c.opts.Outbox.ClientGUID(ctx, slot, uuid.NewString())
+		if err == nil && c.opts.Listener != nil {
+			err = c.opts.Listener.Begin(ctx, slot)
+		}
+		if err == nil {
+			c.opts.Session.SetGUID(guid)
+			c.opts.Logger.Info("this bridge listens to the server from now on", "slot", slot, "client_guid", guid)
+			failures.Recovered("the outbox is read again")
+			return true
+		}
+		failures.Failed("how to connect to the server cannot be read from the outbox", err)
+		if !sleep(ctx, retryWait) {
+			return false
+		}
+	}
+}
+
+// followSwitch switches the connection as any bridge has asked for it, until ctx ends.
+func (c *Cluster) followSwitch(ctx context.Context) {
+	isOn := c.opts.Session.Connection().State != telephony.Disabled
+	for sleep(ctx, time.Second) {
+		enabled, err := c.opts.Outbox.IsToConnect(ctx)
+		if err == nil && enabled != isOn {
+			isOn = enabled
+			c.opts.Session.Enable(enabled)
+		}
+	}
+}
+
+// logGap logs for how long nobody was connected in a slot, as far as the bridge that had it has said
+// that it was.
+func (c *Cluster) logGap(ctx context.Context, slot int) {
+	bridges, err := c.engine.Bridges(ctx, time.Now().Add(-time.Hour))
+	if err != nil {
+		return // it is only told
+	}
+	var last store.Bridge
+	for _, b := range bridges {
+		if b.Slot == slot && b.Connected && b.Seen.After(last.Seen) {
+			last = b
+		}
+	}
+	if last.Name != "" {
+		c.opts.Logger.Info("this bridge takes the place of another at the server", "slot", slot, "of", last.Name,
+			"nobody_listened_for", time.Since(last.Seen).Round(time.Second).String())
+	}
+}
+
+// announceEvery is how often a bridge says how it stands.
+const announceEvery = time.Second
+
+// now is how this bridge stands.
+func (c *Cluster) now() store.Bridge {
+	me := c.me
+	me.Seen = time.Now().UTC()
+	me.Connected = c.opts.Session.Connection().State == telephony.Connected
+	me.Status, me.Slot = c.opts.Outbox.LaneStatus(), int(c.slot.Load())
+	return me
+}
+
+// Run announces this bridge again and again, until ctx ends.
+func (c *Cluster) Run(ctx context.Context) error {
+	if c.engine == nil {
+		<-ctx.Done()
+		return nil
+	}
+	var following sync.WaitGroup
+	defer following.Wait()
+	following.Go(func() { c.followSwitch(ctx) })
+	failures := repeat.New(c.opts.Logger)
+	for {
+		if err := c.engine.Announce(ctx, c.now()); err != nil && ctx.Err() == nil {
+			failures.Failed("this bridge cannot be announced to the others", err)
+		} else if err == nil {
+			failures.Recovered("this bridge is announced to the others again")
+		}
+		if !sleep(ctx, announceEvery) {
+			return nil
+		}
+	}
+}
+
+// Bridges returns the bridges that were seen within an hour: this one alone if the outbox is a file.
+func (c *Cluster) Bridges(ctx context.Context) ([]store.Bridge, error) {
+	if c.engine == nil {
+		me := c.now()
+		me.Lanes = slices.Sorted(maps.Keys(me.Status))
+		return []store.Bridge{me}, nil
+	}
+	return c.engine.Bridges(ctx, time.Now().Add(-time.Hour))
+}
+
+// sleep waits, and returns false if ctx ends first.
+func sleep(ctx context.Context, wait time.Duration) bool {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
