@@ -164,8 +164,8 @@ func TestRoundsOfKillingOneOfTwoListeners(t *testing.T) {
 	}
 }
 
-// Bridges are restarted one after the other, as for an upgrade, while two of them listen. Nothing is
-// lost, and nothing but what was in flight may be delivered twice.
+// Bridges are restarted one after the other, as for an upgrade, while two of them listen. Nothing
+// is lost, and nothing but what was in flight may be delivered twice.
 func TestRoundsOfRollingRestarts(t *testing.T) {
 	n := rounds(t)
 	url := pgtest.Shared(t).Database(t)
@@ -198,7 +198,8 @@ func TestRoundsOfRollingRestarts(t *testing.T) {
 }
 
 // The primary is killed under load and its synchronous standby promoted. No event is lost that was
-// stored, storing goes on within two seconds, and nobody follows the old primary when it comes back.
+// stored, storing goes on within two seconds, and nobody follows the old primary when it comes
+// back.
 func TestRoundsOfFailOver(t *testing.T) {
 	for range rounds(t) {
 		old := pgtest.New(t, pgtest.OverTCP)

@@ -285,8 +285,8 @@ func TestTwoListenersLoseNothing(t *testing.T) {
 }
 
 // Twelve endpoints are shared out between the bridges, and all are delivered while the shares
-// change: the second bridge gets half of them, one after the other, and the first has all again once
-// the second has stopped.
+// change: the second bridge gets half of them, one after the other, and the first has all again
+// once the second has stopped.
 func TestEndpointsAreSharedOut(t *testing.T) {
 	url := pgtest.Shared(t).Database(t)
 	server := pztest.NewServer(pztest.Options{})
@@ -337,9 +337,9 @@ func TestEndpointsAreSharedOut(t *testing.T) {
 	}
 }
 
-// A CRM answers at the bridge that is not connected. The call is decided there, the connected bridge
-// transfers it, and the CRM learns that it was done. A call from the CRM is refused there, as nothing
-// would be sent.
+// A CRM answers at the bridge that is not connected. The call is decided there, the connected
+// bridge transfers it, and the CRM learns that it was done. A call from the CRM is refused there,
+// as nothing would be sent.
 func TestTransferAtABridgeThatIsNotConnected(t *testing.T) {
 	url := pgtest.Shared(t).Database(t)
 	server := pztest.NewServer(pztest.Options{})

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log"
 	"maps"
@@ -17,13 +18,16 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
+	"pzbridge/outbox/postgres/pgtest"
 )
 
 // doctor names each fault of the server and the CRM, in one line.
@@ -152,6 +156,123 @@ func TestDoctorNamesEachFault(t *testing.T) {
 			}
 			if code != c.code || strings.Contains(out, "t0psecret") || strings.Contains(out, "wrong\n") ||
 				c.code == 0 && strings.Contains(out, "✗") {
+				t.Errorf("exit code %d:\n%s", code, out)
+			}
+		})
+	}
+}
+
+// doctor says whether the database can be used. A risk is no failure.
+func TestDoctorLooksAtTheDatabase(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	for _, c := range []struct {
+		url  string
+		code int
+		says []string
+	}{
+		{
+			url,
+			0,
+			[]string{"✓ database: ", " is the primary, PostgreSQL ", "! database: no standby is connected", "✓ crm: "},
+		},
+		{
+			"postgres://bridge:t0psecret@127.0.0.1:1/calls?sslmode=disable",
+			1,
+			[]string{"✓ server: ", "✗ database: 127.0.0.1:1 refuses the connection", "✓ crm: "},
+		},
+	} {
+		vars := variables(t, server, crm, "OUTBOX_URL="+c.url, "BRIDGE_NAME=bridge1")
+		p := start(t, vars, "doctor")
+		code := p.exitCode()
+		out := p.log.String()
+		for _, want := range c.says {
+			if !strings.Contains(out, want) {
+				t.Errorf("it does not say %q", want)
+			}
+		}
+		if code != c.code || strings.Contains(out, "t0psecret") {
+			t.Errorf("exit code %d:\n%s", code, out)
+		}
+	}
+}
+
+// doctor -listen-twice says whether two bridges would read the same of the server, and by what they
+// would not. It leaves out what the server replays to a client that it does not know, and says
+// before that it takes licences.
+func TestDoctorListensTwice(t *testing.T) {
+	crm := newReceiver(t, nil)
+	// The client 0 is the one whose password doctor tries.
+	isSecond := func(client int) bool { return client == 2 }
+	for name, c := range map[string]struct {
+		vary     func(client int, e pz.Event) (pz.Event, bool)
+		licences int
+		quiet    bool
+		code     int
+		says     string
+	}{
+		"the same": {
+			code: 0,
+			says: "✓ server: every event came to both connections in the same order (",
+		},
+		"nothing": {
+			quiet: true,
+			code:  0,
+			says:  "! server: nothing came within 500ms, so the two connections cannot be compared: try again while",
+		},
+		"an attribute of the connection": {
+			vary: func(client int, e pz.Event) (pz.Event, bool) {
+				value := pz.Attr{Name: "session", Value: fmt.Sprint("s3cret", client)}
+				return pz.Event{Attrs: append(slices.Clone(e.Attrs), value)}, true
+			},
+			code: 1,
+			says: "events differ between the two connections, in the attributes session: use LISTENERS=1",
+		},
+		"one connection alone": {
+			vary: func(client int, e pz.Event) (pz.Event, bool) { return e, !isSecond(client) },
+			code: 1,
+			says: "events came to one of two connections alone (call.incoming): use LISTENERS=1",
+		},
+		"no licence for the second": {
+			licences: 1,
+			quiet:    true,
+			code:     1,
+			says:     "✗ server: it does not let in connection 2 of two (connection closed with code 4007: ",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			server := pztest.NewServer(pztest.Options{Vary: c.vary, Licences: c.licences})
+			defer server.Close()
+			// This one is kept for clients that are new.
+			if err := server.Generate(history("7", "73430112233", "101", "0", "5")); err != nil {
+				t.Fatal(err)
+			}
+			p := start(t, variables(t, server, crm), "doctor", "-listen-twice", "-listen-for", "500ms")
+			ended := make(chan int, 1)
+			go func() { ended <- p.exitCode() }()
+			code, isRunning := 0, true
+			for call := 0; isRunning; call++ {
+				if !c.quiet {
+					if err := server.Generate(ringing(fmt.Sprint(call), "73430112233")); err != nil {
+						t.Fatal(err)
+					}
+				}
+				select {
+				case code = <-ended:
+					isRunning = false
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+			out := p.log.String()
+			for _, want := range []string{c.says, "for 500ms, which takes two of its licences", "✓ crm: "} {
+				if !strings.Contains(out, want) {
+					t.Errorf("it does not say %q", want)
+				}
+			}
+			if code != c.code || strings.Contains(out, "s3cret") {
 				t.Errorf("exit code %d:\n%s", code, out)
 			}
 		})

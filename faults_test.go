@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
@@ -130,8 +129,12 @@ func TestEachCodeIsUsed(t *testing.T) {
 			others.Write(source)
 		}
 	})
+	used := map[string]bool{}
+	for _, name := range regexp.MustCompile(`\bCode\w+`).FindAllString(others.String(), -1) {
+		used[name] = true
+	}
 	for code, name := range codes {
-		if uses := regexp.MustCompile(fmt.Sprintf(`\b%s\b|%s`, name, code)); !uses.MatchString(others.String()) {
+		if !used[name] && !strings.Contains(others.String(), code) {
 			t.Errorf("no error has the code %s", name)
 		}
 	}

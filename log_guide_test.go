@@ -1,9 +1,15 @@
 package main
 
 import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -64,6 +70,74 @@ func TestRussianLogGuideHasEveryLine(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The guide to the log has every warning and error of the program. A message that is put together
+// at run time is not found.
+func TestLogGuideHasEveryWarning(t *testing.T) {
+	text, err := os.ReadFile("docs/log.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	messages := loggedMessages(t, "Warn", "Error", "Failed", "Happened")
+	for message, file := range messages {
+		if !strings.Contains(string(text), "`"+message+"`") {
+			t.Errorf("docs/log.md does not have %q, which %s logs", message, file)
+		}
+	}
+	if len(messages) < 60 {
+		t.Errorf("only %d were found", len(messages))
+	}
+}
+
+// loggedMessages gives the constant first arguments of the calls of methods with such names, with a
+// file of each. Files that tests use are left out.
+func loggedMessages(t *testing.T, methods ...string) map[string]string {
+	t.Helper()
+	messages := map[string]string{}
+	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return err
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		if err != nil || isForTests(file) {
+			return err
+		}
+		ast.Inspect(file, func(n ast.Node) bool {
+			call, isCall := n.(*ast.CallExpr)
+			if !isCall || len(call.Args) == 0 {
+				return true
+			}
+			method, isMethod := call.Fun.(*ast.SelectorExpr)
+			message := constant(call.Args[0])
+			if isMethod && slices.Contains(methods, method.Sel.Name) && message != "" {
+				messages[message] = path
+			}
+			return true
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return messages
+}
+
+// isForTests reports whether only tests use a file.
+func isForTests(file *ast.File) bool {
+	return slices.ContainsFunc(file.Imports, func(i *ast.ImportSpec) bool { return i.Path.Value == `"testing"` })
+}
+
+// constant is the value of a string literal, or of several that are added; empty for all else.
+func constant(e ast.Expr) string {
+	switch e := e.(type) {
+	case *ast.BasicLit:
+		text, _ := strconv.Unquote(e.Value)
+		return text
+	case *ast.BinaryExpr:
+		return constant(e.X) + constant(e.Y)
+	}
+	return ""
 }
 
 // isRussian reports whether a text has Cyrillic letters.

@@ -169,12 +169,26 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	alerts, err := alert.New(alert.Options{
-		Exchange: session,
-		Outbox:   box,
-		MaxBytes: cfg.OutboxMaxBytes,
-		Russian:  cfg.AlertLanguage == "ru",
-		Logger:   logger,
+	var alerts *alert.Watch
+	bridges = cluster.New(cluster.Options{
+		Engine:    engine,
+		Outbox:    box,
+		Session:   session,
+		Listener:  paired,
+		Listeners: cfg.Listeners,
+		Refusals:  func() (int, time.Time) { return alerts.Refusals() },
+		Name:      cfg.BridgeName,
+		Version:   version,
+		Endpoints: cfg.Endpoints,
+		Logger:    logger,
+	})
+	alerts, err = alert.New(alert.Options{
+		Exchange:       bridges,
+		Outbox:         box,
+		MaxBytes:       cfg.OutboxMaxBytes,
+		Russian:        cfg.AlertLanguage == "ru",
+		OthersRefusals: bridges.OthersRefusals,
+		Logger:         logger,
 	})
 	if err != nil {
 		return err
@@ -224,17 +238,6 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if err != nil {
 		return err
 	}
-	bridges = cluster.New(cluster.Options{
-		Engine:    engine,
-		Outbox:    box,
-		Session:   session,
-		Listener:  paired,
-		Listeners: cfg.Listeners,
-		Name:      cfg.BridgeName,
-		Version:   version,
-		Endpoints: cfg.Endpoints,
-		Logger:    logger,
-	})
 	counters.Watch(session, box, cfg.OutboxMaxBytes, bridgeName(cfg))
 	deliver := []func(context.Context) error{events.questions.Run, box.Run, router.Run}
 	file, isFile := engine.(*bolt.Engine)

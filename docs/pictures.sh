@@ -10,4 +10,4 @@ if [ $# -gt 0 ]; then
     export SCREENS=all
 fi
 mkdir -p "$folder"
-PICTURES="$folder" go test -count=1 -run '^TestPictures$' ./internal/dashboard
+PICTURES="$folder" go test -count=1 -run '^TestPictures' ./internal/dashboard

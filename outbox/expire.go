@@ -55,6 +55,9 @@ func (l *lane) expire(ctx context.Context, now time.Time) (at time.Time) {
 		return false
 	})
 	expired, later, err := l.queue.Expire(ctx, now, maxOutcomes)
+	if err != nil && ctx.Err() != nil {
+		return time.Time{} // the lane is to end
+	}
 	if err != nil {
 		l.reading.Failed("the outbox cannot be read", err)
 		l.expireAt = now.Add(storeRetryWait)

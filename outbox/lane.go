@@ -151,9 +151,9 @@ func newLane(e store.Endpoint, opts Options, publish func([]telephony.Event), wa
 	return l
 }
 
-// keep takes the queue and delivers what is due until ctx ends, and returns when the last attempt is
-// recorded. Attempts run under work. If another process is to have the queue, it is given up as in a
-// shutdown, and keep waits until it comes back.
+// keep takes the queue and delivers what is due until ctx ends, and returns when the last attempt
+// is recorded. Attempts run under work. If another process is to have the queue, it is given up as
+// in a shutdown, and keep waits until it comes back.
 func (l *lane) keep(ctx, work context.Context) {
 	for ctx.Err() == nil {
 		queue, err := l.engine.Lane(ctx, l.endpoint.Name, l.withCall)
@@ -164,21 +164,28 @@ func (l *lane) keep(ctx, work context.Context) {
 			return
 		}
 		l.begin(queue)
-		turn, end := context.WithCancel(ctx)
-		go func() {
-			select {
-			case <-queue.Wanted():
-				end()
-			case <-turn.Done():
-			}
-		}()
-		l.run(turn, work)
-		end()
+		l.runWhileUnwanted(ctx, work)
 		l.isMine.Store(false)
 		if err := queue.Close(context.WithoutCancel(ctx)); err != nil {
 			l.logger.Debug("the queue could not be given up, and passes on once this bridge has ended", "err", err)
 		}
 	}
+}
+
+// runWhileUnwanted is run until another process is to have the queue, or ctx ends.
+func (l *lane) runWhileUnwanted(ctx, work context.Context) {
+	ctx, end := context.WithCancel(ctx)
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	defer end()
+	waiting.Go(func() {
+		select {
+		case <-l.queue.Wanted():
+			end()
+		case <-ctx.Done():
+		}
+	})
+	l.run(ctx, work)
 }
 
 // begin prepares run for a queue whose deliveries another process may have changed meanwhile.

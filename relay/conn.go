@@ -67,8 +67,8 @@ func newConn(s *Socket) *conn {
 	}
 }
 
-// pairWith tells a Twin of each pong, before read is called. Pings then carry the time at which they
-// are sent.
+// pairWith tells a Twin of each pong, before read is called. Pings then carry the time at which
+// they are sent.
 func (c *conn) pairWith(twin Twin) {
 	c.period = pairedPeriod
 	began := time.Now()

@@ -28,8 +28,8 @@ type Sink interface {
 	Append(ctx context.Context, events []telephony.Event) error
 }
 
-// Twin is told what it needs to know for the pairing of events with those that another session reads
-// of the same server.
+// Twin is told what it needs to know for the pairing of events with those that another session
+// reads of the same server.
 type Twin interface {
 	// Joining is called before the session connects.
 	Joining(ctx context.Context)

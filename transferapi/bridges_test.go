@@ -68,7 +68,8 @@ func TestBridgesAreListedWithWhatDiffers(t *testing.T) {
 	}
 }
 
-// Where several bridges share the outbox, each endpoint has the name of the one that delivers to it.
+// Where several bridges share the outbox, each endpoint has the name of the one that delivers to
+// it.
 func TestEndpointsNameTheBridgeThatDelivers(t *testing.T) {
 	o := newBox(t)
 	o.endpoints = []outbox.EndpointStatus{

@@ -15,13 +15,19 @@ type Forgetter interface {
 }
 
 // notReached is what forgetting a number cannot reach, as people are told.
-var notReached = []string{
-	"what the CRMs have got",
-	"backups, which keep it until they are deleted",
-	"the log, which holds no numbers at the level info, but at debug",
-	"free pages of the outbox's file, which pzbridge compact overwrites",
-	"recordings on the exchange",
-	"webhooks under way at this moment",
+func (a *API) notReached() []string {
+	free := "free pages of the outbox's file, which pzbridge compact overwrites"
+	if a.opts.Backup == nil { // it is a database
+		free = "free space in the files of the database, and its WAL, until PostgreSQL writes over it"
+	}
+	return []string{
+		"what the CRMs have got",
+		"backups, which keep it until they are deleted",
+		"the log, which holds no numbers at the level info, but at debug",
+		free,
+		"recordings on the exchange",
+		"webhooks under way at this moment",
+	}
 }
 
 // forget removes all calls with a number, or with dry_run counts them.
@@ -72,5 +78,5 @@ func (a *API) forget(w http.ResponseWriter, r *http.Request) {
 		Pending    int      `json:"pending"`
 		Routes     int      `json:"routes"`
 		NotReached []string `json:"not_reached"`
-	}{dryRun == "true", gone.Calls, gone.Events, gone.Deliveries, gone.Pending, gone.Routes, notReached})
+	}{dryRun == "true", gone.Calls, gone.Events, gone.Deliveries, gone.Pending, gone.Routes, a.notReached()})
 }

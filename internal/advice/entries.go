@@ -247,11 +247,11 @@ var entries = map[telephony.Code]entry{
 	telephony.CodeSwitchedOff:    {"", "соединение отключено на этой странице или с помощью PUT /v1/connection"},
 	telephony.CodeSpare: {
 		": send the request to that bridge",
-		"работает другой мост, а этот ждёт как запасной: обращайтесь к работающему",
+		"подключён другой мост, а этот ждёт как запасной: обращайтесь к подключённому",
 	},
 	telephony.CodeWatchLost: {
-		": it starts again by itself as a spare",
-		"мост не успел подтвердить, что работает он, и его мог сменить другой: он запустится снова как запасной",
+		": it starts again by itself, and takes part again",
+		"мост не успел показать другим, что жив, и они могли забрать его работу: он запустится снова",
 	},
 	telephony.CodeBehind: {"", "тем временем события сохранил другой мост"},
 	telephony.CodeSetBack: {

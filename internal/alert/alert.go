@@ -53,7 +53,10 @@ type Options struct {
 	Outbox   Outbox
 	MaxBytes int64 // the limit of the outbox; 0 if there is none
 	Russian  bool  // the sentences are in Russian, otherwise in English
-	Logger   *slog.Logger
+	// OthersRefusals returns how many commands other bridges have refused that share the outbox, and
+	// when the last one was; nil if there are none.
+	OthersRefusals func() (number int, last time.Time)
+	Logger         *slog.Logger
 }
 
 // Watch looks at the bridge again and again.
@@ -83,6 +86,13 @@ func (w *Watch) CommandRefused(string, telephony.CommandKind, string) {
 	defer w.mu.Unlock()
 	w.refused++
 	w.refusedAt = time.Now()
+}
+
+// Refusals returns how many commands were refused of late, and when the last one was.
+func (w *Watch) Refusals() (number int, last time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.refused, w.refusedAt
 }
 
 // Run watches until ctx ends.
@@ -197,7 +207,18 @@ func (w *Watch) refusals(now time.Time) []condition {
 	}
 	if w.refusedAt.IsZero() || now.Sub(w.refusedAt) > refusedFor {
 		w.refused, w.refusedAt = 0, time.Time{}
+	}
+	level, last := w.refused, w.refusedAt
+	if w.opts.OthersRefusals != nil {
+		if number, at := w.opts.OthersRefusals(); now.Sub(at) <= refusedFor {
+			level += number
+			if at.After(last) {
+				last = at
+			}
+		}
+	}
+	if last.IsZero() {
 		return nil
 	}
-	return []condition{{key: refused, level: w.refused}}
+	return []condition{{key: refused, level: level}}
 }

@@ -286,3 +286,29 @@ func TestAlertsSurviveBadTextsAndClocks(t *testing.T) {
 		t.Errorf("on a clock that was set back: %d alerts", len(got))
 	}
 }
+
+// What other bridges have refused that share the outbox counts with what this one has.
+func TestRefusalsOfOtherBridgesCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		number, at := 0, time.Time{}
+		w := &Watch{sent: sent{}, opts: Options{OthersRefusals: func() (int, time.Time) { return number, at }}}
+		level := func() int {
+			if list := w.refusals(time.Now()); len(list) > 0 {
+				return list[0].level
+			}
+			return 0
+		}
+		if got := level(); got != 0 {
+			t.Errorf("with no refusals the level is %d", got)
+		}
+		w.CommandRefused("crm", telephony.CommandCall, "rate")
+		number, at = 2, time.Now()
+		if got := level(); got != 3 {
+			t.Errorf("after three the level is %d", got)
+		}
+		time.Sleep(refusedFor + time.Second)
+		if got := level(); got != 0 {
+			t.Errorf("long after that the level is %d", got)
+		}
+	})
+}

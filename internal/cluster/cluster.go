@@ -55,6 +55,8 @@ type Options struct {
 	Listener *pairing.Listener
 	// Listeners is how many bridges are connected to the exchange at a time.
 	Listeners int
+	// Refusals returns how many commands this bridge has refused of late, and when the last one was.
+	Refusals  func() (number int, last time.Time)
 	Name      string // of this bridge
 	Version   string
 	Endpoints []store.Endpoint
@@ -66,8 +68,9 @@ type Cluster struct {
 	opts   Options
 	engine *postgres.Engine // nil: the outbox is a file, and there is no other bridge
 	me     store.Bridge
-	slot   atomic.Int32 // 0: none
-	first  atomic.Bool  // of two listeners, this one stores at once
+	slot   atomic.Int32                   // 0: none
+	first  atomic.Bool                    // of two listeners, this one stores at once
+	others atomic.Pointer[[]store.Bridge] // as they were seen last
 }
 
 // New returns the part of a bridge.
@@ -219,8 +222,8 @@ func (c *Cluster) followSwitch(ctx context.Context) {
 	}
 }
 
-// logGap logs for how long nobody was connected in a slot, as far as the bridge that had it has said
-// that it was.
+// logGap logs for how long nobody was connected in a slot, as far as the bridge that had it has
+// said that it was.
 func (c *Cluster) logGap(ctx context.Context, slot int) {
 	bridges, err := c.engine.Bridges(ctx, time.Now().Add(-time.Hour))
 	if err != nil {
@@ -247,6 +250,7 @@ func (c *Cluster) now() store.Bridge {
 	me.Seen = time.Now().UTC()
 	me.Connected = c.opts.Session.Connection().State == telephony.Connected
 	me.Status, me.Slot = c.opts.Outbox.LaneStatus(), int(c.slot.Load())
+	me.Refused, me.RefusedAt = c.opts.Refusals()
 	return me
 }
 
@@ -266,13 +270,60 @@ func (c *Cluster) Run(ctx context.Context) error {
 		} else if err == nil {
 			failures.Recovered("this bridge is announced to the others again")
 		}
+		c.lookAtOthers(ctx)
 		if !sleep(ctx, announceEvery) {
 			return nil
 		}
 	}
 }
 
-// Bridges returns the bridges that were seen within an hour: this one alone if the outbox is a file.
+// seenOfLate is for how long after its last announcement a bridge counts as it was then.
+const seenOfLate = 10 * time.Second
+
+// lookAtOthers reads how the other bridges stand.
+func (c *Cluster) lookAtOthers(ctx context.Context) {
+	list, err := c.engine.Bridges(ctx, time.Now().Add(-seenOfLate))
+	if err != nil {
+		return // Announce says so
+	}
+	list = slices.DeleteFunc(list, func(b store.Bridge) bool { return b.Name == c.me.Name })
+	c.others.Store(&list)
+}
+
+// seenOthers returns the other bridges as they were seen last.
+func (c *Cluster) seenOthers() []store.Bridge {
+	if list := c.others.Load(); list != nil {
+		return *list
+	}
+	return nil
+}
+
+// Connection returns how this bridge is connected to the exchange, or that another one is if this
+// one is not.
+func (c *Cluster) Connection() telephony.Connection {
+	own := c.opts.Session.Connection()
+	for _, b := range c.seenOthers() {
+		if b.Connected && own.State != telephony.Disabled {
+			own.State = telephony.Connected
+		}
+	}
+	return own
+}
+
+// OthersRefusals returns how many commands the other bridges have refused of late, and when the last
+// one was.
+func (c *Cluster) OthersRefusals() (number int, last time.Time) {
+	for _, b := range c.seenOthers() {
+		number += b.Refused
+		if b.RefusedAt.After(last) {
+			last = b.RefusedAt
+		}
+	}
+	return number, last
+}
+
+// Bridges returns the bridges that were seen within an hour: this one alone if the outbox is a
+// file.
 func (c *Cluster) Bridges(ctx context.Context) ([]store.Bridge, error) {
 	if c.engine == nil {
 		me := c.now()

@@ -266,8 +266,8 @@ func TestPictures(t *testing.T) {
 	}
 }
 
-// TestPicturesOfSeveralBridges makes, with SCREENS=all, a picture of the first page of one of several
-// bridges that differ, in each look.
+// TestPicturesOfSeveralBridges makes, with SCREENS=all, a picture of the first page of one of
+// several bridges that differ, in each look.
 func TestPicturesOfSeveralBridges(t *testing.T) {
 	folder := os.Getenv("PICTURES")
 	if folder == "" || os.Getenv("SCREENS") == "" {

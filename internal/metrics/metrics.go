@@ -153,8 +153,8 @@ func (m *Metrics) startAtZero() {
 }
 
 // Watch adds the state of the session and of the outbox, which may hold maxBytes, to each scrape.
-// bridge is the name of this bridge if several may share the outbox, else empty. Call it once, before
-// the first scrape.
+// bridge is the name of this bridge if several may share the outbox, else empty. Call it once,
+// before the first scrape.
 func (m *Metrics) Watch(exchange Exchange, box Outbox, maxBytes int64, bridge string) {
 	m.registry.MustRegister(watcher{exchange, box, maxBytes, bridge})
 	list, _ := box.Endpoints(context.Background()) // each scrape reports this error

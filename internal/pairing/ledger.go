@@ -1,6 +1,6 @@
-// Package pairing stores each event once where two bridges hear one exchange. Both read every event,
-// in the same order, without an ID on the wire. What the two have read is paired occurrence by
-// occurrence: the first one that this bridge reads of some content belongs to the first one that
+// Package pairing stores each event once where two bridges hear one exchange. Both read every
+// event, in the same order, without an ID on the wire. What the two have read is paired occurrence
+// by occurrence: the first one that this bridge reads of some content belongs to the first one that
 // the other has stored, and so on. No clock decides whether two are the same.
 package pairing
 
@@ -10,8 +10,8 @@ import "time"
 // another event with the same content.
 type Print = [16]byte
 
-// Ledger is what one listener knows of the occurrences that it has read, and of those that the other
-// one has stored. It does no I/O.
+// Ledger is what one listener knows of the occurrences that it has read, and of those that the
+// other one has stored. It does no I/O.
 type Ledger struct {
 	unconfirmed map[Print][]string // the IDs of what was read and is not stored, the oldest first
 	prints      map[string]Print   // of these, by ID

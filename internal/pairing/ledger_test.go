@@ -269,8 +269,8 @@ func (s *sim) count() (lostWithReaders, lost, twice int) {
 	return lostWithReaders, lost, twice
 }
 
-// TestTwoListenersStoreEachEventOnce simulates two listeners whose sockets stall, and that die. With
-// SIM_EVENTS it goes through so many events, with SIM_SEED from that seed on.
+// TestTwoListenersStoreEachEventOnce simulates two listeners whose sockets stall, and that die.
+// With SIM_EVENTS it goes through so many events, with SIM_SEED from that seed on.
 func TestTwoListenersStoreEachEventOnce(t *testing.T) {
 	events, seed := 60_000, rand.Uint64()
 	for name, to := range map[string]any{"SIM_EVENTS": &events, "SIM_SEED": &seed} {

@@ -39,8 +39,13 @@ type Options struct {
 	TLS      *tls.Config // nil serves ws; ModernTLS and LegacyTLS make one for wss
 	History  []pz.Event  // finished calls and SMS statuses that every client has missed so far
 	Refuse   int         // close code for every new connection; 0 accepts them
+	Licences int         // how many clients may be connected at a time; 0 is no limit
 	NoPings  bool        // do not ping the clients
 	Codec    pz.Codec    // set it as behind a proxy that adds or removes TLS; UnknownCodec follows TLS
+
+	// Vary returns what a client gets of an event, and false if it gets none; clients are numbered
+	// from 0 by their first connection. Nil: all get the same.
+	Vary func(client int, e pz.Event) (varied pz.Event, isSent bool)
 
 	// Log receives one line per client request, as in the vendor's server's log. May be nil.
 	Log func(line string)
@@ -205,9 +210,16 @@ func (s *Server) emit(e pz.Event, guid string) {
 		s.history = append(s.history, kept)
 	}
 	payload := s.packEvent(e)
-	for _, c := range s.clients {
+	for i, c := range s.clients {
 		if c.link == nil || !sees(c.identity, e) || guid != "*" && guid != "" && guid != c.identity.GUID {
 			continue
+		}
+		if s.opts.Vary != nil {
+			varied, isSent := s.opts.Vary(i, e)
+			if !isSent {
+				continue
+			}
+			payload = s.packEvent(varied)
 		}
 		c.send(outgoing{payload: payload, missable: kept})
 	}
@@ -338,6 +350,8 @@ func (s *Server) refusal(client pz.Introduction) int {
 		return pz.CloseInvalidPassword
 	case !client.HasType:
 		return pz.CloseLicenceClient
+	case s.opts.Licences > 0 && s.Connected() >= s.opts.Licences:
+		return pz.CloseTooManyUsers
 	}
 	return s.opts.Refuse
 }

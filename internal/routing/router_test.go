@@ -346,9 +346,9 @@ func TestAnswerThatIsNotAllowedChangesNothing(t *testing.T) {
 	}
 }
 
-// TestTransferOfAnUnconnectedBridgeIsWrittenByAnother checks that an answer counts at a bridge which
-// is not connected: it decides the call, the connected bridge writes the Transfer, once, and the one
-// that took the answer returns what came of it.
+// TestTransferOfAnUnconnectedBridgeIsWrittenByAnother checks that an answer counts at a bridge
+// which is not connected: it decides the call, the connected bridge writes the Transfer, once, and
+// the one that took the answer returns what came of it.
 func TestTransferOfAnUnconnectedBridgeIsWrittenByAnother(t *testing.T) {
 	for _, want := range []error{nil, &telephony.RefusedError{Code: "500"}} {
 		synctest.Test(t, func(t *testing.T) {

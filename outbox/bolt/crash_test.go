@@ -21,6 +21,7 @@ import (
 	"pzbridge/internal/clock"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
+	"pzbridge/outbox/store/storetest/bench"
 )
 
 var crashRounds = flag.Int("crash.rounds", 25, "how often TestKilledBridgeLosesNothing kills its child")
@@ -32,12 +33,10 @@ const (
 	maxUnrecorded = 2 * 256
 )
 
-// TestMain makes of the test's binary the process that TestKilledBridgeLosesNothing kills.
+// TestMain makes of the test's binary the process that TestKilledBridgeLosesNothing kills, or the
+// receiver of a benchmark.
 func TestMain(m *testing.M) {
-	if os.Getenv("RECEIVE") != "" {
-		fmt.Fprintln(os.Stderr, receive())
-		os.Exit(1)
-	}
+	bench.BeReceiver()
 	if os.Getenv("CRASH_URL") != "" {
 		fmt.Fprintln(os.Stderr, crashChild(os.Getenv("CRASH_PATH"), os.Getenv("CRASH_URL"), os.Getenv("CRASH_ROUND")))
 		os.Exit(1)

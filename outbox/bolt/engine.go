@@ -3,7 +3,8 @@
 // A file has these buckets. Numbers are big-endian, so that keys sort as numbers do.
 //
 //	meta                      schema, settings, pruned (the highest number of a removed event),
-//	                          clock (a step of it that does not count yet)
+//	                          clock (a step of it that does not count yet), moved (the file is
+//	                          copied into a database: see moved.go)
 //	events                    number              -> an event: see encodeEvent
 //	ids                       event ID            -> number
 //	calls                     call key, sequence  -> number, fingerprint, keys of its phone
@@ -133,19 +134,18 @@ func Open(opts Options) (*Engine, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
-	s, err := open(opts)
+	s, err := attach(opts)
 	if err != nil {
 		return nil, fmt.Errorf("open the outbox %s: %w", opts.Path, err)
 	}
-	for _, prepare := range []func() error{s.resumeClock, s.closeReaders, s.adoptKeys} {
-		if err := guarded(prepare); err != nil {
-			return nil, errors.Join(fmt.Errorf("read the outbox %s: %w", opts.Path, err), s.Close())
-		}
+	if err := s.begin(opts); err != nil {
+		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
 
-func open(opts Options) (*Engine, error) {
+// attach opens the file and changes nothing in it.
+func attach(opts Options) (*Engine, error) {
 	if err := restoreRescued(opts.Path, opts.Logger); err != nil {
 		return nil, err
 	}
@@ -157,7 +157,7 @@ func open(opts Options) (*Engine, error) {
 	if err != nil {
 		return nil, errors.Join(withoutPath(err), db.Close())
 	}
-	s := &Engine{
+	return &Engine{
 		db:        db,
 		path:      opts.Path,
 		rules:     opts.Rules,
@@ -168,14 +168,23 @@ func open(opts Options) (*Engine, error) {
 		danger:    &danger{path: opts.Path, opened: opened, logger: opts.Logger, clock: opts.Clock},
 		clock:     opts.Clock,
 		readers:   store.NewReaders(),
-	}
-	if err := guarded(func() error { return announceMigration(db, opts.Migrating) }); err != nil {
-		return nil, errors.Join(err, db.Close())
+	}, nil
+}
+
+// begin brings the file to the present layout, and reads what outlives a restart.
+func (s *Engine) begin(opts Options) error {
+	if err := guarded(func() error { return announceMigration(s.db, opts.Migrating) }); err != nil {
+		return fmt.Errorf("open the outbox %s: %w", opts.Path, err)
 	}
 	if err := guarded(func() error { return s.db.Update(s.prepare) }); err != nil {
-		return nil, errors.Join(err, db.Close())
+		return fmt.Errorf("open the outbox %s: %w", opts.Path, err)
 	}
-	return s, nil
+	for _, prepare := range []func() error{s.resumeClock, s.closeReaders, s.adoptKeys} {
+		if err := guarded(prepare); err != nil {
+			return fmt.Errorf("read the outbox %s: %w", opts.Path, err)
+		}
+	}
+	return nil
 }
 
 // mapped returns how many bytes of address space the file gets from the start. When a file outgrows

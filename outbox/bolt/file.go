@@ -268,6 +268,9 @@ func isOutbox(path string) error {
 			if info, err := os.Stat(path); err != nil || info.Size() < tx.Size() {
 				return errors.Join(damage{ErrNotOutbox, "its end is missing"}, err)
 			}
+			if err := refuseMoved(tx); err != nil {
+				return err
+			}
 			if err := tooNew(decodeNumber(meta.Get(keySchema))); err != nil {
 				return err
 			}

@@ -34,6 +34,9 @@ func (s *Engine) prepare(tx *bolt.Tx) error {
 			return damage{ErrNotOutbox, "another program has made it"}
 		}
 	}
+	if err := refuseMoved(tx); err != nil {
+		return err
+	}
 	for _, name := range topBuckets {
 		if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 			return err

@@ -35,11 +35,14 @@ type incoming struct {
 // until the commit, all in one round trip. It returns how many bytes are in use.
 func (tx *txn) prepareAppend(events []*store.NewEvent) (used int64, err error) {
 	calls, replayed, asking := map[string]bool{}, map[string]bool{}, map[string]bool{}
-	var ids []uuid.UUID
+	var ids, callless []uuid.UUID // the latter are the fingerprints of replays without a call
 	for _, e := range events {
 		ids = append(ids, e.ID)
 		e.Call = callName(e.Call)
 		if e.Call == "" {
+			if e.Replayed {
+				callless = append(callless, e.Fingerprint)
+			}
 			continue
 		}
 		calls[e.Call] = true
@@ -74,6 +77,8 @@ func (tx *txn) prepareAppend(events []*store.NewEvent) (used int64, err error) {
 					return rows.Scan(&tx.appended, &used, &tx.heard[0], &tx.heard[1], &change)
 				})
 		},
+		// Behind the head, since no lock keeps another process from storing the same meanwhile.
+		func(b *pgx.Batch) { tx.queueCallless(b, callless) },
 	})
 	tx.hasHead = true
 	if err == nil {
@@ -121,6 +126,20 @@ func (tx *txn) queuePrints(b *pgx.Batch, calls []string) {
 	})
 }
 
+// queueCallless queues the reading of which replays without a call are stored.
+func (tx *txn) queueCallless(b *pgx.Batch, prints []uuid.UUID) {
+	if len(prints) == 0 {
+		return
+	}
+	tx.incoming.prints[""] = map[uuid.UUID]struct{}{}
+	each(b.Queue(`SELECT print FROM event WHERE print = ANY($1) AND call = ''`, prints), func(rows pgx.Rows) error {
+		var print uuid.UUID
+		err := rows.Scan(&print)
+		tx.incoming.prints[""][print] = struct{}{}
+		return err
+	})
+}
+
 // newRow is an event that is to be inserted.
 type newRow struct {
 	*store.NewEvent
@@ -145,8 +164,8 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 		asks, err := tx.isQuestion(n)
 		return n, asks, err
 	}
-	if prints := in.prints[e.Call]; e.Call != "" && e.Replayed {
-		if _, isReplay := prints[e.Fingerprint]; isReplay {
+	if e.Replayed {
+		if _, isReplay := in.prints[e.Call][e.Fingerprint]; isReplay {
 			return 0, false, nil
 		}
 	}

@@ -50,8 +50,8 @@ func TestWorkOfADeadProcessIsTaken(t *testing.T) {
 	}
 }
 
-// TestLanesAreSharedOut checks that three processes have equally many of five queues in the end, one
-// after the other, whoever comes first; and that those of one that stops go to the others.
+// TestLanesAreSharedOut checks that three processes have equally many of five queues in the end,
+// one after the other, whoever comes first; and that those of one that stops go to the others.
 func TestLanesAreSharedOut(t *testing.T) {
 	url := pgtest.Shared(t).Database(t)
 	var list []*Engine
@@ -144,8 +144,9 @@ func asking(t *testing.T, call string) store.NewEvent {
 	return n
 }
 
-// TestAQuestionIsAskedByOneProcess checks that questions belong to the process that has stored them,
-// that those of a dead one are taken, each by one other, and that the dead one can then not end them.
+// TestAQuestionIsAskedByOneProcess checks that questions belong to the process that has stored
+// them, that those of a dead one are taken, each by one other, and that the dead one can then not
+// end them.
 func TestAQuestionIsAskedByOneProcess(t *testing.T) {
 	url := pgtest.Shared(t).Database(t)
 	var events []store.NewEvent
@@ -191,8 +192,8 @@ func TestAQuestionIsAskedByOneProcess(t *testing.T) {
 	}
 }
 
-// TestATransferIsLeftToAConnectedBridge checks that a decision made without a connection is found by
-// those that have one, until somebody writes it or its time is over.
+// TestATransferIsLeftToAConnectedBridge checks that a decision made without a connection is found
+// by those that have one, until somebody writes it or its time is over.
 func TestATransferIsLeftToAConnectedBridge(t *testing.T) {
 	url := pgtest.Shared(t).Database(t)
 	waits := func(o *Options) {
@@ -288,8 +289,9 @@ func TestAListenerIsToldThatAnotherWasFaster(t *testing.T) {
 	}
 }
 
-// TestEventsAreStoredForTheEndpointsOfAllBridges checks that nothing is missing for an endpoint that
-// another bridge has been given, or that gets more there, from the moment at which that has started.
+// TestEventsAreStoredForTheEndpointsOfAllBridges checks that nothing is missing for an endpoint
+// that another bridge has been given, or that gets more there, from the moment at which that has
+// started.
 func TestEventsAreStoredForTheEndpointsOfAllBridges(t *testing.T) {
 	url := pgtest.Shared(t).Database(t)
 	with := func(name string, endpoints ...store.Endpoint) func(*Options) {

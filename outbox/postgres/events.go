@@ -141,14 +141,19 @@ func (r *eventReading) isFull() bool {
 func (r *eventReading) after(at store.EventCursor) error {
 	var stored store.StoredEvents
 	var list []candidate
+	complete := new(int64) // nil if the history is whole
 	err := r.tx.read(func(b *pgx.Batch) {
 		queueAround(b, at, &stored)
+		each(b.Queue(completeFrom), func(rows pgx.Rows) error { return rows.Scan(&complete) })
 		if r.After != store.CursorLatest {
 			r.queue(b, at.After, &list)
 		}
 	})
 	if err != nil {
 		return err
+	}
+	if r.After != store.CursorLatest && complete != nil && bigint(at.After)+1 < *complete {
+		return store.ErrStillCopied // what is copied later would be passed over
 	}
 	switch r.After {
 	case "":

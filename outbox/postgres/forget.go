@@ -22,6 +22,9 @@ const (
 func (s *Engine) Forget(ctx context.Context, key string, dryRun bool) (f store.Forgotten, err error) {
 	if dryRun {
 		err = s.view(ctx, func(tx *txn) error {
+			if err := tx.refuseUntilWhole(); err != nil {
+				return err
+			}
 			_, err := tx.queryRow([]any{&f.Calls, &f.Events, &f.Routes, &f.Pending, &f.Deliveries}, countToForget, key)
 			f.Deliveries += f.Pending // until now those that have ended
 			return err
@@ -29,6 +32,9 @@ func (s *Engine) Forget(ctx context.Context, key string, dryRun bool) (f store.F
 		return f, err
 	}
 	err = s.change(ctx, func(tx *txn) (err error) {
+		if err := tx.refuseUntilWhole(); err != nil {
+			return err // calls with the number may be among what is copied later
+		}
 		f, err = tx.forgetSome(key)
 		return err
 	})

@@ -13,6 +13,7 @@ import (
 	"pzbridge/outbox/postgres/pgtest"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
+	"pzbridge/outbox/store/storetest/bench"
 )
 
 // harness opens engines for the tests of what every engine promises. A place is the address of a
@@ -46,8 +47,8 @@ func (h harness) Open(o storetest.EngineOptions) (store.Engine, error) {
 		Logger:    o.Logger,
 		Clock:     o.Clock,
 		Committed: o.Committed,
-		// No other process does anything, and each look takes real time in a test of days. A step of
-		// the clock that is doubted is stored as often.
+		// No other process does anything, and each look takes real time in a test of days. A step
+		// of the clock that is doubted is stored as often.
 		Poll: 30 * time.Second, Beat: time.Hour,
 	})
 	if err != nil {
@@ -60,6 +61,7 @@ func (harness) Check(t testing.TB, e store.Engine) { checkTables(t, e.(*Engine))
 
 // TestMain lets more tests run at once than there are processors: they mostly wait for the server.
 func TestMain(m *testing.M) {
+	bench.BeReceiver()
 	flag.Parse()
 	if err := flag.Set("test.parallel", "6"); err != nil {
 		panic(err)

@@ -10,9 +10,9 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// Where two listeners read the same events, each stores only what the other one has not: see package
-// pairing. The head has the number of the last event of each, so that one which does not know of the
-// other's last is told so, and stores nothing.
+// Where two listeners read the same events, each stores only what the other one has not: see
+// package pairing. The head has the number of the last event of each, so that one which does not
+// know of the other's last is told so, and stores nothing.
 
 // AppendHeard stores what one of two listeners has read: see store.Shared.
 func (s *Engine) AppendHeard(
@@ -21,8 +21,8 @@ func (s *Engine) AppendHeard(
 	return s.appendWithOthers(ctx, &appending{events: events, slot: slot, followed: followed})
 }
 
-// isBehind reports whether the other listener has stored something that this one does not know of. A
-// repeated append is not behind: what it has stored is stored.
+// isBehind reports whether the other listener has stored something that this one does not know of.
+// A repeated append is not behind: what it has stored is stored.
 func (tx *txn) isBehind(a *appending) (bool, error) {
 	if a.slot == 0 || tx.heard[2-a.slot] <= a.followed {
 		return false, nil

@@ -10,8 +10,8 @@ import (
 )
 
 // A process notifies the others when it has stored something that may be theirs to deliver. That
-// only saves them the time until they look anyway: a notification may be lost with a connection, and
-// there is none through a pooler in transaction mode. A process that is alone neither sends nor
+// only saves them the time until they look anyway: a notification may be lost with a connection,
+// and there is none through a pooler in transaction mode. A process that is alone neither sends nor
 // awaits any.
 
 // channel is the name under which the processes of one schema notify each other.
@@ -41,8 +41,8 @@ func (s *Engine) listen(ctx context.Context) {
 	}
 }
 
-// awaitNotifications listens on a connection of its own until that fails, or no other process lives.
-// It takes the place of a view: see maxViews.
+// awaitNotifications listens on a connection of its own until that fails, or no other process
+// lives. It takes the place of a view: see maxViews.
 func (s *Engine) awaitNotifications(ctx context.Context) error {
 	select {
 	case s.viewers <- struct{}{}:

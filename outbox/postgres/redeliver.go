@@ -56,6 +56,9 @@ func (s *Engine) RedeliverSome(
 	m := matching{Redelivery: r, endpoint: id}
 	if r.DryRun {
 		err = s.view(ctx, func(tx *txn) error {
+			if err := tx.refuseUntilWhole(); err != nil {
+				return err
+			}
 			list, err := m.find(tx, from, last)
 			count = len(list)
 			return err

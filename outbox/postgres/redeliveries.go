@@ -18,6 +18,9 @@ func (s *Engine) AddRedelivery(
 ) (number uint32, err error) {
 	state := store.RedeliveryState{Redelivery: r, At: now.UTC()}
 	err = s.change(ctx, func(tx *txn) error {
+		if err := tx.refuseUntilWhole(); err != nil {
+			return err // deliveries that it is for may be among what is copied later
+		}
 		// A repeated call changes the row of the first one, so that it writes: what the first one
 		// has stored may not be safe before.
 		_, err := tx.queryRow([]any{&number}, `INSERT INTO redelivery (token, value) VALUES ($1, $2)

@@ -66,9 +66,9 @@ func (s *Engine) appendWithOthers(ctx context.Context, mine *appending) (store.A
 	return mine.out, mine.err
 }
 
-// gather takes the appends that wait. While fewer do than are expected, it lets the callers run that
-// were just released, since they may be preparing the next one: else one half of them would wait for
-// the transaction of the other.
+// gather takes the appends that wait. While fewer do than are expected, it lets the callers run
+// that were just released, since they may be preparing the next one: else one half of them would
+// wait for the transaction of the other.
 func (a *appends) gather(expected int) []*appending {
 	const patience = 64 // rounds without a new one: others may be preparing theirs on another processor
 	for seen, idle := 0, 0; ; runtime.Gosched() {

@@ -29,8 +29,8 @@ func (b *Bridge) EndpointNames() []string {
 	return slices.Sorted(maps.Keys(b.Endpoints))
 }
 
-// DifferingEndpoints returns the endpoints that a bridge lacks, or has configured in another way than
-// another one of the list, by name.
+// DifferingEndpoints returns the endpoints that a bridge lacks, or has configured in another way
+// than another one of the list, by name.
 func DifferingEndpoints(b Bridge, list []Bridge) []string {
 	return slices.Sorted(slices.Values(append(b.Lacking(list), b.Differing(list)...)))
 }

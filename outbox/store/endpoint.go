@@ -40,7 +40,8 @@ type Endpoint struct {
 // Reads reports whether the endpoint reads its events: then nothing is sent to it.
 func (e *Endpoint) Reads() bool { return e.URL == "" }
 
-// Subscription is what decides which events an endpoint gets, and for how long they are of use to it.
+// Subscription is what decides which events an endpoint gets, and for how long they are of use to
+// it.
 type Subscription struct {
 	Name       string
 	Events     Filter

@@ -15,11 +15,11 @@ type Shared interface {
 	// UnwrittenTransfers returns the routes that are decided and whose Transfer nobody writes yet,
 	// though there is time: the bridge at which the answer came was not connected.
 	UnwrittenTransfers(ctx context.Context, now time.Time) ([]telephony.Route, error)
-	// AppendHeard is Append for what one of two listeners has read, each in a slot: 1 or 2. It fails
-	// with ErrBehind, and stores nothing, if the other one has stored anything after the number
-	// followed; a repeated append does not. HeardByOthers returns the fingerprints of what the other
-	// one has stored after a number, and the number to go on from: the same at the end. Replays and
-	// events of the bridge itself do not count.
+	// AppendHeard is Append for what one of two listeners has read, each in a slot: 1 or 2. It
+	// fails with ErrBehind, and stores nothing, if the other one has stored anything after the
+	// number followed; a repeated append does not. HeardByOthers returns the fingerprints of what
+	// the other one has stored after a number, and the number to go on from: the same at the end.
+	// Replays and events of the bridge itself do not count.
 	AppendHeard(ctx context.Context, slot int, followed uint64, events []NewEvent) (Appended, error)
 	HeardByOthers(ctx context.Context, slot int, after uint64) (prints [][16]byte, followed uint64, err error)
 	// LastNumber is the number of the event that was stored last.
@@ -38,6 +38,10 @@ type Bridge struct {
 	Seen      time.Time // when it announced itself last
 	Connected bool      // to the exchange
 	Slot      int       // in which it listens to the exchange; 0 if in none
+	// Refused is how many commands the bridge has refused of late, and RefusedAt when the last one
+	// was.
+	Refused   int
+	RefusedAt time.Time
 	// Lanes are the endpoints to which the bridge delivers, and Status is how it has found them
 	// when it announced itself.
 	Lanes  []string `json:"-"`
@@ -46,7 +50,8 @@ type Bridge struct {
 	Endpoints map[string]string
 }
 
-// LaneStatus is how an endpoint stands at the bridge that delivers to it: see outbox.EndpointStatus.
+// LaneStatus is how an endpoint stands at the bridge that delivers to it: see
+// outbox.EndpointStatus.
 type LaneStatus struct {
 	State              string
 	Since, NextAttempt time.Time

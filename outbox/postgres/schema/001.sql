@@ -74,6 +74,7 @@ CREATE TABLE event (
 	body     bytea  NOT NULL
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
 CREATE UNIQUE INDEX event_call ON event (call, sequence) WHERE call <> '';
+CREATE INDEX event_print ON event (print) WHERE call = '';
 CREATE INDEX event_from ON event (from_key, n) WHERE from_key <> '';
 CREATE INDEX event_to ON event (to_key, n) WHERE to_key <> '';
 

@@ -288,18 +288,20 @@ func (s suite) TestAppendOfAKnownIDIsANoOp(t *testing.T) {
 // TestAReplayOfWhatIsKnownIsNotSentAgain checks that an event that the exchange sends once more,
 // since the bridge was away, is left out if it says what is stored already.
 func (s suite) TestAReplayOfWhatIsKnownIsNotSentAgain(t *testing.T) {
-	o := s.open(t, Options{})
-	completed := func(print byte, replayed bool) telephony.Event {
-		e := Event("call.completed", "5")
-		e.Fingerprint[0], e.Replayed = print, replayed
-		return e
-	}
-	MustAppend(t, o, completed(1, false))
-	MustAppend(t, o, completed(1, false)) // the same thing said twice live is two things
-	MustAppend(t, o, completed(1, true), completed(2, true), completed(2, true))
-	MustAppend(t, o, completed(2, true))
-	if got := States(t, o, "crm"); got[store.Pending] != 3 {
-		t.Errorf("states: %v", got)
+	for kind, call := range map[telephony.EventType]string{"call.completed": "5", telephony.EventSMSStatus: ""} {
+		o := s.open(t, Options{})
+		said := func(print byte, replayed bool) telephony.Event {
+			e := Event(kind, call)
+			e.Fingerprint[0], e.Replayed = print, replayed
+			return e
+		}
+		MustAppend(t, o, said(1, false))
+		MustAppend(t, o, said(1, false)) // the same thing said twice live is two things
+		MustAppend(t, o, said(1, true), said(2, true), said(2, true))
+		MustAppend(t, o, said(2, true))
+		if got := States(t, o, "crm"); got[store.Pending] != 3 {
+			t.Errorf("%s: states: %v", kind, got)
+		}
 	}
 }
 

@@ -150,6 +150,7 @@ func (w *whole) calls() {
 			break
 		}
 	}
+	keys := map[string]bool{}
 	for _, h := range heads {
 		h.Began, h.Latest = h.Began.UTC(), h.Latest.UTC()
 		w.add("call", h, nil)
@@ -162,12 +163,11 @@ func (w *whole) calls() {
 		}
 		route, err := w.engine.Route(context.Background(), h.CallID)
 		w.add("route", route, err)
-		for _, number := range []string{h.From, h.To} {
-			if key := numbers.Key(number); key != "" {
-				found, err := w.engine.Calls(context.Background(), store.CallQuery{Key: key, Limit: 100})
-				w.add("calls of "+number, len(found.Calls), err)
-			}
-		}
+		keys[numbers.Key(h.From)], keys[numbers.Key(h.To)] = true, true
+	}
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		found, err := w.engine.Calls(context.Background(), store.CallQuery{Key: key, Limit: 100})
+		w.add("calls of "+key, len(found.Calls), err)
 	}
 }
 

@@ -1,0 +1,639 @@
+package postgres
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"pzbridge/outbox/store"
+)
+
+// Finding is one thing that Diagnose has found out about a database.
+type Finding struct {
+	Severity Severity
+	Text     string // one sentence, without secrets; it may quote the server
+}
+
+// Severity tells what a finding means for a bridge.
+type Severity int
+
+// The severities.
+const (
+	Fine    Severity = iota // as it should be
+	Warning                 // a bridge works, with a risk that is named
+	Broken                  // a bridge cannot work
+)
+
+// diagnoseTimeout bounds the whole of a diagnosis.
+const diagnoseTimeout = 6 * time.Second
+
+// Diagnose connects to each server of a database and returns what is wrong with it, and what is as
+// it should be. It changes nothing there. Of several servers one has to be the primary; what is
+// wrong with another one is only a warning then.
+func Diagnose(ctx context.Context, url, schema string) []Finding {
+	c, err := parseURL(url)
+	if err != nil {
+		return []Finding{{Broken, err.Error()}}
+	}
+	ctx, cancel := context.WithTimeout(ctx, diagnoseTimeout)
+	defer cancel()
+	var servers []*server
+	for _, one := range eachServer(c.ConnConfig) {
+		one.ValidateConnect, one.ConnectTimeout = nil, probeTimeout
+		servers = append(servers, &server{c: one, name: serverName(one)})
+	}
+	done := make(chan struct{})
+	for _, s := range servers {
+		go func() {
+			s.ask(ctx)
+			done <- struct{}{}
+		}()
+	}
+	for range servers {
+		<-done
+	}
+	defer func() {
+		for _, s := range servers {
+			s.close(ctx)
+		}
+	}()
+	list, primary := compareServers(servers)
+	if primary == nil {
+		return list
+	}
+	e := examination{ctx: ctx, server: primary, schema: schema}
+	if err := e.run(); err != nil {
+		e.add(Broken, "%s answers, but not to all questions (%s)", primary.name, reason(err))
+	}
+	return append(list, e.findings...)
+}
+
+// server is what one server of a database answers.
+type server struct {
+	c    *pgx.ConnConfig
+	name string
+
+	conn     *pgx.Conn // nil: see wrong
+	wrong    string    // why it cannot be used; empty if it can
+	version  string    // 15.4
+	timeline int       // 0: it is a standby
+}
+
+// serverName names a server for people: its host, with the port if that is not PostgreSQL's own, or
+// the folder of its socket.
+func serverName(c *pgx.ConnConfig) string {
+	if c.Port == 5432 || strings.HasPrefix(c.Host, "/") {
+		return c.Host
+	}
+	return net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port)))
+}
+
+// ask connects to the server, and asks it what it is.
+func (s *server) ask(ctx context.Context) {
+	if s.wrong = s.greet(ctx); s.wrong != "" {
+		return
+	}
+	conn, err := pgx.ConnectConfig(ctx, s.c)
+	if err != nil {
+		s.wrong = s.explainRefusal(err)
+		return
+	}
+	s.conn = conn
+	var version string
+	var number int
+	row := conn.QueryRow(ctx, `SELECT version(), current_setting('server_version_num')::int`)
+	if err = row.Scan(&version, &number); err == nil {
+		if s.wrong = explainVersion(s.name, version, number); s.wrong != "" {
+			return
+		}
+		err = conn.QueryRow(ctx, askTimeline).Scan(&s.timeline)
+	}
+	if err != nil {
+		s.wrong = fmt.Sprintf("%s lets user %s in, but does not say what it is (%s)", s.name, s.c.User, reason(err))
+	}
+	s.version, _, _ = strings.Cut(conn.PgConn().ParameterStatus("server_version"), " ")
+}
+
+func (s *server) close(ctx context.Context) {
+	if s.conn != nil {
+		_ = s.conn.Close(ctx)
+	}
+}
+
+// sslRequest asks a server of PostgreSQL's protocol whether it speaks TLS. It answers S or N.
+var sslRequest = binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, 8), 80877103)
+
+// greet finds out whether there is a server of PostgreSQL's protocol, and returns what is wrong.
+// The library's errors do not tell a server without TLS from one of another protocol.
+func (s *server) greet(ctx context.Context) (wrong string) {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	network, address := pgconn.NetworkAddress(s.c.Host, s.c.Port)
+	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+	if err != nil {
+		return s.explainDial(err)
+	}
+	defer func() { _ = conn.Close() }()
+	deadline, _ := ctx.Deadline()
+	answer := []byte{0}
+	err = conn.SetDeadline(deadline)
+	if err == nil {
+		_, err = conn.Write(sslRequest)
+	}
+	if err == nil {
+		_, err = io.ReadFull(conn, answer)
+	}
+	switch {
+	case isTimeout(err):
+		return fmt.Sprintf("%s takes connections and does not answer them within %s: "+
+			"it hangs, or is not PostgreSQL", s.name, probeTimeout)
+	case err != nil || answer[0] != 'S' && answer[0] != 'N':
+		return s.name + " is not PostgreSQL: correct the host and the port in the address"
+	case answer[0] == 'N' && s.needsTLS():
+		return s.name + " has TLS switched off: switch it on there (ssl = on, with a certificate), " +
+			"or write sslmode=disable into the address if the network between is yours alone"
+	}
+	return ""
+}
+
+// needsTLS reports whether the address lets no connection without TLS be made.
+func (s *server) needsTLS() bool {
+	without := func(f *pgconn.FallbackConfig) bool { return f.TLSConfig == nil }
+	return s.c.TLSConfig != nil && !slices.ContainsFunc(s.c.Fallbacks, without) && !strings.HasPrefix(s.c.Host, "/")
+}
+
+// explainDial tells why there is no connection.
+func (s *server) explainDial(err error) string {
+	var name *net.DNSError
+	switch {
+	case errors.As(err, &name):
+		return fmt.Sprintf("the name %s cannot be resolved (%s): correct it in the address, or look at the DNS "+
+			"of this machine", s.c.Host, name.Err)
+	case errors.Is(err, syscall.ENOENT):
+		return fmt.Sprintf("%s has no socket of PostgreSQL for port %d: start it, or correct the folder "+
+			"or the port in the address", s.name, s.c.Port)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		hint := ""
+		if ip := net.ParseIP(s.c.Host); ip.IsLoopback() || s.c.Host == "localhost" {
+			hint = "; in a container that address is the container itself"
+		}
+		return fmt.Sprintf("%s refuses the connection: look there whether PostgreSQL runs, and whether it listens "+
+			"at that address and port (listen_addresses, port)%s", s.name, hint)
+	case isTimeout(err):
+		return fmt.Sprintf("%s does not answer within %s: look whether the address is right and that machine runs, "+
+			"and at the firewall between", s.name, probeTimeout)
+	}
+	return fmt.Sprintf("%s cannot be reached (%v)", s.name, err)
+}
+
+func isTimeout(err error) bool {
+	var timeout net.Error
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &timeout) && timeout.Timeout()
+}
+
+// explainRefusal tells why a server of PostgreSQL's protocol does not take the connection.
+func (s *server) explainRefusal(err error) string {
+	var refused *pgconn.PgError
+	if errors.As(err, &refused) {
+		return s.explainCode(refused)
+	}
+	if text := s.explainCertificate(err); text != "" {
+		return text
+	}
+	if isTimeout(err) {
+		return fmt.Sprintf("%s answers, but does not take the connection within %s: it hangs, or has too much to do",
+			s.name, probeTimeout)
+	}
+	return fmt.Sprintf("no connection to %s can be made (%s)", s.name, reason(err))
+}
+
+// explainCode explains a refusal by its SQLSTATE, since its words depend on the server's language.
+func (s *server) explainCode(refused *pgconn.PgError) string {
+	user, database := s.c.User, s.c.Database
+	switch refused.Code {
+	case "28P01":
+		if s.c.Password == "" {
+			return fmt.Sprintf("%s wants a password of user %s, and the address has none", s.name, user)
+		}
+		return fmt.Sprintf("%s does not take the password of user %s, or has no such user: correct them "+
+			"in the address, or set the password there (ALTER ROLE %s PASSWORD '…')", s.name, user, user)
+	case "28000":
+		return fmt.Sprintf("%s does not let user %s in (%s): correct the user in the address, make it there "+
+			"(CREATE ROLE), or add a line for it to pg_hba.conf", s.name, user, refused.Message)
+	case "3D000":
+		return fmt.Sprintf("%s has no database %s: correct its name in the address, or make it there "+
+			"(CREATE DATABASE %s OWNER %s)", s.name, database, database, user)
+	case "42501":
+		return fmt.Sprintf("user %s may not connect to the database %s at %s: GRANT CONNECT ON DATABASE %s TO %s",
+			user, database, s.name, database, user)
+	case "53300":
+		return fmt.Sprintf("%s takes no more connections (%s): raise max_connections there, "+
+			"or let others take fewer", s.name, refused.Message)
+	case "57P03":
+		return fmt.Sprintf("%s takes no connections now (%s): wait, or look at its log", s.name, refused.Message)
+	}
+	return fmt.Sprintf("%s does not take the connection (%s, SQLSTATE %s)", s.name, refused.Message, refused.Code)
+}
+
+// explainCertificate tells what is wrong with a server's certificate; it is empty if nothing is.
+func (s *server) explainCertificate(err error) string {
+	var unknown x509.UnknownAuthorityError
+	var otherName x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &unknown) && s.c.TLSConfig.RootCAs != nil:
+		return fmt.Sprintf("the certificate of %s is signed by none of the authorities in the file of sslrootcert: "+
+			"put that of its authority there", s.name)
+	case errors.As(err, &unknown):
+		return fmt.Sprintf("the certificate of %s is not trusted: name the file with its authority's certificate "+
+			"as sslrootcert in the address", s.name)
+	case errors.As(err, &otherName):
+		return fmt.Sprintf("the certificate of %s is for another name (%v): write that name into the address, "+
+			"or replace the certificate", s.name, otherName)
+	case errors.As(err, &invalid):
+		return fmt.Sprintf("the certificate of %s is of no use (%v): renew it, and look at the clock of this machine",
+			s.name, invalid)
+	}
+	return ""
+}
+
+// explainVersion tells why a version of a server cannot be used; it is empty if it can. The number
+// of 15.4 is 150004.
+func explainVersion(name, version string, number int) string {
+	for mark, product := range map[string]string{"CockroachDB": "CockroachDB", "-YB-": "YugabyteDB"} {
+		if strings.Contains(version, mark) {
+			return fmt.Sprintf("%s is %s, which is not supported: use PostgreSQL %d or newer",
+				name, product, minPostgres)
+		}
+	}
+	if number/10000 < minPostgres {
+		return fmt.Sprintf("%s is PostgreSQL %d, which is too old: use %d or newer", name, number/10000, minPostgres)
+	}
+	return ""
+}
+
+// minPostgres is the oldest version of PostgreSQL that the tables and statements are written for.
+const minPostgres = 15
+
+// reason is what the server or the network says, without the user and the database of an address.
+func reason(err error) string {
+	var refused *pgconn.PgError
+	var connecting *pgconn.ConnectError
+	switch {
+	case errors.As(err, &refused):
+		return refused.Message
+	case errors.As(err, &connecting):
+		return withoutAddress(connecting)
+	}
+	return err.Error()
+}
+
+// compareServers returns what the servers are to each other, and the one that a bridge uses; nil if
+// there is none.
+func compareServers(servers []*server) (list []Finding, primary *server) {
+	for _, s := range servers {
+		if s.wrong == "" && s.timeline > 0 && (primary == nil || s.timeline > primary.timeline) {
+			primary = s
+		}
+	}
+	ofOthers := Broken
+	if primary != nil {
+		ofOthers = Warning
+	}
+	for _, s := range servers {
+		switch {
+		case s.wrong != "":
+			list = append(list, Finding{ofOthers, s.wrong})
+		case s == primary:
+			list = append(list, Finding{Fine, s.description()})
+		case s.timeline == 0 && primary != nil:
+			list = append(list, Finding{Fine, s.name + " is a standby, PostgreSQL " + s.version})
+		case s.timeline == 0:
+			list = append(list, Finding{Broken, s.name + " is a standby and accepts no changes: " +
+				"promote it, or name the primary in the address too"})
+		case s.timeline == primary.timeline:
+			list = append(list, Finding{Warning, fmt.Sprintf("%s and %s both accept changes, on timeline %d: if they "+
+				"are two servers, what is stored at one is missing at the other; make one of them a standby",
+				primary.name, s.name, s.timeline)})
+		default:
+			list = append(list, Finding{Warning, fmt.Sprintf("%s takes itself for the primary too, on the older "+
+				"timeline %d: the bridges leave it out; make it a standby, or stop it", s.name, s.timeline)})
+		}
+	}
+	return list, primary
+}
+
+// description says what a primary is, and how it is reached.
+func (s *server) description() string {
+	text := fmt.Sprintf("%s is the primary, PostgreSQL %s, timeline %d", s.name, s.version, s.timeline)
+	if conn, ok := s.conn.PgConn().Conn().(*tls.Conn); ok {
+		text += ", " + tls.VersionName(conn.ConnectionState().Version)
+	}
+	return text
+}
+
+// examination asks a primary whether a bridge can work with it.
+type examination struct {
+	ctx      context.Context
+	server   *server
+	schema   string
+	living   int // how many bridges run
+	findings []Finding
+}
+
+func (e *examination) add(severity Severity, format string, args ...any) {
+	e.findings = append(e.findings, Finding{severity, fmt.Sprintf(format, args...)})
+}
+
+// run asks everything. The later questions need the answers to the earlier ones.
+func (e *examination) run() error {
+	usable, err := e.database()
+	parts := []func() error{e.clock, e.replication}
+	if usable {
+		parts = append(parts, e.bridges)
+	}
+	parts = append(parts, e.connections)
+	for _, part := range parts {
+		if err == nil {
+			err = part()
+		}
+	}
+	return err
+}
+
+// database looks at the database, its schema and its tables, and reports whether a bridge can use
+// them.
+func (e *examination) database() (usable bool, err error) {
+	before := len(e.findings)
+	var encoding string
+	var readOnly, mayCreate, hasSchema, mayUse, mayAdd bool
+	row := e.server.conn.QueryRow(e.ctx, `SELECT current_setting('server_encoding'),
+			current_setting('transaction_read_only')::boolean, has_database_privilege(current_database(), 'CREATE'),
+			oid IS NOT NULL, coalesce(has_schema_privilege(oid, 'USAGE'), false),
+			coalesce(has_schema_privilege(oid, 'CREATE'), false)
+		FROM (SELECT) one LEFT JOIN pg_namespace ON nspname = $1`, e.schema)
+	if err := row.Scan(&encoding, &readOnly, &mayCreate, &hasSchema, &mayUse, &mayAdd); err != nil {
+		return false, err
+	}
+	c := e.server.c
+	if encoding != "UTF8" {
+		e.add(Broken, "the database %s has the encoding %s: make it with ENCODING 'UTF8'", c.Database, encoding)
+	}
+	if readOnly {
+		e.add(Broken, "user %s may only read in the database %s: set default_transaction_read_only = off for both",
+			c.User, c.Database)
+	}
+	version := 0
+	switch {
+	case !hasSchema && !mayCreate:
+		e.add(Broken, "user %s may not make the schema %s: GRANT CREATE ON DATABASE %s TO %s",
+			c.User, e.schema, c.Database, c.User)
+	case hasSchema && !mayUse:
+		e.add(Broken, "user %s may not use the schema %s: ALTER SCHEMA %s OWNER TO %s",
+			c.User, e.schema, e.schema, c.User)
+	case hasSchema:
+		if version, err = e.tables(); err != nil {
+			return false, err
+		}
+		if !mayAdd && version < schemaVersion {
+			e.add(Broken, "user %s may not make tables in the schema %s: ALTER SCHEMA %s OWNER TO %s",
+				c.User, e.schema, e.schema, c.User)
+		}
+	}
+	return len(e.findings) == before && version > 0, nil
+}
+
+// tables looks at the tables of a schema and returns their version, 0 if there are none.
+func (e *examination) tables() (version int, err error) {
+	var has bool
+	var closed, foreign string // names of tables
+	row := e.server.conn.QueryRow(e.ctx, `SELECT coalesce(bool_or(relname = 'setting'), false),
+			coalesce(min(relname) FILTER (WHERE NOT (has_table_privilege(oid, 'SELECT')
+				AND has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE')
+				AND has_table_privilege(oid, 'DELETE'))), ''),
+			coalesce(min(relname) FILTER (WHERE NOT pg_has_role(relowner, 'USAGE')), '')
+		FROM pg_class WHERE relnamespace = (SELECT oid FROM pg_namespace WHERE nspname = $1) AND relkind = 'r'`,
+		e.schema)
+	if err := row.Scan(&has, &closed, &foreign); err != nil {
+		return 0, err
+	}
+	switch user := e.server.c.User; {
+	case closed != "":
+		e.add(Broken, "user %s may not use the table %s in the schema %s: give the tables to that user "+
+			"(ALTER TABLE %s.%s OWNER TO %s)", user, closed, e.schema, e.schema, closed, user)
+		return schemaVersion, nil // which is not to be read
+	case foreign != "":
+		e.add(Warning, "the table %s in the schema %s does not belong to user %s, so a next version of pzbridge "+
+			"could not change it: ALTER TABLE %s.%s OWNER TO %s", foreign, e.schema, user, e.schema, foreign, user)
+	}
+	if !has {
+		return 0, nil
+	}
+	row = e.server.conn.QueryRow(e.ctx, `SELECT coalesce(max(convert_from(value, 'UTF8')::int), 0)
+		FROM `+pgx.Identifier{e.schema, "setting"}.Sanitize()+` WHERE name = $1`, settingVersion)
+	if err := row.Scan(&version); err != nil {
+		return 0, err
+	}
+	if err := checkVersion(version, schemaVersion); err != nil {
+		e.add(Broken, "the database %s: %v: start that version", e.server.c.Database, err)
+	}
+	return version, nil
+}
+
+// maxClockDifference is how far the clock of the database may be from that of this machine.
+const maxClockDifference = 5 * time.Second
+
+// clock compares the clocks. Nothing depends on that of the database, but a person who compares
+// logs does.
+func (e *examination) clock() error {
+	var theirs time.Time
+	asked := time.Now()
+	if err := e.server.conn.QueryRow(e.ctx, `SELECT clock_timestamp()`).Scan(&theirs); err != nil {
+		return err
+	}
+	took := time.Since(asked)
+	ahead := theirs.Sub(asked.Add(took / 2))
+	if ahead.Abs() <= maxClockDifference+took {
+		return nil
+	}
+	where := "ahead of"
+	if ahead < 0 {
+		where = "behind"
+	}
+	e.add(Warning, "the clock of %s is %s %s that of this machine: set both right (NTP); "+
+		"the times in the database are those of the bridges", e.server.name, ahead.Abs().Round(time.Second), where)
+	return nil
+}
+
+// replication looks whether a commit is on a second machine before it is confirmed. Who is
+// connected is told to the members of pg_monitor alone, how many to everybody.
+func (e *examination) replication() error {
+	var names, commit string
+	var connected, known, synchronous int
+	row := e.server.conn.QueryRow(e.ctx, `SELECT current_setting('synchronous_standby_names'),
+			current_setting('synchronous_commit'), count(*), count(sync_state),
+			count(*) FILTER (WHERE sync_state IN ('sync', 'quorum', 'potential'))
+		FROM pg_stat_replication`)
+	if err := row.Scan(&names, &commit, &connected, &known, &synchronous); err != nil {
+		return err
+	}
+	s := standbys{
+		names:       names,
+		waits:       commit == "on" || commit == "remote_apply",
+		connected:   connected,
+		known:       known == connected,
+		synchronous: synchronous,
+	}
+	e.findings = append(e.findings, s.judge(e.server.name))
+	return nil
+}
+
+// standbys is how a primary replicates.
+type standbys struct {
+	names       string // synchronous_standby_names
+	waits       bool   // synchronous_commit makes commits wait for them
+	connected   int    // of all kinds
+	known       bool   // whether the next one is
+	synchronous int    // connected, and named in names
+}
+
+// needed is how many standbys a commit waits for: names is "a", "a, b", "2 (a, b)", "ANY 1 (a, b)"
+// or "FIRST 2 (a, b)".
+func (s standbys) needed() int {
+	list, _, hasList := strings.Cut(s.names, "(")
+	words := strings.Fields(list)
+	if !hasList || len(words) == 0 {
+		return 1
+	}
+	n, err := strconv.Atoi(words[len(words)-1])
+	if err != nil {
+		return 1
+	}
+	return n
+}
+
+// judge says what the standbys are worth.
+func (s standbys) judge(primary string) Finding {
+	const two = "synchronous_standby_names = 'ANY 1 (a, b)'"
+	switch needed := s.needed(); {
+	case s.names == "" && s.connected == 0:
+		return Finding{Warning, "no standby is connected to " + primary + ": if it dies for good, everything that is " +
+			"stored there is lost; add two standbys and set " + two}
+	case s.names == "":
+		return Finding{Warning, "no standby of " + primary + " is synchronous: if it dies, the events of the last " +
+			"moments are lost, though they were stored; set " + two}
+	case !s.waits:
+		return Finding{Warning, "commits do not wait for the standbys of " + primary + ": if it dies, the events of " +
+			"the last moments are lost, though they were stored; set synchronous_commit = on"}
+	case s.connected == 0, s.known && s.synchronous == 0:
+		return Finding{Broken, "no synchronous standby is connected to " + primary + ", so nothing can be stored: " +
+			"start one of synchronous_standby_names, or correct that setting"}
+	case s.known && s.synchronous < needed:
+		return Finding{Broken, fmt.Sprintf("%d of the %d synchronous standbys that a commit waits for are connected "+
+			"to %s, so nothing can be stored: start the others, or set %s", s.synchronous, needed, primary, two)}
+	case s.known && s.synchronous == needed:
+		return Finding{Warning, fmt.Sprintf("as many synchronous standbys are connected to %s as a commit waits for "+
+			"(%d): when one of them dies, nothing can be stored until it is back; add another one, and set %s",
+			primary, needed, two)}
+	case s.known:
+		return Finding{Fine, fmt.Sprintf("%d synchronous standbys are connected to %s, and a commit waits for %d",
+			s.synchronous, primary, needed)}
+	}
+	return Finding{Fine, primary + " has standbys, and commits wait for those of synchronous_standby_names; " +
+		"to see which are connected, GRANT pg_monitor to the user of the address"}
+}
+
+// bridges looks whether the bridges that run have the same endpoints.
+func (e *examination) bridges() error {
+	rows, err := e.server.conn.Query(e.ctx, `SELECT value FROM `+pgx.Identifier{e.schema, "bridge"}.Sanitize()+`
+		WHERE seen >= $1 ORDER BY name`, time.Now().Add(-time.Hour).UnixMilli())
+	if err != nil {
+		return err
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[store.Bridge])
+	if err != nil {
+		return err
+	}
+	list = store.Living(list, time.Now())
+	e.living = len(list)
+	var bridges, endpoints []string
+	for _, b := range list {
+		if differing := store.DifferingEndpoints(b, list); len(differing) > 0 {
+			bridges, endpoints = append(bridges, b.Name), append(endpoints, differing...)
+		}
+	}
+	if len(endpoints) > 0 {
+		slices.Sort(endpoints)
+		e.add(Warning, "the bridges do not have the same settings for %s (%s differ): give all bridges the same",
+			strings.Join(slices.Compact(endpoints), ", "), strings.Join(bridges, ", "))
+	}
+	return nil
+}
+
+// connections looks whether the bridges get their connections: those that live, or the first one. A
+// pooler has those that it needs.
+func (e *examination) connections() error {
+	var held int
+	var left [3]int
+	row := e.server.conn.QueryRow(e.ctx, `SELECT
+			(SELECT count(*)::int FROM pg_stat_activity WHERE usesysid = pg_roles.oid AND datid = pg_database.oid
+				AND application_name = $1 AND pid <> pg_backend_pid()),
+			current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+				- coalesce(current_setting('reserved_connections', true)::int, 0)
+				- (SELECT sum(numbackends) FROM pg_stat_database)::int,
+			CASE WHEN datconnlimit < 0 OR rolsuper THEN 1000000 ELSE datconnlimit
+				- (SELECT numbackends FROM pg_stat_database WHERE datid = pg_database.oid) END,
+			CASE WHEN rolconnlimit < 0 OR rolsuper THEN 1000000 ELSE rolconnlimit
+				- (SELECT count(*)::int FROM pg_stat_activity WHERE usesysid = pg_roles.oid) END
+		FROM pg_database, pg_roles WHERE datname = current_database() AND rolname = current_user`,
+		applicationName(e.server.c))
+	if err := row.Scan(&held, &left[0], &left[1], &left[2]); err != nil {
+		return err
+	}
+	isPooled, err := e.pooler()
+	if isPooled || err != nil {
+		return err
+	}
+	c := e.server.c
+	needed := maxConnections * max(e.living, 1)
+	for i, limit := range []string{
+		"max_connections",
+		"ALTER DATABASE " + c.Database + " CONNECTION LIMIT",
+		"ALTER ROLE " + c.User + " CONNECTION LIMIT",
+	} {
+		if left := held + max(left[i]+1, 0); left < needed { // the connection that asks goes
+			e.add(Warning, "%s has only %d connections for the bridges (user %s, database %s), and they need %d, "+
+				"%d each: raise the limit (%s)", e.server.name, left, c.User, c.Database, needed, maxConnections, limit)
+		}
+	}
+	return nil
+}
+
+// pooler reports whether a pooler stands before the database, by a connection as bridges make it.
+func (e *examination) pooler() (isPooled bool, err error) {
+	c := e.server.c.Copy()
+	c.RuntimeParams = parameters(e.schema)
+	conn, err := pgx.ConnectConfig(e.ctx, c)
+	if err == nil {
+		err = errors.Join(checkParameters(e.ctx, conn, e.schema), conn.Close(e.ctx))
+	}
+	if !isPoolers(err) {
+		return false, err
+	}
+	e.add(Fine, "a pooler such as PgBouncer stands before %s: each transaction sets its own parameters",
+		e.server.name)
+	return true, nil
+}
