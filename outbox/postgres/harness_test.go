@@ -49,7 +49,7 @@ func (h harness) Open(o storetest.EngineOptions) (store.Engine, error) {
 		Committed: o.Committed,
 		// No other process does anything, and each look takes real time in a test of days. A step
 		// of the clock that is doubted is stored as often.
-		Poll: 30 * time.Second, Beat: time.Hour,
+		Poll: 30 * time.Second, Beat: time.Hour, quiet: true,
 	})
 	if err != nil {
 		return nil, err // not a nil *Engine in an interface

@@ -46,13 +46,17 @@ func (s *Engine) Prune(ctx context.Context, r store.Retention) (store.Pruned, er
 	return store.Pruned{Events: p.removed, GivenUp: p.givenUp, NearlyFull: isFull}, err
 }
 
+// pruneWait is how long a process waits for the removal of old events. If it is free, that takes one
+// look.
+const pruneWait = time.Second
+
 // takeLeaseOfPrune takes the removal of old events for this process, which then keeps it. It
 // reports whether this process has it.
 func (s *Engine) takeLeaseOfPrune(ctx context.Context) (isMine bool, err error) {
 	if s.presence.leases.has(leasePrune) {
 		return s.Held().Err() == nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.beat)
+	ctx, cancel := context.WithTimeout(ctx, pruneWait)
 	defer cancel()
 	lease, err := s.Take(ctx, leasePrune)
 	if errors.Is(err, context.DeadlineExceeded) {

@@ -129,10 +129,10 @@ func (s *Engine) transact(ctx context.Context, begin string, do func(*txn) error
 	if err != nil {
 		return err
 	}
-	defer conn.Release()
 	readOnly := begin == beginView
 	if s.pooled != "" {
 		if _, err := conn.Exec(ctx, begin+s.pooled); err != nil {
+			conn.Release()
 			return err
 		}
 		begin = "" // it has begun
@@ -145,11 +145,27 @@ func (s *Engine) transact(ctx context.Context, begin string, do func(*txn) error
 		requests:   map[uint32]*store.RedeliveryState{},
 		counted:    map[tallyKey]int64{},
 	}
+	if readOnly {
+		err := do(tx)
+		go tx.leave()
+		return err
+	}
+	defer conn.Release()
 	if err := do(tx); err != nil {
 		tx.rollback()
 		return err
 	}
 	return tx.commit()
+}
+
+// leave ends a transaction that has only read, and gives its connection back. Nobody waits for it:
+// what was read is the caller's.
+func (tx *txn) leave() {
+	defer tx.conn.Release()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(tx.ctx), operationTimeout)
+	defer cancel()
+	tx.ctx = ctx
+	tx.rollback()
 }
 
 // commit writes what was changed and commits it, in one round trip.
