@@ -191,7 +191,8 @@ func TestRoundsOfRollingRestarts(t *testing.T) {
 		bothListen()
 	}
 	lost, twice, repeated := settle(t, ring.stop(), crm)
-	t.Logf("%d restarts, %d events: %d lost, %d stored twice, %d delivered twice", n, len(ring.sent), lost, twice, repeated)
+	t.Logf("%d restarts, %d events: %d lost, %d stored twice, %d delivered twice",
+		n, len(ring.sent), lost, twice, repeated)
 	if lost > 0 || twice > 0 || repeated > 0 {
 		t.Errorf("%d are lost, %d stored twice, %d delivered twice", lost, twice, repeated)
 	}
@@ -206,7 +207,8 @@ func TestRoundsOfFailOver(t *testing.T) {
 		promoted := old.Standby(t, "b")
 		server := pztest.NewServer(pztest.Options{})
 		crm := newReceiver(t, nil)
-		list := bridges(t, server, crm, old.URLOverTCP("postgres", promoted), "LOG_LEVEL=warn", "ENDPOINT_0_RINGING_TTL=1h")
+		list := bridges(t, server, crm, old.URLOverTCP("postgres", promoted),
+			"LOG_LEVEL=warn", "ENDPOINT_0_RINGING_TTL=1h")
 		startBoth(t, list)
 		ring := startLoad(t, server, 300, 0)
 		time.Sleep(time.Second + rand.N(time.Second))
@@ -292,9 +294,9 @@ func TestRoundsOfQuestions(t *testing.T) {
 			}
 		}))
 		defer asked.Close()
-		more = append(more, fmt.Sprintf("ENDPOINT_%d_NAME=crm%d", crm, crm), fmt.Sprintf("ENDPOINT_%d_URL=%s", crm, asked.URL),
-			fmt.Sprintf("ENDPOINT_%d_SECRET=%s", crm, secret), fmt.Sprintf("ENDPOINT_%d_TOKEN=%s%d", crm, token, crm),
-			fmt.Sprintf("ENDPOINT_%d_EVENTS=call.transfer_requested", crm))
+		prefix := fmt.Sprintf("ENDPOINT_%d_", crm)
+		more = append(more, prefix+fmt.Sprint("NAME=crm", crm), prefix+"URL="+asked.URL, prefix+"SECRET="+secret,
+			prefix+fmt.Sprint("TOKEN=", token, crm), prefix+"EVENTS=call.transfer_requested")
 	}
 	list = bridges(t, server, newReceiver(t, nil), url, more...)
 	processes := []*process{start(t, list[0]), start(t, list[1])}
@@ -340,8 +342,8 @@ func TestRoundsOfQuestions(t *testing.T) {
 		}
 		return true
 	})
-	t.Logf("%d questions with %d kills: %d calls transferred, %d twice, %d answers were told so, %d of them wrongly, %d got no answer",
-		n*perRound, n, len(times), twice, transferred.Load(), missing, failed.Load())
+	t.Logf("%d questions with %d kills: %d calls transferred, %d twice, %d answers were told so, %d of them wrongly, "+
+		"%d got no answer", n*perRound, n, len(times), twice, transferred.Load(), missing, failed.Load())
 	if twice > 0 || missing > 0 || len(times) < n*perRound*9/10 {
 		t.Errorf("%d calls are transferred, %d twice, %d not though a CRM was told so", len(times), twice, missing)
 	}

@@ -151,6 +151,10 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		paired = pairing.New(box, events, func() bool { return bridges.IsFirst() })
 		heard, twin = paired, paired
 	}
+	var held func() context.Context
+	if shared, isShared := engine.(store.Shared); isShared {
+		held = shared.Held
+	}
 	session, err := relay.New(relay.Options{
 		URL:          cfg.URL,
 		TLS:          relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy),
@@ -162,6 +166,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Grace:        cfg.ShutdownGrace / 4,
 		Sink:         heard,
 		Twin:         twin,
+		Held:         held,
 		Explain:      advice.English,
 		Logger:       logger,
 		Observer:     observers{counters, stats},

@@ -89,7 +89,7 @@ func (s *EndpointStatus) addBridge(bridges []store.Bridge, isMine bool) {
 // HeardByOthers is that of the engine, which must be a store.Shared.
 func (o *Outbox) HeardByOthers(
 	ctx context.Context, slot int, after uint64,
-) (prints [][16]byte, followed uint64, err error) {
+) (list []store.Heard, followed uint64, err error) {
 	return o.shared().HeardByOthers(ctx, slot, after)
 }
 

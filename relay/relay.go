@@ -63,8 +63,11 @@ type Options struct {
 	TLS      *tls.Config // for wss; nil trusts the system's CAs
 	Identity pz.Identity // its GUID may be missing if Waiting is set: then SetGUID gives it
 
-	Disabled     bool          // do not connect before Enable(true)
-	Waiting      error         // why Run does not begin yet, for the status until then; nil: it does
+	Disabled bool  // do not connect before Enable(true)
+	Waiting  error // why Run does not begin yet, for the status until then; nil: it does
+	// Held returns a context that ends while another bridge may have taken the place of this one:
+	// then it does not connect, which would take the connection from that one. Nil: there is none.
+	Held         func() context.Context
 	ReplayMaxAge time.Duration // replayed calls that ended longer ago are dropped; 0 drops none
 	Grace        time.Duration // bounds the storing of what was read, from the beginning of a shutdown
 	Sink         Sink

@@ -124,7 +124,7 @@ func (s *Session) Run(ctx context.Context) error {
 	began := time.Now()
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		switched := s.waitEnabled(ctx)
-		if switched == nil {
+		if switched == nil || !s.waitHeld(ctx) {
 			break
 		}
 		err := s.connectUntil(ctx, switched)
@@ -200,6 +200,22 @@ func (s *Session) markDisabled() {
 		CloseMeaning: s.status.CloseMeaning,
 		CloseCause:   s.status.CloseCause,
 	}
+}
+
+// heldAgainWait is how often it is looked whether this bridge may connect again.
+const heldAgainWait = 500 * time.Millisecond
+
+// waitHeld waits while another bridge may have taken the place of this one. It returns false if ctx
+// ends first.
+func (s *Session) waitHeld(ctx context.Context) bool {
+	for s.opts.Held != nil && s.opts.Held().Err() != nil {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(heldAgainWait):
+		}
+	}
+	return true
 }
 
 // waitEnabled waits until the session is enabled, and returns a channel that is closed when that

@@ -53,8 +53,8 @@ type Options struct {
 	Outbox   Outbox
 	MaxBytes int64 // the limit of the outbox; 0 if there is none
 	Russian  bool  // the sentences are in Russian, otherwise in English
-	// OthersRefusals returns how many commands other bridges have refused that share the outbox, and
-	// when the last one was; nil if there are none.
+	// OthersRefusals returns how many commands other bridges have refused that share the outbox,
+	// and when the last one was; nil if there are none.
 	OthersRefusals func() (number int, last time.Time)
 	Logger         *slog.Logger
 }

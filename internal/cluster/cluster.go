@@ -55,7 +55,8 @@ type Options struct {
 	Listener *pairing.Listener
 	// Listeners is how many bridges are connected to the exchange at a time.
 	Listeners int
-	// Refusals returns how many commands this bridge has refused of late, and when the last one was.
+	// Refusals returns how many commands this bridge has refused of late, and when the last one
+	// was.
 	Refusals  func() (number int, last time.Time)
 	Name      string // of this bridge
 	Version   string
@@ -310,8 +311,8 @@ func (c *Cluster) Connection() telephony.Connection {
 	return own
 }
 
-// OthersRefusals returns how many commands the other bridges have refused of late, and when the last
-// one was.
+// OthersRefusals returns how many commands the other bridges have refused of late, and when the
+// last one was.
 func (c *Cluster) OthersRefusals() (number int, last time.Time) {
 	for _, b := range c.seenOthers() {
 		number += b.Refused

@@ -38,12 +38,26 @@ func (l *Ledger) Read(id string, p Print) (isNew bool) {
 // content which is read and not stored is its twin, and no longer to be stored. If there is none,
 // the next one that is read is, until Void.
 func (l *Ledger) StoredByOther(p Print, now time.Time) {
-	if list := l.unconfirmed[p]; len(list) > 0 {
-		delete(l.prints, list[0])
-		setOrDelete(l.unconfirmed, p, list[1:])
-		return
+	if !l.dropOldest(p) {
+		l.credits[p] = append(l.credits[p], now)
 	}
-	l.credits[p] = append(l.credits[p], now)
+}
+
+// ReplayedToOther notes an event that the other listener has stored when the exchange sent it once
+// more: it was not connected at first. This one may have read it live. If not, nothing follows: a
+// replay of it is left out by what is stored of its call.
+func (l *Ledger) ReplayedToOther(p Print) { l.dropOldest(p) }
+
+// dropOldest takes the oldest event with some content from those that are to be stored; false if
+// there is none.
+func (l *Ledger) dropOldest(p Print) bool {
+	list := l.unconfirmed[p]
+	if len(list) == 0 {
+		return false
+	}
+	delete(l.prints, list[0])
+	setOrDelete(l.unconfirmed, p, list[1:])
+	return true
 }
 
 // IsUnconfirmed reports whether an event that was read is still to be stored.

@@ -52,6 +52,15 @@ func TestLedgerPairsOccurrenceByOccurrence(t *testing.T) {
 			l.StoredByOther(p, at)
 			return l.Read("b", p)
 		}, false},
+		"replayed to the other after it was read": {func(l *Ledger) bool {
+			l.Read("a", p)
+			l.ReplayedToOther(p)
+			return l.IsUnconfirmed("a")
+		}, false},
+		"replayed to the other before it is read": {func(l *Ledger) bool {
+			l.ReplayedToOther(p)
+			return l.Read("a", p)
+		}, true},
 		"void": {func(l *Ledger) bool {
 			l.StoredByOther(p, at)
 			l.Void(at.Add(1))

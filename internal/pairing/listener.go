@@ -18,7 +18,7 @@ type Outbox interface {
 	AppendHeard(ctx context.Context, slot int, followed uint64, events []telephony.Event) ([]uint64, error)
 	// HeardByOthers returns the fingerprints of what other listeners have stored after a number,
 	// and the number to go on from: the same at the end.
-	HeardByOthers(ctx context.Context, slot int, after uint64) (prints [][16]byte, followed uint64, err error)
+	HeardByOthers(ctx context.Context, slot int, after uint64) (list []store.Heard, followed uint64, err error)
 	// LastNumber is the number of the event that was stored last.
 	LastNumber(ctx context.Context) (uint64, error)
 }
@@ -48,6 +48,7 @@ type Listener struct {
 	followed uint64          // what others have stored up to this number is in the ledger
 	isBehind bool            // others have stored more
 	doubtful map[string]bool // the IDs of the last append, if it may have been done
+	unpaired map[string]bool // the IDs of what this call of Append has stored that is not in the ledger
 
 	mu     sync.Mutex
 	ledger *Ledger
@@ -63,6 +64,7 @@ func New(outbox Outbox, asker Asker, preferred func() bool) *Listener {
 		ledger:    NewLedger(),
 		readAt:    map[string]time.Time{},
 		doubtful:  map[string]bool{},
+		unpaired:  map[string]bool{},
 	}
 }
 
@@ -82,11 +84,12 @@ func (l *Listener) Begin(ctx context.Context, slot int) error {
 // connection. While the database is away that is not known, and some of it is taken for the twin of
 // what is read, until the next pong.
 func (l *Listener) Joining(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	l.storing.Lock()
-	defer l.storing.Unlock()
-	_ = l.follow(ctx)
+	if l.storing.TryLock() { // an append that waits for the database must not keep it from connecting
+		ctx, cancel := context.WithTimeout(ctx, patience)
+		defer cancel()
+		_ = l.follow(ctx)
+		l.storing.Unlock()
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ledger.Join()
@@ -124,6 +127,7 @@ func (l *Listener) Ponged(sent time.Time) {
 // Append stores events that the session has read, but for those that the other listener has stored,
 // and returns when that is so of each.
 func (l *Listener) Append(ctx context.Context, events []telephony.Event) error {
+	defer clear(l.unpaired)
 	for {
 		done, err := l.try(ctx, events)
 		if done || err != nil {
@@ -173,6 +177,9 @@ func (l *Listener) try(ctx context.Context, events []telephony.Event) (done bool
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range list {
+		if !isPaired(&list[i]) {
+			l.unpaired[list[i].ID] = true
+		}
 		l.ledger.Stored(list[i].ID)
 		delete(l.readAt, list[i].ID)
 	}
@@ -207,7 +214,9 @@ func (l *Listener) due(events []telephony.Event, now time.Time) (list []telephon
 				return list, false
 			}
 		}
-		list = append(list, *e)
+		if !l.unpaired[e.ID] {
+			list = append(list, *e)
+		}
 	}
 	return list, true
 }
@@ -215,11 +224,11 @@ func (l *Listener) due(events []telephony.Event, now time.Time) (list []telephon
 // follow brings what other listeners have stored into the ledger. The caller holds storing.
 func (l *Listener) follow(ctx context.Context) error {
 	for {
-		prints, followed, err := l.outbox.HeardByOthers(ctx, l.slot, l.followed)
+		list, followed, err := l.outbox.HeardByOthers(ctx, l.slot, l.followed)
 		if err != nil {
 			return err
 		}
-		l.credit(prints, time.Now())
+		l.note(list, time.Now())
 		isEnd := followed == l.followed
 		if l.followed = followed; isEnd {
 			return nil
@@ -227,10 +236,14 @@ func (l *Listener) follow(ctx context.Context) error {
 	}
 }
 
-func (l *Listener) credit(prints []Print, now time.Time) {
+func (l *Listener) note(list []store.Heard, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, p := range prints {
-		l.ledger.StoredByOther(p, now)
+	for _, h := range list {
+		if h.Replayed {
+			l.ledger.ReplayedToOther(h.Print)
+		} else {
+			l.ledger.StoredByOther(h.Print, now)
+		}
 	}
 }

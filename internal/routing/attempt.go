@@ -37,11 +37,12 @@ func (a *attempt) run(ctx, work context.Context) {
 			break
 		}
 		o := a.try(ctx, work, failed == len(questionRetryWaits))
-		if o.Verdict == store.CutOff || a.job.Delivery.State != store.Pending {
+		isCutOff := o.Verdict == store.CutOff
+		if isCutOff && !a.isHeldAgain(ctx, work) || a.job.Delivery.State != store.Pending {
 			return
 		}
 		wait := time.Duration(0) // after More the same job comes again at once
-		if o.Verdict != store.More {
+		if o.Verdict != store.More && !isCutOff {
 			wait = questionRetryWaits[min(failed, len(questionRetryWaits)-1)]
 			failed++
 		}
@@ -62,6 +63,24 @@ func (a *attempt) run(ctx, work context.Context) {
 	a.job.Delivery = a.job.Delivery.Ended(store.Expired, time.Now())
 	a.record(ctx, store.Result{Job: claimed, Now: a.job.Delivery})
 	a.dispatcher.opts.Outbox.QuestionExpired(a.endpoint.name, a.job)
+}
+
+// isHeldAgain waits, after an attempt was cut off since another process might have taken the work
+// over, until it is known that none has. It returns false in a shutdown, or if the time is up.
+func (a *attempt) isHeldAgain(ctx, work context.Context) bool {
+	for work.Err() == nil {
+		held, end := a.dispatcher.opts.Outbox.WhileHeld(work)
+		isHeld := held.Err() == nil
+		end()
+		if isHeld {
+			return true
+		}
+		again := time.Now().Add(transferRetryWait)
+		if !again.Before(a.question.answerBy) || !sleepUntil(ctx, again) {
+			return false
+		}
+	}
+	return false
 }
 
 // isOpen reports whether the question is undecided and there is still time for an answer. It fails

@@ -183,6 +183,9 @@ func (r *Router) Run(ctx context.Context) error {
 		return nil
 	}
 	failures := repeat.New(r.opts.Logger)
+	var writing sync.WaitGroup
+	defer writing.Wait()
+	var inProgress sync.Map // the IDs of the events that have opened the questions
 	for sleepUntil(ctx, time.Now().Add(lookAgain)) {
 		if !r.opts.Connected() {
 			continue
@@ -193,11 +196,15 @@ func (r *Router) Run(ctx context.Context) error {
 			continue
 		}
 		failures.Recovered("Transfers of other bridges are looked for again")
-		var writing sync.WaitGroup
 		for _, route := range left {
-			writing.Go(func() { r.Settle(ctx, route.CallID, route.EventID, false, nil) })
+			if _, isKnown := inProgress.LoadOrStore(route.EventID, true); isKnown {
+				continue
+			}
+			writing.Go(func() { // which lasts as long as the exchange takes to answer
+				defer inProgress.Delete(route.EventID)
+				r.Settle(ctx, route.CallID, route.EventID, false, nil)
+			})
 		}
-		writing.Wait()
 	}
 	return nil
 }
@@ -259,12 +266,28 @@ func (r *Router) change(ctx context.Context, callID string, c telephony.RouteCha
 	r.begin(callID) // before another goroutine can see that a Transfer is being written
 	c.ID, c.Now, c.DeclineOnSilence = uuid.NewString(), time.Now(), r.opts.DeclineOnSilence
 	c.LeaveTransfer = r.isShared() && !r.opts.Connected()
-	result, err := r.opts.Routes.ChangeRoute(ctx, callID, c)
+	result, err := r.store(ctx, callID, c)
 	if err != nil || !result.Write {
 		r.end(callID)
 	}
 	if err == nil && result.Decided && r.opts.Observer != nil {
 		r.opts.Observer.Decided(result.After.Outcome, result.After.DecidedAt.Sub(result.After.AskedAt))
+	}
+	return result, err
+}
+
+// storeFor is for how long a change is tried again whose outcome is not known.
+const storeFor = 5 * time.Second
+
+// store stores a change. With a database it may be stored although an error comes back: then the
+// same change is tried again, which has no second effect, since nobody else can finish it.
+func (r *Router) store(ctx context.Context, callID string, c telephony.RouteChange) (telephony.RouteResult, error) {
+	result, err := r.opts.Routes.ChangeRoute(ctx, callID, c)
+	for until := time.Now().Add(storeFor); r.isShared() && err != nil && time.Now().Before(until); {
+		if errors.Is(err, telephony.ErrNeverAsked) || !sleepUntil(ctx, time.Now().Add(transferRetryWait)) {
+			break
+		}
+		result, err = r.opts.Routes.ChangeRoute(ctx, callID, c)
 	}
 	return result, err
 }
@@ -324,7 +347,7 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 	}
 	errors.As(err, &c.Refused)
 	// Also if the client that answered has disconnected, or the bridge is shutting down.
-	_, storeErr := r.opts.Routes.ChangeRoute(context.WithoutCancel(ctx), route.CallID, c)
+	_, storeErr := r.store(context.WithoutCancel(ctx), route.CallID, c)
 	took := c.Now.Sub(route.AskedAt).Round(time.Microsecond).String()
 	args := []any{"call_id", route.CallID, "outcome", string(route.Outcome), "took", took}
 	if route.Outcome == telephony.RouteWon {

@@ -396,3 +396,119 @@ func TestTransferThatNobodyWrites(t *testing.T) {
 		}
 	})
 }
+
+// oneSlow is an exchange that does not answer the Transfer of one call.
+type oneSlow struct{ call string }
+
+func (o oneSlow) Do(ctx context.Context, cmd telephony.Command) error {
+	if cmd.CallID != o.call {
+		return nil
+	}
+	<-ctx.Done()
+	return telephony.ErrNoAnswer
+}
+
+func (oneSlow) WaitConnected(context.Context) error { return nil }
+
+// manyRoutes keeps the routes of several calls. Doubt is how many changes are stored and reported
+// as unknown.
+type manyRoutes struct {
+	mu    sync.Mutex
+	kept  map[string]*telephony.Route
+	doubt int
+}
+
+func (m *manyRoutes) Route(_ context.Context, id string) (*telephony.Route, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := *m.kept[id]
+	return &r, nil
+}
+
+func (m *manyRoutes) ChangeRoute(
+	_ context.Context, id string, c telephony.RouteChange,
+) (telephony.RouteResult, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := Change(m.kept[id], c)
+	if m.doubt > 0 {
+		m.doubt--
+		return telephony.RouteResult{}, errors.New("the database is not available")
+	}
+	return r, nil
+}
+
+func (m *manyRoutes) left(_ context.Context, now time.Time) (list []telephony.Route, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, r := range m.kept {
+		if r.Unsent(now) {
+			list = append(list, *r)
+		}
+	}
+	return list, nil
+}
+
+// runShared runs the router of a connected bridge.
+func runShared(t *testing.T, routes *manyRoutes, pbx Exchange) (r *Router, stop func()) {
+	t.Helper()
+	r, err := NewRouter(RouterOptions{
+		Exchange: pbx, Routes: routes, Timeout: 15 * time.Second, Left: routes.left,
+		Connected: func() bool { return true }, Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { _ = r.Run(ctx) })
+	return r, func() {
+		cancel()
+		running.Wait()
+	}
+}
+
+// TestATransferThatTakesLongHoldsUpNoOther checks that one Transfer which the exchange does not
+// answer does not hold up those that are left to this bridge meanwhile.
+func TestATransferThatTakesLongHoldsUpNoOther(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		won := func(id string) *telephony.Route {
+			return &telephony.Route{
+				CallID: id, EventID: id, AskedAt: now, AnswerBy: now.Add(10 * time.Second),
+				Outcome: telephony.RouteWon, Winner: "crm", To: "101", Transfer: telephony.TransferNotSent,
+			}
+		}
+		routes := &manyRoutes{kept: map[string]*telephony.Route{"slow": won("slow")}}
+		_, stop := runShared(t, routes, oneSlow{"slow"})
+		defer stop()
+		time.Sleep(time.Second)
+		routes.mu.Lock()
+		routes.kept["other"] = won("other")
+		routes.mu.Unlock()
+		time.Sleep(time.Second)
+		if r, _ := routes.Route(t.Context(), "other"); r.Transfer != telephony.TransferDone {
+			t.Errorf("the other call's Transfer is %s", r.Transfer)
+		}
+	})
+}
+
+// TestADecisionInDoubtIsWritten checks that the Transfer of a decision is written whose commit was
+// reported as unknown: it is marked as being written, so nobody else would write it.
+func TestADecisionInDoubtIsWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := time.Now()
+		routes := &manyRoutes{doubt: 1, kept: map[string]*telephony.Route{"5": {
+			CallID: "5", EventID: "e", AskedAt: now, AnswerBy: now.Add(10 * time.Second), Asked: []string{"crm"},
+			Outcome: telephony.RouteOpen,
+		}}}
+		r, stop := runShared(t, routes, &answering{})
+		defer stop()
+		if err := r.Answer(t.Context(), "5", "e", "crm", "101"); err != nil {
+			t.Error(err)
+		}
+		if kept, _ := routes.Route(t.Context(), "5"); kept.Transfer != telephony.TransferDone {
+			t.Errorf("the Transfer is %s", kept.Transfer)
+		}
+	})
+}

@@ -3,7 +3,6 @@ package bolt
 import (
 	"errors"
 	"fmt"
-	"sync"
 	"testing"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
+	"pzbridge/outbox/store/storetest/bench"
 )
 
 // BenchmarkAppend appends events one by one from as many goroutines as are to wait at once, and
@@ -39,9 +39,11 @@ func BenchmarkAppend(b *testing.B) {
 				for i := range ready {
 					ready[i] = bareAppend(b, events[i], uint64(done+i)+1)
 				}
-				theirs += inParallel(b, waiting, n, func(i int) error { return bare.commit(ready[i]) })
+				theirs += bench.InParallel(b, waiting, n, func(i int) error { return bare.commit(ready[i]) })
 				b.StartTimer()
-				ours += inParallel(b, waiting, n, func(i int) error { return o.Append(b.Context(), events[i:i+1]) })
+				ours += bench.InParallel(b, waiting, n, func(i int) error {
+					return o.Append(b.Context(), events[i:i+1])
+				})
 			}
 			b.ReportMetric(float64(b.N)/ours.Seconds(), "events/s")
 			b.ReportMetric(float64(b.N)/theirs.Seconds(), "bare/s")
@@ -103,13 +105,13 @@ func BenchmarkRecordOutcomes(b *testing.B) {
 				})
 			}
 			if done/together%2 == 0 { // whoever is first meets the colder cache
-				theirs += took(b, writeBare)
+				theirs += bench.Took(b, writeBare)
 			}
 			b.StartTimer()
-			ours += took(b, func() error { return lane.Record(b.Context(), results) })
+			ours += bench.Took(b, func() error { return lane.Record(b.Context(), results) })
 			b.StopTimer()
 			if done/together%2 == 1 {
-				theirs += took(b, writeBare)
+				theirs += bench.Took(b, writeBare)
 			}
 			b.StartTimer()
 		}
@@ -119,41 +121,14 @@ func BenchmarkRecordOutcomes(b *testing.B) {
 	})
 }
 
-func took(b *testing.B, do func() error) time.Duration {
-	b.Helper()
-	began := time.Now()
-	if err := do(); err != nil {
-		b.Fatal(err)
-	}
-	return time.Since(began)
-}
-
 func benchOutbox(b *testing.B) *storetest.Box {
 	b.Helper()
-	o, err := storetest.Open(harness{}, benchOptions(b, storetest.Endpoint("crm")))
+	o, err := storetest.Open(harness{}, bench.Options(b, harness{}, storetest.Endpoint("crm")))
 	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = o.Close() })
 	return o
-}
-
-// inParallel does n things from so many goroutines.
-func inParallel(b *testing.B, goroutines, n int, do func(i int) error) time.Duration {
-	b.Helper()
-	began := time.Now()
-	var all sync.WaitGroup
-	for g := range goroutines {
-		all.Go(func() {
-			for i := g; i < n; i += goroutines {
-				if err := do(i); err != nil {
-					b.Error(err)
-				}
-			}
-		})
-	}
-	all.Wait()
-	return time.Since(began)
 }
 
 // bareAppend makes the change that writes what the outbox would write of an event: the bytes are

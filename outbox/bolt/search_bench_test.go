@@ -9,6 +9,7 @@ import (
 	"pzbridge/outbox"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
+	"pzbridge/outbox/store/storetest/bench"
 )
 
 // BenchmarkSearch searches for calls, and lists deliveries, among a million events, and beside it
@@ -45,8 +46,8 @@ func BenchmarkSearch(b *testing.B) {
 		b.Run(c.name, func(b *testing.B) {
 			var few, many time.Duration
 			for b.Loop() {
-				few += took(b, func() error { return c.find(small) })
-				many += took(b, func() error { return c.find(large) })
+				few += bench.Took(b, func() error { return c.find(small) })
+				many += bench.Took(b, func() error { return c.find(large) })
 			}
 			b.ReportMetric(many.Seconds()/float64(b.N)*1000, "ms")
 			b.ReportMetric(many.Seconds()/few.Seconds(), "times-a-thousand")

@@ -199,8 +199,11 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 		}
 	}
 	row.size = rowSize(row.body, deliveries)
-	if tx.slot > 0 && !e.Replayed && !telephony.IsOperational(e.Type) {
+	if tx.slot > 0 && !telephony.IsOperational(e.Type) {
 		row.slot, tx.heard[tx.slot-1] = int16(tx.slot), n
+		if e.Replayed {
+			row.slot = -row.slot
+		}
 	}
 	tx.grown += int64(row.size)
 	in.rows = append(in.rows, row)

@@ -7,21 +7,25 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/postgres/pgtest"
-	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
 )
 
-// benchBox opens an outbox on a server that syncs its disk, as a real one does.
-func benchBox(b *testing.B) (*storetest.Box, *Engine) {
+// benchServer starts a server that syncs what it writes, as a real one does. In memory, where
+// pgtest makes its folder, that takes no time; with PGTEST_FOLDER it is on a disk.
+func benchServer(b *testing.B) *pgtest.Server {
 	b.Helper()
-	place := pgtest.New(b, "fsync=on", "full_page_writes=on", "shared_buffers=256MB").Database(b)
+	return pgtest.New(b, "fsync=on", "full_page_writes=on", "shared_buffers=256MB")
+}
+
+// benchBox opens an outbox on a server.
+func benchBox(b *testing.B, server *pgtest.Server) (*storetest.Box, *Engine) {
+	b.Helper()
 	o, err := storetest.Open(harness{}, storetest.WithDefaults(b, harness{}, storetest.Options{
-		Place:    place,
+		Place:    server.Database(b),
 		MaxBytes: 1 << 40,
 		Logger:   slog.New(slog.DiscardHandler),
 	}))
@@ -38,16 +42,11 @@ func benchBox(b *testing.B) (*storetest.Box, *Engine) {
 func BenchmarkAppend(b *testing.B) {
 	for _, waiting := range []int{1, 64, 256} {
 		b.Run(fmt.Sprintf("waiting=%d", waiting), func(b *testing.B) {
-			o, s := benchBox(b)
+			o, s := benchBox(b, benchServer(b))
 			bare := newBare(b, s)
 			var ours, theirs time.Duration
-			const turn = 2048
 			for done := 0; done < b.N; done += turn {
-				events := make([]telephony.Event, min(turn, b.N-done))
-				for i := range events {
-					events[i] = storetest.Event("call.outgoing", fmt.Sprint(done+i))
-					events[i].From, events[i].To = "101", "73430112233"
-				}
+				events := newCalls(done, min(turn, b.N-done))
 				b.StopTimer()
 				began := time.Now()
 				for first := 0; first < len(events); first += waiting {
@@ -55,9 +54,7 @@ func BenchmarkAppend(b *testing.B) {
 				}
 				theirs += time.Since(began)
 				b.StartTimer()
-				began = time.Now()
-				appendAtOnce(b, o, events, waiting)
-				ours += time.Since(began)
+				ours += appendAtOnce(b, o, events, waiting)
 			}
 			b.ReportMetric(float64(b.N)/ours.Seconds(), "events/s")
 			b.ReportMetric(float64(b.N)/theirs.Seconds(), "bare/s")
@@ -66,9 +63,44 @@ func BenchmarkAppend(b *testing.B) {
 	}
 }
 
+// turn is how many events are appended before the other side has its turn.
+const turn = 2048
+
+// newCalls are n events, of which each begins a call that asks no route.
+func newCalls(first, n int) []telephony.Event {
+	events := make([]telephony.Event, n)
+	for i := range events {
+		events[i] = storetest.Event("call.outgoing", fmt.Sprint(first+i))
+		events[i].From, events[i].To = "101", "73430112233"
+	}
+	return events
+}
+
+// BenchmarkStandby appends events as BenchmarkAppend, 64 at once, to a server with a synchronous
+// standby, and in turns with it to one without.
+func BenchmarkStandby(b *testing.B) {
+	const waiting = 64
+	safe := benchServer(b)
+	safe.Standby(b, "standby")
+	o, _ := benchBox(b, safe)
+	alone, _ := benchBox(b, benchServer(b))
+	var ours, theirs time.Duration
+	for done := 0; done < b.N; done += turn {
+		events := newCalls(done, min(turn, b.N-done))
+		ours += appendAtOnce(b, o, events, waiting)
+		b.StopTimer()
+		theirs += appendAtOnce(b, alone, events, waiting)
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(b.N)/ours.Seconds(), "events/s")
+	b.ReportMetric(float64(b.N)/theirs.Seconds(), "alone/s")
+	b.ReportMetric(theirs.Seconds()/ours.Seconds(), "of-alone")
+}
+
 // appendAtOnce appends events, each by itself, so many at once.
-func appendAtOnce(b *testing.B, o *storetest.Box, events []telephony.Event, waiting int) {
+func appendAtOnce(b *testing.B, o *storetest.Box, events []telephony.Event, waiting int) time.Duration {
 	b.Helper()
+	began := time.Now()
 	next := make(chan int)
 	var appending sync.WaitGroup
 	for range waiting {
@@ -85,6 +117,7 @@ func appendAtOnce(b *testing.B, o *storetest.Box, events []telephony.Event, wait
 	}
 	close(next)
 	appending.Wait()
+	return time.Since(began)
 }
 
 // bare stores rows of the same bytes as an append, with nothing looked up before. They are those of
@@ -97,42 +130,20 @@ type bare struct {
 
 func newBare(b *testing.B, s *Engine) *bare {
 	b.Helper()
-	const schema = `CREATE SCHEMA bare; SET search_path = bare`
-	tables, err := schemaFiles.ReadFile("schema/001.sql")
-	if err != nil {
-		b.Fatal(err)
-	}
-	conn, err := pgx.ConnectConfig(b.Context(), s.pool.Config().ConnConfig.Copy())
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { _ = conn.Close(b.Context()) })
-	for _, sql := range []string{schema, string(tables)} {
-		if _, err := conn.Exec(b.Context(), sql); err != nil {
-			b.Fatal(err)
-		}
-	}
-	return &bare{b: b, conn: conn}
+	return &bare{b: b, conn: connectBare(b, s)}
 }
 
 func (p *bare) store(events []telephony.Event) {
-	key := func(number string) string { return number }
-	tx := &txn{engine: &Engine{rules: store.Rules{NumberKey: key}}, incoming: &incoming{}}
-	tx.hasHead, tx.appended = true, p.last
-	var deliveries columns
-	for i := range events {
-		e, err := store.Encode(&events[i], time.Hour)
-		if err != nil {
-			p.b.Fatal(err)
-		}
-		e.ID = uuid.Must(uuid.NewV7())
-		tx.appended++
-		n := uint64(tx.appended)
-		row := newRow{NewEvent: &e, n: n, sequence: 1, body: e.AppendBody(nil, 1, "")}
-		tx.incoming.rows = append(tx.incoming.rows, row)
-		deliveries.add(deliveryKey{n, 1}, &record{})
+	rows, err := bareRows(events, p.last)
+	if err != nil {
+		p.b.Fatal(err)
 	}
-	p.last = tx.appended
+	p.last += int64(len(rows))
+	tx := &txn{engine: bareEngine, incoming: &incoming{rows: rows}, hasHead: true, appended: p.last}
+	var deliveries columns
+	for _, r := range rows {
+		deliveries.add(deliveryKey{r.n, 1}, &record{})
+	}
 	batch := &pgx.Batch{}
 	batch.Queue("begin")
 	tx.flushAppend()

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"pzbridge/internal/pairing"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/postgres/pgtest"
 	"pzbridge/outbox/store"
@@ -271,9 +272,9 @@ func TestAListenerIsToldThatAnotherWasFaster(t *testing.T) {
 	if _, err := b.AppendHeard(t.Context(), 2, followed, own); !errors.Is(err, store.ErrBehind) {
 		t.Fatalf("stored although the other one was faster: %v", err)
 	}
-	prints, followed, err := b.HeardByOthers(t.Context(), 2, followed)
-	if err != nil || len(prints) != 1 || prints[0] != first[0].Fingerprint {
-		t.Fatalf("%v, %v", prints, err)
+	heard, followed, err := b.HeardByOthers(t.Context(), 2, followed)
+	if err != nil || len(heard) != 1 || heard[0] != (store.Heard{Print: first[0].Fingerprint}) {
+		t.Fatalf("%v, %v", heard, err)
 	}
 	if again, at, err := b.HeardByOthers(t.Context(), 2, followed); len(again) != 0 || at != followed || err != nil {
 		t.Errorf("%v once more, up to %d, %v", again, at, err)
@@ -371,5 +372,150 @@ func TestOthersAreNotified(t *testing.T) {
 	case <-changed:
 	case <-time.After(10 * time.Second):
 		t.Error("the other process does not learn of a redelivery")
+	}
+}
+
+// TestAQueueThatNobodyElseWantsIsTaken checks that a process takes queues beyond its share which it
+// alone wants, also those that nobody has had before.
+func TestAQueueThatNobodyElseWantsIsTaken(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	b := mustOpen(t, url, quick)
+	if _, err := b.Take(t.Context(), lanePrefix+"1"); err != nil {
+		t.Fatal(err)
+	}
+	a := mustOpen(t, url, quick)
+	taken := make(chan string, 4)
+	ctx, end := context.WithTimeout(t.Context(), 20*time.Second)
+	defer end()
+	for n := 2; n <= 5; n++ {
+		go func() {
+			if l, err := a.Take(ctx, fmt.Sprint(lanePrefix, n)); err == nil {
+				taken <- l.Name
+			}
+		}()
+	}
+	for range 4 {
+		select {
+		case <-taken:
+		case <-ctx.Done():
+			t.Fatal("not all of the queues that it alone wants are taken")
+		}
+	}
+}
+
+// TestWhatWritesNothingSaysNothingOfWriting checks that a database which takes no changes counts so
+// although transactions succeed that have nothing to change.
+func TestWhatWritesNothingSaysNothingOfWriting(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	s := mustOpen(t, url)
+	for _, table := range []string{"head", "bridge"} {
+		pgtest.SQL(t, url, `ALTER TABLE pzbridge.`+table+` ADD CONSTRAINT x CHECK (false) NOT VALID`)
+	}
+	if err := s.Announce(t.Context(), store.Bridge{Name: "x", Seen: time.Now()}); err == nil {
+		t.Fatal("something was stored")
+	}
+	if _, err := s.TakeQuestions(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Writable(t.Context()); err == nil {
+		t.Error("nothing can be stored, and all is well")
+	}
+}
+
+// doubtful is an outbox for a listener whose next append is done, but reported as unknown; after
+// that the database is away.
+type doubtful struct {
+	*Engine
+	isInDoubt, isAway bool
+}
+
+func (d *doubtful) AppendHeard(
+	ctx context.Context, slot int, followed uint64, events []telephony.Event,
+) (questions []uint64, err error) {
+	if d.isAway {
+		return nil, ErrUnavailable
+	}
+	var list []store.NewEvent
+	for i := range events {
+		n, err := store.Encode(&events[i], time.Second)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, n)
+	}
+	_, err = d.Engine.AppendHeard(ctx, slot, followed, list)
+	if d.isInDoubt {
+		d.isInDoubt, d.isAway = false, true
+		err = ErrUnavailable
+	}
+	return nil, err
+}
+
+// Ask asks nothing.
+func (*doubtful) Ask([]uint64) {}
+
+// listeners gives two listeners of one exchange, the first of which stores at once.
+func listeners(t *testing.T) (url string, boxes []*doubtful, list []*pairing.Listener) {
+	t.Helper()
+	url = pgtest.Shared(t).Database(t)
+	for slot := 1; slot <= 2; slot++ {
+		box := &doubtful{Engine: mustOpen(t, url)}
+		l := pairing.New(box, box, func() bool { return slot == 1 })
+		if err := l.Begin(t.Context(), slot); err != nil {
+			t.Fatal(err)
+		}
+		boxes, list = append(boxes, box), append(list, l)
+	}
+	return url, boxes, list
+}
+
+// TestAnAppendInDoubtIsNotPairedAgain checks an append of unknown outcome with an event of the
+// bridge itself, which nobody wants and which is never stored: what it has stored must not be
+// paired with the next event of that content.
+func TestAnAppendInDoubtIsNotPairedAgain(t *testing.T) {
+	url, boxes, list := listeners(t)
+	read := func(l *pairing.Listener) telephony.Event {
+		e := storetest.Event("pz.event", "1")
+		e.Fingerprint[0] = 7
+		l.Heard(&e)
+		return e
+	}
+	mustAppend := func(l *pairing.Listener, events ...telephony.Event) {
+		t.Helper()
+		if err := l.Append(t.Context(), events); err != nil {
+			t.Fatal(err)
+		}
+	}
+	batch := []telephony.Event{read(list[0]), storetest.Event(telephony.EventConnected, "")}
+	boxes[0].isInDoubt = true
+	if err := list[0].Append(t.Context(), batch); !errors.Is(err, ErrUnavailable) {
+		t.Fatal(err)
+	}
+	mustAppend(list[1], read(list[1]))                 // its twin
+	second, secondTwin := read(list[0]), read(list[1]) // the same content once more
+	mustAppend(list[1], secondTwin)                    // stored in the end
+	boxes[0].isAway = false                            // and only now the first one goes on
+	mustAppend(list[0], batch...)                      // which was stored
+	mustAppend(list[0], second)                        // whose twin is
+	if n := pgtest.SQL(t, url, `SELECT count(*) FROM pzbridge.event`); n != "2" {
+		t.Errorf("two events are stored as %s", n)
+	}
+}
+
+// TestAReplayAndTheLiveEventAreOne checks an event that one listener has read live, while the other
+// one was not connected, gets it as a replay and is faster.
+func TestAReplayAndTheLiveEventAreOne(t *testing.T) {
+	url, _, list := listeners(t)
+	live, replay := storetest.Event("call.completed", "1"), storetest.Event("call.completed", "1")
+	live.Fingerprint[0], replay.Fingerprint[0], replay.Replayed = 7, 7, true
+	list[1].Heard(&live)
+	list[0].Heard(&replay)
+	for i, e := range []telephony.Event{replay, live} {
+		if err := list[i].Append(t.Context(), []telephony.Event{e}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := pgtest.SQL(t, url, `SELECT count(*) FROM pzbridge.event`); n != "1" {
+		t.Errorf("one event is stored %s times", n)
 	}
 }

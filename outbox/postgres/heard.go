@@ -27,16 +27,13 @@ func (tx *txn) isBehind(a *appending) (bool, error) {
 	if a.slot == 0 || tx.heard[2-a.slot] <= a.followed {
 		return false, nil
 	}
-	var events []*store.NewEvent
-	for i := range a.events {
-		events = append(events, &a.events[i])
-	}
-	isRepeated, err := tx.areStored(events)
+	isRepeated, err := tx.isRepeated(a)
 	return !isRepeated, err
 }
 
-// areStored reports whether all events are stored already.
-func (tx *txn) areStored(events []*store.NewEvent) (bool, error) {
+// isRepeated reports whether an append was done already. Then some of its events are stored: all or
+// none were, but for those that nobody wants.
+func (tx *txn) isRepeated(a *appending) (bool, error) {
 	in := tx.incoming
 	if !in.isLooked {
 		if err := tx.read(func(b *pgx.Batch) { tx.queueKnown(b, in.ids) }); err != nil {
@@ -44,17 +41,17 @@ func (tx *txn) areStored(events []*store.NewEvent) (bool, error) {
 		}
 		in.isLooked = true
 	}
-	return !slices.ContainsFunc(events, func(e *store.NewEvent) bool { return in.known[e.ID] == 0 }), nil
+	return slices.ContainsFunc(a.events, func(e store.NewEvent) bool { return in.known[e.ID] != 0 }), nil
 }
 
 // HeardByOthers gives the fingerprints of what other listeners have stored after a number: see
 // store.Shared.
 func (s *Engine) HeardByOthers(
 	ctx context.Context, slot int, after uint64,
-) (prints [][16]byte, followed uint64, err error) {
+) (list []store.Heard, followed uint64, err error) {
 	const page = 1000
 	err = s.look(ctx, func(tx *txn) error {
-		prints = nil
+		list = nil
 		if _, err := tx.queryRow([]any{&followed}, `SELECT last FROM head`); err != nil || followed <= after {
 			return err
 		}
@@ -64,8 +61,8 @@ func (s *Engine) HeardByOthers(
 			var by int
 			var print uuid.UUID
 			err := r.Scan(&n, &by, &print)
-			if by != 0 && by != slot {
-				prints = append(prints, print)
+			if by != 0 && by != slot && by != -slot {
+				list = append(list, store.Heard{Print: print, Replayed: by < 0})
 			}
 			if rows++; rows == page {
 				followed = n
@@ -73,5 +70,5 @@ func (s *Engine) HeardByOthers(
 			return err
 		}, `SELECT n, slot, print FROM event WHERE n > $1 ORDER BY n LIMIT $2`, int64(after), page)
 	})
-	return prints, max(followed, after), err
+	return list, max(followed, after), err
 }

@@ -175,7 +175,11 @@ func (l *leases) giveUp(ctx context.Context, db keeper, v *view) error {
 
 // noteFree notes since when leases have been free.
 func (l *leases) noteFree(v *view) {
+	names := l.wanted() // also those that nobody has ever had, and which have no row
 	for name := range v.leases {
+		names = append(names, name)
+	}
+	for _, name := range names {
 		if _, isOwned := v.owner(name); isOwned {
 			delete(l.free, name)
 		} else if l.free[name].IsZero() {

@@ -71,6 +71,8 @@ func (s *Engine) appear(ctx context.Context) error {
 	p := &s.presence
 	p.engine, p.sightings = s, map[uuid.UUID]*sighting{}
 	p.wake, p.lost = make(chan struct{}, 1), make(chan struct{})
+	p.held, p.suspend = context.WithCancel(context.Background())
+	p.suspend() // until the row is there
 	p.leases.held, p.leases.free = map[string]*Lease{}, map[string]time.Time{}
 	sent := time.Now()
 	err := s.change(ctx, func(tx *txn) error {
@@ -138,6 +140,7 @@ func (p *presence) look(ctx context.Context) error {
 	if err != nil {
 		return classify(err)
 	}
+	v.now = time.Now() // what was seen has changed before, however long that took
 	if v.processes[p.engine.id] == nil {
 		return ErrLost
 	}
@@ -152,7 +155,7 @@ func (p *presence) look(ctx context.Context) error {
 // read raises the counter and returns what is there.
 func (p *presence) read(ctx context.Context) (v *view, err error) {
 	me := p.engine.id
-	v = &view{me: me, processes: map[uuid.UUID]*sighting{}, leases: map[string]leaseRow{}, now: time.Now()}
+	v = &view{me: me, processes: map[uuid.UUID]*sighting{}, leases: map[string]leaseRow{}}
 	b := &pgx.Batch{}
 	b.Queue(`UPDATE process SET counter = counter + 1, wants = $2 WHERE id = $1`, me, p.leases.wanted())
 	each(b.Queue(`SELECT id, counter, wants FROM process`), func(rows pgx.Rows) error {
@@ -220,7 +223,9 @@ func (p *presence) prolong(sent time.Time) {
 func (p *presence) endHeld() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.deadline.Stop()
+	if p.deadline != nil {
+		p.deadline.Stop()
+	}
 	p.suspend()
 }
 

@@ -46,8 +46,8 @@ func (s *Engine) Prune(ctx context.Context, r store.Retention) (store.Pruned, er
 	return store.Pruned{Events: p.removed, GivenUp: p.givenUp, NearlyFull: isFull}, err
 }
 
-// pruneWait is how long a process waits for the removal of old events. If it is free, that takes one
-// look.
+// pruneWait is how long a process waits for the removal of old events. If it is free, that takes
+// one look.
 const pruneWait = time.Second
 
 // takeLeaseOfPrune takes the removal of old events for this process, which then keeps it. It

@@ -109,19 +109,11 @@ func (s *Engine) appendTogether(ctx context.Context, list []*appending) {
 		if err != nil {
 			return err
 		}
-		if used >= s.maxBytes {
-			if isRepeated, err := tx.areStored(events); err != nil || !isRepeated {
-				return errorOr(err, func() error { return full(used, s.maxBytes) })
-			}
-		}
 		for _, a := range list {
 			a.err, a.out.NearlyFull = nil, s.nearlyFull(used)
-			isBehind, err := tx.isBehind(a)
-			if err != nil {
+			if err := s.refuse(tx, a, used); err != nil {
 				return err
-			}
-			if isBehind {
-				a.err = store.ErrBehind
+			} else if a.err != nil {
 				continue
 			}
 			tx.slot = a.slot
@@ -146,6 +138,26 @@ func (s *Engine) appendTogether(ctx context.Context, list []*appending) {
 		}
 		close(a.done)
 	}
+}
+
+// refuse sets the error of an append that is not to be done.
+func (s *Engine) refuse(tx *txn, a *appending, used int64) error {
+	isBehind, err := tx.isBehind(a)
+	if err != nil {
+		return err
+	}
+	if isBehind {
+		a.err = store.ErrBehind
+		return nil
+	}
+	if used < s.maxBytes {
+		return nil
+	}
+	isRepeated, err := tx.isRepeated(a)
+	if !isRepeated {
+		a.err = full(used, s.maxBytes)
+	}
+	return err
 }
 
 // full is store.ErrFull with the bytes that are in use, and how many may be.

@@ -26,13 +26,14 @@ import (
 // until the end and goes in one batch with the commit. Deliveries and the latest events of calls
 // are kept as they are read and changed, so a change sees what was changed before it.
 type txn struct {
-	engine   *Engine
-	ctx      context.Context
-	conn     *pgxpool.Conn
-	begin    string // the statement with which it begins; empty once it has begun
-	readOnly bool
-	try      int // 1 for the first: see change
-	writes   pgx.Batch
+	engine     *Engine
+	ctx        context.Context
+	conn       *pgxpool.Conn
+	begin      string // the statement with which it begins; empty once it has begun
+	readOnly   bool
+	try        int  // 1 for the first: see change
+	hasWritten bool // in the commit
+	writes     pgx.Batch
 
 	deliveries map[deliveryKey]*record
 	calls      map[string]*callTail
@@ -75,13 +76,16 @@ func (s *Engine) change(ctx context.Context, do func(*txn) error) error {
 	const tries = 10
 	for try := 1; ; try++ {
 		began := time.Now()
+		var tried *txn
 		err := s.transact(ctx, beginChange, func(tx *txn) error {
-			tx.try = try
+			tx.try, tried = try, tx
 			return do(tx)
 		})
 		if err == nil {
-			s.committed(time.Since(began))
-			s.setFailed(nil)
+			if tried.hasWritten { // else it says nothing of whether anything can be stored
+				s.committed(time.Since(began))
+				s.setFailed(nil)
+			}
 			return nil
 		}
 		if errors.Is(err, errOutdated) && try < tries {
@@ -184,6 +188,7 @@ func (tx *txn) commit() error {
 	for _, q := range tx.writes.QueuedQueries {
 		batch.Queue(q.SQL, q.Arguments...)
 	}
+	tx.hasWritten = len(tx.writes.QueuedQueries) > 0 || tx.shrunk != 0 || tx.touched
 	if tx.shrunk != 0 { // the head is last, since appends wait for it
 		batch.Queue(`UPDATE head SET pruned = greatest(pruned, $1), used = greatest(used - $2, 0)`,
 			int64(tx.pruned), tx.shrunk)

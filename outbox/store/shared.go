@@ -21,13 +21,19 @@ type Shared interface {
 	// the other one has stored after a number, and the number to go on from: the same at the end.
 	// Replays and events of the bridge itself do not count.
 	AppendHeard(ctx context.Context, slot int, followed uint64, events []NewEvent) (Appended, error)
-	HeardByOthers(ctx context.Context, slot int, after uint64) (prints [][16]byte, followed uint64, err error)
+	HeardByOthers(ctx context.Context, slot int, after uint64) (list []Heard, followed uint64, err error)
 	// LastNumber is the number of the event that was stored last.
 	LastNumber(ctx context.Context) (uint64, error)
 	// Announce stores how a bridge stands, in place of what one of its name has said before.
 	Announce(ctx context.Context, b Bridge) error
 	// Bridges returns the bridges that were seen since a time, by name.
 	Bridges(ctx context.Context, since time.Time) ([]Bridge, error)
+}
+
+// Heard is an event that a listener has stored: its fingerprint, and whether it was a replay.
+type Heard struct {
+	Print    [16]byte
+	Replayed bool
 }
 
 // Bridge is a process that runs on an engine.

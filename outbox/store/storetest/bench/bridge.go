@@ -1,5 +1,3 @@
-//go:build unix
-
 // Package bench is what the benchmarks of every engine stand on: a bridge between a simulated
 // server and a receiver in another process, a bare way that stores, sends and records and does
 // nothing else, and the POSTs alone.

@@ -1,5 +1,3 @@
-//go:build unix
-
 package bench
 
 import (
@@ -8,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -63,20 +60,11 @@ func Percentile(times []time.Duration, percent int) time.Duration {
 	return slices.Sorted(slices.Values(times))[len(times)*percent/100]
 }
 
-// ProcessorTime is how much of it the process has used so far.
-func ProcessorTime(b *testing.B) time.Duration {
+// RSSAnon is how much memory of its own a process has, in MiB: a mapped file is not in it. Process
+// is its number, or "self".
+func RSSAnon(b testing.TB, process string) float64 {
 	b.Helper()
-	var used syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
-		b.Fatal(err)
-	}
-	return time.Duration(used.Utime.Nano() + used.Stime.Nano())
-}
-
-// RSSAnon is how much memory of its own the process has, in MiB: a mapped file is not in it.
-func RSSAnon(b *testing.B) float64 {
-	b.Helper()
-	status, err := os.ReadFile("/proc/self/status")
+	status, err := os.ReadFile("/proc/" + process + "/status")
 	if err != nil {
 		b.Skip("only Linux says how much memory is a process's own: ", err)
 	}
