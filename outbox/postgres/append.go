@@ -310,7 +310,7 @@ func (tx *txn) flushAppend() {
 func (s *Engine) eventValues(rows []newRow) []any {
 	var (
 		n, at, sequence              []int64
-		id, print                    []uuid.UUID
+		id, print                    [][16]byte // pgx writes a uuid.UUID as a text
 		kind, call, fromKeys, toKeys []string
 		size                         []int32
 		body                         [][]byte

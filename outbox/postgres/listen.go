@@ -54,11 +54,12 @@ func (s *Engine) awaitNotifications(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	conn := pooled.Hijack() // it goes with its subscription
-	defer func() {
+	conn := pooled.Conn()
+	defer func() { // it goes with its subscription
 		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = conn.Close(closing)
+		pooled.Release()
 	}()
 	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{s.channel()}.Sanitize()); err != nil {
 		return err
@@ -82,7 +83,9 @@ func (s *Engine) awaitNotification(ctx context.Context, conn *pgx.Conn) error {
 	case err == nil && n.Payload != s.id.String():
 		s.notifyReaders()
 	case err != nil && ctx.Err() == nil && waiting.Err() != nil:
-		return conn.Ping(ctx)
+		trying, cancel := context.WithTimeout(ctx, listenWait)
+		defer cancel()
+		return conn.Ping(trying)
 	}
 	return err
 }

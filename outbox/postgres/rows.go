@@ -1,6 +1,8 @@
 package postgres
 
 import (
+	"cmp"
+	"maps"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -392,7 +394,12 @@ const (
 // to the other.
 func (tx *txn) flushDeliveries() {
 	var toPending, toEnded, fromPending, fromEnded columns
-	for k, r := range tx.deliveries {
+	// In order, since an index takes neighbours faster.
+	inOrder := slices.SortedFunc(maps.Keys(tx.deliveries), func(a, b deliveryKey) int {
+		return cmp.Or(cmp.Compare(a.n, b.n), cmp.Compare(a.endpoint, b.endpoint))
+	})
+	for _, k := range inOrder {
+		r := tx.deliveries[k]
 		if !r.changed {
 			continue
 		}
