@@ -385,6 +385,19 @@ func restoreDamaged(t *testing.T, whole []byte) {
 
 // A copy that is cut off is refused also where nothing stands on the pages that are missing.
 func TestCopyWithoutItsFreeEndIsNotRestored(t *testing.T) {
+	for range 5 { // now and then something stands on the last page
+		if err := restoreWithoutItsEnd(t); !errors.Is(err, ErrNotOutbox) {
+			t.Fatalf("got %v", err)
+		} else if strings.Contains(err.Error(), "its end is missing") {
+			return
+		}
+	}
+	t.Error("no copy is refused for its missing end")
+}
+
+// restoreWithoutItsEnd restores a copy of an outbox that has been emptied, without its last page.
+func restoreWithoutItsEnd(t *testing.T) error {
+	t.Helper()
 	o := mustOpen(t, storetest.Options{})
 	for i := range 500 {
 		storetest.MustAppend(t, o, completed(fmt.Sprint(i))...)
@@ -397,9 +410,7 @@ func TestCopyWithoutItsFreeEndIsNotRestored(t *testing.T) {
 	}
 	bad := writeFile(t, copied[:len(copied)-os.Getpagesize()])
 	_, err := Restore(filepath.Join(t.TempDir(), "outbox.db"), bad)
-	if !errors.Is(err, ErrNotOutbox) || !strings.Contains(err.Error(), "its end is missing") {
-		t.Errorf("got %v", err)
-	}
+	return err
 }
 
 // A CRM that reads its events misses none after a restore and reads none of the new ones as old:

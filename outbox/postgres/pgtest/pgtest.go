@@ -315,7 +315,7 @@ func (s *Server) Standby(t testing.TB, name string) *Server {
 	s.SQL(t, `DO $$ BEGIN
 		WHILE NOT EXISTS (SELECT FROM pg_stat_replication
 			WHERE application_name = '`+name+`' AND sync_state = 'sync') LOOP
-			PERFORM pg_sleep(0.01);
+			PERFORM pg_sleep(0.01), pg_stat_clear_snapshot(); -- else it sees what it saw first
 		END LOOP;
 	END $$`)
 	return standby
