@@ -81,6 +81,14 @@ func startBoth(t *testing.T, list []map[string]string) []*process {
 	return []*process{first, second}
 }
 
+// bothListen waits until both of two bridges are connected to the server.
+func bothListen(t *testing.T, list []map[string]string) {
+	t.Helper()
+	eventually(t, "both listen", func() bool {
+		return ready(list[0]) == http.StatusOK && ready(list[1]) == http.StatusOK
+	})
+}
+
 // finished is the event with which a call ends, which the server keeps for a client that is away.
 func finished(call string) pz.Attrs {
 	return history(call, "73430112233", "101", "0", "5")
@@ -233,7 +241,7 @@ func TestDatabaseIsAwayForAWhile(t *testing.T) {
 	}
 }
 
-// Two bridges listen to one server, and each of them is killed in turn while a thousand events a
+// Two bridges listen to one server, and each of them is killed in turn while some hundred events a
 // second come in. Every event is stored and delivered once: none is lost while either lives, and
 // none is stored by both.
 func TestTwoListenersLoseNothing(t *testing.T) {
@@ -243,12 +251,7 @@ func TestTwoListenersLoseNothing(t *testing.T) {
 	crm := newReceiver(t, nil)
 	list := bridges(t, server, crm, url, "LOG_LEVEL=warn", "LISTENERS=2")
 	processes := []*process{start(t, list[0]), start(t, list[1])}
-	bothListen := func() {
-		eventually(t, "both listen", func() bool {
-			return ready(list[0]) == http.StatusOK && ready(list[1]) == http.StatusOK
-		})
-	}
-	bothListen()
+	bothListen(t, list)
 	calls := 0
 	ring := func(n int) {
 		for range n {
@@ -279,7 +282,7 @@ func TestTwoListenersLoseNothing(t *testing.T) {
 		_ = processes[killed].Wait()
 		ring(1000)
 		processes[killed] = start(t, list[killed])
-		bothListen()
+		bothListen(t, list)
 		allArrive()
 	}
 }

@@ -16,8 +16,8 @@ type Outbox interface {
 	// stored something since the number followed: then it fails with store.ErrBehind. It returns
 	// the questions that the events open.
 	AppendHeard(ctx context.Context, slot int, followed uint64, events []telephony.Event) ([]uint64, error)
-	// HeardByOthers returns the fingerprints of what other listeners have stored after a number,
-	// and the number to go on from: the same at the end.
+	// HeardByOthers returns what other listeners have stored after a number, and the number to go
+	// on from: the same at the end.
 	HeardByOthers(ctx context.Context, slot int, after uint64) (list []store.Heard, followed uint64, err error)
 	// LastNumber is the number of the event that was stored last.
 	LastNumber(ctx context.Context) (uint64, error)

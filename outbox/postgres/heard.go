@@ -44,8 +44,7 @@ func (tx *txn) isRepeated(a *appending) (bool, error) {
 	return slices.ContainsFunc(a.events, func(e store.NewEvent) bool { return in.known[e.ID] != 0 }), nil
 }
 
-// HeardByOthers gives the fingerprints of what other listeners have stored after a number: see
-// store.Shared.
+// HeardByOthers gives what other listeners have stored after a number: see store.Shared.
 func (s *Engine) HeardByOthers(
 	ctx context.Context, slot int, after uint64,
 ) (list []store.Heard, followed uint64, err error) {

@@ -1,4 +1,5 @@
--- The tables of an outbox. Times are Unix nanoseconds, of events milliseconds; the caller gives them.
+-- The tables of an outbox. Times are Unix nanoseconds, of events milliseconds; the caller gives
+-- them.
 -- Names are kept in byte order (COLLATE "C"), whatever the database's own order is.
 
 -- One row. It is locked from the number of an event until the commit, so numbers follow the order
