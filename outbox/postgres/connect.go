@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -104,11 +105,17 @@ func applicationName(c *pgx.ConnConfig) string {
 	return cmp.Or(c.RuntimeParams["application_name"], "pzbridge")
 }
 
-// isConflict reports whether a transaction was rolled back for another one, so that it may be
-// repeated at once.
-func isConflict(err error) bool {
+// isConflict reports whether a transaction was rolled back for another one that goes on, so that it
+// may be repeated after a while.
+func isConflict(err error) bool { return hasCode(err, "40001", "40P01", "55P03") }
+
+// isDuplicate reports whether a transaction was rolled back since what it stores was there already,
+// committed by another one, so that it may be repeated at once.
+func isDuplicate(err error) bool { return hasCode(err, "23505") }
+
+func hasCode(err error, codes ...string) bool {
 	var e *pgconn.PgError
-	return errors.As(err, &e) && (e.Code == "40001" || e.Code == "40P01" || e.Code == "55P03" || e.Code == "23505")
+	return errors.As(err, &e) && slices.Contains(codes, e.Code)
 }
 
 // isDatabaseError reports whether an error is the database's, not one that a change has returned.

@@ -39,7 +39,11 @@ func newHarness(t testing.TB) harness {
 func (h harness) Place(t testing.TB) string { return h.server.Database(t) }
 
 func (h harness) Open(o storetest.EngineOptions) (store.Engine, error) {
-	e, err := Open(context.Background(), Options{
+	return openStore(h.options(o))
+}
+
+func (h harness) options(o storetest.EngineOptions) Options {
+	return Options{
 		URL:       o.Place,
 		Schema:    h.schema,
 		MaxBytes:  o.MaxBytes,
@@ -50,7 +54,11 @@ func (h harness) Open(o storetest.EngineOptions) (store.Engine, error) {
 		// No other process does anything, and each look takes real time in a test of days. A step
 		// of the clock that is doubted is stored as often.
 		Poll: 30 * time.Second, Beat: time.Hour, quiet: true,
-	})
+	}
+}
+
+func openStore(o Options) (store.Engine, error) {
+	e, err := Open(context.Background(), o)
 	if err != nil {
 		return nil, err // not a nil *Engine in an interface
 	}

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -54,19 +53,9 @@ type tracing struct {
 }
 
 func (h tracing) Open(o storetest.EngineOptions) (store.Engine, error) {
-	e, err := Open(context.Background(), Options{
-		URL:      o.Place,
-		MaxBytes: o.MaxBytes,
-		Rules:    o.Rules,
-		Logger:   o.Logger,
-		Clock:    o.Clock,
-		Poll:     30 * time.Second,
-		tracer:   h.seen,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return e, nil
+	options := h.options(o)
+	options.tracer = h.seen
+	return openStore(options)
 }
 
 // small are the tables of which a scan costs nothing.
@@ -78,10 +67,10 @@ var small = []string{
 const fill = `
 	INSERT INTO endpoint (name) VALUES ('crm') ON CONFLICT DO NOTHING;
 	INSERT INTO event SELECT n, gen_random_uuid(), n, 'call.incoming', 'c' || n / 3, n, gen_random_uuid(),
-		'k' || n %% 999, 't' || n %% 7, 100, '' FROM generate_series(1, %[1]d) n;
+		'k' || n %% 999, 't' || n %% 7, 100, 0, '' FROM generate_series(1, %[1]d) n;
 	INSERT INTO pending SELECT n, 1, 0, 0, 0, 0, 0, 0, 0, n, false, NULL FROM generate_series(1, %[1]d, 10) n;
 	INSERT INTO ended SELECT 1, n, 1, n, 1, 0, 0, 0, 0, 0, 0, NULL FROM generate_series(2, %[1]d, 10) n;
-	INSERT INTO route SELECT 'c' || n, '' FROM generate_series(1, %[1]d, 10) n;
+	INSERT INTO route SELECT 'c' || n, '', 0 FROM generate_series(1, %[1]d, 10) n;
 	INSERT INTO kept SELECT 'c' || n, 1, 1, '' FROM generate_series(1, %[1]d, 10) n;
 	INSERT INTO claim SELECT decode(md5(n::text), 'hex'), 'b', gen_random_uuid(), '', 0, '', n, 1
 		FROM generate_series(1, %[1]d, 10) n;

@@ -93,6 +93,9 @@ func (s *Engine) change(ctx context.Context, do func(*txn) error) error {
 				continue
 			}
 		}
+		if isDuplicate(err) && try < tries {
+			continue
+		}
 		// Two that have met once must not meet again for ever.
 		if isConflict(err) && try < tries && sleep(ctx, rand.N(time.Duration(try)*10*time.Millisecond)) {
 			continue
