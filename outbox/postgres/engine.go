@@ -96,6 +96,7 @@ type Engine struct {
 	failed  error         // of the last change; nil if it succeeded
 	changed chan struct{} // closed when events have been appended; nil while no caller waits for it
 	seen    headState
+	lanes   map[int16]*lane // the open ones, by endpoint
 
 	setBackOnce sync.Once
 	setBack     chan struct{} // closed once the database was found to be set back
@@ -142,6 +143,7 @@ func open(ctx context.Context, opts Options) (*Engine, error) {
 		setBack:   make(chan struct{}),
 		viewers:   make(chan struct{}, maxViews),
 		quiet:     opts.quiet,
+		lanes:     map[int16]*lane{},
 	}
 	if err := s.connect(ctx, opts); err != nil {
 		return nil, fmt.Errorf("connect to the database of the outbox: %w", err)

@@ -16,7 +16,7 @@ func (s *Engine) follow(ctx context.Context) {
 			continue // whatever needs the database says so
 		}
 		if isNew {
-			s.notifyReaders()
+			s.followOthers()
 		}
 		if counts > maxTally {
 			_ = s.addUp(ctx) // the next look tries again

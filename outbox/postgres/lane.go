@@ -24,6 +24,7 @@ type lane struct {
 	// claim is given up, so what such a look sees was either claimed still, or is recorded.
 	mu       sync.Mutex
 	claimed  map[uint64]bool
+	front    front
 	lastSeen time.Time // of the wall clock, in a claim
 }
 
@@ -37,27 +38,37 @@ func (s *Engine) Lane(ctx context.Context, name string, withCall bool) (store.La
 	if err != nil {
 		return nil, err
 	}
-	return &lane{engine: s, lease: lease, endpoint: id, withCall: withCall, claimed: map[uint64]bool{}}, nil
+	l := &lane{engine: s, lease: lease, endpoint: id, withCall: withCall, claimed: map[uint64]bool{}}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lanes[id] = l
+	return l, nil
 }
 
 // Wanted returns a channel that is closed when another process is to have the queue.
 func (l *lane) Wanted() <-chan struct{} { return l.lease.Wanted() }
 
 // Close gives the queue up.
-func (l *lane) Close(ctx context.Context) error { return l.engine.Release(ctx, l.lease) }
+func (l *lane) Close(ctx context.Context) error {
+	s := l.engine
+	s.mu.Lock()
+	if s.lanes[l.endpoint] == l {
+		delete(s.lanes, l.endpoint)
+	}
+	s.mu.Unlock()
+	return s.Release(ctx, l.lease)
+}
 
 // claimColumns are those of a delivery that may be claimed, p, with its event, e.
 const claimColumns = `p.n, p.due, p.attempts, p.step, p.failed_at, p.next, p.redelivered, p.request, p.expires, ` +
 	`p.put_off, e.id, e.at, e.type, e.call, e.sequence, e.body`
 
 const (
-	// untried are the deliveries that may be made at once, in the order of events.
-	untried = `SELECT ` + claimColumns + ` FROM (SELECT * FROM pending WHERE endpoint = $1 AND due >= 0
-		AND (due, n) > (0, $2) AND due < 1 ORDER BY due, n LIMIT $3) p` + itsEvent + ` ORDER BY p.n`
-	// timed are those whose time has come or comes, oldest first.
-	timed = `SELECT ` + claimColumns + ` FROM (SELECT * FROM pending WHERE endpoint = $1 AND due >= 0
+	// dueBehind are the deliveries behind one that may be made at a time: those that have not been
+	// tried in the order of events, and then those whose time has come, oldest first.
+	dueBehind = `SELECT ` + claimColumns + ` FROM (SELECT * FROM pending WHERE endpoint = $1 AND due >= 0
 		AND (due, n) > ($2, $3) AND due <= $4 ORDER BY due, n LIMIT $5) p` + itsEvent + ` ORDER BY p.due, p.n`
-	// nextTimed is when the first of them comes after a time.
+	// nextTimed is when the first one comes after a time.
 	nextTimed = `SELECT due FROM pending WHERE endpoint = $1 AND due >= 0 AND due > $2 ORDER BY due LIMIT 1`
 )
 
@@ -83,20 +94,18 @@ func (l *lane) Claim(
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	look := claimLook{lane: l, busy: busy, n: math.MaxInt64}
+	look := claimLook{lane: l, busy: busy}
+	front := l.front.begin(l.engine.poll)
 	err = l.engine.look(ctx, func(tx *txn) error {
-		look.tx, look.jobs = tx, nil
-		if err := look.takeTimed(now, max(1, limit/4)); err != nil {
+		look.begin(tx, front, now)
+		if err := look.readFirst(now, limit); err != nil {
 			return err
 		}
-		if err := look.takeUntried(limit); err != nil {
-			return err
-		}
-		if err := look.takeTimed(now, limit); err != nil {
-			return err
-		}
-		if len(look.jobs) < limit {
-			if err := look.findNext(now); err != nil {
+		for _, part := range []struct {
+			of    *queue
+			limit int
+		}{{&look.timed, max(1, limit/4)}, {&look.untried, limit}, {&look.timed, limit}} {
+			if err := look.take(part.of, part.limit); err != nil {
 				return err
 			}
 		}
@@ -106,97 +115,104 @@ func (l *lane) Claim(
 		return store.Claimed{}, err
 	}
 	l.claimAll(look.jobs)
-	return store.Claimed{Jobs: look.jobs, Next: look.next, More: len(look.jobs) == limit}, nil
+	l.front.number = look.front
+	if c.Jobs, c.More = look.jobs, len(look.jobs) == limit; !c.More {
+		c.Next = look.next
+	}
+	return c, nil
 }
 
 // claimLook is a look for deliveries that may be claimed.
 type claimLook struct {
-	lane    *lane
-	tx      *txn
-	busy    map[string]bool // the calls whose deliveries are left out
-	jobs    []store.Job
-	skipped int // deliveries of such calls, or that are claimed already
-	due     int64
-	n       uint64 // with due: where takeTimed goes on
-	timeUp  bool   // takeTimed has come to the end
-	next    time.Time
+	lane           *lane
+	tx             *txn
+	busy           map[string]bool // the calls whose deliveries are left out
+	untried, timed queue
+	jobs           []store.Job
+	skipped        int       // deliveries of such calls, or that are claimed already
+	front          uint64    // up to it, what has not been tried is claimed with the jobs
+	passedBusy     bool      // front is before one that has not been tried, of such a call
+	next           time.Time // when the next delivery is due
 }
 
-// maxSkipped is how many deliveries a look passes over at most.
-const maxSkipped = 4096
+// queue is deliveries in an order, of which a look reads pages.
+type queue struct {
+	due, until int64 // until when they are due: 0 for those that have not been tried
+	n          uint64
+	page       []store.Job // what was read and not looked at yet, which ends with due and n
+	isWhole    bool        // that is the end
+}
 
-// take adds a job, unless it is claimed or its call is busy. It reports whether there is room for
-// more.
-func (f *claimLook) take(j store.Job, limit int) (hasRoom bool) {
-	switch {
-	case f.lane.claimed[j.Number] || f.busy[j.Event.Call] && j.Event.Call != "":
-		f.skipped++
-	default:
+// A look begins with small pages, and goes on with larger ones: those in front may all be claimed
+// already. It passes over maxSkipped deliveries at most.
+const minPage, maxPage, maxSkipped = 64, 512, 4096
+
+func (f *claimLook) begin(tx *txn, front uint64, now time.Time) {
+	*f = claimLook{lane: f.lane, tx: tx, busy: f.busy, front: front}
+	f.untried = queue{n: front}
+	f.timed = queue{n: math.MaxInt64, until: now.UnixNano()}
+}
+
+// readFirst reads the first page of each queue, and when the next delivery is due, together.
+func (f *claimLook) readFirst(now time.Time, limit int) error {
+	return f.tx.read(func(b *pgx.Batch) {
+		f.timed.read(b, f.lane.endpoint, minPage)
+		f.untried.read(b, f.lane.endpoint, limit)
+		f.queueNext(b, now)
+	})
+}
+
+// queueNext queues the reading of when the next delivery is due.
+func (f *claimLook) queueNext(b *pgx.Batch, now time.Time) {
+	each(b.Queue(nextTimed, f.lane.endpoint, now.UnixNano()), func(rows pgx.Rows) error {
+		var due int64
+		err := rows.Scan(&due)
+		f.next = now.Add(time.Duration(due - now.UnixNano()))
+		return err
+	})
+}
+
+// read queues the reading of the next page.
+func (q *queue) read(b *pgx.Batch, endpoint int16, size int) {
+	q.isWhole = true
+	left := size
+	each(b.Queue(dueBehind, endpoint, q.due, int64(q.n), q.until, size), func(rows pgx.Rows) error {
+		j, err := scanJob(rows)
+		q.page, q.due, q.n = append(q.page, j), j.Delivery.Due, j.Number
+		left--
+		q.isWhole = left > 0
+		return err
+	})
+}
+
+// take takes jobs of a queue, unless they are claimed or their call is busy, up to a limit.
+func (f *claimLook) take(q *queue, limit int) error {
+	for size := minPage; len(f.jobs) < limit && f.skipped < maxSkipped; {
+		if len(q.page) == 0 {
+			if q.isWhole {
+				return nil
+			}
+			size = min(2*size, maxPage)
+			if err := f.tx.read(func(b *pgx.Batch) { q.read(b, f.lane.endpoint, size) }); err != nil {
+				return err
+			}
+			continue
+		}
+		j := q.page[0]
+		q.page = q.page[1:]
+		isBusy := j.Event.Call != "" && f.busy[j.Event.Call]
+		if q.until == 0 {
+			if f.passedBusy = f.passedBusy || isBusy; !f.passedBusy {
+				f.front = j.Number
+			}
+		}
+		if isBusy || f.lane.claimed[j.Number] {
+			f.skipped++
+			continue
+		}
 		f.jobs = append(f.jobs, j)
 	}
-	return len(f.jobs) < limit && f.skipped < maxSkipped
-}
-
-// A look begins with pages of minPage deliveries, and goes on with larger ones: those in front may
-// all be claimed already.
-const minPage, maxPage = 64, 512
-
-// takeTimed takes those whose time has come, up to a limit.
-func (f *claimLook) takeTimed(now time.Time, limit int) error {
-	for size := minPage; !f.timeUp && len(f.jobs) < limit && f.skipped < maxSkipped; size = min(2*size, maxPage) {
-		list, err := f.page(timed, f.lane.endpoint, f.due, int64(f.n), now.UnixNano(), size)
-		if err != nil {
-			return err
-		}
-		for _, j := range list {
-			f.due, f.n = j.Delivery.Due, j.Number
-			if !f.take(j, limit) {
-				return nil
-			}
-		}
-		f.timeUp = len(list) < size
-	}
 	return nil
-}
-
-// takeUntried takes those that have not been tried, up to a limit.
-func (f *claimLook) takeUntried(limit int) error {
-	after := uint64(0)
-	for size := max(minPage, limit); len(f.jobs) < limit && f.skipped < maxSkipped; size = min(2*size, maxPage) {
-		list, err := f.page(untried, f.lane.endpoint, int64(after), size)
-		if err != nil {
-			return err
-		}
-		for _, j := range list {
-			after = j.Number
-			if !f.take(j, limit) {
-				return nil
-			}
-		}
-		if len(list) < size {
-			return nil
-		}
-	}
-	return nil
-}
-
-func (f *claimLook) page(sql string, args ...any) (list []store.Job, err error) {
-	err = f.tx.query(func(rows pgx.Rows) error {
-		j, err := scanJob(rows)
-		list = append(list, j)
-		return err
-	}, sql, args...)
-	return list, err
-}
-
-// findNext finds when the next delivery is due.
-func (f *claimLook) findNext(now time.Time) error {
-	var due int64
-	found, err := f.tx.queryRow([]any{&due}, nextTimed, f.lane.endpoint, now.UnixNano())
-	if found {
-		f.next = now.Add(time.Duration(due - now.UnixNano()))
-	}
-	return err
 }
 
 // complete adds to jobs what their sender needs.
@@ -217,79 +233,42 @@ func (l *lane) claimAll(jobs []store.Job) {
 func (l *lane) Probe(ctx context.Context, now time.Time, after uint64) (c store.Claimed, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	look := claimLook{lane: l}
 	err = l.engine.look(ctx, func(tx *txn) error {
-		c = store.Claimed{}
-		look := claimLook{lane: l, tx: tx}
-		for _, from := range []uint64{after, 0} {
-			if found, err := look.probe(now, from); err != nil || found {
-				c.Jobs, c.More = look.jobs, found
-				return errorOr(err, func() error { return l.complete(tx, c.Jobs) })
+		look.begin(tx, after, now)
+		for _, q := range []queue{{n: after}, {}, look.timed} {
+			if err := look.probe(&q, now); err != nil {
+				return err
+			}
+			if len(look.jobs) > 0 {
+				return l.complete(tx, look.jobs)
 			}
 		}
-		if err := look.probeTimed(now); err != nil {
-			return err
-		}
-		c.Jobs, c.More = look.jobs, len(look.jobs) > 0
-		if len(look.jobs) > 0 {
-			return l.complete(tx, c.Jobs)
-		}
-		if err := look.findNext(now); err != nil {
-			return err
-		}
-		c.Next = look.next
-		return nil
+		return tx.read(func(b *pgx.Batch) { look.queueNext(b, now) })
 	})
 	if err != nil {
 		return store.Claimed{}, err
 	}
-	l.claimAll(c.Jobs)
-	return c, nil
+	l.claimAll(look.jobs)
+	return store.Claimed{Jobs: look.jobs, More: len(look.jobs) > 0, Next: look.next}, nil
 }
 
-// probe takes the first delivery behind a number that has not expired: Expire is about to end the
+// probe takes the first delivery of a queue that has not expired: Expire is about to end the
 // others.
-func (f *claimLook) probe(now time.Time, from uint64) (found bool, err error) {
-	const size = 64
-	for {
-		list, err := f.page(untried, f.lane.endpoint, int64(from), size)
-		if err != nil {
-			return false, err
+func (f *claimLook) probe(q *queue, now time.Time) error {
+	for !q.isWhole {
+		if err := f.tx.read(func(b *pgx.Batch) { q.read(b, f.lane.endpoint, minPage) }); err != nil {
+			return err
 		}
-		if f.takeProbe(list, now) {
-			return true, nil
+		for _, j := range q.page {
+			if !f.lane.claimed[j.Number] && !f.lane.engine.isExpired(&j) {
+				f.jobs = []store.Job{j}
+				return nil
+			}
 		}
-		if len(list) < size {
-			return false, nil
-		}
-		from = list[len(list)-1].Number
+		q.page = nil
 	}
-}
-
-// probeTimed takes the first delivery that its sender had put off until a time which has come.
-func (f *claimLook) probeTimed(now time.Time) error {
-	const size = 64
-	list, err := f.page(timed, f.lane.endpoint, int64(0), int64(math.MaxInt64), now.UnixNano(), size)
-	if err == nil {
-		f.takeProbe(list, now)
-	}
-	return err
-}
-
-func (f *claimLook) takeProbe(list []store.Job, now time.Time) (found bool) {
-	for i := range list {
-		if j := &list[i]; !f.lane.claimed[j.Number] && !f.lane.engine.isExpired(j) {
-			f.jobs = []store.Job{*j}
-			return true
-		}
-	}
-	return false
-}
-
-func errorOr(err error, then func() error) error {
-	if err != nil {
-		return err
-	}
-	return then()
+	return nil
 }
 
 // isExpired reports whether a delivery is of no use any more.
@@ -307,6 +286,7 @@ func (l *lane) Release(numbers []uint64) {
 	defer l.mu.Unlock()
 	for _, n := range numbers {
 		delete(l.claimed, n)
+		l.front.lower(n)
 	}
 }
 
@@ -318,16 +298,20 @@ func (l *lane) Record(ctx context.Context, results []store.Result) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for i := range results {
-		delete(l.claimed, results[i].Job.Number)
+		r := &results[i]
+		delete(l.claimed, r.Job.Number)
+		if r.Overruled || r.Now.State != store.Delivered { // it may be due at once, and was passed over
+			l.front.lower(r.Job.Number)
+		}
 	}
 	return nil
 }
 
-// nextOfKeys reads the pending deliveries that come next in their calls after some.
-const nextOfKeys = `SELECT ` + deliveryColumns + `, 0, put_off
-	FROM unnest($1::bigint[], $2::smallint[]) AS k(event, receiver) CROSS JOIN LATERAL (
-	SELECT next AS following FROM pending WHERE n = k.event AND endpoint = k.receiver OFFSET 0) p CROSS JOIN LATERAL (
-	SELECT * FROM pending WHERE n = p.following AND endpoint = k.receiver OFFSET 0) d`
+// pendingAndNext reads pending deliveries, and those that come next in their calls.
+const pendingAndNext = `SELECT d.* FROM unnest($1::bigint[], $2::smallint[]) AS k(event, receiver) CROSS JOIN LATERAL (
+	SELECT ` + pendingColumns + ` FROM pending WHERE n = k.event AND endpoint = k.receiver OFFSET 0) p
+	CROSS JOIN LATERAL (SELECT p.* UNION ALL
+	SELECT ` + pendingColumns + ` FROM pending WHERE p.next > 0 AND n = p.next AND endpoint = k.receiver) d`
 
 // record stores results, and what they mean for the next delivery of each call. Those of questions
 // may be for a queue of another process.
@@ -352,8 +336,7 @@ func (s *Engine) record(ctx context.Context, endpoint int16, results []store.Res
 				isAlive = true
 				return nil
 			})
-			each(b.Queue(pendingOfKeys, keys, endpoints), tx.scanDelivery)
-			each(b.Queue(nextOfKeys, keys, endpoints), tx.scanDelivery)
+			each(b.Queue(pendingAndNext, keys, endpoints), tx.scanDelivery)
 		})
 		if err != nil {
 			return err

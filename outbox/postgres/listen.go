@@ -64,7 +64,7 @@ func (s *Engine) awaitNotifications(ctx context.Context) error {
 	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{s.channel()}.Sanitize()); err != nil {
 		return err
 	}
-	s.notifyReaders() // of what came before
+	s.followOthers() // of what came before
 	for s.presence.hasOthers.Load() {
 		if err := s.awaitNotification(ctx, conn); err != nil {
 			return err
@@ -81,7 +81,7 @@ func (s *Engine) awaitNotification(ctx context.Context, conn *pgx.Conn) error {
 	n, err := conn.WaitForNotification(waiting)
 	switch {
 	case err == nil && n.Payload != s.id.String():
-		s.notifyReaders()
+		s.followOthers()
 	case err != nil && ctx.Err() == nil && waiting.Err() != nil:
 		trying, cancel := context.WithTimeout(ctx, listenWait)
 		defer cancel()

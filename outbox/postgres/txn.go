@@ -41,6 +41,7 @@ type txn struct {
 	requests   map[uint32]*store.RedeliveryState // see redelivery
 	counted    map[tallyKey]int64
 	kept       map[keptKey]*keptBytes // see loadKept
+	opened     map[int16]uint64       // the lowest number that may have become due, of each endpoint: see front
 
 	// What an append knows: see prepareAppend.
 	incoming   *incoming
@@ -151,6 +152,7 @@ func (s *Engine) transact(ctx context.Context, begin string, do func(*txn) error
 		routes:     map[string]*routeRecord{},
 		requests:   map[uint32]*store.RedeliveryState{},
 		counted:    map[tallyKey]int64{},
+		opened:     map[int16]uint64{},
 	}
 	if readOnly {
 		err := do(tx)
@@ -162,6 +164,7 @@ func (s *Engine) transact(ctx context.Context, begin string, do func(*txn) error
 		tx.rollback()
 		return err
 	}
+	defer tx.engine.openLanes(tx.opened) // also if it is not known what became of the commit
 	return tx.commit()
 }
 

@@ -1,0 +1,95 @@
+package postgres
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"pzbridge/outbox/postgres/pgtest"
+	"pzbridge/outbox/store"
+)
+
+// TestALookSeesWhatCameDueBehindIt checks, while no look begins at the first delivery, that one
+// sees each delivery that may be tried again, or at last, though later ones were claimed before.
+func TestALookSeesWhatCameDueBehindIt(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	never := func(o *Options) { o.Poll, o.Beat = time.Hour, time.Hour }
+	s, other := mustOpen(t, url, never), mustOpen(t, url, never)
+	list := newEvents(t, "1", "1", "2", "3", "3", "4")
+	if _, err := s.Append(t.Context(), list); err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.Lane(t.Context(), "crm", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	jobs := map[uint64]store.Job{}
+	claim := func(why string, busy map[string]bool, want ...uint64) {
+		t.Helper()
+		c, err := l.Claim(t.Context(), time.Now(), 10, busy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []uint64
+		for _, j := range c.Jobs {
+			got, jobs[j.Number] = append(got, j.Number), j
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: claimed are %v, want %v", why, got, want)
+		}
+	}
+	record := func(r store.Result) {
+		t.Helper()
+		if err := l.Record(t.Context(), []store.Result{r}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	redeliver := func(n int) {
+		t.Helper()
+		if err := s.Redeliver(t.Context(), list[n-1].ID.String(), "crm", time.Now()); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	claim("call 2 is busy", map[string]bool{"2": true}, 1, 4, 6)
+	claim("nothing is busy", nil, 3)
+	claim("all are claimed", nil)
+	record(deliveredNow(jobs[1]))
+	claim("the first of a call is delivered", nil, 2)
+	l.Release([]uint64{4})
+	claim("a claim was given back", nil, 4)
+	unchanged := jobs[3].Delivery
+	record(store.Result{Job: jobs[3], Now: unchanged})
+	claim("a delivery stays as it was", nil, 3)
+	redeliver(1)
+	claim("one is to be delivered again", nil, 1)
+	if err := other.record(t.Context(), 1, []store.Result{deliveredNow(jobs[4])}, true); err != nil {
+		t.Fatal(err)
+	}
+	s.followOthers()
+	claim("another process has delivered the first of a call", nil, 5)
+	redeliver(6)
+	failed := jobs[6].Delivery
+	failed.Attempts, failed.Due = 1, time.Now().Add(time.Hour).UnixNano()
+	record(store.Result{Job: jobs[6], Now: failed, Attempt: &store.Attempt{At: time.Now()}})
+	claim("one was to be delivered again during an attempt that failed", nil, 6)
+}
+
+// TestALookBeginsAtTheFirstNowAndThen checks that a look sees all once a time has passed, whatever
+// was noted.
+func TestALookBeginsAtTheFirstNowAndThen(t *testing.T) {
+	f := front{whole: time.Now(), number: 7}
+	f.opened.Store(9)
+	f.open(10)
+	if from := f.begin(time.Hour); from != 7 {
+		t.Errorf("what lies beyond lowers it to %d", from)
+	}
+	f.open(5)
+	f.open(6)
+	if from := f.begin(time.Hour); from != 4 {
+		t.Errorf("it begins behind %d, want 4", from)
+	}
+	if from := f.begin(0); from != 0 {
+		t.Errorf("it begins behind %d, want 0", from)
+	}
+}
