@@ -147,9 +147,7 @@ func (p *bare) store(events []telephony.Event) {
 	batch := &pgx.Batch{}
 	batch.Queue("begin")
 	tx.flushAppend()
-	c := &deliveries
-	tx.write(insertPending, c.n, c.endpoint, c.due, c.attempts, c.step, c.failedAt, c.next, c.redelivered,
-		c.request, c.expires, c.history, c.putOff)
+	tx.writeColumns(insertPending, &deliveries, deliveries.putOff)
 	for _, q := range tx.writes.QueuedQueries {
 		batch.Queue(q.SQL, q.Arguments...)
 	}

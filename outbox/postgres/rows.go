@@ -27,14 +27,15 @@ type record struct {
 	wasStored bool
 }
 
-const deliveryColumns = `n, endpoint, due, attempts, step, failed_at, next, redelivered, request, expires, history`
-
 const (
-	selectPending = `SELECT ` + deliveryColumns + `, 0, put_off FROM pending`
+	deliveryColumns = `n, endpoint, due, attempts, step, failed_at, next, redelivered, request, expires, history`
+	pendingColumns  = deliveryColumns + `, 0, put_off` // with the state
+
+	selectPending = `SELECT ` + pendingColumns + ` FROM pending`
 
 	// Deliveries are looked up one by one, since the offset keeps a join as it is written: else the
 	// planner, where it takes a table for empty, would read all of it.
-	pendingOfKeys = `SELECT ` + deliveryColumns + `, 0, put_off
+	pendingOfKeys = `SELECT ` + pendingColumns + `
 		FROM unnest($1::bigint[], $2::smallint[]) AS k(event, receiver) CROSS JOIN LATERAL (
 		SELECT * FROM pending WHERE n = k.event AND endpoint = k.receiver OFFSET 0) d`
 	endedOfKeys = `SELECT ` + deliveryColumns + `, state, false
@@ -117,7 +118,7 @@ const selectTails = `SELECT ` + eventColumns + ` FROM unnest($1::text[]) AS c(ca
 
 const (
 	// tailPending and tailEnded read the deliveries of selectTails' events.
-	tailPending = `SELECT ` + deliveryColumns + `, 0, put_off FROM ` + tailNumbers + ` CROSS JOIN LATERAL (
+	tailPending = `SELECT ` + pendingColumns + ` FROM ` + tailNumbers + ` CROSS JOIN LATERAL (
 		SELECT * FROM pending WHERE n = e.event OFFSET 0) d`
 	tailEnded = `SELECT ` + deliveryColumns + `, state, false FROM ` + tailNumbers + `
 		CROSS JOIN unnest($3::smallint[]) AS r(receiver) CROSS JOIN LATERAL (
@@ -370,30 +371,28 @@ func (c *columns) add(k deliveryKey, r *record) {
 }
 
 const (
-	insertPending = `INSERT INTO pending (` + deliveryColumns + `, put_off)
-		SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::integer[], $5::smallint[], $6::bigint[],
-			$7::bigint[], $8::smallint[], $9::bigint[], $10::bigint[], $11::bytea[], $12::boolean[])
-		ON CONFLICT (n, endpoint) DO UPDATE SET due = excluded.due, attempts = excluded.attempts,
-			step = excluded.step, failed_at = excluded.failed_at, next = excluded.next,
-			redelivered = excluded.redelivered, request = excluded.request, expires = excluded.expires,
-			put_off = excluded.put_off, history = excluded.history`
-	insertEnded = `INSERT INTO ended (` + deliveryColumns + `, state)
-		SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::integer[], $5::smallint[], $6::bigint[],
-			$7::bigint[], $8::smallint[], $9::bigint[], $10::bigint[], $11::bytea[], $12::smallint[])
-		ON CONFLICT (endpoint, n) DO UPDATE SET due = excluded.due, attempts = excluded.attempts,
-			step = excluded.step, failed_at = excluded.failed_at, next = excluded.next,
-			redelivered = excluded.redelivered, request = excluded.request, expires = excluded.expires,
-			state = excluded.state, history = excluded.history`
+	insertPending = `INSERT INTO pending (` + deliveryColumns + `, put_off) SELECT * FROM ` + written + `::boolean[])`
+	insertEnded   = `INSERT INTO ended (` + deliveryColumns + `, state) SELECT * FROM ` + written + `::smallint[])`
+	updatePending = `UPDATE pending SET ` + rewritten + `, put_off = k.put_off FROM ` + written + `::boolean[])
+		AS k(` + deliveryColumns + `, put_off) WHERE pending.n = k.n AND pending.endpoint = k.endpoint`
+	updateEnded = `UPDATE ended SET ` + rewritten + `, state = k.state FROM ` + written + `::smallint[])
+		AS k(` + deliveryColumns + `, state) WHERE ended.n = k.n AND ended.endpoint = k.endpoint`
 	deletePending = `DELETE FROM pending USING unnest($1::bigint[], $2::smallint[]) AS k(n, endpoint)
 		WHERE pending.n = k.n AND pending.endpoint = k.endpoint`
 	deleteEnded = `DELETE FROM ended USING unnest($1::bigint[], $2::smallint[]) AS k(n, endpoint)
 		WHERE ended.n = k.n AND ended.endpoint = k.endpoint`
+
+	// written are rows of deliveryColumns; what follows is the type of one more column.
+	written = `unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::integer[], $5::smallint[], $6::bigint[],
+		$7::bigint[], $8::smallint[], $9::bigint[], $10::bigint[], $11::bytea[], $12`
+	rewritten = `due = k.due, attempts = k.attempts, step = k.step, failed_at = k.failed_at, next = k.next,
+		redelivered = k.redelivered, request = k.request, expires = k.expires, history = k.history`
 )
 
 // flushDeliveries writes the deliveries that were changed. One that has ended moves from one table
 // to the other.
 func (tx *txn) flushDeliveries() {
-	var toPending, toEnded, fromPending, fromEnded columns
+	var newPending, newEnded, changedPending, changedEnded, noPending, noEnded columns
 	// In order, since an index takes neighbours faster.
 	inOrder := slices.SortedFunc(maps.Keys(tx.deliveries), func(a, b deliveryKey) int {
 		return cmp.Or(cmp.Compare(a.n, b.n), cmp.Compare(a.endpoint, b.endpoint))
@@ -406,34 +405,44 @@ func (tx *txn) flushDeliveries() {
 		r.changed = false
 		wasPending, isPending := r.wasStored && r.stored.State == store.Pending, r.exists && r.State == store.Pending
 		wasEnded, isEnded := r.wasStored && !wasPending, r.exists && !isPending
-		switch {
-		case isPending:
-			toPending.add(k, r)
-		case isEnded:
-			toEnded.add(k, r)
-		}
-		if wasPending && !isPending {
-			fromPending.add(k, r)
-		}
-		if wasEnded && !isEnded {
-			fromEnded.add(k, r)
+		move(k, r, wasPending, isPending, &newPending, &changedPending, &noPending)
+		move(k, r, wasEnded, isEnded, &newEnded, &changedEnded, &noEnded)
+		if isPending && r.wasStored && r.Due == 0 { // a new one lies behind all that lanes have seen
+			tx.open(k)
 		}
 		tx.countChange(k.endpoint, r)
 		r.stored, r.wasStored = r.Delivery, r.exists
 	}
-	if c := &fromPending; len(c.n) > 0 {
-		tx.write(deletePending, c.n, c.endpoint)
+	tx.writeKeys(deletePending, &noPending)
+	tx.writeKeys(deleteEnded, &noEnded)
+	tx.writeColumns(insertPending, &newPending, newPending.putOff)
+	tx.writeColumns(updatePending, &changedPending, changedPending.putOff)
+	tx.writeColumns(insertEnded, &newEnded, newEnded.state)
+	tx.writeColumns(updateEnded, &changedEnded, changedEnded.state)
+}
+
+// move adds a delivery to what is to be done in a table in which it was, or is to be.
+func move(k deliveryKey, r *record, was, is bool, added, changed, removed *columns) {
+	switch {
+	case was && is:
+		changed.add(k, r)
+	case is:
+		added.add(k, r)
+	case was:
+		removed.add(k, r)
 	}
-	if c := &fromEnded; len(c.n) > 0 {
-		tx.write(deleteEnded, c.n, c.endpoint)
+}
+
+func (tx *txn) writeKeys(sql string, c *columns) {
+	if len(c.n) > 0 {
+		tx.write(sql, c.n, c.endpoint)
 	}
-	if c := &toPending; len(c.n) > 0 {
-		tx.write(insertPending, c.n, c.endpoint, c.due, c.attempts, c.step, c.failedAt, c.next, c.redelivered,
-			c.request, c.expires, c.history, c.putOff)
-	}
-	if c := &toEnded; len(c.n) > 0 {
-		tx.write(insertEnded, c.n, c.endpoint, c.due, c.attempts, c.step, c.failedAt, c.next, c.redelivered,
-			c.request, c.expires, c.history, c.state)
+}
+
+func (tx *txn) writeColumns(sql string, c *columns, last any) {
+	if len(c.n) > 0 {
+		tx.write(sql, c.n, c.endpoint, c.due, c.attempts, c.step, c.failedAt, c.next, c.redelivered, c.request,
+			c.expires, c.history, last)
 	}
 }
 
