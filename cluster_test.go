@@ -3,12 +3,15 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -239,6 +242,73 @@ func TestDatabaseIsAwayForAWhile(t *testing.T) {
 	if len(ids) != 300 {
 		t.Errorf("%d events have arrived, want 300", len(ids))
 	}
+}
+
+// forward passes connections on to an address until it is cut off.
+func forward(t *testing.T, to string) (from string, cut func()) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var passing sync.WaitGroup
+	pass := func(a, b net.Conn) {
+		_, _ = io.Copy(a, b)
+		_ = a.Close()
+	}
+	passing.Go(func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				_ = near.Close()
+				continue
+			}
+			context.AfterFunc(ctx, func() { _, _ = near.Close(), far.Close() })
+			passing.Go(func() { pass(near, far) })
+			passing.Go(func() { pass(far, near) })
+		}
+	})
+	cut = func() {
+		cancel()
+		_ = l.Close()
+		passing.Wait()
+	}
+	t.Cleanup(cut)
+	return l.Addr().String(), cut
+}
+
+// The bridge that is connected is cut off from the server and not from the database. It leaves the
+// connection to the other one, and takes it back when that one stops.
+func TestBridgeThatCannotReachTheServerLeavesTheConnection(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	list := bridges(t, server, crm, pgtest.Shared(t).Database(t), "LOG_LEVEL=info")
+	scheme, address, _ := strings.Cut(list[0]["PZ_URL"], "://")
+	from, cut := forward(t, address)
+	list[0]["PZ_URL"] = scheme + "://" + from
+	processes := startBoth(t, list)
+	cut()
+	eventually(t, "the second bridge is connected", func() bool { return ready(list[1]) == http.StatusOK })
+	if err := server.Generate(finished("5")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "its call arrives", func() bool { return len(crm.webhooks(t)) == 1 })
+	if log := processes[0].log.String(); !strings.Contains(log, "leaves the connection to another one") {
+		t.Errorf("the first bridge does not say why: %s", log)
+	}
+	if err := processes[1].Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	processes[1].endsWell(t)
+	eventually(t, "the first bridge has the slot again", func() bool {
+		return strings.Count(processes[0].log.String(), "this bridge listens to the server from now on") == 2
+	})
 }
 
 // Two bridges listen to one server, and each of them is killed in turn while some hundred events a

@@ -7,12 +7,16 @@ import (
 	"time"
 
 	"pzbridge/internal/clock"
+	"pzbridge/internal/cluster"
 	"pzbridge/internal/config"
 	"pzbridge/internal/metrics"
+	"pzbridge/internal/pairing"
 	"pzbridge/internal/repeat"
+	"pzbridge/outbox"
 	"pzbridge/outbox/bolt"
 	"pzbridge/outbox/postgres"
 	"pzbridge/outbox/store"
+	"pzbridge/relay"
 	"pzbridge/transferapi"
 )
 
@@ -68,6 +72,27 @@ func openEngine(
 
 // databaseWait is how long to wait before the database is looked for again at the start.
 const databaseWait = time.Second
+
+// shareConnection makes a session one of those that several bridges have in turn, or two of them at
+// a time, which store each event once.
+func shareConnection(
+	session *relay.Options, database *postgres.Engine, box *outbox.Outbox, events *sink, cfg config.Config,
+) (slot *cluster.Slot) {
+	opts := cluster.SlotOptions{
+		Engine:     database,
+		ClientGUID: box.ClientGUID,
+		Listeners:  cfg.Listeners,
+		Name:       cfg.BridgeName,
+		Logger:     session.Logger,
+	}
+	if cfg.Listeners > 1 {
+		paired := pairing.New(box, events, func() bool { return slot.IsFirst() })
+		session.Sink, session.Twin, opts.Listener = paired, paired, paired
+	}
+	slot = cluster.NewSlot(opts)
+	session.Slot = slot
+	return slot
+}
 
 // backupOf returns what makes a copy of a file; nil for a database, which has tools of its own.
 func backupOf(file *bolt.Engine) transferapi.Backup {

@@ -36,12 +36,12 @@ import (
 	"pzbridge/internal/connlimit"
 	"pzbridge/internal/dashboard"
 	"pzbridge/internal/metrics"
-	"pzbridge/internal/pairing"
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/routing"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
 	"pzbridge/outbox/bolt"
+	"pzbridge/outbox/postgres"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/webhook"
 	"pzbridge/relay"
@@ -132,8 +132,8 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 
-	waiting := cluster.Waiting(engine)
-	if cfg.Identity.GUID == "" && waiting == nil {
+	database, isShared := engine.(*postgres.Engine)
+	if cfg.Identity.GUID == "" && !isShared {
 		if cfg.Identity.GUID, err = box.ClientGUID(ctx, 1, uuid.NewString()); err != nil {
 			return fmt.Errorf("keep the client GUID in the outbox: %w", err)
 		}
@@ -143,44 +143,33 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 	events := &sink{box: box}
-	var bridges *cluster.Cluster
-	var paired *pairing.Listener // nil: no other bridge reads the same events
-	var heard relay.Sink = events
-	var twin relay.Twin
-	if cfg.Listeners > 1 {
-		paired = pairing.New(box, events, func() bool { return bridges.IsFirst() })
-		heard, twin = paired, paired
-	}
-	var held func() context.Context
-	if shared, isShared := engine.(store.Shared); isShared {
-		held = shared.Held
-	}
-	session, err := relay.New(relay.Options{
+	connecting := relay.Options{
 		URL:          cfg.URL,
 		TLS:          relay.TLS(cfg.TLSRoots, cfg.TLSFingerprint, cfg.TLSLegacy),
 		Identity:     cfg.Identity,
 		Disabled:     !enabled,
-		Waiting:      waiting,
 		ReplayMaxAge: cfg.ReplayMaxAge,
 		Clock:        ages,
 		Grace:        cfg.ShutdownGrace / 4,
-		Sink:         heard,
-		Twin:         twin,
-		Held:         held,
+		Sink:         events,
 		Explain:      advice.English,
 		Logger:       logger,
 		Observer:     observers{counters, stats},
-	})
+	}
+	var slot *cluster.Slot // nil: no other bridge is connected in place of this one
+	if isShared {
+		slot = shareConnection(&connecting, database, box, events, cfg)
+	}
+	session, err := relay.New(connecting)
 	if err != nil {
 		return err
 	}
 	var alerts *alert.Watch
-	bridges = cluster.New(cluster.Options{
+	bridges := cluster.New(cluster.Options{
 		Engine:    engine,
 		Outbox:    box,
 		Session:   session,
-		Listener:  paired,
-		Listeners: cfg.Listeners,
+		Slot:      slot,
 		Refusals:  func() (int, time.Time) { return alerts.Refusals() },
 		Name:      cfg.BridgeName,
 		Version:   version,
@@ -211,8 +200,8 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	// Left to the bridges that are connected, where there are several.
 	var left func(context.Context, time.Time) ([]telephony.Route, error)
 	takeEvery := time.Duration(0)
-	if shared, isShared := engine.(store.Shared); isShared {
-		left, takeEvery = shared.UnwrittenTransfers, time.Second
+	if isShared {
+		left, takeEvery = database.UnwrittenTransfers, time.Second
 	}
 	router, err := routing.NewRouter(routing.RouterOptions{
 		Exchange:         session,
@@ -288,7 +277,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Keys:           engine,
 		Bridges:        bridges,
 		Verdict:        verdictOf(pages),
-		OthersTransfer: waiting != nil,
+		OthersTransfer: isShared,
 		Metrics:        counters.Handler(),
 		MetricsPublic:  cfg.MetricsPublic,
 		Tokens:         tokens(cfg),

@@ -61,13 +61,10 @@ func (unobserved) CommandEnded(telephony.CommandKind, string) {}
 type Options struct {
 	URL      *url.URL    // ws or wss, with a host and a port
 	TLS      *tls.Config // for wss; nil trusts the system's CAs
-	Identity pz.Identity // its GUID may be missing if Waiting is set: then SetGUID gives it
+	Identity pz.Identity // its GUID may be missing if there is a Slot, which gives it
 
-	Disabled bool  // do not connect before Enable(true)
-	Waiting  error // why Run does not begin yet, for the status until then; nil: it does
-	// Held returns a context that ends while another bridge may have taken the place of this one:
-	// then it does not connect, which would take the connection from that one. Nil: there is none.
-	Held         func() context.Context
+	Disabled     bool          // do not connect before Enable(true)
+	Slot         Slot          // nil: no other bridge is to be connected in place of this one
 	ReplayMaxAge time.Duration // replayed calls that ended longer ago are dropped; 0 drops none
 	Grace        time.Duration // bounds the storing of what was read, from the beginning of a shutdown
 	Sink         Sink
@@ -87,7 +84,7 @@ func (o Options) validate() error {
 	switch {
 	case o.URL == nil || o.URL.Host == "" || o.URL.Scheme != "ws" && o.URL.Scheme != "wss":
 		return errors.New("relay: Options.URL must be a ws or wss address")
-	case o.Identity.GUID == "" && o.Waiting == nil:
+	case o.Identity.GUID == "" && o.Slot == nil:
 		return errors.New("relay: Options.Identity.GUID must be set: " +
 			"the server remembers by it what the bridge has missed")
 	case o.Sink == nil || o.Logger == nil || o.Grace <= 0:

@@ -49,7 +49,6 @@ type Session struct {
 	intake   *intake
 	failures *repeat.Log
 	awaited  bool // that no server answers was logged as expected; only Run touches it
-	hasBegun bool // Run has; under mu
 
 	mu     sync.Mutex
 	status telephony.Connection
@@ -58,6 +57,7 @@ type Session struct {
 	lastID uint32
 	// hasConnected is whether there has been a connection since the start.
 	hasConnected bool
+	isSpare      bool // it has no Options.Slot, and waits for one
 	// enabled is whether there should be a connection; switched is closed when that changes.
 	enabled  bool
 	switched chan struct{}
@@ -98,25 +98,16 @@ func New(opts Options) (*Session, error) {
 		enabled:  !opts.Disabled,
 		switched: make(chan struct{}),
 		dialNow:  make(chan struct{}, 1),
+		isSpare:  opts.Slot != nil,
 	}
-	s.noteWaiting()
+	s.noteSpare()
 	return s, nil
-}
-
-// noteWaiting says in the status why Run does not begin yet.
-func (s *Session) noteWaiting() {
-	if !s.hasBegun && s.opts.Waiting != nil {
-		s.status.LastError, s.status.LastCause = s.opts.Waiting.Error(), telephony.CauseOf(s.opts.Waiting)
-	}
 }
 
 // Run connects, and reconnects, until ctx ends. It returns once every event that was read is
 // appended, or with an error if some could not be within Options.Grace.
 func (s *Session) Run(ctx context.Context) error {
 	defer close(s.ended)
-	s.mu.Lock()
-	s.hasBegun = true
-	s.mu.Unlock()
 	var appender sync.WaitGroup
 	defer appender.Wait()
 	appender.Go(s.intake.run)
@@ -124,7 +115,7 @@ func (s *Session) Run(ctx context.Context) error {
 	began := time.Now()
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		switched := s.waitEnabled(ctx)
-		if switched == nil || !s.waitHeld(ctx) {
+		if switched == nil || !s.takeSlot(ctx) {
 			break
 		}
 		err := s.connectUntil(ctx, switched)
@@ -148,6 +139,10 @@ func (s *Session) Run(ctx context.Context) error {
 			s.failures.Failed("not connected to the Prostie Zvonki server", err,
 				"retry_in", wait.Round(time.Millisecond).String())
 		}
+		if s.leavesSlot(ctx) {
+			attempt = -1
+			continue
+		}
 		select {
 		case <-ctx.Done():
 		case <-switched:
@@ -159,9 +154,6 @@ func (s *Session) Run(ctx context.Context) error {
 	s.disconnected(errStopping, maxRedialWait)
 	return s.intake.finish()
 }
-
-// SetGUID sets the identity at the server. Run must not have begun.
-func (s *Session) SetGUID(guid string) { s.opts.Identity.GUID = guid }
 
 // Enable connects, without the wait before a reconnection, or disconnects until it is called with
 // true again. It returns at once.
@@ -182,7 +174,7 @@ func (s *Session) Enable(enabled bool) {
 		now := time.Now()
 		s.status.State, s.status.Since = telephony.Disconnected, now
 		s.status.LastError, s.status.LastCause, s.status.DialsAt = "", telephony.Cause{}, now
-		s.noteWaiting()
+		s.noteSpare()
 	}
 }
 
@@ -200,22 +192,6 @@ func (s *Session) markDisabled() {
 		CloseMeaning: s.status.CloseMeaning,
 		CloseCause:   s.status.CloseCause,
 	}
-}
-
-// heldAgainWait is how often it is looked whether this bridge may connect again.
-const heldAgainWait = 500 * time.Millisecond
-
-// waitHeld waits while another bridge may have taken the place of this one. It returns false if ctx
-// ends first.
-func (s *Session) waitHeld(ctx context.Context) bool {
-	for s.opts.Held != nil && s.opts.Held().Err() != nil {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(heldAgainWait):
-		}
-	}
-	return true
 }
 
 // waitEnabled waits until the session is enabled, and returns a channel that is closed when that

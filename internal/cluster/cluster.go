@@ -16,9 +16,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/google/uuid"
-
-	"pzbridge/internal/pairing"
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/postgres"
@@ -27,8 +24,6 @@ import (
 
 // Session is the connection to the exchange.
 type Session interface {
-	// SetGUID sets the identity at the exchange, before Run.
-	SetGUID(guid string)
 	// Enable connects, or disconnects until it is called with true.
 	Enable(enabled bool)
 	Run(ctx context.Context) error
@@ -37,9 +32,6 @@ type Session interface {
 
 // Outbox keeps what all bridges have in common.
 type Outbox interface {
-	// ClientGUID returns the identity at the exchange that belongs to a slot. The first call stores
-	// generated as that identity.
-	ClientGUID(ctx context.Context, slot int, generated string) (string, error)
 	// IsToConnect reports whether the connection to the exchange is switched on.
 	IsToConnect(ctx context.Context) (bool, error)
 	// LaneStatus returns how the endpoints stand to which this bridge delivers.
@@ -51,10 +43,7 @@ type Options struct {
 	Engine  store.Engine
 	Outbox  Outbox
 	Session Session
-	// Listener stores what this bridge reads beside another one, with two Listeners; else nil.
-	Listener *pairing.Listener
-	// Listeners is how many bridges are connected to the exchange at a time.
-	Listeners int
+	Slot    *Slot // what the session is connected by; nil with a file
 	// Refusals returns how many commands this bridge has refused of late, and when the last one
 	// was.
 	Refusals  func() (number int, last time.Time)
@@ -69,8 +58,6 @@ type Cluster struct {
 	opts   Options
 	engine *postgres.Engine // nil: the outbox is a file, and there is no other bridge
 	me     store.Bridge
-	slot   atomic.Int32                   // 0: none
-	first  atomic.Bool                    // of two listeners, this one stores at once
 	others atomic.Pointer[[]store.Bridge] // as they were seen last
 }
 
@@ -95,20 +82,6 @@ func fingerprint(e *store.Endpoint) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// Waiting is why the session of a bridge on this engine does not connect at once; nil if it does.
-func Waiting(engine store.Engine) error {
-	if _, isShared := engine.(store.Shared); isShared {
-		return errSpare
-	}
-	return nil
-}
-
-// errSpare is why a bridge that waits for a slot is not connected.
-var errSpare = &telephony.Fault{
-	Code: telephony.CodeSpare,
-	Text: "another bridge is connected, and this one waits as its spare",
-}
-
 // Alone returns a part that runs another one while no other bridge runs it.
 func (c *Cluster) Alone(name string, part func(context.Context) error) func(context.Context) error {
 	if c.engine == nil {
@@ -119,96 +92,25 @@ func (c *Cluster) Alone(name string, part func(context.Context) error) func(cont
 		if err != nil {
 			return nil // ctx has ended
 		}
-		defer c.release(ctx, lease)
+		defer release(ctx, c.engine, lease, c.opts.Logger)
 		return part(ctx)
 	}
 }
 
 // release gives a lease up.
-func (c *Cluster) release(ctx context.Context, lease *postgres.Lease) {
-	err := c.engine.Release(context.WithoutCancel(ctx), lease)
+func release(ctx context.Context, engine *postgres.Engine, lease *postgres.Lease, logger *slog.Logger) {
+	err := engine.Release(context.WithoutCancel(ctx), lease)
 	if err != nil && !errors.Is(err, postgres.ErrLost) {
-		c.opts.Logger.Warn("the other bridges do not learn that this one ends, and take over some seconds later",
-			"err", err)
+		logger.Warn("the other bridges do not learn that this one ends, and take over some seconds later", "err", err)
 	}
 }
 
-// Listen runs the session until ctx ends, once this bridge has a slot.
+// Listen runs the session until ctx ends, and then leaves its slot to another bridge.
 func (c *Cluster) Listen(ctx context.Context) error {
-	if c.engine == nil {
-		return c.opts.Session.Run(ctx)
-	}
-	return c.listen(ctx)
-}
-
-func (c *Cluster) listen(ctx context.Context) error {
-	c.opts.Logger.Info("this bridge waits until it can connect to the server in place of another")
-	names := make([]string, c.opts.Listeners)
-	for i := range names {
-		names[i] = slotName(i + 1)
-	}
-	lease, err := c.engine.Take(ctx, names...)
-	if err != nil {
-		return nil // ctx has ended
-	}
-	defer c.release(ctx, lease)
-	slot := slices.Index(names, lease.Name) + 1
-	c.logGap(ctx, slot)
-	c.slot.Store(int32(slot))
-	defer c.slot.Store(0)
-	if !c.identify(ctx, slot) {
-		return nil
-	}
-	if c.opts.Listener != nil {
-		var first sync.WaitGroup
-		defer first.Wait()
-		listening, stop := context.WithCancel(ctx)
-		defer stop()
-		first.Go(func() { c.takeFirst(listening) })
+	if c.opts.Slot != nil {
+		defer c.opts.Slot.Leave(ctx)
 	}
 	return c.opts.Session.Run(ctx)
-}
-
-// IsFirst reports whether this bridge is the one of two listeners that stores events at once.
-func (c *Cluster) IsFirst() bool { return c.first.Load() && c.engine.Held().Err() == nil }
-
-// takeFirst makes this bridge the one that stores at once, as soon as no other is, until ctx ends.
-func (c *Cluster) takeFirst(ctx context.Context) {
-	lease, err := c.engine.Take(ctx, "first-listener")
-	if err != nil {
-		return // ctx has ended
-	}
-	c.first.Store(true)
-	<-ctx.Done()
-	c.first.Store(false)
-	c.release(ctx, lease)
-}
-
-// slotName is the name of the lease of a slot.
-func slotName(slot int) string { return fmt.Sprintf("slot:%d", slot) }
-
-// retryWait is the wait after a failed read of the outbox.
-const retryWait = time.Second
-
-// identify sets the identity of a slot. It returns false if ctx ends before the outbox can be read.
-func (c *Cluster) identify(ctx context.Context, slot int) bool {
-	failures := repeat.New(c.opts.Logger)
-	for {
-		guid, err := c.opts.Outbox.ClientGUID(ctx, slot, uuid.NewString())
-		if err == nil && c.opts.Listener != nil {
-			err = c.opts.Listener.Begin(ctx, slot)
-		}
-		if err == nil {
-			c.opts.Session.SetGUID(guid)
-			c.opts.Logger.Info("this bridge listens to the server from now on", "slot", slot, "client_guid", guid)
-			failures.Recovered("the outbox is read again")
-			return true
-		}
-		failures.Failed("how to connect to the server cannot be read from the outbox", err)
-		if !sleep(ctx, retryWait) {
-			return false
-		}
-	}
 }
 
 // followSwitch switches the connection as any bridge has asked for it, until ctx ends.
@@ -223,25 +125,6 @@ func (c *Cluster) followSwitch(ctx context.Context) {
 	}
 }
 
-// logGap logs for how long nobody was connected in a slot, as far as the bridge that had it has
-// said that it was.
-func (c *Cluster) logGap(ctx context.Context, slot int) {
-	bridges, err := c.engine.Bridges(ctx, time.Now().Add(-time.Hour))
-	if err != nil {
-		return // it is only told
-	}
-	var last store.Bridge
-	for _, b := range bridges {
-		if b.Slot == slot && b.Connected && b.Seen.After(last.Seen) {
-			last = b
-		}
-	}
-	if last.Name != "" {
-		c.opts.Logger.Info("this bridge takes the place of another at the server", "slot", slot, "of", last.Name,
-			"nobody_listened_for", time.Since(last.Seen).Round(time.Second).String())
-	}
-}
-
 // announceEvery is how often a bridge says how it stands.
 const announceEvery = time.Second
 
@@ -250,7 +133,10 @@ func (c *Cluster) now() store.Bridge {
 	me := c.me
 	me.Seen = time.Now().UTC()
 	me.Connected = c.opts.Session.Connection().State == telephony.Connected
-	me.Status, me.Slot = c.opts.Outbox.LaneStatus(), int(c.slot.Load())
+	me.Status = c.opts.Outbox.LaneStatus()
+	if c.opts.Slot != nil {
+		me.Slot = c.opts.Slot.Number()
+	}
 	me.Refused, me.RefusedAt = c.opts.Refusals()
 	return me
 }

@@ -1,0 +1,63 @@
+package relay
+
+import (
+	"context"
+	"time"
+
+	"pzbridge/internal/telephony"
+)
+
+// Slot is what a bridge needs to be connected where several share one server: as many are at a
+// time as there are slots.
+type Slot interface {
+	// Take returns once this bridge has a slot, at once if it has one already, with the GUID that
+	// belongs to the slot; false if ctx ended first.
+	Take(ctx context.Context) (guid string, ok bool)
+	// Failed is called when this bridge is not connected after an attempt, with the time since when
+	// it is not. It returns true if it has left the slot to another bridge, which may reach the
+	// server: then this one is to take one again.
+	Failed(ctx context.Context, since time.Time) (left bool)
+}
+
+var errSpare = &telephony.Fault{
+	Code: telephony.CodeSpare,
+	Text: "another bridge is connected, and this one waits as its spare",
+}
+
+// takeSlot waits until this bridge may connect. It returns false if ctx ends first.
+func (s *Session) takeSlot(ctx context.Context) bool {
+	if s.opts.Slot == nil {
+		return true
+	}
+	guid, ok := s.opts.Slot.Take(ctx)
+	if !ok {
+		return false
+	}
+	s.opts.Identity.GUID = guid
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.isSpare = false
+	return true
+}
+
+// leavesSlot leaves the slot to another bridge if this one has tried for too long. It is kept while
+// events wait to be stored, since they are stored with its number.
+func (s *Session) leavesSlot(ctx context.Context) bool {
+	if s.opts.Slot == nil || s.intake.waiting() > 0 || !s.opts.Slot.Failed(ctx, s.Connection().Since) {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.isSpare = true
+	s.noteSpare()
+	return true
+}
+
+// noteSpare says in the status of a bridge without a slot why it does not connect. The caller holds
+// mu.
+func (s *Session) noteSpare() {
+	if s.isSpare && s.status.State != telephony.Disabled {
+		s.status.LastError, s.status.LastCause = errSpare.Error(), telephony.CauseOf(errSpare)
+		s.status.DialsAt = time.Time{}
+	}
+}
