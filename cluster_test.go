@@ -244,6 +244,34 @@ func TestDatabaseIsAwayForAWhile(t *testing.T) {
 	}
 }
 
+// A bridge is stopped while the database stands still. Nothing can be stored, and it ends all the
+// same when SHUTDOWN_GRACE is over.
+func TestBridgeEndsThoughTheDatabaseStandsStill(t *testing.T) {
+	const grace, margin = 6 * time.Second, 4 * time.Second
+	database := pgtest.New(t)
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	list := bridges(t, server, crm, database.Database(t), "LISTENERS=2", "SHUTDOWN_GRACE="+grace.String())
+	p := start(t, list[0])
+	eventually(t, "it is ready", func() bool { return ready(list[0]) == http.StatusOK })
+	database.Freeze(t)
+	defer database.Thaw(t)
+	for n := range 20 {
+		if err := server.Generate(finished(fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	began := time.Now()
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	code := p.exitCode()
+	if took := time.Since(began); code == 0 || took > grace+margin {
+		t.Errorf("with events that it could not store it has ended with %d after %s: %s", code, took, p.log)
+	}
+}
+
 // forward passes connections on to an address until it is cut off.
 func forward(t *testing.T, to string) (from string, cut func()) {
 	t.Helper()

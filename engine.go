@@ -35,6 +35,8 @@ func openEngine(
 			Migrating: beforeMigration(cfg, logger),
 		})
 	}
+	ending, end := context.WithCancel(context.WithoutCancel(ctx))
+	context.AfterFunc(ctx, func() { time.AfterFunc(cfg.ShutdownGrace, end) })
 	var own []store.Subscription
 	for i := range cfg.Endpoints {
 		own = append(own, cfg.Endpoints[i].Subscription())
@@ -50,6 +52,7 @@ func openEngine(
 			Logger:    logger,
 			Clock:     ages,
 			Committed: counters.Committed,
+			Ending:    ending,
 
 			Subscriptions: own,
 			Extend:        func(others []store.Subscription) store.Rules { return rulesBeside(cfg, others) },

@@ -221,8 +221,12 @@ func (s *Stats) quantiles(endpoint string) (p50, p99 time.Duration, ok bool) {
 	return sum.quantile(0.5), sum.quantile(0.99), sum.Delivered+sum.Failed > 0
 }
 
-// storeInterval is the time between two stores of the counts.
-const storeInterval = time.Minute
+const (
+	// storeInterval is the time between two stores of the counts.
+	storeInterval = time.Minute
+	// storeTimeout bounds each: the counts are not worth a slow end of the bridge.
+	storeTimeout = 2 * time.Second
+)
 
 // Run takes up the counts of before the start, and stores them every minute in which something has
 // been counted, and at the end.
@@ -247,9 +251,11 @@ func (s *Stats) Run(ctx context.Context, keeper Keeper, logger *slog.Logger) err
 		if !s.takeChanged() {
 			continue
 		}
-		if err := keeper.SetChartCounts(context.WithoutCancel(ctx), s.String()); err != nil {
+		storing, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+		if err := keeper.SetChartCounts(storing, s.String()); err != nil {
 			logger.Warn("the counts of the charts cannot be stored", "err", err)
 		}
+		cancel()
 	}
 	return nil
 }

@@ -47,6 +47,9 @@ type Options struct {
 	// Poll is how often Run looks for what other processes have stored. Beat is the beat in which a
 	// process shows that it lives: see presence.go. 0 is a second.
 	Poll, Beat time.Duration
+	// Ending ends when the database is not waited for any longer, as at the end of a shutdown. It
+	// may be nil: never.
+	Ending context.Context
 
 	tracer pgx.QueryTracer // of every statement, for tests
 	quiet  bool            // awaits no notification, which would keep the time of a test from passing
@@ -64,6 +67,9 @@ func (o *Options) validate() error {
 	}
 	if o.Committed == nil {
 		o.Committed = func(time.Duration) {}
+	}
+	if o.Ending == nil {
+		o.Ending = context.Background()
 	}
 	o.Poll, o.Beat = cmp.Or(o.Poll, time.Second), cmp.Or(o.Beat, time.Second)
 	return nil
@@ -91,6 +97,7 @@ type Engine struct {
 	appends   appends
 	viewers   chan struct{} // has an element for each view that runs
 	quiet     bool          // see Options
+	ending    context.Context
 
 	mu      sync.Mutex
 	failed  error         // of the last change; nil if it succeeded
@@ -143,6 +150,7 @@ func open(ctx context.Context, opts Options) (*Engine, error) {
 		setBack:   make(chan struct{}),
 		viewers:   make(chan struct{}, maxViews),
 		quiet:     opts.quiet,
+		ending:    opts.Ending,
 		lanes:     map[int16]*lane{},
 	}
 	if err := s.connect(ctx, opts); err != nil {
@@ -179,8 +187,16 @@ func (s *Engine) Run(ctx context.Context) error {
 // Close gives up what this process owns, and closes the connections; Run must have ended.
 func (s *Engine) Close() error {
 	err := s.presence.leave()
-	s.pool.Close()
-	s.keeper.pool.Close()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		s.pool.Close()
+		s.keeper.pool.Close()
+	}()
+	select {
+	case <-closed:
+	case <-s.ending.Done(): // a server that stands still keeps a connection open for long
+	}
 	return err
 }
 

@@ -99,6 +99,7 @@ func (s *Engine) Release(ctx context.Context, lease *Lease) error {
 	s.presence.lookNow()
 	ctx, cancel := context.WithTimeout(ctx, patienceBeats*s.beat)
 	defer cancel()
+	defer context.AfterFunc(s.ending, cancel)()
 	select {
 	case <-r.done:
 		return nil

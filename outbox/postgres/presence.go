@@ -97,7 +97,10 @@ func (p *presence) leave() error {
 	p.stop()
 	p.loop.Wait()
 	p.endHeld()
-	ctx, cancel := context.WithTimeout(context.Background(), patienceBeats*p.engine.beat)
+	if p.engine.ending.Err() != nil {
+		return nil // the others notice
+	}
+	ctx, cancel := context.WithTimeout(p.engine.ending, patienceBeats*p.engine.beat)
 	defer cancel()
 	_, err := p.engine.keeper.exec(ctx, `DELETE FROM process WHERE id = $1`, p.engine.id)
 	return classify(err)

@@ -133,6 +133,7 @@ const operationTimeout = 10 * time.Second
 func (s *Engine) transact(ctx context.Context, begin string, do func(*txn) error) error {
 	ctx, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
+	defer context.AfterFunc(s.ending, cancel)()
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return err
