@@ -259,6 +259,10 @@ var entries = map[telephony.Code]entry{
 		"база данных потеряла последнее сохранённое, как при переключении на отставшую копию или " +
 			"при восстановлении: новые события нумеруются дальше",
 	},
+	telephony.CodeSameName: {
+		": give each bridge a name of its own in BRIDGE_NAME",
+		"в этой базе данных работает другой мост с тем же именем[ ({1})]: задайте каждому мосту своё имя в BRIDGE_NAME",
+	},
 	telephony.CodeStopping:      {"", "мост останавливается"},
 	telephony.CodeEnded:         {"", "сервер завершил соединение"},
 	telephony.CodeGoingAway:     {"", "сервер выключается"},

@@ -94,6 +94,7 @@ const (
 	CodeSpare             Code = "bridge_is_spare"
 	CodeWatchLost         Code = "work_lost"
 	CodeSetBack           Code = "database_set_back"
+	CodeSameName          Code = "same_bridge_name" // args: the name
 	CodeBehind            Code = "listener_behind"
 	CodeStopping          Code = "bridge_stops"
 	CodeEnded             Code = "closed_by_server"

@@ -320,10 +320,13 @@ func TestEventsAreStoredForTheEndpointsOfAllBridges(t *testing.T) {
 	if got := pending(); got != "" {
 		t.Fatalf("an event is stored for %s, which does not want it", got)
 	}
-	mustOpen(t, url, with("b", wide, added))
+	b := mustOpen(t, url, with("b", wide, added))
 	mustStore(t, a, "2")
 	if got := pending(); got != "crm,new" {
 		t.Errorf("the next event is stored for %q, want crm,new", got)
+	}
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
 	}
 	mustOpen(t, url, with("b", wide)) // it has started again without the new one
 	mustStore(t, a, "3")
@@ -521,4 +524,18 @@ func TestAReplayAndTheLiveEventAreOne(t *testing.T) {
 	if n := pgtest.SQL(t, url, `SELECT count(*) FROM pzbridge.event`); n != "1" {
 		t.Errorf("one event is stored %s times", n)
 	}
+}
+
+// TestTwoBridgesHaveNotOneName checks that a bridge does not start beside one with its name, whose
+// endpoints it would take for its own of before, and that it does once that one is dead.
+func TestTwoBridgesHaveNotOneName(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	named := func(o *Options) { o.Name = "bridge1" }
+	first := mustOpen(t, url, quick, named)
+	_, err := openAt(t, url, quick, named)
+	if cause := telephony.CauseOf(err); cause.Code != telephony.CodeSameName {
+		t.Errorf("a second one with the name starts: %v", err)
+	}
+	die(first)
+	mustOpen(t, url, quick, named)
 }

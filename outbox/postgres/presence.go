@@ -89,6 +89,43 @@ func (s *Engine) appear(ctx context.Context) error {
 	return nil
 }
 
+// errSameName means that another process has the name of this bridge, by which all know it.
+var errSameName = &telephony.Fault{
+	Code: telephony.CodeSameName,
+	Text: "another bridge with the same name runs on this database",
+}
+
+// refuseSameName fails if another living process has the name of this bridge. That of a bridge that
+// was killed and restarts is removed meanwhile. Engines without a name are those of tools.
+func (s *Engine) refuseSameName(ctx context.Context) error {
+	before := map[uuid.UUID]int64{}
+	for s.name != "" {
+		others, hasRaised := 0, false
+		err := s.look(ctx, func(tx *txn) error {
+			others = 0
+			return tx.query(func(rows pgx.Rows) error {
+				var id uuid.UUID
+				var counter int64
+				err := rows.Scan(&id, &counter)
+				last, seen := before[id]
+				hasRaised = hasRaised || seen && counter != last
+				before[id] = counter
+				others++
+				return err
+			}, `SELECT id, counter FROM process WHERE bridge = $1 AND id <> $2`, s.name, s.id)
+		})
+		switch {
+		case err != nil || others == 0:
+			return err
+		case hasRaised:
+			return errSameName.With(" ("+s.name+")", s.name)
+		case !sleep(ctx, s.beat/looksPerBeat):
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
 // leave gives up all that this process owns, so that others have it at once.
 func (p *presence) leave() error {
 	if p.stop == nil {
