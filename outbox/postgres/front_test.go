@@ -63,7 +63,7 @@ func TestALookSeesWhatCameDueBehindIt(t *testing.T) {
 	claim("a delivery stays as it was", nil, 3)
 	redeliver(1)
 	claim("one is to be delivered again", nil, 1)
-	if err := other.record(t.Context(), 1, []store.Result{deliveredNow(jobs[4])}, true); err != nil {
+	if err := other.record(t.Context(), 1, pointers([]store.Result{deliveredNow(jobs[4])}), true); err != nil {
 		t.Fatal(err)
 	}
 	s.followOthers()

@@ -292,7 +292,11 @@ func (l *lane) Release(numbers []uint64) {
 
 // Record stores results: see store.Lane.
 func (l *lane) Record(ctx context.Context, results []store.Result) error {
-	if err := l.engine.record(ctx, l.endpoint, results, false); err != nil {
+	list, err := l.engine.recordPlain(ctx, l.endpoint, pointers(results))
+	if err == nil && len(list) > 0 {
+		err = l.engine.record(ctx, l.endpoint, list, false)
+	}
+	if err != nil {
 		return err
 	}
 	l.mu.Lock()
@@ -313,14 +317,21 @@ const pendingAndNext = `SELECT d.* FROM unnest($1::bigint[], $2::smallint[]) AS 
 	CROSS JOIN LATERAL (SELECT p.* UNION ALL
 	SELECT ` + pendingColumns + ` FROM pending WHERE p.next > 0 AND n = p.next AND endpoint = k.receiver) d`
 
+func pointers(results []store.Result) []*store.Result {
+	list := make([]*store.Result, len(results))
+	for i := range results {
+		list[i] = &results[i]
+	}
+	return list
+}
+
 // record stores results, and what they mean for the next delivery of each call. Those of questions
 // may be for a queue of another process.
-func (s *Engine) record(ctx context.Context, endpoint int16, results []store.Result, ofQuestion bool) error {
+func (s *Engine) record(ctx context.Context, endpoint int16, results []*store.Result, ofQuestion bool) error {
 	var calls []string
 	var events []*store.NewEvent
 	keys, endpoints := make([]int64, len(results)), make([]int16, len(results))
-	for i := range results {
-		r := &results[i]
+	for i, r := range results {
 		keys[i], endpoints[i] = int64(r.Job.Number), endpoint
 		calls = append(calls, lockName(r.Job.Number, r.Job.Event.Call))
 		for k := range r.Events {
@@ -345,8 +356,7 @@ func (s *Engine) record(ctx context.Context, endpoint int16, results []store.Res
 			tx.touchForOthers()
 		}
 		kept := make([]bool, len(results))
-		for i := range results {
-			r := &results[i]
+		for i, r := range results {
 			if r.Overruled = !isAlive && r.Now.State != store.Delivered; r.Overruled {
 				continue // whoever has the queue now has made its own attempt, or will
 			}
@@ -383,7 +393,7 @@ func (s *Engine) recordOne(tx *txn, endpoint int16, r *store.Result) (counts boo
 }
 
 // appendOf stores the events of results that count.
-func (s *Engine) appendOf(tx *txn, results []store.Result, counts []bool, events []*store.NewEvent) error {
+func (s *Engine) appendOf(tx *txn, results []*store.Result, counts []bool, events []*store.NewEvent) error {
 	if len(events) == 0 {
 		return nil
 	}

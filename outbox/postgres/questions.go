@@ -148,7 +148,7 @@ func (s *Engine) RecordQuestion(ctx context.Context, endpoint string, r *store.R
 		return fmt.Errorf("%w: %q", store.ErrNoEndpoint, endpoint)
 	}
 	results := []store.Result{*r}
-	err := s.record(ctx, id, results, true)
+	err := s.record(ctx, id, pointers(results), true)
 	r.Overruled = results[0].Overruled
 	return err
 }

@@ -192,9 +192,7 @@ func (tx *txn) commit() error {
 	if tx.begin != "" {
 		batch.Queue(tx.begin)
 	}
-	for _, q := range tx.writes.QueuedQueries {
-		batch.Queue(q.SQL, q.Arguments...)
-	}
+	batch.QueuedQueries = append(batch.QueuedQueries, tx.writes.QueuedQueries...)
 	tx.hasWritten = len(tx.writes.QueuedQueries) > 0 || tx.shrunk != 0 || tx.touched
 	if tx.shrunk != 0 { // the head is last, since appends wait for it
 		batch.Queue(`UPDATE head SET pruned = greatest(pruned, $1), used = greatest(used - $2, 0)`,
