@@ -92,6 +92,25 @@ func bothListen(t *testing.T, list []map[string]string) {
 	})
 }
 
+// lanesOf is how many CRMs each bridge delivers to.
+func lanesOf(t *testing.T, vars map[string]string) (number []int) {
+	t.Helper()
+	shown := struct {
+		Bridges []struct {
+			Lanes []string `json:"lanes"`
+		} `json:"bridges"`
+	}{}
+	if status, body := getFrom(t, vars, "/v1/bridges"); status == http.StatusOK {
+		if err := json.Unmarshal(body, &shown); err != nil {
+			t.Fatalf("%v: %s", err, body)
+		}
+	}
+	for _, b := range shown.Bridges {
+		number = append(number, len(b.Lanes))
+	}
+	return number
+}
+
 // finished is the event with which a call ends, which the server keeps for a client that is away.
 func finished(call string) pz.Attrs {
 	return history(call, "73430112233", "101", "0", "5")
@@ -400,21 +419,7 @@ func TestEndpointsAreSharedOut(t *testing.T) {
 	}
 	list := bridges(t, server, crm, url, append(more, "LOG_LEVEL=info", "API_TOKEN="+operatorToken,
 		"API_RATE=1000", "REPLAY_MAX_AGE=0")...)
-	lanes := func() (number []int) {
-		shown := struct {
-			Bridges []struct {
-				Lanes []string `json:"lanes"`
-			} `json:"bridges"`
-		}{}
-		status, body := getFrom(t, list[0], "/v1/bridges")
-		if err := json.Unmarshal(body, &shown); status != 0 && status != http.StatusOK || err != nil {
-			t.Fatalf("%d, %v: %s", status, err, body)
-		}
-		for _, b := range shown.Bridges {
-			number = append(number, len(b.Lanes))
-		}
-		return number
-	}
+	lanes := func() []int { return lanesOf(t, list[0]) }
 	first := start(t, list[0])
 	eventually(t, "the first has all", func() bool { return slices.Equal(lanes(), []int{12}) })
 	second := start(t, list[1])

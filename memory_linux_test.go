@@ -38,11 +38,7 @@ func TestStormIn64MB(t *testing.T) {
 		vars[prefix+"URL"], vars[prefix+"SECRET"] = vars["ENDPOINT_0_URL"], secret
 	}
 	p := prepare(t, vars)
-	p.Path, p.Args = shell(t), []string{"sh", "-c", `echo $$ >"$0/cgroup.procs" && exec "$1"`, group, p.Path}
-	if err := p.Start(); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = p.Process.Kill(); _ = p.Wait() }()
+	startIn(t, group, p)
 	eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
 	const events = 150_000
 	for n := range events {
@@ -77,24 +73,53 @@ func metricsOf(address string) string {
 	return strings.ReplaceAll(string(b), "1.5e+05", strconv.Itoa(150_000))
 }
 
-// memoryGroup makes a cgroup whose processes may use so many bytes together. Without root, or where
-// cgroups cannot be made, the test is skipped.
+// memoryGroup makes a cgroup whose processes may use so many bytes together.
 func memoryGroup(t *testing.T, limit int) string {
 	t.Helper()
-	const name = "pzbridge-test"
-	for root, file := range map[string]string{
-		"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max",
-	} {
-		group := filepath.Join(root, name)
-		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+	return cgroup(t, "memory", func(set func(file, value string) error) error {
+		if err := set("memory.limit_in_bytes", strconv.Itoa(limit)); err == nil {
+			return nil
+		}
+		_ = set("memory.swap.max", "0") // where there is swap
+		return set("memory.max", strconv.Itoa(limit))
+	})
+}
+
+// cgroup makes a cgroup that ends with the test, of version 1 with a controller of its own, or 2.
+// Without root, or where none can be made, the test is skipped.
+func cgroup(t *testing.T, controller string, limit func(set func(file, value string) error) error) (folder string) {
+	t.Helper()
+	for _, root := range []string{filepath.Join("/sys/fs/cgroup", controller), "/sys/fs/cgroup"} {
+		group, err := os.MkdirTemp(root, "pzbridge-test")
+		if err != nil {
 			continue
 		}
 		t.Cleanup(func() { _ = os.Remove(group) })
-		if os.WriteFile(filepath.Join(group, file), []byte(strconv.Itoa(limit)), 0o600) == nil {
-			_ = os.WriteFile(filepath.Join(group, "memory.swap.max"), []byte("0"), 0o600)
+		err = limit(func(file, value string) error {
+			f, err := os.OpenFile(filepath.Join(group, file), os.O_WRONLY, 0) // in any other folder it is not there
+			if err != nil {
+				return err
+			}
+			_, err = f.WriteString(value)
+			return errors.Join(err, f.Close())
+		})
+		if err == nil {
 			return group
 		}
 	}
 	t.Skip("no cgroup can be made here")
 	return ""
+}
+
+// startIn starts a program in a cgroup.
+func startIn(t *testing.T, group string, p *process) {
+	t.Helper()
+	p.Path, p.Args = shell(t), []string{"sh", "-c", `echo $$ >"$0/cgroup.procs" && exec "$1"`, group, p.Path}
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = p.Process.Kill()
+		_ = p.Wait() // else the cgroup cannot be removed
+	})
 }
