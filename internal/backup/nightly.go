@@ -6,6 +6,8 @@ import (
 	"io"
 	"log/slog"
 	"time"
+
+	"pzbridge/internal/sleep"
 )
 
 const (
@@ -60,7 +62,7 @@ func (n *Nightly) Run(ctx context.Context) error {
 	if !newest.IsZero() {
 		n.opts.Observer.BackupFound(newest)
 	}
-	for wait := startDelay; sleep(ctx, wait); {
+	for wait := startDelay; sleep.For(ctx, wait); {
 		wait = checkEvery
 		now := time.Now()
 		if !newest.Before(lastNight(now)) {
@@ -140,16 +142,4 @@ func (u untilDone) Write(b []byte) (int, error) {
 		return 0, u.ctx.Err()
 	}
 	return u.w.Write(b)
-}
-
-// sleep waits, and returns false if ctx ends first.
-func sleep(ctx context.Context, wait time.Duration) bool {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"pzbridge/internal/repeat"
+	"pzbridge/internal/sleep"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/postgres"
 	"pzbridge/outbox/store"
@@ -116,7 +117,7 @@ func (c *Cluster) Listen(ctx context.Context) error {
 // followSwitch switches the connection as any bridge has asked for it, until ctx ends.
 func (c *Cluster) followSwitch(ctx context.Context) {
 	isOn := c.opts.Session.Connection().State != telephony.Disabled
-	for sleep(ctx, time.Second) {
+	for sleep.For(ctx, time.Second) {
 		enabled, err := c.opts.Outbox.IsToConnect(ctx)
 		if err == nil && enabled != isOn {
 			isOn = enabled
@@ -158,7 +159,7 @@ func (c *Cluster) Run(ctx context.Context) error {
 			failures.Recovered("this bridge is announced to the others again")
 		}
 		c.lookAtOthers(ctx)
-		if !sleep(ctx, announceEvery) {
+		if !sleep.For(ctx, announceEvery) {
 			return nil
 		}
 	}
@@ -218,16 +219,4 @@ func (c *Cluster) Bridges(ctx context.Context) ([]store.Bridge, error) {
 		return []store.Bridge{me}, nil
 	}
 	return c.engine.Bridges(ctx, time.Now().Add(-time.Hour))
-}
-
-// sleep waits, and returns false if ctx ends first.
-func sleep(ctx context.Context, wait time.Duration) bool {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"pzbridge/internal/pairing"
 	"pzbridge/internal/repeat"
+	"pzbridge/internal/sleep"
 	"pzbridge/outbox/postgres"
 	"pzbridge/outbox/store"
 )
@@ -76,7 +77,7 @@ func (s *Slot) Take(ctx context.Context) (guid string, ok bool) {
 		return "", false
 	}
 	for s.opts.Engine.Held().Err() != nil {
-		if !sleep(ctx, heldAgainWait) {
+		if !sleep.For(ctx, heldAgainWait) {
 			return "", false
 		}
 	}
@@ -89,7 +90,7 @@ func (s *Slot) acquire(ctx context.Context) bool {
 	for i := range names {
 		names[i] = fmt.Sprintf("slot:%d", i+1)
 	}
-	if !sleep(ctx, time.Until(s.notBefore)) {
+	if !sleep.For(ctx, time.Until(s.notBefore)) {
 		return false
 	}
 	lease, err := s.opts.Engine.Take(ctx, names...)
@@ -143,7 +144,7 @@ func (s *Slot) identify(ctx context.Context, number int) bool {
 			return true
 		}
 		failures.Failed("how to connect to the server cannot be read from the outbox", err)
-		if !sleep(ctx, retryWait) {
+		if !sleep.For(ctx, retryWait) {
 			return false
 		}
 	}

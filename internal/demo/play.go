@@ -12,6 +12,7 @@ import (
 
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
+	"pzbridge/internal/sleep"
 )
 
 // Stage is a running bridge with a simulated server on one side and the demo CRM on the other.
@@ -62,8 +63,8 @@ func (s *Stage) Play(ctx context.Context) error {
 		if err := step(); err != nil {
 			return err
 		}
-		if err := sleep(ctx, pace); err != nil {
-			return err
+		if !sleep.For(ctx, pace) {
+			return ctx.Err()
 		}
 	}
 	const events = 8 // four of the incoming call, three of the outgoing call, one of the SMS
@@ -100,8 +101,8 @@ func (s *Stage) waitConnected(ctx context.Context) error {
 		if err == nil && status == http.StatusOK && json.Unmarshal(body, &state) == nil && state.State == "connected" {
 			return nil
 		}
-		if sleepErr := sleep(ctx, 20*time.Millisecond); sleepErr != nil {
-			return fmt.Errorf("the bridge did not connect to the simulated server: status %d, %w", status, sleepErr)
+		if !sleep.For(ctx, 20*time.Millisecond) {
+			return fmt.Errorf("the bridge did not connect to the simulated server: status %d, %w", status, ctx.Err())
 		}
 	}
 }
@@ -161,13 +162,4 @@ func (s *Stage) request(ctx context.Context, method, path string, body []byte) (
 	defer func() { _ = resp.Body.Close() }()
 	answer, err := io.ReadAll(resp.Body)
 	return answer, resp.StatusCode, err
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
 }

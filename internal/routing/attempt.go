@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"pzbridge/internal/sleep"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -49,7 +50,7 @@ func (a *attempt) run(ctx, work context.Context) {
 		if !time.Now().Before(a.question.answerBy) {
 			break
 		}
-		if !sleepUntil(ctx, sooner(time.Now().Add(wait), a.question.answerBy)) {
+		if !sleep.Until(ctx, sooner(time.Now().Add(wait), a.question.answerBy)) {
 			return
 		}
 		if !a.endpoint.slots.acquire(ctx, a.question.answerBy) {
@@ -76,7 +77,7 @@ func (a *attempt) isHeldAgain(ctx, work context.Context) bool {
 			return true
 		}
 		again := time.Now().Add(transferRetryWait)
-		if !again.Before(a.question.answerBy) || !sleepUntil(ctx, again) {
+		if !again.Before(a.question.answerBy) || !sleep.Until(ctx, again) {
 			return false
 		}
 	}

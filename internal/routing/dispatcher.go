@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"pzbridge/internal/repeat"
+	"pzbridge/internal/sleep"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -215,7 +216,7 @@ func (d *Dispatcher) read(ctx context.Context, read func() error) error {
 			return err
 		}
 		d.reading.Failed("a question where a call should go cannot be read", err)
-		if !sleepUntil(ctx, time.Now().Add(storeRetryWait)) {
+		if !sleep.For(ctx, storeRetryWait) {
 			return ctx.Err()
 		}
 	}
@@ -291,7 +292,7 @@ func (d *Dispatcher) waitForDecision(ctx, work context.Context, q *question) (no
 		case !r.Unsent(now):
 			return notAsked, nil
 		}
-		if !sleepUntil(ctx, wait) {
+		if !sleep.Until(ctx, wait) {
 			return notAsked, ctx.Err()
 		}
 		if r.Outcome != telephony.RouteOpen {
@@ -390,21 +391,9 @@ func (d *Dispatcher) isConfigured(name string) bool {
 func (d *Dispatcher) persist(ctx context.Context, write func() error) {
 	for err := write(); err != nil; err = write() {
 		d.writing.Failed("what became of a question cannot be recorded", err)
-		if !sleepUntil(ctx, time.Now().Add(storeRetryWait)) {
+		if !sleep.For(ctx, storeRetryWait) {
 			return
 		}
 	}
 	d.writing.Recovered("what became of questions is recorded again")
-}
-
-// sleepUntil waits until a time, and returns false if ctx ends first.
-func sleepUntil(ctx context.Context, at time.Time) bool {
-	alarm := time.NewTimer(time.Until(at))
-	defer alarm.Stop()
-	select {
-	case <-alarm.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

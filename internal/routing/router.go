@@ -24,6 +24,7 @@ import (
 	"github.com/google/uuid"
 
 	"pzbridge/internal/repeat"
+	"pzbridge/internal/sleep"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -186,7 +187,7 @@ func (r *Router) Run(ctx context.Context) error {
 	var writing sync.WaitGroup
 	defer writing.Wait()
 	var inProgress sync.Map // the IDs of the events that have opened the questions
-	for sleepUntil(ctx, time.Now().Add(lookAgain)) {
+	for sleep.For(ctx, lookAgain) {
 		if !r.opts.Connected() {
 			continue
 		}
@@ -222,7 +223,7 @@ func (r *Router) writtenByAny(ctx context.Context, route telephony.Route) error 
 		}
 		return true
 	}
-	for !isOver(time.Now()) && sleepUntil(ctx, time.Now().Add(lookAgain)) {
+	for !isOver(time.Now()) && sleep.For(ctx, lookAgain) {
 		kept, err := r.opts.Routes.Route(ctx, route.CallID)
 		if err == nil && kept != nil && kept.EventID == route.EventID {
 			route = *kept
@@ -284,7 +285,7 @@ const storeFor = 5 * time.Second
 func (r *Router) store(ctx context.Context, callID string, c telephony.RouteChange) (telephony.RouteResult, error) {
 	result, err := r.opts.Routes.ChangeRoute(ctx, callID, c)
 	for until := time.Now().Add(storeFor); r.isShared() && err != nil && time.Now().Before(until); {
-		if errors.Is(err, telephony.ErrNeverAsked) || !sleepUntil(ctx, time.Now().Add(transferRetryWait)) {
+		if errors.Is(err, telephony.ErrNeverAsked) || !sleep.For(ctx, transferRetryWait) {
 			break
 		}
 		result, err = r.opts.Routes.ChangeRoute(ctx, callID, c)

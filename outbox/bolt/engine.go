@@ -316,15 +316,3 @@ func (s *Engine) nearlyFull() bool {
 	n, _, err := s.Usage(context.Background())
 	return err == nil && float64(n) >= nearlyFullAt*float64(s.maxBytes)
 }
-
-// sleep waits, and returns false if ctx ends first.
-func sleep(ctx context.Context, wait time.Duration) bool {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}

@@ -14,6 +14,7 @@ import (
 	bolt "go.etcd.io/bbolt"
 
 	"pzbridge/internal/repeat"
+	"pzbridge/internal/sleep"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -245,7 +246,7 @@ func (s *Engine) fill(ctx context.Context, failures *repeat.Log, step func() (do
 		switch {
 		case done || errors.Is(err, store.ErrDamaged): // what another index is made of may be sound
 			return true
-		case ctx.Err() != nil || err != nil && !sleep(ctx, fillRetryWait):
+		case ctx.Err() != nil || err != nil && !sleep.For(ctx, fillRetryWait):
 			return false
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"pzbridge/internal/sleep"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/postgres/pgtest"
 	"pzbridge/outbox/store"
@@ -56,7 +57,7 @@ func (s *stress) loop(name string, pause time.Duration, f func(context.Context, 
 	s.t.Logf("%s has the seed %d", name, seed)
 	s.parts.Go(func() {
 		random := rand.New(rand.NewPCG(seed, 0))
-		for ctx := s.t.Context(); time.Now().Before(s.end) && sleep(ctx, pause); {
+		for ctx := s.t.Context(); time.Now().Before(s.end) && sleep.For(ctx, pause); {
 			if err := f(ctx, random); err != nil {
 				s.t.Errorf("%s: %v", name, err)
 				return

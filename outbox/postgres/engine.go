@@ -280,15 +280,3 @@ func unixNano(t time.Time) int64 {
 }
 
 func eventType(kind string) telephony.EventType { return telephony.EventType(kind) }
-
-// sleep waits, and returns false if ctx ends first.
-func sleep(ctx context.Context, wait time.Duration) bool {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}

@@ -4,13 +4,14 @@ import (
 	"context"
 	"time"
 
+	"pzbridge/internal/sleep"
 	"pzbridge/internal/telephony"
 )
 
 // follow looks for what other processes have stored, until ctx ends, and adds the counts up.
 func (s *Engine) follow(ctx context.Context) {
 	swept := time.Now() // when the endpoints of bridges that are gone were removed
-	for sleep(ctx, s.poll) {
+	for sleep.For(ctx, s.poll) {
 		isNew, counts, err := s.lookAtHead(ctx)
 		if err != nil {
 			continue // whatever needs the database says so

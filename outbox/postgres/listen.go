@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"pzbridge/internal/sleep"
 )
 
 // A process notifies the others when it has stored something that may be theirs to deliver. That
@@ -34,7 +36,7 @@ const listenWait = 10 * time.Second
 
 // listen wakes the lanes of this process when another one has stored something, until ctx ends.
 func (s *Engine) listen(ctx context.Context) {
-	for sleep(ctx, s.poll) {
+	for sleep.For(ctx, s.poll) {
 		if s.presence.hasOthers.Load() && s.pooled == "" {
 			_ = s.awaitNotifications(ctx) // then it is tried again, and follow looks meanwhile
 		}

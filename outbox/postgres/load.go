@@ -11,6 +11,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"pzbridge/internal/sleep"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -221,7 +222,7 @@ func (s *Engine) refuseLiving(ctx context.Context) error {
 	if err != nil || len(before) == 0 {
 		return err
 	}
-	if !sleep(ctx, patienceBeats*s.beat) {
+	if !sleep.For(ctx, patienceBeats*s.beat) {
 		return ctx.Err()
 	}
 	now, err := s.processes(ctx)

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"pzbridge/internal/repeat"
+	"pzbridge/internal/sleep"
 	"pzbridge/internal/telephony"
 )
 
@@ -119,7 +120,7 @@ func (s *Engine) refuseSameName(ctx context.Context) error {
 			return err
 		case hasRaised:
 			return errSameName.With(" ("+s.name+")", s.name)
-		case !sleep(ctx, s.beat/looksPerBeat):
+		case !sleep.For(ctx, s.beat/looksPerBeat):
 			return ctx.Err()
 		}
 	}

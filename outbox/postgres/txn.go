@@ -19,6 +19,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"pzbridge/internal/sleep"
 	"pzbridge/outbox/store"
 )
 
@@ -98,7 +99,7 @@ func (s *Engine) change(ctx context.Context, do func(*txn) error) error {
 			continue
 		}
 		// Two that have met once must not meet again for ever.
-		if isConflict(err) && try < tries && sleep(ctx, rand.N(time.Duration(try)*10*time.Millisecond)) {
+		if isConflict(err) && try < tries && sleep.For(ctx, rand.N(time.Duration(try)*10*time.Millisecond)) {
 			continue
 		}
 		err = classify(err)
