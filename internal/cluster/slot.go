@@ -2,7 +2,6 @@ package cluster
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"slices"
 	"sync"
@@ -36,7 +35,7 @@ type SlotOptions struct {
 // relay.Slot. Its methods but Number and IsFirst are called by one goroutine.
 type Slot struct {
 	opts      SlotOptions
-	lease     *postgres.Lease // nil: it has none
+	leases    []*postgres.Lease // see acquire
 	guid      string
 	takenAt   time.Time
 	patience  time.Duration // how long this bridge tries to connect before it leaves the slot to another one
@@ -73,7 +72,7 @@ func (s *Slot) IsFirst() bool { return s.first.Load() && s.opts.Engine.Held().Er
 // Take waits until this bridge has a slot: see relay.Slot. While another one may have taken that,
 // it waits too: to connect then would take the connection from the other.
 func (s *Slot) Take(ctx context.Context) (guid string, ok bool) {
-	if s.lease == nil && !s.acquire(ctx) {
+	if s.Number() == 0 && !s.acquire(ctx) {
 		return "", false
 	}
 	for s.opts.Engine.Held().Err() != nil {
@@ -84,21 +83,28 @@ func (s *Slot) Take(ctx context.Context) (guid string, ok bool) {
 	return s.guid, true
 }
 
+// acquire takes one of the leases of two slots, or both if there is to be one listener: so no bridge
+// that was told of two listens beside one that was told of one, which would not know of it.
 func (s *Slot) acquire(ctx context.Context) bool {
 	s.opts.Logger.Info("this bridge waits until it can connect to the server in place of another")
-	names := make([]string, s.opts.Listeners)
-	for i := range names {
-		names[i] = fmt.Sprintf("slot:%d", i+1)
-	}
 	if !sleep.For(ctx, time.Until(s.notBefore)) {
 		return false
 	}
-	lease, err := s.opts.Engine.Take(ctx, names...)
-	if err != nil {
-		return false // ctx has ended
+	names := []string{"slot:1", "slot:2"}
+	wishes := [][]string{names}
+	if s.opts.Listeners == 1 {
+		wishes = [][]string{names[:1], names[1:]}
 	}
-	s.lease, s.takenAt = lease, time.Now()
-	number := slices.Index(names, lease.Name) + 1
+	for _, wish := range wishes {
+		lease, err := s.opts.Engine.Take(ctx, wish...)
+		if err != nil { // ctx has ended
+			s.Leave(ctx)
+			return false
+		}
+		s.leases = append(s.leases, lease)
+	}
+	s.takenAt = time.Now()
+	number := slices.Index(names, s.leases[0].Name) + 1
 	s.logGap(ctx, number)
 	s.number.Store(int32(number))
 	if !s.identify(ctx, number) {
@@ -182,10 +188,10 @@ func (s *Slot) Leave(ctx context.Context) {
 	if s.stop != nil {
 		s.stop()
 	}
-	if s.lease != nil {
-		release(ctx, s.opts.Engine, s.lease, s.opts.Logger)
+	for _, lease := range s.leases {
+		release(ctx, s.opts.Engine, lease, s.opts.Logger)
 	}
-	s.lease, s.stop = nil, nil
+	s.leases, s.stop = nil, nil
 	s.number.Store(0)
 }
 

@@ -11,22 +11,32 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// TestASlotIsLeftOnlyToABridgeThatWaits checks when a bridge that cannot connect leaves its slot.
-func TestASlotIsLeftOnlyToABridgeThatWaits(t *testing.T) {
+func openEngine(t *testing.T, url string) *postgres.Engine {
+	t.Helper()
 	engine, err := postgres.Open(t.Context(), postgres.Options{
-		URL: pgtest.Shared(t).Database(t), MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler),
+		URL: url, MaxBytes: 1 << 30, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = engine.Close() }()
-	s := NewSlot(SlotOptions{
+	t.Cleanup(func() { _ = engine.Close() })
+	return engine
+}
+
+func newSlot(engine *postgres.Engine, listeners int) *Slot {
+	return NewSlot(SlotOptions{
 		Engine:     engine,
 		ClientGUID: func(context.Context, int, string) (string, error) { return "guid", nil },
-		Listeners:  1,
+		Listeners:  listeners,
 		Name:       "first",
 		Logger:     slog.New(slog.DiscardHandler),
 	})
+}
+
+// TestASlotIsLeftOnlyToABridgeThatWaits checks when a bridge that cannot connect leaves its slot.
+func TestASlotIsLeftOnlyToABridgeThatWaits(t *testing.T) {
+	engine := openEngine(t, pgtest.Shared(t).Database(t))
+	s := newSlot(engine, 1)
 	announce := func(name string, slot int) {
 		t.Helper()
 		b := store.Bridge{Name: name, Seen: time.Now(), Slot: slot}
@@ -61,4 +71,35 @@ func TestASlotIsLeftOnlyToABridgeThatWaits(t *testing.T) {
 	for range 10 {
 		leaves("for long", maxPatience, true)
 	}
+}
+
+// TestListenersChangeBridgeByBridge checks that a bridge that was told of another number of
+// listeners than those that are connected waits until these are not.
+func TestListenersChangeBridgeByBridge(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	a, b, c := openEngine(t, url), openEngine(t, url), openEngine(t, url)
+	take := func(s *Slot, want int) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if want == 0 {
+			ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
+		}
+		defer cancel()
+		if _, ok := s.Take(ctx); ok != (want > 0) || s.Number() != want {
+			t.Fatalf("its slot is %d, want %d", s.Number(), want)
+		}
+	}
+	alone, second := newSlot(a, 1), newSlot(b, 2)
+	take(alone, 1)
+	take(second, 0)
+	alone.Leave(t.Context())
+	take(second, 1)
+	first := newSlot(a, 2)
+	take(first, 2)
+	alone = newSlot(c, 1)
+	take(alone, 0)
+	second.Leave(t.Context())
+	take(alone, 0)
+	first.Leave(t.Context())
+	take(alone, 1)
 }
