@@ -83,8 +83,8 @@ func (s *Slot) Take(ctx context.Context) (guid string, ok bool) {
 	return s.guid, true
 }
 
-// acquire takes one of the leases of two slots, or both if there is to be one listener: so no bridge
-// that was told of two listens beside one that was told of one, which would not know of it.
+// acquire takes one of the leases of two slots, or both if there is to be one listener: so no
+// bridge that was told of two listens beside one that was told of one, which would not know of it.
 func (s *Slot) acquire(ctx context.Context) bool {
 	s.opts.Logger.Info("this bridge waits until it can connect to the server in place of another")
 	if !sleep.For(ctx, time.Until(s.notBefore)) {

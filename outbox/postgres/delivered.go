@@ -33,7 +33,8 @@ func isPlain(r *store.Result) bool {
 		r.Keep == nil && r.Job.KeptVersion == 0 && len(r.Events) == 0
 }
 
-// recordPlain stores those of the results that are plain, in one round trip, and returns the others.
+// recordPlain stores those of the results that are plain, in one round trip, and returns the
+// others.
 func (s *Engine) recordPlain(ctx context.Context, endpoint int16, results []*store.Result) ([]*store.Result, error) {
 	// In order, since an index takes neighbours faster.
 	plain := slices.SortedFunc(filter(results, isPlain), func(a, b *store.Result) int {
