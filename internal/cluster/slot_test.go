@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"testing"
 	"time"
 
@@ -102,4 +103,32 @@ func TestListenersChangeBridgeByBridge(t *testing.T) {
 	take(alone, 0)
 	first.Leave(t.Context())
 	take(alone, 1)
+}
+
+// TestNoConnectionWhileTheSlotMayBeAnothers checks that a bridge which does not reach the database
+// is not to connect: another one may have its slot, and its connection would be taken from it.
+func TestNoConnectionWhileTheSlotMayBeAnothers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a lease lasts for seconds")
+	}
+	database := pgtest.New(t)
+	engine := openEngine(t, database.Database(t))
+	s := newSlot(engine, 1)
+	if _, ok := s.Take(t.Context()); !ok {
+		t.Fatal("there is no slot")
+	}
+	held := engine.Held()
+	database.Freeze(t)
+	thaw := sync.OnceFunc(func() { database.Thaw(t) })
+	defer thaw()
+	<-held.Done()
+	short, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	if _, ok := s.Take(short); ok {
+		t.Error("it may connect while another one may have its slot")
+	}
+	thaw()
+	if _, ok := s.Take(t.Context()); !ok {
+		t.Error("it may not connect though nobody has taken its slot")
+	}
 }
