@@ -45,6 +45,7 @@ func BenchmarkAppend(b *testing.B) {
 			o, s := benchBox(b, benchServer(b))
 			bare := newBare(b, s)
 			var ours, theirs time.Duration
+			b.ResetTimer()
 			for done := 0; done < b.N; done += turn {
 				events := newCalls(done, min(turn, b.N-done))
 				b.StopTimer()
@@ -85,6 +86,7 @@ func BenchmarkStandby(b *testing.B) {
 	o, _ := benchBox(b, safe)
 	alone, _ := benchBox(b, benchServer(b))
 	var ours, theirs time.Duration
+	b.ResetTimer()
 	for done := 0; done < b.N; done += turn {
 		events := newCalls(done, min(turn, b.N-done))
 		ours += appendAtOnce(b, o, events, waiting)
