@@ -191,14 +191,14 @@ func (d *Dashboard) redeliver(w http.ResponseWriter, r *http.Request) {
 	d.logRedelivery(&delivery)
 	d.did(r, store.AuditRedelivered, delivery.ID, 0)
 	if delivery.CallID == "" {
-		http.Redirect(w, r, "/", http.StatusSeeOther)
+		d.redirect(w, r, "/")
 		return
 	}
 	back := callPath(delivery.CallID) + "?again=" + url.QueryEscape(delivery.ID)
 	if !d.awaitAttempt(r.Context(), delivery) {
 		back += "&waits=true"
 	}
-	http.Redirect(w, r, back, http.StatusSeeOther)
+	d.redirect(w, r, back)
 }
 
 func (d *Dashboard) logRedelivery(delivery *store.DeliveryView) {

@@ -45,7 +45,7 @@ func (d *Dashboard) switchConnection(w http.ResponseWriter, r *http.Request) {
 		action = store.AuditResumed
 	}
 	d.did(r, action, "", 0)
-	http.Redirect(w, r, "/", http.StatusSeeOther)
+	d.redirect(w, r, "/")
 }
 
 // byDashboard is stored with a pause that was made here.

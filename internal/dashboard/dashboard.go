@@ -70,7 +70,8 @@ type Options struct {
 	Headers  func(endpoint string) http.Header
 	Tokens   []string // the operator's; without one, sign-in is impossible
 	MaxBytes int64    // the limit of the outbox's file
-	// BehindProxy trusts the header X-Forwarded-Proto, which a proxy in front of the bridge sets.
+	// BehindProxy trusts the headers X-Forwarded-Proto and X-Forwarded-Prefix, which a proxy in
+	// front of the bridge sets.
 	BehindProxy bool
 	Version     string
 	// Bridge is the name of this bridge, and Bridges lists all that share the outbox. Bridge is

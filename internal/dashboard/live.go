@@ -77,7 +77,7 @@ func (d *Dashboard) renderPart(r *http.Request, part string, view liveView) ([]b
 		d.opts.Logger.Error("a page cannot be shown", "page", part, "err", err)
 		return nil, err
 	}
-	return b.Bytes(), nil
+	return d.underPrefix(r, b.Bytes()), nil
 }
 
 // sendEvent sends HTML as one Server-Sent Event, in JSON, which has no line breaks.

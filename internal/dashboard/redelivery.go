@@ -170,7 +170,7 @@ func (d *Dashboard) redeliverMany(w http.ResponseWriter, r *http.Request) {
 	}
 	d.opts.Logger.Info("deliveries are made again", "endpoint", what.Endpoint, "deliveries", n)
 	d.did(r, store.AuditRedeliveredAll, what.Endpoint, n)
-	http.Redirect(w, r, "/redeliveries/"+strconv.FormatUint(uint64(number), 10), http.StatusSeeOther)
+	d.redirect(w, r, "/redeliveries/"+strconv.FormatUint(uint64(number), 10))
 }
 
 func (d *Dashboard) redeliverTicked(ctx context.Context, w http.ResponseWriter, r *http.Request, ids []string) {
@@ -188,7 +188,7 @@ func (d *Dashboard) redeliverTicked(ctx context.Context, w http.ResponseWriter, 
 			done = append(done, id)
 		}
 	}
-	http.Redirect(w, r, "/redeliveries/"+ticked+"?"+url.Values{"id": done}.Encode(), http.StatusSeeOther)
+	d.redirect(w, r, "/redeliveries/"+ticked+"?"+url.Values{"id": done}.Encode())
 }
 
 // progress is a redelivery of many, and what has come of it.

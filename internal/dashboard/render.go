@@ -91,7 +91,7 @@ func (d *Dashboard) render(w http.ResponseWriter, r *http.Request, status int, n
 	w.Header().Set("Content-Language", t["lang"])
 	w.Header().Set("Vary", "Accept-Language")
 	w.WriteHeader(status)
-	_, _ = w.Write(b.Bytes())
+	_, _ = w.Write(d.underPrefix(r, b.Bytes()))
 }
 
 // menuOf maps a page to its place in the menu.

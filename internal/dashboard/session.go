@@ -39,7 +39,7 @@ func equalSecrets(a, b string) bool { return subtle.ConstantTimeCompare([]byte(a
 func (d *Dashboard) requireSession(next http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !d.Knows(r) {
-			http.Redirect(w, r, "/login", http.StatusSeeOther)
+			d.redirect(w, r, "/login")
 			return
 		}
 		next(w, r)
@@ -68,7 +68,7 @@ func (d *Dashboard) login(w http.ResponseWriter, r *http.Request) {
 	case valid:
 		d.setCookie(w, r, d.cookieValue(token), 30*24*time.Hour)
 		d.did(r, store.AuditSignedIn, "", 0)
-		http.Redirect(w, r, "/", http.StatusSeeOther)
+		d.redirect(w, r, "/")
 	case !d.wrongLogins.Allow(): // limits wrong tokens only, so that a stranger cannot lock the operator out
 		d.render(w, r, http.StatusTooManyRequests, "login", "",
 			map[string]any{"Problem": "Too many attempts. Wait a few seconds."})
@@ -94,7 +94,7 @@ func (d *Dashboard) logout(w http.ResponseWriter, r *http.Request) {
 		d.sessionGeneration.Store(generation)
 		d.did(r, store.AuditSignedOut, "", 0)
 	}
-	http.Redirect(w, r, "/login", http.StatusSeeOther)
+	d.redirect(w, r, "/login")
 }
 
 func (d *Dashboard) setCookie(w http.ResponseWriter, r *http.Request, value string, life time.Duration) {
