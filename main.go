@@ -102,6 +102,8 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if _, err := memlimit.Set(memlimit.WithRatio(memoryShare)); err != nil {
 		logger.Debug("no limit of memory was found", "err", err)
 	}
+	ctx, stopping := context.WithCancel(ctx)
+	defer stopping()
 	counters := metrics.New(version)
 	stats := dashboard.NewStats()
 	ages := clock.New(released, first)
@@ -333,6 +335,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	// The parts stop in this order, which is the way the data flows.
 	err = runAll(
 		ctx,
+		stopping,
 		front,
 		bridges.Alone("alerts", alerts.Run),
 		func(ctx context.Context) error { return stats.Run(ctx, box, logger) },
@@ -521,9 +524,9 @@ func together(parts ...func(context.Context) error) func(context.Context) error 
 	}
 }
 
-// runAll starts all parts at once. When ctx ends or one of the parts returns, it stops them one
-// after the other in the order given, and returns their errors.
-func runAll(ctx context.Context, parts ...func(context.Context) error) error {
+// runAll starts all parts at once. When ctx ends or one of the parts returns, it calls stopping and
+// stops them one after the other in the order given, and returns their errors.
+func runAll(ctx context.Context, stopping func(), parts ...func(context.Context) error) error {
 	ended := make(chan struct{}, len(parts))
 	results := make([]chan error, len(parts))
 	stops := make([]context.CancelFunc, len(parts))
@@ -539,6 +542,7 @@ func runAll(ctx context.Context, parts ...func(context.Context) error) error {
 	case <-ctx.Done():
 	case <-ended:
 	}
+	stopping()
 	var err error
 	for i, stop := range stops {
 		stop()

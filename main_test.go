@@ -685,7 +685,7 @@ func TestMissedCallsArriveOnceAfterAnOutage(t *testing.T) {
 		var parts sync.WaitGroup
 		parts.Go(func() {
 			deliver := func(ctx context.Context) error { return box.Run(ctx, router) }
-			if err := runAll(ctx, session.Run, deliver); err != nil {
+			if err := runAll(ctx, func() {}, session.Run, deliver); err != nil {
 				t.Error(err)
 			}
 		})

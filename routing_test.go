@@ -147,7 +147,7 @@ func (o *office) start() {
 	var parts sync.WaitGroup
 	parts.Go(func() {
 		deliver := func(ctx context.Context) error { return box.Run(ctx, router) }
-		if err := runAll(ctx, session.Run, deliver); err != nil {
+		if err := runAll(ctx, func() {}, session.Run, deliver); err != nil {
 			o.t.Error(err)
 		}
 	})

@@ -118,15 +118,17 @@ func (s *Session) Run(ctx context.Context) error {
 		if switched == nil || !s.takeSlot(ctx) {
 			break
 		}
+		if isClosed(switched) { // while it waited for the slot
+			attempt = -1
+			continue
+		}
 		err := s.connectUntil(ctx, switched)
 		if ctx.Err() != nil {
 			break
 		}
-		select {
-		case <-switched:
+		if isClosed(switched) {
 			attempt = -1 // enabled again, perhaps meanwhile: dial at once
 			continue
-		default:
 		}
 		if c := s.Connection(); c.State == telephony.Connected && time.Since(c.Since) > stableAfter {
 			attempt = 0
@@ -139,20 +141,46 @@ func (s *Session) Run(ctx context.Context) error {
 			s.failures.Failed("not connected to the Prostie Zvonki server", err,
 				"retry_in", wait.Round(time.Millisecond).String())
 		}
-		if s.leavesSlot(ctx) {
+		if s.pause(ctx, switched, wait) {
 			attempt = -1
-			continue
-		}
-		select {
-		case <-ctx.Done():
-		case <-switched:
-		case <-s.dialNow:
-			attempt = -1
-		case <-time.After(wait):
 		}
 	}
 	s.disconnected(errStopping, maxRedialWait)
 	return s.intake.finish()
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+// pause waits before the next attempt. It returns true if that is to be as the first one: it was
+// asked for, or this bridge has left its slot, which may last longer than any wait.
+func (s *Session) pause(ctx context.Context, switched <-chan struct{}, wait time.Duration) (afresh bool) {
+	over := time.NewTimer(wait)
+	defer over.Stop()
+	slot := time.NewTicker(slotLook)
+	defer slot.Stop()
+	for {
+		if s.leavesSlot(ctx) {
+			return true
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-switched:
+			return false
+		case <-s.dialNow:
+			return true
+		case <-over.C:
+			return false
+		case <-slot.C:
+		}
+	}
 }
 
 // Enable connects, without the wait before a reconnection, or disconnects until it is called with

@@ -24,6 +24,9 @@ var errSpare = &telephony.Fault{
 	Text: "another bridge is connected, and this one waits as its spare",
 }
 
+// slotLook is how often a bridge that is not connected looks whether to leave its slot.
+const slotLook = 3 * time.Second
+
 // takeSlot waits until this bridge may connect. It returns false if ctx ends first.
 func (s *Session) takeSlot(ctx context.Context) bool {
 	if s.opts.Slot == nil {
@@ -37,6 +40,9 @@ func (s *Session) takeSlot(ctx context.Context) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.isSpare = false
+	if s.status.LastCause.Code == errSpare.Code {
+		s.status.LastError, s.status.LastCause = "", telephony.Cause{}
+	}
 	return true
 }
 
@@ -48,8 +54,7 @@ func (s *Session) leavesSlot(ctx context.Context) bool {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.isSpare = true
-	s.noteSpare()
+	s.isSpare, s.status.DialsAt = true, time.Time{} // the status goes on saying why it is not connected
 	return true
 }
 

@@ -78,10 +78,10 @@ type stage struct {
 	caller    string
 }
 
-func newStage(t *testing.T, change func(*Options)) *stage { return newStageOf(t, hostile, change) }
+func newStage(t testing.TB, change func(*Options)) *stage { return newStageOf(t, hostile, change) }
 
 // newStageOf is newStage with another caller's number, and with more CRMs.
-func newStageOf(t *testing.T, caller string, change func(*Options), more ...store.Endpoint) *stage {
+func newStageOf(t testing.TB, caller string, change func(*Options), more ...store.Endpoint) *stage {
 	t.Helper()
 	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -168,7 +168,7 @@ func (observer) GivenUp(string, int)     {}
 func (observer) Committed(time.Duration) {}
 
 // add appends events of the given types to a call.
-func (s *stage) add(t *testing.T, call string, kinds ...telephony.EventType) {
+func (s *stage) add(t testing.TB, call string, kinds ...telephony.EventType) {
 	t.Helper()
 	for _, kind := range kinds {
 		s.stats.EventReceived(kind)
@@ -187,7 +187,7 @@ func (s *stage) add(t *testing.T, call string, kinds ...telephony.EventType) {
 }
 
 // client returns a signed-in HTTP client.
-func (s *stage) client(t *testing.T) *http.Client {
+func (s *stage) client(t testing.TB) *http.Client {
 	t.Helper()
 	c := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	resp, err := c.PostForm(s.URL+"/login", url.Values{"token": {token}})
@@ -210,7 +210,7 @@ func (w withCookie) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-func text(t *testing.T, resp *http.Response, err error) string {
+func text(t testing.TB, resp *http.Response, err error) string {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

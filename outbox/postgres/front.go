@@ -30,6 +30,9 @@ func (f *front) begin(every time.Duration) uint64 {
 	return f.number
 }
 
+// left is the time until a look begins at the first delivery again.
+func (f *front) left(every time.Duration) time.Duration { return every - time.Since(f.whole) }
+
 // lower makes the next look see a number; nothing looks meanwhile.
 func (f *front) lower(n uint64) { f.number = min(f.number, max(n, 1)-1) }
 

@@ -93,3 +93,63 @@ func TestALookBeginsAtTheFirstNowAndThen(t *testing.T) {
 		t.Errorf("it begins behind %d, want 0", from)
 	}
 }
+
+// TestALateSuccessOfAnotherProcessIsNoted checks that the rest of a call is delivered when a
+// process that counts as dead records that the CRM has got the first of it: the one that has the
+// queue has looked past the rest, and its own success of the first changes nothing any more.
+func TestALateSuccessOfAnotherProcessIsNoted(t *testing.T) {
+	url := pgtest.Shared(t).Database(t)
+	dead, s := mustOpen(t, url), mustOpen(t, url)
+	mustStore(t, s, "1", "1", "2")
+	claim := func(l store.Lane, want ...uint64) []store.Job {
+		t.Helper()
+		c, err := l.Claim(t.Context(), time.Now(), 10, nil)
+		var got []uint64
+		for _, j := range c.Jobs {
+			got = append(got, j.Number)
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Fatalf("claimed are %v, want %v: %v", got, want, err)
+		}
+		return c.Jobs
+	}
+	before := laneOf(dead, "crm")
+	jobs := claim(before, 1, 3)
+	pgtest.SQL(t, url, `DELETE FROM pzbridge.process WHERE id = '`+dead.id.String()+`'`)
+	l, err := s.Lane(t.Context(), "crm", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mine := claim(l, 1, 3)
+	if _, _, err := s.lookAtHead(t.Context()); err != nil { // it is known
+		t.Fatal(err)
+	}
+	if err := before.Record(t.Context(), []store.Result{deliveredNow(jobs[0])}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Record(t.Context(), []store.Result{deliveredNow(mine[0])}); err != nil {
+		t.Fatal(err)
+	}
+	isNew, _, err := s.lookAtHead(t.Context())
+	if err != nil || !isNew {
+		t.Errorf("nothing makes the queue be looked at: %v", err)
+	}
+	s.followOthers()
+	claim(l, 2)
+}
+
+// TestALookThatBeganLateIsFollowedByAWholeOne checks that a claim which does not begin at the first
+// delivery asks for one that does.
+func TestALookThatBeganLateIsFollowedByAWholeOne(t *testing.T) {
+	const poll = time.Hour
+	s := mustOpen(t, pgtest.Shared(t).Database(t), func(o *Options) { o.Poll, o.Beat = poll, time.Hour })
+	mustStore(t, s, "1")
+	l := laneOf(s, "crm")
+	for _, c := range []struct{ jobs, next bool }{{true, false}, {false, true}} {
+		now := time.Now()
+		got, err := l.Claim(t.Context(), now, 10, nil)
+		if err != nil || len(got.Jobs) > 0 != c.jobs || got.Next.IsZero() == c.next || got.Next.Sub(now) > poll {
+			t.Errorf("%d jobs, the next look at %v: %v", len(got.Jobs), got.Next, err)
+		}
+	}
+}

@@ -118,8 +118,19 @@ func (l *lane) Claim(
 	l.front.number = look.front
 	if c.Jobs, c.More = look.jobs, len(look.jobs) == limit; !c.More {
 		c.Next = look.next
+		if front > 0 {
+			c.Next = earlier(c.Next, now.Add(l.front.left(l.engine.poll))) // what nobody has noted is seen then
+		}
 	}
 	return c, nil
+}
+
+// earlier is the earlier of two times, of which the first may be zero.
+func earlier(a, b time.Time) time.Time {
+	if !a.IsZero() && a.Before(b) {
+		return a
+	}
+	return b
 }
 
 // claimLook is a look for deliveries that may be claimed.
@@ -352,8 +363,11 @@ func (s *Engine) record(ctx context.Context, endpoint int16, results []*store.Re
 		if err != nil {
 			return err
 		}
-		if ofQuestion {
+		switch {
+		case ofQuestion:
 			tx.touchForOthers()
+		case !isAlive:
+			tx.touch() // another process has the queue, and may not have noted what this makes due
 		}
 		kept := make([]bool, len(results))
 		for i, r := range results {

@@ -99,7 +99,7 @@ var errSameName = &telephony.Fault{
 // refuseSameName fails if another living process has the name of this bridge. That of a bridge that
 // was killed and restarts is removed meanwhile. Engines without a name are those of tools.
 func (s *Engine) refuseSameName(ctx context.Context) error {
-	before := map[uuid.UUID]int64{}
+	before, raised := map[uuid.UUID]int64{}, map[uuid.UUID]int{}
 	for s.name != "" {
 		others, hasRaised := 0, false
 		err := s.look(ctx, func(tx *txn) error {
@@ -108,9 +108,11 @@ func (s *Engine) refuseSameName(ctx context.Context) error {
 				var id uuid.UUID
 				var counter int64
 				err := rows.Scan(&id, &counter)
-				last, seen := before[id]
-				hasRaised = hasRaised || seen && counter != last
+				if last, seen := before[id]; seen && counter != last {
+					raised[id]++
+				}
 				before[id] = counter
+				hasRaised = hasRaised || raised[id] > 1 // a single change may be the last one of a dead process
 				others++
 				return err
 			}, `SELECT id, counter FROM process WHERE bridge = $1 AND id <> $2`, s.name, s.id)

@@ -36,7 +36,7 @@ func (Harness) Open(o storetest.EngineOptions) (store.Engine, error) {
 func (Harness) Check(testing.TB, store.Engine) {}
 
 // Open opens an outbox on a file, and closes it when the test ends.
-func Open(t *testing.T, o storetest.Options) *storetest.Box {
+func Open(t testing.TB, o storetest.Options) *storetest.Box {
 	t.Helper()
 	return storetest.OpenBox(t, Harness{}, o)
 }

@@ -364,7 +364,7 @@ func (b *Box) Sent(endpoint, eventID string) (string, []byte, error) {
 }
 
 // OpenBox opens an outbox and, when the test ends, checks what is stored and closes it.
-func OpenBox(t *testing.T, h Harness, o Options) *Box {
+func OpenBox(t testing.TB, h Harness, o Options) *Box {
 	t.Helper()
 	b, err := Open(h, WithDefaults(t, h, o))
 	if err != nil {
