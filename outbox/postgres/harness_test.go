@@ -207,14 +207,15 @@ func TestContradictionsAreFound(t *testing.T) {
 			`INSERT INTO question VALUES (9, gen_random_uuid())`,
 			`INSERT INTO kept VALUES ('unknown', 1, 1, '')`,
 		} {
-			tx, err := s.pool.Begin(t.Context())
-			if err == nil {
-				_, err = tx.Exec(t.Context(), change)
-			}
+			tx, err := s.pool.BeginTx(t.Context(), pgx.TxOptions{BeginQuery: beginChange + s.pooled})
 			if err != nil {
-				t.Fatalf("%v: %s", err, change)
+				t.Fatal(err)
 			}
-			found, err := contradictionsIn(tx)
+			_, err = tx.Exec(t.Context(), change)
+			var found []string
+			if err == nil {
+				found, err = contradictionsIn(tx)
+			}
 			if len(found) == 0 || err != nil {
 				t.Errorf("%v, %v after %s", found, err, change)
 			}
