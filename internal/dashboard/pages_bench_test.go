@@ -19,7 +19,8 @@ func BenchmarkPages(b *testing.B) {
 	small.fill(b, 100)
 	large.fill(b, 100_000)
 	for _, path := range []string{
-		"/", "/calls", "/calls?number=0033", "/deliveries", "/deliveries?endpoint=crm&state=delivered", "/charts",
+		"/", "/calls", "/calls?number=73430000033", "/deliveries", "/deliveries?endpoint=crm&state=delivered",
+		"/charts",
 	} {
 		b.Run(path[1:], func(b *testing.B) {
 			few, many := small.client(b), large.client(b)
@@ -76,7 +77,7 @@ func (s *stage) fill(b *testing.B, calls int) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if int(list[0].Delivered) == calls {
+		if int(list[0].Delivered) >= calls { // those of the stage are few more
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
