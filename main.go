@@ -279,6 +279,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Keys:           engine,
 		Bridges:        bridges,
 		Verdict:        verdictOf(pages),
+		Charts:         chartsOf(pages),
 		OthersTransfer: isShared,
 		Metrics:        counters.Handler(),
 		MetricsPublic:  cfg.MetricsPublic,
@@ -493,6 +494,29 @@ func verdictOf(pages *dashboard.Dashboard) func(*http.Request) ([]transferapi.Fi
 			list = append(list, transferapi.Finding(f))
 		}
 		return list, err
+	}
+}
+
+// chartsOf returns the counts of the dashboard's charts.
+func chartsOf(pages *dashboard.Dashboard) func(context.Context, string) (transferapi.Charts, error) {
+	return func(ctx context.Context, span string) (transferapi.Charts, error) {
+		step, names, points, err := pages.Charts(ctx, span)
+		charts := transferapi.Charts{Span: span, Step: int(step.Seconds())}
+		for _, name := range names {
+			chart := transferapi.Chart{Endpoint: name}
+			for _, p := range points[name] {
+				point := transferapi.ChartPoint{
+					At: p.At, Delivered: p.Delivered, Failed: p.Failed,
+					P50: p.P50.Seconds() * 1000, P99: p.P99.Seconds() * 1000,
+				}
+				if name == "" {
+					point.Received = &p.Received
+				}
+				chart.Points = append(chart.Points, point)
+			}
+			charts.Charts = append(charts.Charts, chart)
+		}
+		return charts, err
 	}
 }
 

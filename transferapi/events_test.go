@@ -292,6 +292,7 @@ func TestConcurrentRequestsWithOneKeyAreOneCommand(t *testing.T) {
 			Backup:         b.engine,
 			Bridges:        threeBridges{},
 			Verdict:        allIsWell,
+			Charts:         someCharts,
 			Deliveries:     b,
 			Events:         b,
 			Calls:          b,

@@ -84,6 +84,8 @@ type Options struct {
 	// Verdict sums up how the bridge stands in sentences, the worst first and one at least, in the
 	// language that a request prefers.
 	Verdict func(r *http.Request) ([]Finding, error)
+	// Charts gives the charts of a span: hour, day or week.
+	Charts func(ctx context.Context, span string) (Charts, error)
 	// OthersTransfer means that other bridges may carry transfers out while this one is not
 	// connected.
 	OthersTransfer bool
@@ -123,11 +125,12 @@ type API struct {
 // since the token alone identifies the caller.
 func New(opts Options) (*API, error) {
 	if opts.Exchange == nil || opts.Router == nil || opts.Outbox == nil || opts.Bridges == nil ||
-		opts.Verdict == nil || opts.Deliveries == nil || opts.Events == nil || opts.Calls == nil || opts.Keys == nil ||
-		opts.Metrics == nil || opts.Logger == nil || opts.CommandTimeout <= 0 || opts.Rate <= 0 {
+		opts.Verdict == nil || opts.Charts == nil || opts.Deliveries == nil || opts.Events == nil ||
+		opts.Calls == nil || opts.Keys == nil || opts.Metrics == nil || opts.Logger == nil ||
+		opts.CommandTimeout <= 0 || opts.Rate <= 0 {
 		return nil, errors.New(
-			"transferapi: Options.Exchange, Router, Outbox, Bridges, Verdict, Deliveries, Events, Calls, Keys, " +
-				"Metrics, Logger, CommandTimeout and Rate must be set",
+			"transferapi: Options.Exchange, Router, Outbox, Bridges, Verdict, Charts, Deliveries, Events, Calls, " +
+				"Keys, Metrics, Logger, CommandTimeout and Rate must be set",
 		)
 	}
 	a := &API{
@@ -202,6 +205,7 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/endpoints", operatorOnly, a.listEndpoints},
 		{http.MethodGet, "/v1/bridges", operatorOnly, a.readHandler(a.listBridges)},
 		{http.MethodGet, "/v1/verdict", operatorOnly, a.readHandler(a.getVerdict)},
+		{http.MethodGet, "/v1/charts", operatorOnly, a.readHandler(a.getCharts)},
 		{http.MethodPost, "/v1/endpoints/{name}/test", operatorOnly, a.sendTest},
 		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},
 		{http.MethodGet, "/healthz", public, a.alive},

@@ -1,8 +1,10 @@
 package dashboard
 
 import (
+	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 )
@@ -156,15 +158,57 @@ func (d *Dashboard) chartOf(name string, of int, now time.Time) chart {
 	return c
 }
 
-// charts serves the charts of all endpoints together and of each, over the span that is asked for.
-func (d *Dashboard) charts(w http.ResponseWriter, r *http.Request) {
-	of := 0
-	for i := range spans {
-		if spans[i].name == r.FormValue("span") {
-			of = i
+// Point is one point of a chart.
+type Point struct {
+	At                          time.Time // its beginning
+	Received, Delivered, Failed uint32    // events; attempts
+	P50, P99                    time.Duration
+}
+
+// Charts returns what the charts of a span show: the names of the endpoints, the empty one of all
+// together first, and the points of each, with the time from one to the next.
+func (d *Dashboard) Charts(
+	ctx context.Context, spanName string,
+) (step time.Duration, names []string, points map[string][]Point, err error) {
+	of := spanOf(spanName)
+	names, err = d.charted(ctx)
+	now := time.Now()
+	points = map[string][]Point{}
+	for _, name := range names {
+		list, began := d.opts.Stats.points(name, of, now)
+		for i := range list {
+			p := &list[i]
+			points[name] = append(points[name], Point{
+				At:       began.Add(time.Duration(i) * spans[of].step).UTC(),
+				Received: p.Received, Delivered: p.Delivered, Failed: p.Failed,
+				P50: p.quantile(0.5), P99: p.quantile(0.99),
+			})
 		}
 	}
-	list, err := d.opts.Outbox.Endpoints(r.Context())
+	return spans[of].step, names, points, err
+}
+
+// spanOf returns the number of a span, that of the first one for a name that is none.
+func spanOf(name string) int {
+	return max(0, slices.IndexFunc(spans, func(s span) bool { return s.name == name }))
+}
+
+// charted are the endpoints that have a chart, the empty name for all together first.
+func (d *Dashboard) charted(ctx context.Context) ([]string, error) {
+	list, err := d.opts.Outbox.Endpoints(ctx)
+	names := []string{""}
+	for _, e := range list {
+		if e.State != "reads" {
+			names = append(names, e.Name)
+		}
+	}
+	return names, err
+}
+
+// charts serves the charts of all endpoints together and of each, over the span that is asked for.
+func (d *Dashboard) charts(w http.ResponseWriter, r *http.Request) {
+	of := spanOf(r.FormValue("span"))
+	names, err := d.charted(r.Context())
 	if err != nil {
 		d.renderError(w, r, err)
 		return
@@ -174,14 +218,12 @@ func (d *Dashboard) charts(w http.ResponseWriter, r *http.Request) {
 		Span   string
 		Spans  []string
 		Charts []chart
-	}{Span: spans[of].name, Charts: []chart{d.chartOf("", of, now)}}
+	}{Span: spans[of].name}
 	for _, s := range spans {
 		data.Spans = append(data.Spans, s.name)
 	}
-	for _, e := range list {
-		if e.State != "reads" {
-			data.Charts = append(data.Charts, d.chartOf(e.Name, of, now))
-		}
+	for _, name := range names {
+		data.Charts = append(data.Charts, d.chartOf(name, of, now))
 	}
 	d.render(w, r, http.StatusOK, "charts", wordsFor(r)["Charts"], data)
 }

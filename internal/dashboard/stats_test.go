@@ -3,11 +3,13 @@ package dashboard
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
 )
 
@@ -254,4 +256,27 @@ func TestChartsShowWhatOtherBridgesHaveCounted(t *testing.T) {
 			t.Errorf("%d events and %d attempts, want 2 and 2 of one in two charts", received, delivered)
 		}
 	})
+}
+
+// TestChartsAsNumbers checks that what the API says of the charts is what was counted.
+func TestChartsAsNumbers(t *testing.T) {
+	s := newStage(t, nil)
+	for range 3 {
+		s.stats.EventReceived(telephony.EventCompleted)
+	}
+	step, names, points, err := s.dashboard.Charts(t.Context(), "week")
+	if err != nil || step != time.Hour || !slices.Equal(names, []string{"", "crm"}) {
+		t.Fatalf("%s %q %v", step, names, err)
+	}
+	for _, name := range names {
+		if list := points[name]; len(list) != 168 || list[167].At.Sub(list[0].At) != 167*time.Hour {
+			t.Errorf("%q has %d points", name, len(list))
+		}
+	}
+	if last := points[""][167]; last.Received < 3 || time.Since(last.At) > time.Hour || time.Since(last.At) < 0 {
+		t.Errorf("the last point is %+v", last)
+	}
+	if step, _, _, _ := s.dashboard.Charts(t.Context(), "hour"); step != time.Minute {
+		t.Errorf("an hour is charted in steps of %s", step)
+	}
 }
