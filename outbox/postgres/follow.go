@@ -16,7 +16,7 @@ func (s *Engine) follow(ctx context.Context) {
 		if err != nil {
 			continue // whatever needs the database says so
 		}
-		if isNew {
+		if isNew || s.hasLateLane() {
 			s.followOthers()
 		}
 		if counts > maxTally {

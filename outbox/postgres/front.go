@@ -16,22 +16,23 @@ type front struct {
 	// math.MaxUint64 for none.
 	opened atomic.Uint64
 	whole  time.Time // when a look last began at the first delivery
+	// isLate is set while the last look began behind it: another one is to follow, since not all
+	// that makes a delivery due can be noted, as a change whose commit was in doubt.
+	isLate atomic.Bool
 }
 
 // begin returns the number behind which a look begins, which must see all that was committed
-// before. Now and then it is the first of all, as after a change whose commit was in doubt.
+// before. Now and then it begins at the first delivery.
 func (f *front) begin(every time.Duration) uint64 {
 	if opened := f.opened.Swap(math.MaxUint64); opened <= f.number {
 		f.lower(opened)
 	}
-	if f.whole.IsZero() || time.Since(f.whole) >= every {
+	if f.number == 0 || time.Since(f.whole) >= every {
 		f.number, f.whole = 0, time.Now()
 	}
+	f.isLate.Store(f.number > 0)
 	return f.number
 }
-
-// left is the time until a look begins at the first delivery again.
-func (f *front) left(every time.Duration) time.Duration { return every - time.Since(f.whole) }
 
 // lower makes the next look see a number; nothing looks meanwhile.
 func (f *front) lower(n uint64) { f.number = min(f.number, max(n, 1)-1) }
@@ -63,6 +64,18 @@ func (s *Engine) openLanes(opened map[int16]uint64) {
 			l.front.open(n)
 		}
 	}
+}
+
+// hasLateLane reports whether the last look of a lane did not begin at the first delivery.
+func (s *Engine) hasLateLane() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.lanes {
+		if l.front.isLate.Load() {
+			return true
+		}
+	}
+	return false
 }
 
 // followOthers makes lanes and readers look for what other processes have stored.

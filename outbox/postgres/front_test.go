@@ -1,7 +1,9 @@
 package postgres
 
 import (
+	"context"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -138,18 +140,41 @@ func TestALateSuccessOfAnotherProcessIsNoted(t *testing.T) {
 	claim(l, 2)
 }
 
-// TestALookThatBeganLateIsFollowedByAWholeOne checks that a claim which does not begin at the first
-// delivery asks for one that does.
+// TestALookThatBeganLateIsFollowedByAWholeOne checks that a queue is looked at once more after a
+// look that did not begin at the first delivery, and then no more.
 func TestALookThatBeganLateIsFollowedByAWholeOne(t *testing.T) {
-	const poll = time.Hour
-	s := mustOpen(t, pgtest.Shared(t).Database(t), func(o *Options) { o.Poll, o.Beat = poll, time.Hour })
+	s := mustOpen(t, pgtest.Shared(t).Database(t), func(o *Options) { o.Poll = 100 * time.Millisecond })
 	mustStore(t, s, "1")
-	l := laneOf(s, "crm")
-	for _, c := range []struct{ jobs, next bool }{{true, false}, {false, true}} {
-		now := time.Now()
-		got, err := l.Claim(t.Context(), now, 10, nil)
-		if err != nil || len(got.Jobs) > 0 != c.jobs || got.Next.IsZero() == c.next || got.Next.Sub(now) > poll {
-			t.Errorf("%d jobs, the next look at %v: %v", len(got.Jobs), got.Next, err)
+	l, err := s.Lane(t.Context(), "crm", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.lookAtHead(t.Context()); err != nil { // so that nothing is new
+		t.Fatal(err)
+	}
+	look := func() {
+		t.Helper()
+		if _, err := l.Claim(t.Context(), time.Now(), 10, nil); err != nil {
+			t.Fatal(err)
 		}
+	}
+	look()
+	look() // behind the first delivery
+	ctx, stop := context.WithCancel(t.Context())
+	var following sync.WaitGroup
+	defer following.Wait()
+	defer stop()
+	changed := s.Changed()
+	following.Go(func() { s.follow(ctx) })
+	select {
+	case <-changed:
+	case <-time.After(20 * time.Second):
+		t.Fatal("nothing makes the queue be looked at again")
+	}
+	look()
+	select {
+	case <-s.Changed():
+		t.Error("the queue is looked at again and again")
+	case <-time.After(time.Second):
 	}
 }

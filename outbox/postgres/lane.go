@@ -118,19 +118,8 @@ func (l *lane) Claim(
 	l.front.number = look.front
 	if c.Jobs, c.More = look.jobs, len(look.jobs) == limit; !c.More {
 		c.Next = look.next
-		if front > 0 {
-			c.Next = earlier(c.Next, now.Add(l.front.left(l.engine.poll))) // what nobody has noted is seen then
-		}
 	}
 	return c, nil
-}
-
-// earlier is the earlier of two times, of which the first may be zero.
-func earlier(a, b time.Time) time.Time {
-	if !a.IsZero() && a.Before(b) {
-		return a
-	}
-	return b
 }
 
 // claimLook is a look for deliveries that may be claimed.
