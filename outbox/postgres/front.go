@@ -47,7 +47,7 @@ func (f *front) open(n uint64) {
 	}
 }
 
-// opened notes that a delivery may be due at once.
+// open notes that a delivery may be due at once.
 func (tx *txn) open(k deliveryKey) {
 	if lowest, noted := tx.opened[k.endpoint]; !noted || k.n < lowest {
 		tx.opened[k.endpoint] = k.n
