@@ -144,7 +144,7 @@ func fillOutbox(b *testing.B, h storetest.Harness, opts storetest.Options, l bac
 	}
 	defer o.Close()
 	s := engineOf(o)
-	body, err := bareRows([]telephony.Event{storetest.Event("call.incoming", "73430112233")}, 0)
+	body, err := bareRows([]telephony.Event{storetest.Event("call.incoming", "73430112233")}, 0, map[string]uint64{})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -15,16 +15,18 @@ import (
 	"pzbridge/outbox/store/storetest/bench"
 )
 
-// bareRows are the rows of events, as an engine makes them, behind the last number. Each begins a
-// call.
-func bareRows(events []telephony.Event, last int64) ([]newRow, error) {
+// bareRows are the rows of events, as an engine makes them, behind the last number. Calls has how
+// many events each call has had.
+func bareRows(events []telephony.Event, last int64, calls map[string]uint64) ([]newRow, error) {
 	rows := make([]newRow, len(events))
 	for i := range events {
 		e, err := store.Encode(&events[i], time.Hour)
 		if err != nil {
 			return nil, err
 		}
-		rows[i] = newRow{NewEvent: &e, n: uint64(last + int64(i) + 1), sequence: 1, body: e.AppendBody(nil, 1, "")}
+		calls[e.Call]++
+		n, sequence := uint64(last+int64(i)+1), calls[e.Call]
+		rows[i] = newRow{NewEvent: &e, n: n, sequence: sequence, body: e.AppendBody(nil, sequence, "")}
 	}
 	return rows, nil
 }
@@ -70,13 +72,14 @@ func connectTo(b *testing.B, s *Engine, schema string) *pgx.Conn {
 type bareWay struct {
 	appends, records *pgx.Conn
 	last             int64 // number of the last event that was stored
+	calls            map[string]uint64
 }
 
 // startBare starts a bare way that is connected, in the database of a bridge. It ends with the
 // benchmark.
 func startBare(b *testing.B, s *Engine, e store.Endpoint) *bench.Bare {
 	b.Helper()
-	p := &bareWay{appends: connectBare(b, s), records: connectTo(b, s, bareSchema)}
+	p := &bareWay{appends: connectBare(b, s), records: connectTo(b, s, bareSchema), calls: map[string]uint64{}}
 	return bench.StartBare(b, p, e, s.logger)
 }
 
@@ -92,7 +95,7 @@ const (
 
 // Append stores events.
 func (p *bareWay) Append(events []telephony.Event) (jobs []store.Job, err error) {
-	rows, err := bareRows(events, p.last)
+	rows, err := bareRows(events, p.last, p.calls)
 	if err != nil {
 		return nil, err
 	}

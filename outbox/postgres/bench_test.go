@@ -36,18 +36,30 @@ func benchBox(b *testing.B, server *pgtest.Server) (*storetest.Box, *Engine) {
 	return o, engineOf(o)
 }
 
-// BenchmarkAppend appends events one by one, so many at once, of which each begins a call that asks
-// no route, and in turns with it stores as many rows of the same bytes together in bare statements:
-// the head, the events and their deliveries.
+// BenchmarkAppend appends events one by one, so many at once, and in turns with it stores as many
+// rows of the same bytes together in bare statements: the head, the events and their deliveries.
+// Each event begins a call that asks no route; or they are mixed: five of each call, of which the
+// first asks.
 func BenchmarkAppend(b *testing.B) {
-	for _, waiting := range []int{1, 64, 256} {
-		b.Run(fmt.Sprintf("waiting=%d", waiting), func(b *testing.B) {
+	for _, c := range []struct {
+		name    string
+		waiting int
+		events  func(first, n int) []telephony.Event
+	}{
+		{"waiting=1", 1, newCalls},
+		{"waiting=64", 64, newCalls},
+		{"waiting=256", 256, newCalls},
+		{"mixed/waiting=64", 64, mixedCalls},
+		{"mixed/waiting=256", 256, mixedCalls},
+	} {
+		waiting := c.waiting
+		b.Run(c.name, func(b *testing.B) {
 			o, s := benchBox(b, benchServer(b))
 			bare := newBare(b, s)
 			var ours, theirs time.Duration
 			b.ResetTimer()
 			for done := 0; done < b.N; done += turn {
-				events := newCalls(done, min(turn, b.N-done))
+				events := c.events(done, min(turn, b.N-done))
 				b.StopTimer()
 				began := time.Now()
 				for first := 0; first < len(events); first += waiting {
@@ -73,6 +85,23 @@ func newCalls(first, n int) []telephony.Event {
 	for i := range events {
 		events[i] = storetest.Event("call.outgoing", fmt.Sprint(first+i))
 		events[i].From, events[i].To = "101", "73430112233"
+	}
+	return events
+}
+
+// mixedCalls are n events of calls that come to the office, of which each asks where it goes, rings
+// at two and is answered.
+func mixedCalls(first, n int) []telephony.Event {
+	kinds := []telephony.EventType{
+		"call.transfer_requested", "call.incoming", "call.incoming", "call.incoming_answered", "call.completed",
+	}
+	events := make([]telephony.Event, n)
+	for i := range events {
+		at := first + i
+		// A hundred calls go on at a time.
+		block, within := at/(100*len(kinds)), at%(100*len(kinds))
+		events[i] = storetest.Event(kinds[within/100], fmt.Sprint(block, "-", within%100))
+		events[i].From, events[i].To = "73430112233", "101"
 	}
 	return events
 }
@@ -125,18 +154,19 @@ func appendAtOnce(b *testing.B, o *storetest.Box, events []telephony.Event, wait
 // bare stores rows of the same bytes as an append, with nothing looked up before. They are those of
 // an endpoint and of calls of its own.
 type bare struct {
-	b    *testing.B
-	conn *pgx.Conn
-	last int64
+	b     *testing.B
+	conn  *pgx.Conn
+	last  int64
+	calls map[string]uint64
 }
 
 func newBare(b *testing.B, s *Engine) *bare {
 	b.Helper()
-	return &bare{b: b, conn: connectBare(b, s)}
+	return &bare{b: b, conn: connectBare(b, s), calls: map[string]uint64{}}
 }
 
 func (p *bare) store(events []telephony.Event) {
-	rows, err := bareRows(events, p.last)
+	rows, err := bareRows(events, p.last, p.calls)
 	if err != nil {
 		p.b.Fatal(err)
 	}
