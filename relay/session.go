@@ -149,40 +149,6 @@ func (s *Session) Run(ctx context.Context) error {
 	return s.intake.finish()
 }
 
-func isClosed(c <-chan struct{}) bool {
-	select {
-	case <-c:
-		return true
-	default:
-		return false
-	}
-}
-
-// pause waits before the next attempt. It returns true if that is to be as the first one: it was
-// asked for, or this bridge has left its slot, which may last longer than any wait.
-func (s *Session) pause(ctx context.Context, switched <-chan struct{}, wait time.Duration) (afresh bool) {
-	over := time.NewTimer(wait)
-	defer over.Stop()
-	slot := time.NewTicker(slotLook)
-	defer slot.Stop()
-	for {
-		if s.leavesSlot(ctx) {
-			return true
-		}
-		select {
-		case <-ctx.Done():
-			return false
-		case <-switched:
-			return false
-		case <-s.dialNow:
-			return true
-		case <-over.C:
-			return false
-		case <-slot.C:
-		}
-	}
-}
-
 // Enable connects, without the wait before a reconnection, or disconnects until it is called with
 // true again. It returns at once.
 func (s *Session) Enable(enabled bool) {

@@ -11,8 +11,8 @@ import (
 	"pzbridge/outbox/store"
 )
 
-// recordDelivered moves deliveries to what has ended that are as they were claimed, and returns
-// their events' numbers.
+// recordDelivered moves deliveries to what has ended that are as they were claimed, counts them as
+// delivered (1) and no longer as pending (0), and returns their events' numbers.
 const recordDelivered = `WITH made AS (DELETE FROM pending USING ` + written + `::smallint[])
 		AS k(` + deliveryColumns + `, state) WHERE pending.n = k.n AND pending.endpoint = k.endpoint
 		AND pending.attempts = 0 AND pending.next = 0 AND pending.redelivered = 0 AND pending.request = 0
