@@ -294,6 +294,9 @@ func TestAnswersUnderWayAreBounded(t *testing.T) {
 
 // The pages of a call are bounded in bytes, however large its events and its ID are.
 func TestPagesOfACallAreBounded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it reads a hundred megabytes")
+	}
 	b := newBox(t)
 	a := newAPI(t, &exchange{}, b, &bytes.Buffer{})
 	long := strings.Repeat("7", 200<<10)

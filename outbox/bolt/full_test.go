@@ -40,6 +40,7 @@ func TestLargestFileCanBeMapped(t *testing.T) {
 // While a CRM is away the file fills: what is finished goes early, then Append fails with ErrFull,
 // and nothing else is refused. It ends by itself.
 func TestFullFileRefusesEventsAloneAndRecovers(t *testing.T) {
+	storetest.SkipBulk(t)
 	t.Parallel()
 	var up atomic.Bool
 	up.Store(true)

@@ -88,6 +88,7 @@ func TestKeysArePruned(t *testing.T) {
 // TestKeysAreBoundedForEachBearer checks that a bearer that brings more keys than there is room for
 // loses its oldest, and no other bearer any.
 func TestKeysAreBoundedForEachBearer(t *testing.T) {
+	storetest.SkipBulk(t)
 	b := storetest.OpenBox(t, harness{}, storetest.Options{MaxBytes: 1 << 20})
 	s := b.Engine.(*Engine)
 	room := int(s.keyRoom() / keySize(encodeClaim(store.KeyClaim{At: time.Now()})))
@@ -130,6 +131,7 @@ func TestKeysAreBoundedForEachBearer(t *testing.T) {
 // TestKeysDoNotFillTheOutbox checks that, however many keys bearers bring, the outbox is full of
 // events only.
 func TestKeysDoNotFillTheOutbox(t *testing.T) {
+	storetest.SkipBulk(t)
 	b := storetest.OpenBox(t, harness{}, storetest.Options{MaxBytes: 1 << 20})
 	s := b.Engine.(*Engine)
 	before := b.InUse()

@@ -201,7 +201,11 @@ func TestFileHoldsWhatTheModelSays(t *testing.T) {
 		})
 	}
 	follow("once", once, nil)
-	for range 5 {
+	runs := 5
+	if testing.Short() {
+		runs = 1
+	}
+	for range runs {
 		seed := rand.Uint64()
 		follow(fmt.Sprint(seed), seed, rand.New(rand.NewPCG(seed, 1)))
 	}

@@ -29,6 +29,7 @@ type incoming struct {
 	known    map[uuid.UUID]uint64              // the numbers of those that are stored
 	prints   map[string]map[uuid.UUID]struct{} // what the replayed calls have stored
 	rows     []newRow
+	asking   []int64 // the numbers of those that endpoints are to be asked about
 }
 
 // prepareAppend locks the calls of events, reads what their storing needs, and then holds the head
@@ -186,7 +187,7 @@ func (s *Engine) appendOne(tx *txn, e *store.NewEvent) (n uint64, asks bool, err
 		return 0, false, err
 	}
 	if asks {
-		tx.write(`INSERT INTO question (n, owner) VALUES ($1, $2)`, int64(n), s.id)
+		in.asking = append(in.asking, int64(n))
 	}
 	row := newRow{NewEvent: e, n: n, sequence: sequence, body: e.AppendBody(nil, sequence, outcome)}
 	deliveries := 0
@@ -304,6 +305,9 @@ func (tx *txn) flushAppend() {
 		tx.notifyOthers()
 		tx.write(insertEvents, tx.engine.eventValues(rows)...)
 	}
+	if asking := tx.incoming.asking; len(asking) > 0 {
+		tx.write(`INSERT INTO question (n, owner) SELECT n, $2 FROM unnest($1::bigint[]) n`, asking, tx.engine.id)
+	}
 }
 
 // eventValues are the arguments of insertEvents.
@@ -394,7 +398,16 @@ func (tx *txn) putRoute(r *telephony.Route) {
 	tx.routes[r.CallID] = &routeRecord{route: r, changed: true}
 }
 
+const writeRoutes = `INSERT INTO route (call, value, write_by)
+	SELECT * FROM unnest($1::text[], $2::bytea[], $3::bigint[])
+	ON CONFLICT (call) DO UPDATE SET value = excluded.value, write_by = excluded.write_by`
+
 func (tx *txn) flushRoutes() error {
+	var (
+		calls   []string
+		values  [][]byte
+		writeBy []int64
+	)
 	for call, r := range tx.routes {
 		if !r.changed {
 			continue
@@ -404,13 +417,14 @@ func (tx *txn) flushRoutes() error {
 		if err != nil {
 			return err
 		}
-		writeBy := int64(0)
+		by := int64(0)
 		if r.route.Transfer == telephony.TransferNotSent {
-			writeBy = r.route.TransferBy().UnixNano()
+			by = r.route.TransferBy().UnixNano()
 		}
-		tx.write(`INSERT INTO route (call, value, write_by) VALUES ($1, $2, $3)
-			ON CONFLICT (call) DO UPDATE SET value = excluded.value, write_by = excluded.write_by`,
-			call, value, writeBy)
+		calls, values, writeBy = append(calls, call), append(values, value), append(writeBy, by)
+	}
+	if len(calls) > 0 {
+		tx.write(writeRoutes, calls, values, writeBy)
 	}
 	return nil
 }

@@ -416,6 +416,14 @@ func compareRest(t *testing.T, file, database store.Engine) {
 	}
 }
 
+// skipCopy skips a test that copies a file once more, where one copy is enough.
+func skipCopy(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("it copies a file once more")
+	}
+}
+
 // A copy that is broken off after each batch, and each batch of which is loaded twice, has all that
 // the file has. What comes afterwards goes on in both in the same way: calls and their numbers,
 // replays, deliveries, keys, redeliveries.
@@ -424,6 +432,9 @@ func TestCopyHasAllOfTheFile(t *testing.T) {
 	for _, limit := range []int{40, 1000} {
 		t.Run(fmt.Sprint("batches of ", limit), func(t *testing.T) {
 			t.Parallel()
+			if limit > 40 {
+				skipCopy(t)
+			}
 			h := newHarness(t)
 			place := h.Place(t)
 			synctest.Test(t, func(t *testing.T) {
@@ -539,6 +550,7 @@ func (c *copied) refuses(t *testing.T, h storetest.Harness, place string, want t
 // its time.
 func TestBridgeRunsWhileTheHistoryFollows(t *testing.T) {
 	t.Parallel()
+	skipCopy(t)
 	h := newHarness(t)
 	place := h.Place(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -679,6 +691,9 @@ func TestCopyIsTakenBack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			if name != "in the first part" {
+				skipCopy(t)
+			}
 			h := newHarness(t)
 			place := h.Place(t)
 			synctest.Test(t, func(t *testing.T) {
@@ -773,9 +788,7 @@ func (c *copied) breakOffTakingBack(t *testing.T, place string) {
 // What was loaded last is lost with a server that is killed, and is loaded again.
 func TestCopyGoesOnAfterTheServerWasKilled(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("it copies a file once more")
-	}
+	skipCopy(t)
 	server := pgtest.New(t, "wal_writer_delay=10s")
 	h := harness{server: server}
 	place := h.Place(t)
@@ -822,6 +835,7 @@ func (c *copied) position(t *testing.T, place string) (position string) {
 // Only an empty database that no bridge uses is taken, and only one file is copied into it.
 func TestCopyTakesAnEmptyDatabase(t *testing.T) {
 	t.Parallel()
+	skipCopy(t)
 	h := newHarness(t)
 	used, free := h.Place(t), h.Place(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -857,6 +871,7 @@ func TestCopyTakesAnEmptyDatabase(t *testing.T) {
 // whoever reads from an earlier event on learns that.
 func TestHistoryEndsWhereTheDatabaseIsNearlyFull(t *testing.T) {
 	t.Parallel()
+	skipCopy(t)
 	h := newHarness(t)
 	place := h.Place(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -902,9 +917,7 @@ func TestHistoryEndsWhereTheDatabaseIsNearlyFull(t *testing.T) {
 // while the table is empty: the history is loaded while bridges work.
 func TestCopyReadsNoTableWhole(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("it copies a file once more")
-	}
+	skipCopy(t)
 	h := newHarness(t)
 	if h.schema != "" {
 		t.Skip("behind a pooler, statements are planned as without")

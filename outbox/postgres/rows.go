@@ -117,14 +117,12 @@ const selectTails = `SELECT ` + eventColumns + ` FROM unnest($1::text[]) AS c(ca
 	SELECT * FROM event WHERE event.call = c.call AND event.call <> '' ORDER BY sequence DESC LIMIT $2) e`
 
 const (
-	// tailPending and tailEnded read the deliveries of selectTails' events.
-	tailPending = `SELECT ` + pendingColumns + ` FROM ` + tailNumbers + ` CROSS JOIN LATERAL (
+	// pendingOfEvents and endedOfEvents read the deliveries of events.
+	pendingOfEvents = `SELECT ` + pendingColumns + ` FROM unnest($1::bigint[]) AS e(event) CROSS JOIN LATERAL (
 		SELECT * FROM pending WHERE n = e.event OFFSET 0) d`
-	tailEnded = `SELECT ` + deliveryColumns + `, state, false FROM ` + tailNumbers + `
-		CROSS JOIN unnest($3::smallint[]) AS r(receiver) CROSS JOIN LATERAL (
+	endedOfEvents = `SELECT ` + deliveryColumns + `, state, false FROM unnest($1::bigint[]) AS e(event)
+		CROSS JOIN unnest($2::smallint[]) AS r(receiver) CROSS JOIN LATERAL (
 		SELECT * FROM ended WHERE endpoint = r.receiver AND n = e.event OFFSET 0) d`
-	tailNumbers = `unnest($1::text[]) AS c(id) CROSS JOIN LATERAL (
-		SELECT n AS event FROM event WHERE event.call = c.id AND event.call <> '' ORDER BY sequence DESC LIMIT $2) e`
 )
 
 // queueTails queues the reading of the latest events of calls. Then is to be called once they are
@@ -146,32 +144,30 @@ func (tx *txn) queueTails(b *pgx.Batch, calls []string, limit int) (then func() 
 		return nil
 	})
 	return func() error {
-		var known []string // those with events
+		var numbers []int64
 		for _, call := range calls {
 			t := tx.calls[call]
 			t.whole = len(t.events) < limit
 			slices.Reverse(t.events)
-			if len(t.events) > 0 {
-				known = append(known, call)
+			for _, e := range t.events {
+				numbers = append(numbers, int64(e.n))
 			}
 		}
-		return tx.readTails(known, limit)
+		return tx.readDeliveriesOf(numbers)
 	}
 }
 
-// readTails reads the deliveries of the latest events of calls.
-func (tx *txn) readTails(calls []string, limit int) error {
-	if len(calls) == 0 {
+// readDeliveriesOf reads the deliveries of events at all endpoints.
+func (tx *txn) readDeliveriesOf(numbers []int64) error {
+	if len(numbers) == 0 {
 		return nil
 	}
 	err := tx.read(func(b *pgx.Batch) {
-		each(b.Queue(tailPending, calls, limit), tx.scanDelivery)
-		each(b.Queue(tailEnded, calls, limit, tx.engine.endpoints.ids()), tx.scanDelivery)
+		each(b.Queue(pendingOfEvents, numbers), tx.scanDelivery)
+		each(b.Queue(endedOfEvents, numbers, tx.engine.endpoints.ids()), tx.scanDelivery)
 	})
-	for _, call := range calls {
-		for _, e := range tx.calls[call].events {
-			tx.know(e.n)
-		}
+	for _, n := range numbers {
+		tx.know(uint64(n))
 	}
 	return err
 }

@@ -97,6 +97,7 @@ CREATE TABLE pending (
 	history     bytea, -- the last attempts
 	PRIMARY KEY (n, endpoint)
 ) WITH (
+	fillfactor = 60,
 	autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0
 );
 CREATE INDEX pending_due ON pending (endpoint, due, n) WHERE due >= 0;
