@@ -112,7 +112,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
-	senders := newSenders(cfg)
+	senders := newSenders(cfg, engine)
 	defer closeSenders(senders)
 	box, err := outbox.New(ctx, outbox.Options{
 		Engine:         engine,
@@ -286,6 +286,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Tokens:         tokens(cfg),
 		CommandTimeout: cfg.CommandTimeout,
 		Rate:           cfg.APIRate,
+		Others:         interfacesOf(cfg, box, engine, logger),
 		Logger:         logger,
 		WrongToken:     func() { counters.WrongToken(metrics.ToAPI) },
 	})
@@ -453,37 +454,6 @@ func rulesBeside(cfg config.Config, others []store.Subscription) store.Rules {
 	})
 	r.Receive, r.ChangeRoute = routing.Receive(cfg.Endpoints, cfg.RoutingTimeout), routing.Change
 	return r
-}
-
-// newSenders returns a sender for each endpoint with a URL, by the name of the endpoint.
-func newSenders(cfg config.Config) map[string]store.Sender {
-	senders := map[string]store.Sender{}
-	for i := range cfg.Endpoints {
-		if e := &cfg.Endpoints[i]; !e.Reads() {
-			senders[e.Name] = webhook.New(*e, webhook.Options{
-				UserAgent: "pzbridge/" + version,
-				Questions: routing.MaxQuestions,
-			})
-		}
-	}
-	return senders
-}
-
-// headersOf returns a function that returns the headers of the requests at an endpoint, as people
-// may see them.
-func headersOf(senders map[string]store.Sender) func(endpoint string) http.Header {
-	return func(endpoint string) http.Header {
-		if s, ok := senders[endpoint].(interface{ Headers() http.Header }); ok {
-			return s.Headers()
-		}
-		return http.Header{}
-	}
-}
-
-func closeSenders(senders map[string]store.Sender) {
-	for _, s := range senders {
-		s.Close()
-	}
 }
 
 // verdictOf returns what the API says in the sentences of the dashboard.

@@ -156,8 +156,9 @@ func (a *API) command(read func(fields) (telephony.Command, error), names ...str
 	}
 }
 
-// carryOut carries out a command and logs it.
-func (a *API) carryOut(ctx context.Context, w http.ResponseWriter, by string, cmd telephony.Command) answer {
+// Command carries out a command within the limits on calls and SMS, and logs it. It fails with the
+// errors of telephony.
+func (a *API) Command(ctx context.Context, by string, cmd telephony.Command) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, a.opts.CommandTimeout)
 	defer cancel()
@@ -166,19 +167,30 @@ func (a *API) carryOut(ctx context.Context, w http.ResponseWriter, by string, cm
 	if cmd.CallID != "" {
 		args = append(args, "call_id", cmd.CallID)
 	}
-	if err == nil {
+	var notAllowed *telephony.NotAllowedError
+	switch {
+	case err == nil:
 		a.opts.Logger.Info("command done", args...)
+	case !errors.As(err, &notAllowed): // else the policy has logged it
+		a.opts.Logger.Warn("command failed", append(args, "err", err)...)
+	}
+	return err
+}
+
+// carryOut carries out a command and answers it.
+func (a *API) carryOut(ctx context.Context, w http.ResponseWriter, by string, cmd telephony.Command) answer {
+	err := a.Command(ctx, by, cmd)
+	if err == nil {
 		return answer{status: http.StatusOK, body: encodeJSON(map[string]string{"status": "done"}), written: true}
 	}
 	p := commandProblem(err)
 	var notAllowed *telephony.NotAllowedError
-	if errors.As(err, &notAllowed) { // the policy has logged it
+	if errors.As(err, &notAllowed) {
 		if notAllowed.RetryAfter > 0 {
 			w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(notAllowed.RetryAfter.Seconds()))))
 		}
 		return answer{problem: &p}
 	}
-	a.opts.Logger.Warn("command failed", append(args, "err", err)...)
 	if p.Status == http.StatusServiceUnavailable {
 		c := a.opts.Exchange.Connection()
 		if c.LastError != "" {

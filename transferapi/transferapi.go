@@ -101,8 +101,11 @@ type Options struct {
 	Tokens         map[string][]string
 	CommandTimeout time.Duration // limit on one command, including the exchange's answer
 	Rate           float64       // requests per second of each bearer, all its tokens together
-	Logger         *slog.Logger
-	WrongToken     func() // called for each request with an unknown token; may be nil
+	// Others are interfaces of other makers that CRMs know, by path. Each authenticates its callers
+	// and carries out commands through the API.
+	Others     map[string]func(*API) http.Handler
+	Logger     *slog.Logger
+	WrongToken func() // called for each request with an unknown token; may be nil
 }
 
 // Operator is the operator's name in Options.Tokens. No endpoint can have this name.
@@ -154,6 +157,11 @@ func New(opts Options) (*API, error) {
 			}
 			a.tokens[hash] = b
 		}
+	}
+	for path, open := range opts.Others {
+		handler := open(a)
+		a.mux.Handle(http.MethodGet+" "+path, handler)
+		a.mux.Handle(http.MethodPost+" "+path, handler)
 	}
 	for _, r := range a.routes() {
 		handler := r.handle
@@ -283,21 +291,45 @@ func (a *API) identify(r *http.Request) (token string, b bearer, known bool) {
 	if !strings.EqualFold(scheme, "Bearer") {
 		return token, bearer{}, false
 	}
-	b, known = a.tokens[sha256.Sum256([]byte(token))]
+	b, known = a.bearerOf(token)
 	return token, b, known
 }
 
-// authenticate returns the bearer of the request's token. It counts an unknown token, and logs at
-// intervals: either somebody guesses tokens, or a CRM still uses a replaced one.
+func (a *API) bearerOf(token string) (b bearer, known bool) {
+	b, known = a.tokens[sha256.Sum256([]byte(token))]
+	return b, known
+}
+
+// authenticate returns the bearer of the request's token.
 func (a *API) authenticate(r *http.Request) (b bearer, known bool) {
 	token, b, known := a.identify(r)
-	if !known && token != "" {
-		if a.opts.WrongToken != nil {
-			a.opts.WrongToken()
-		}
-		a.wrongTokens.Happened("requests had a wrong token", "remote", r.RemoteAddr)
+	if !known {
+		a.noteWrong(r, token)
 	}
 	return b, known
+}
+
+// noteWrong counts an unknown token, and logs at intervals: either somebody guesses tokens, or a
+// CRM still uses a replaced one.
+func (a *API) noteWrong(r *http.Request, token string) {
+	if token == "" {
+		return
+	}
+	if a.opts.WrongToken != nil {
+		a.opts.WrongToken()
+	}
+	a.wrongTokens.Happened("requests had a wrong token", "remote", r.RemoteAddr)
+}
+
+// Bearer returns whose token came with a request, for an interface that has it in a place of its
+// own. Wait is how long until the bearer may make another request, 0 if it may make this one.
+func (a *API) Bearer(r *http.Request, token string) (name string, wait time.Duration, known bool) {
+	b, known := a.bearerOf(token)
+	if !known {
+		a.noteWrong(r, token)
+		return "", 0, false
+	}
+	return b.name, b.wait(time.Now()), true
 }
 
 func (a *API) authenticated(required access, next http.HandlerFunc) http.HandlerFunc {

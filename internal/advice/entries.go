@@ -324,6 +324,14 @@ var entries = map[telephony.Code]entry{
 		": this is a redirect, which is not followed: set its URL to the final address",
 		"HTTP {1}, перенаправление, а за ним мост не идёт: укажите в её URL конечный адрес",
 	},
+	telephony.CodeCRMKeyRefused: {
+		": compare the key in the CRM's settings with its SECRET",
+		"CRM не принимает ключ[: «{1}»]: сравните ключ в настройках CRM с её SECRET",
+	},
+	telephony.CodeCRMSays: {
+		": this call is not sent again",
+		"CRM отвечает «{1}»: этот звонок повторно не отправляется",
+	},
 	telephony.CodeCRMGone: {
 		": it accepts no webhooks any more, and every delivery with this answer is dead: " +
 			"set its URL to the new address",

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"pzbridge/internal/config"
+	"pzbridge/internal/crm"
 	"pzbridge/internal/demo"
 	"pzbridge/internal/pztest"
 )
@@ -29,14 +30,18 @@ func (p Program) demo(ctx context.Context, args []string) error {
 		"verifies each webhook and prints it on a line. It plays some calls, sends commands through the API, "+
 		"and goes on with a call\nnow and then until Ctrl-C.")
 	once := fs.Bool("once", false, "play it once and exit")
-	crmAddr := fs.String("crm", "", "run only the demo CRM, on this `address`, for the bridge of this configuration")
+	crmAddr := fs.String("crm", "", "megafon: show a CRM that takes the bridge for MegaFon's virtual PBX, on a page;\n"+
+		"or an `address`: run only the demo CRM there, for the bridge of this configuration")
 	if err := parse(fs, args); err != nil {
 		return err
 	}
-	if *crmAddr != "" {
+	switch {
+	case *crmAddr == string(crm.MegaFon):
+		return p.runDemo(ctx, *once, crm.MegaFon)
+	case *crmAddr != "":
 		return p.demoCRM(ctx, *crmAddr)
 	}
-	return p.runDemo(ctx, *once)
+	return p.runDemo(ctx, *once, "")
 }
 
 // demoCRM runs the demo CRM alone, for a container beside the bridge.
@@ -45,7 +50,7 @@ func (p Program) demoCRM(ctx context.Context, addr string) error {
 	if err != nil {
 		return err
 	}
-	crm, err := demo.NewCRM(cfg.Endpoints[0].Secrets, p.printer())
+	receiver, err := demo.NewCRM(cfg.Endpoints[0].Secrets, p.printer())
 	if err != nil {
 		return err
 	}
@@ -54,11 +59,12 @@ func (p Program) demoCRM(ctx context.Context, addr string) error {
 		return err
 	}
 	fmt.Fprintln(p.Out, "The demo CRM listens on", l.Addr())
-	return serveUntil(ctx, l, crm)
+	return serveUntil(ctx, l, receiver)
 }
 
-// runDemo runs the simulated server, the bridge and the CRM, and plays the script.
-func (p Program) runDemo(ctx context.Context, once bool) error {
+// runDemo runs the simulated server, the bridge and a CRM, with a preset or with webhooks, and plays
+// the script.
+func (p Program) runDemo(ctx context.Context, once bool, preset crm.Preset) error {
 	dir, err := os.MkdirTemp("", "pzbridge-demo-")
 	if err != nil {
 		return err
@@ -84,10 +90,11 @@ func (p Program) runDemo(ctx context.Context, once bool) error {
 	if err != nil {
 		return err
 	}
-	cfg, err := config.Load(map[string]string{
+	crmURL := "http://" + crmListener.Addr().String()
+	vars := map[string]string{
 		"PZ_URL":            server.URL,
 		"ENDPOINT_0_NAME":   "demo",
-		"ENDPOINT_0_URL":    "http://" + crmListener.Addr().String() + "/webhook",
+		"ENDPOINT_0_URL":    crmURL + "/webhook",
 		"ENDPOINT_0_SECRET": newSecret(),
 		"ENDPOINT_0_TOKEN":  token,
 		"OUTBOX_PATH":       filepath.Join(dir, "outbox.db"),
@@ -95,11 +102,17 @@ func (p Program) runDemo(ctx context.Context, once bool) error {
 		"API_TOKEN":         operator,
 		"LOG_LEVEL":         "warn",
 		"LOG_FORMAT":        "text",
-	})
+	}
+	if preset == crm.MegaFon {
+		vars["ENDPOINT_0_PRESET"] = string(preset)
+		vars["ENDPOINT_0_URL"], vars["ENDPOINT_0_SECRET"] = crmURL+demo.MegaFonPath, demo.MegaFonKey
+	}
+	cfg, err := config.Load(vars)
 	if err != nil {
 		return err
 	}
-	crm, err := demo.NewCRM(cfg.Endpoints[0].Secrets, printLine)
+	stage := &demo.Stage{Server: server, API: "http://" + apiAddr, Token: token, Print: printLine}
+	receiver, play, err := stageCRM(stage, preset, crmURL, cfg)
 	if err != nil {
 		return err
 	}
@@ -107,26 +120,40 @@ func (p Program) runDemo(ctx context.Context, once bool) error {
 
 	var parts sync.WaitGroup
 	var bridgeErr, crmErr error
-	parts.Go(func() { defer stop(); crmErr = serveUntil(ctx, crmListener, crm) })
+	parts.Go(func() { defer stop(); crmErr = serveUntil(ctx, crmListener, receiver) })
 	parts.Go(func() { defer stop(); bridgeErr = p.Bridge(ctx, cfg, logger) })
 
 	fmt.Fprintf(p.Out, "A simulated Prostie Zvonki server at %s, the bridge, and a CRM at %s.\n",
 		server.URL, cfg.Endpoints[0].URL)
 	fmt.Fprintf(p.Out, "The dashboard is at http://%s/, its token %s\n", apiAddr, operator)
-	fmt.Fprintf(p.Out, "The API listens at http://%s; try it while this runs:\n\n", apiAddr)
-	fmt.Fprintf(p.Out, "  curl http://%s/v1/calls -H 'Authorization: Bearer %s' \\\n", apiAddr, token)
-	fmt.Fprintf(p.Out, "    -H 'Content-Type: application/json' -d '{\"from\":\"101\",\"to\":\"+7 343 0112233\"}'\n\n")
-	stage := &demo.Stage{
-		Server: server,
-		CRM:    crm,
-		API:    "http://" + apiAddr,
-		Token:  token,
-		Print:  printLine,
-	}
-	playErr := p.playDemo(ctx, stage, once)
+	p.invite(preset, crmURL, apiAddr, token)
+	playErr := p.playDemo(ctx, stage, play, once)
 	stop()
 	parts.Wait()
 	return errors.Join(bridgeErr, crmErr, playErr)
+}
+
+// invite prints what there is to try while the demo runs.
+func (p Program) invite(preset crm.Preset, crmURL, apiAddr, token string) {
+	if preset == crm.MegaFon {
+		fmt.Fprintf(p.Out, "What a person would see in the CRM is at %s/\n\n", crmURL)
+		return
+	}
+	fmt.Fprintf(p.Out, "The API listens at http://%s; try it while this runs:\n\n", apiAddr)
+	fmt.Fprintf(p.Out, "  curl http://%s/v1/calls -H 'Authorization: Bearer %s' \\\n", apiAddr, token)
+	fmt.Fprintf(p.Out, "    -H 'Content-Type: application/json' -d '{\"from\":\"101\",\"to\":\"+7 343 0112233\"}'\n\n")
+}
+
+// stageCRM puts a CRM on the stage, and returns it with the script that it takes part in.
+func stageCRM(stage *demo.Stage, preset crm.Preset, crmURL string, cfg config.Config) (
+	receiver http.Handler, play func(context.Context) error, err error,
+) {
+	if preset == crm.MegaFon {
+		m := demo.NewMegaFon(stage, crmURL)
+		return m, m.Play, nil
+	}
+	stage.CRM, err = demo.NewCRM(cfg.Endpoints[0].Secrets, stage.Print)
+	return stage.CRM, stage.Play, err
 }
 
 // exitOnSecondSignal makes the second signal call cleanUp and end the process. Without it, the
@@ -152,10 +179,12 @@ func exitOnSecondSignal(cleanUp func()) (undo func()) {
 }
 
 // playDemo plays the script and then, unless once is set, simulates calls until ctx ends.
-func (p Program) playDemo(ctx context.Context, stage *demo.Stage, once bool) error {
+func (p Program) playDemo(
+	ctx context.Context, stage *demo.Stage, play func(context.Context) error, once bool,
+) error {
 	playCtx, cancel := context.WithTimeout(ctx, onceTimeout)
 	defer cancel()
-	err := stage.Play(playCtx)
+	err := play(playCtx)
 	if ctx.Err() != nil {
 		return nil // Ctrl-C
 	}

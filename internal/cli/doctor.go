@@ -39,6 +39,8 @@ func (p Program) doctor(ctx context.Context, args []string) error {
 		"The bridge may be running.")
 	twice := fs.Bool("listen-twice", false, "also try whether LISTENERS=2 will work: listen to the server on two "+
 		"connections, and compare what comes;\nthat takes two more of its licences meanwhile")
+	try := fs.String("try", "", "enter a missed call of this number, such as +73430112233, in each CRM with a preset, "+
+		"to be seen there")
 	period := fs.Duration("listen-for", listenTwiceFor, "how long -listen-twice compares")
 	if err := parse(fs, args); err != nil {
 		return err
@@ -50,7 +52,10 @@ func (p Program) doctor(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	d := &checker{p: p, cfg: cfg}
+	if *try != "" && cfg.Phone.Client(*try) == "" {
+		return usageError("-try needs the number of a client, such as +73430112233")
+	}
+	d := &checker{p: p, cfg: cfg, try: *try}
 	d.server(ctx)
 	if *twice && d.failures == 0 {
 		d.listenTwice(ctx, *period)
@@ -88,7 +93,8 @@ var errChecksFailed = errors.New("something is wrong: see the lines that begin w
 type checker struct {
 	p        Program
 	cfg      config.Config
-	failures int // failed checks
+	try      string // the number of -try
+	failures int    // failed checks
 }
 
 // pass prints the line of a check that succeeded.
@@ -345,6 +351,10 @@ func (d *checker) endpoint(ctx context.Context, e store.Endpoint) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, e.Timeout+checkTimeout)
 	defer cancel()
+	if with, hasPreset := d.cfg.CRMs[e.Name]; hasPreset {
+		d.preset(ctx, e, with, hint)
+		return
+	}
 	sender := webhook.New(e, webhook.Options{UserAgent: "pzbridge/" + d.p.Version})
 	defer sender.Close()
 	_, made, err := sender.Test(ctx)

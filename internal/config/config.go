@@ -24,6 +24,7 @@ import (
 	"github.com/joho/godotenv"
 
 	"pzbridge/internal/callpolicy"
+	"pzbridge/internal/crm"
 	"pzbridge/internal/phone"
 	"pzbridge/internal/pz"
 	"pzbridge/outbox/store"
@@ -95,6 +96,14 @@ type endpointText struct {
 	CAFile      string `env:"CA_FILE"`
 	CertFile    string `env:"CERT_FILE"`
 	KeyFile     string `env:"KEY_FILE"`
+
+	Preset            string `env:"PRESET"`
+	Users             string `env:"USERS"`
+	DefaultUser       string `env:"DEFAULT_USER"`
+	DefaultUserByLine string `env:"DEFAULT_USER_BY_LINE"`
+	Missed            string `env:"MISSED"`
+	PBXDomain         string `env:"PBX_DOMAIN"`
+	DefaultLine       string `env:"DEFAULT_LINE"`
 }
 
 // Config is a checked configuration. Its fields are documented in .env.example.
@@ -106,6 +115,7 @@ type Config struct {
 	TLSLegacy       bool
 	ReplayMaxAge    time.Duration
 	Endpoints       []store.Endpoint
+	CRMs            map[string]crm.Settings // of the endpoints with a preset, by name
 	RetrySchedule   []time.Duration
 	OrderHold       time.Duration
 	OutboxPath      string
@@ -255,6 +265,7 @@ func Load(vars map[string]string) (Config, error) {
 	}
 	c := t.parse(&p)
 	c.settings = settings("", t)
+	c.CRMs = map[string]crm.Settings{}
 	if len(numbers) == 0 {
 		p.add("ENDPOINT_0_URL", "is missing: configure at least one CRM "+
 			"with ENDPOINT_0_NAME, ENDPOINT_0_URL and ENDPOINT_0_SECRET")
@@ -269,7 +280,12 @@ func Load(vars map[string]string) (Config, error) {
 		if err := env.ParseWithOptions(&t, env.Options{Environment: vars, Prefix: prefix}); err != nil {
 			return Config{}, fmt.Errorf("read the environment: %w", err)
 		}
-		c.Endpoints = append(c.Endpoints, t.parse(prefix, &c.certificates, &p))
+		preset := t.parsePreset(prefix, c.Phone, &p)
+		e := t.parse(prefix, &c.certificates, &p)
+		c.Endpoints = append(c.Endpoints, e)
+		if preset.Preset != "" {
+			c.CRMs[e.Name] = preset
+		}
 		c.settings = append(c.settings, settings(prefix, t)...)
 	}
 	c.checkEndpoints(numbers, &p)

@@ -333,11 +333,16 @@ func (t endpointText) parse(prefix string, certificates *[]certificate, p *probl
 	switch {
 	case t.URL != "":
 		e.URL = parseEndpointURL(prefix+"URL", t.URL, p)
+	case t.hasPreset():
+		p.add(prefix+"URL", "is missing: it is the address that the CRM's settings of the virtual PBX show")
 	case t.Token == "" || t.Secret != "":
 		p.add(prefix+"URL", "is missing: it is the http or https address that takes the webhooks. "+
 			"A CRM that reads its events with GET /v1/events has a TOKEN, no URL and no SECRET")
 	}
-	if t.URL != "" || t.Secret != "" {
+	switch {
+	case t.hasPreset():
+		e.Secrets = parseKey(prefix, t.Secret, p)
+	case t.URL != "" || t.Secret != "":
 		e.Secrets = parseSecrets(prefix+"SECRET", t.Secret, p)
 	}
 	if !slices.Contains(store.Formats, e.Format) {
@@ -350,11 +355,11 @@ func (t endpointText) parse(prefix string, certificates *[]certificate, p *probl
 	}
 	e.Concurrency = concurrency
 	e.Rate = parseRate(prefix+"RATE", "attempts", t.Rate, p)
-	filter, err := store.ParseFilter(t.Events)
-	if err != nil {
+	if t.hasPreset() {
+		e.Events = parseCallEvents(prefix+"EVENTS", t.Events, p)
+	} else if e.Events, err = store.ParseFilter(t.Events); err != nil {
 		p.add(prefix+"EVENTS", "%v", err)
 	}
-	e.Events = filter
 	e.TLS = t.parseTLS(prefix, e.URL, certificates, p)
 	return e
 }

@@ -42,6 +42,7 @@ type deliveryView struct {
 	store.DeliveryView
 	Shown   string // its state, or unread
 	Past    []pastAttempt
+	IsHook  bool // its endpoint takes webhooks: Headers, Request and Whole are of that
 	Headers []header
 	Request string // the webhook's body, or the beginning of it
 	Whole   bool   // Request is the whole body
@@ -54,6 +55,7 @@ type deliveryView struct {
 type pastAttempt struct {
 	store.Attempt
 	Failure string // empty if it succeeded
+	Nothing string // why nothing was sent; empty if something was
 }
 
 // call serves the page of one call.
@@ -159,20 +161,31 @@ func (s *shownCall) delivery(ctx context.Context, delivery *store.DeliveryView) 
 	}
 	for _, a := range attempts {
 		a.Response = strings.ToValidUTF8(a.Response, "\uFFFD")
-		past := pastAttempt{Attempt: a}
-		if a.Error != "" || a.Status < 200 || a.Status > 299 {
+		past := pastAttempt{Attempt: a, Nothing: s.t.nothing(&a)}
+		if past.Nothing == "" && (a.Error != "" || a.Status < 200 || a.Status > 299) {
 			past.Failure = s.t.explain(a.Failure())
 		}
 		v.Past = append(v.Past, past)
 	}
-	if s.budget > 0 {
+	set := s.d.opts.Headers(delivery.Endpoint)
+	v.IsHook = set != nil
+	if v.IsHook && s.budget > 0 {
 		// The event may have been pruned just now.
 		contentType, body, _ := s.d.opts.Outbox.Sent(ctx, delivery.Endpoint, delivery.EventID)
 		s.budget -= len(body)
 		v.Request, v.Whole = formatRequest(body)
-		v.Headers = s.d.requestHeaders(s.t, delivery, contentType, len(body))
+		v.Headers = requestHeaders(s.t, delivery, set, contentType, len(body))
 	}
 	return v
+}
+
+// nothing returns why an attempt has sent nothing, "" if it has sent something.
+func (t words) nothing(a *store.Attempt) string {
+	why, found := strings.CutPrefix(a.Response, "nothing to send: ")
+	if !found || a.Status != 0 || a.Error != "" {
+		return ""
+	}
+	return t["nothing to send"] + ": " + cmp.Or(t[why], why)
 }
 
 // isOpen reports whether an event is the question where its call goes, and an answer still counts.

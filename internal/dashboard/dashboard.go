@@ -66,7 +66,8 @@ type Options struct {
 	Exchange Exchange
 	Outbox   Outbox
 	Stats    *Stats
-	// Headers returns the headers of the requests at an endpoint, without secrets. May be nil.
+	// Headers returns the headers of the webhooks at an endpoint, without secrets, and nil for one
+	// that is told otherwise. May be nil: then they are not known.
 	Headers  func(endpoint string) http.Header
 	Tokens   []string // the operator's; without one, sign-in is impossible
 	MaxBytes int64    // the limit of the outbox's file

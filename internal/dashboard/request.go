@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"maps"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,10 +30,12 @@ func formatRequest(body []byte) (text string, whole bool) {
 // header is a line of the head of a request.
 type header struct{ Name, Value string }
 
-// requestHeaders returns the head of the requests that bring a delivery, without secrets. The
-// webhook's own headers have the spelling of their specification.
-func (d *Dashboard) requestHeaders(t words, delivery *store.DeliveryView, contentType string, length int) []header {
-	set := d.opts.Headers(delivery.Endpoint)
+// requestHeaders returns the head of the webhooks that bring a delivery, without secrets; set are
+// those that all webhooks at the endpoint have. The webhook's own headers have the spelling of
+// their specification.
+func requestHeaders(
+	t words, delivery *store.DeliveryView, set http.Header, contentType string, length int,
+) []header {
 	list := []header{
 		{"Host", set.Get("Host")},
 		{"User-Agent", set.Get("User-Agent")},

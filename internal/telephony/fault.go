@@ -129,6 +129,10 @@ const (
 	CodeCRMGone     Code = "crm_gone"
 	CodeCRMTooMany  Code = "crm_too_many_requests"
 	CodeCRMStatus   Code = "crm_status" // any other
+
+	// Of CRMs with a preset.
+	CodeCRMKeyRefused Code = "crm_key_refused" // args: what the CRM says, if it says anything
+	CodeCRMSays       Code = "crm_says"        // args: the words with which the CRM refuses
 )
 
 // Cause names an error for those who show it: a code, and the values that its sentence repeats. The

@@ -1,0 +1,84 @@
+package config
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"pzbridge/internal/crm"
+	"pzbridge/outbox/store"
+)
+
+// withPreset is the smallest configuration of a CRM with a preset, changed as that of minimal.
+func withPreset(changes ...string) map[string]string {
+	return minimal(append([]string{"ENDPOINT_0_PRESET=megafon", "ENDPOINT_0_SECRET=k3y-of-the-crm"}, changes...)...)
+}
+
+func TestPresetHasDefaults(t *testing.T) {
+	cfg, err := Load(withPreset())
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := cfg.CRMs["crm"]
+	if with.Preset != crm.MegaFon || with.Domain != "pzbridge" || with.People.Missed != crm.MissedResponsible {
+		t.Errorf("the settings are %+v", with)
+	}
+	e := cfg.Endpoints[0]
+	if string(e.Secrets[0]) != "k3y-of-the-crm" || !slices.Equal(e.Events, store.Filter{"call.*"}) {
+		t.Errorf("the endpoint has %q and %q", e.Secrets, e.Events)
+	}
+	if err := store.ValidateEndpoints(cfg.Endpoints); err != nil {
+		t.Error(err)
+	}
+	if cfg, err := Load(minimal()); err != nil || len(cfg.CRMs) != 0 {
+		t.Errorf("without a preset there are %+v (%v)", cfg.CRMs, err)
+	}
+}
+
+func TestPeopleAreParsed(t *testing.T) {
+	cfg, err := Load(withPreset("ENDPOINT_0_USERS= 101=anna ,\n102 = ivan@firm.ru", "ENDPOINT_0_DEFAULT_USER=anna",
+		"ENDPOINT_0_DEFAULT_USER_BY_LINE=8 343 272-30-33=102", "ENDPOINT_0_MISSED=last"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := cfg.CRMs["crm"].People
+	if !maps.Equal(p.Users, map[string]string{"101": "anna", "102": "ivan@firm.ru"}) || p.Default != "anna" ||
+		!maps.Equal(p.DefaultByLine, map[string]string{"+73432723033": "102"}) || p.Missed != crm.MissedLast {
+		t.Errorf("the people are %+v", p)
+	}
+}
+
+func TestMistakesInAPreset(t *testing.T) {
+	set := func(name, value string) map[string]string { return withPreset("ENDPOINT_0_" + name + "=" + value) }
+	for name, c := range map[string]struct {
+		vars map[string]string
+		want string // in the problems, of which there is one
+	}{
+		"an unknown one":     {set("PRESET", "amocrm"), "ENDPOINT_0_PRESET: must be megafon"},
+		"no address":         {withPreset("ENDPOINT_0_URL"), "ENDPOINT_0_URL: is missing: it is the address"},
+		"no key":             {withPreset("ENDPOINT_0_SECRET"), "ENDPOINT_0_SECRET: is missing: it is the key"},
+		"a short key":        {set("SECRET", "12345"), "ENDPOINT_0_SECRET: must have at least 6"},
+		"a format":           {set("FORMAT", "flat"), "ENDPOINT_0_FORMAT: has no meaning with"},
+		"an SMS":             {set("EVENTS", "call.*,sms.*"), "no place for sms.*"},
+		"an alert":           {set("EVENTS", "call.*,alert.disconnected"), "no place for alert"},
+		"an unknown event":   {set("EVENTS", "call.lost"), "ENDPOINT_0_EVENTS: "},
+		"missed of whom":     {set("MISSED", "first"), "ENDPOINT_0_MISSED: must be responsible, last or"},
+		"a broken pair":      {set("USERS", "101"), "ENDPOINT_0_USERS: must be a list such as 101=anna"},
+		"no extension":       {set("USERS", "73430112233=anna"), `"73430112233" is no extension`},
+		"twice":              {set("USERS", "101=anna,101=ivan"), "has the extension 101 twice"},
+		"no number":          {set("DEFAULT_USER_BY_LINE", "main=anna"), `"main" is no number`},
+		"a number twice":     {set("DEFAULT_USER_BY_LINE", "83432000000=a,+73432000000=b"), "twice"},
+		"a domain":           {set("PBX_DOMAIN", "a@b"), "ENDPOINT_0_PBX_DOMAIN: may hold letters"},
+		"a line":             {set("DEFAULT_LINE", "main"), "ENDPOINT_0_DEFAULT_LINE: must be a number"},
+		"people without one": {minimal("ENDPOINT_0_USERS=101=anna"), "ENDPOINT_0_USERS: has a meaning only"},
+		"a line without one": {minimal("ENDPOINT_0_DEFAULT_LINE=73432000000"), "ENDPOINT_0_DEFAULT_LINE: has"},
+	} {
+		_, err := Load(c.vars)
+		var wrong *Error
+		if !errors.As(err, &wrong) || len(wrong.Problems) != 1 || !strings.Contains(wrong.Problems[0], c.want) {
+			t.Errorf("%s: %v, want %q", name, err, c.want)
+		}
+	}
+}

@@ -1,0 +1,265 @@
+// Package megafon speaks the interface of MegaFon's virtual PBX, which many CRMs know: those of
+// which the settings ask for the address of such a PBX. The bridge plays the PBX: it tells the CRM
+// of calls (Sender), and takes calls from it (PBX).
+//
+//	call.transfer_requested  cmd=contact: whom does the client belong to?
+//	call.incoming …          cmd=event with INCOMING, ACCEPTED, OUTGOING
+//	call.completed           cmd=event with COMPLETED or CANCELLED, then cmd=history
+//
+// The operators publish no common description of this interface. What stands here was read from the
+// code of CRMs that take it; where they differ, it is what the pickiest of them accepts.
+package megafon
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pzbridge/internal/crm"
+	"pzbridge/internal/outbound"
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store"
+)
+
+const (
+	// contactTimeout bounds a question. A caller is waiting on the line, and a CRM that is slower
+	// than this has no answer that is worth the wait.
+	contactTimeout = 2 * time.Second
+	// maxKept is how many bytes of a response's body are stored for people.
+	maxKept = 1 << 10
+)
+
+// Options configures a Sender.
+type Options struct {
+	Settings  crm.Settings
+	Notes     store.Notes
+	UserAgent string
+	// Questions is the largest number of questions in flight.
+	Questions int
+	// DialContext opens the connection below HTTP; nil dials TCP.
+	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Sender tells one CRM of calls: see store.Sender.
+type Sender struct {
+	endpoint          store.Endpoint
+	settings          crm.Settings
+	key               string // of the CRM
+	clicks            clicks
+	request           *http.Request // the template of every request; nil if the endpoint's URL is invalid
+	redact            *outbound.Redactor
+	events, questions *outbound.Client
+}
+
+// New returns a sender for an endpoint. The endpoint's one secret is the key of the CRM.
+func New(e store.Endpoint, opts Options) *Sender {
+	key := string(e.Secrets[0])
+	s := &Sender{
+		endpoint: e,
+		settings: opts.Settings,
+		key:      key,
+		clicks:   clicks{opts.Notes, e.Name},
+		request:  newRequest(&e, key, opts.UserAgent),
+		redact:   outbound.NewRedactor(e.URL, e.Headers, append([]string{key}, e.Tokens...)...),
+	}
+	client := func(connections int, timeout time.Duration) *outbound.Client {
+		return outbound.New(outbound.Options{
+			Connections: connections,
+			Timeout:     timeout,
+			TLS:         e.TLS,
+			DialContext: opts.DialContext,
+			Redact:      s.redact,
+		})
+	}
+	s.events = client(e.Concurrency, e.Timeout)
+	s.questions = client(opts.Questions+1, min(contactTimeout, e.Timeout)) // one more for a test
+	return s
+}
+
+// newRequest returns what all requests share, or nil if the endpoint's URL is invalid. Some CRMs
+// look for the key in a header, the others in the form.
+func newRequest(e *store.Endpoint, key, userAgent string) *http.Request {
+	req, err := http.NewRequest(http.MethodPost, e.URL, nil)
+	if err != nil {
+		return nil
+	}
+	for name, values := range e.Headers {
+		req.Header[name] = values
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
+	req.Header.Set("User-Agent", userAgent)
+	req.Header.Set("X-Api-Key", key)
+	return req
+}
+
+// NeedsCall makes it a store.CallSender.
+func (s *Sender) NeedsCall() {}
+
+// Close closes the connections that are not in use.
+func (s *Sender) Close() {
+	s.events.Close()
+	s.questions.Close()
+}
+
+var errBadURL = &telephony.Fault{Code: telephony.CodeBadURL, Text: "the endpoint's URL cannot be read"}
+
+// Send makes one attempt: see store.Sender.
+func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
+	if s.request == nil {
+		return store.Outcome{Verdict: store.Again, Err: errBadURL}
+	}
+	e, err := crm.Read(j.Event)
+	if err != nil {
+		return store.Outcome{Verdict: store.Refused, Err: err}
+	}
+	if j.IsQuestion {
+		return s.ask(ctx, &e, j.MayRedial)
+	}
+	if e.Type == telephony.EventTransferRequested {
+		return nothing("the question where the call goes is over")
+	}
+	return s.tell(ctx, j, &e)
+}
+
+// nothing is the outcome of an event of which the CRM is told nothing, and why.
+func nothing(why string) store.Outcome {
+	return store.Outcome{Verdict: store.Done, Response: "nothing to send: " + why}
+}
+
+// tell tells the CRM of an event, one request in each attempt.
+func (s *Sender) tell(ctx context.Context, j store.Job, e *crm.Event) store.Outcome {
+	c := readCall(j.Kept)
+	if err := s.recognise(ctx, &c, j, e); err != nil {
+		return store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: err}
+	}
+	if c.Event != j.EventID {
+		c.Event, c.Made, c.Responsible = j.EventID, 0, nil
+	}
+	if needsResponsible(&c, e, s.settings.People.Missed) {
+		return s.findResponsible(ctx, c, e)
+	}
+	p := s.plan(&c, j, e)
+	if p.why != "" {
+		o := nothing(p.why)
+		o.Keep = p.after.encode()
+		return o
+	}
+	r := p.requests[min(c.Made, len(p.requests)-1)]
+	o, _ := s.do(ctx, s.events, r.form, j.MayRedial)
+	o.Steps = []store.Step{{What: r.what, Status: o.Status, Response: o.Response}}
+	if o.Verdict == store.Done {
+		if c.Made++; c.Made < len(p.requests) {
+			o.Verdict, o.Keep = store.More, c.encode()
+		} else {
+			o.Keep = p.after.encode()
+		}
+	}
+	return o
+}
+
+// do makes a request, and reads from the response what it means. Body is that of the response.
+func (s *Sender) do(
+	ctx context.Context, c *outbound.Client, form url.Values, mayRedial func() bool,
+) (o store.Outcome, body []byte) {
+	form.Set("crm_token", s.key)
+	answer, err := c.Do(ctx, outbound.Request{HTTP: s.request, Body: []byte(form.Encode()), MayRedial: mayRedial})
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return store.Outcome{}, nil
+	case err != nil:
+		return store.Outcome{Verdict: store.Again, Err: err}, nil
+	}
+	o = store.Outcome{
+		Status:     answer.Status,
+		Response:   cut(s.redact.Replace(string(answer.Body))),
+		RetryAfter: answer.RetryAfter,
+	}
+	o.Verdict, o.Err = meaning(answer, s.redact.Replace)
+	if o.Verdict == store.Pause && o.RetryAfter == 0 {
+		o.RetryAfter = pauseForTooMany
+	}
+	return o, answer.Body
+}
+
+func cut(s string) string {
+	if len(s) > maxKept {
+		s = s[:maxKept]
+	}
+	return s
+}
+
+// testClient is a number that nobody has, for a question without a call.
+const testClient = "70000000000"
+
+// Test asks the CRM who a number belongs to that nobody has: that changes nothing there, and shows
+// whether it is reached and takes the key. Fails only with the error of ctx.
+func (s *Sender) Test(ctx context.Context) (eventID string, made store.Attempt, err error) {
+	began := time.Now()
+	eventID = uuid.Must(uuid.NewV7()).String()
+	if s.request == nil {
+		return eventID, store.Outcome{Verdict: store.Again, Err: errBadURL}.Attempt(began, 0), nil
+	}
+	o, _ := s.do(ctx, s.questions, s.contact(testClient, eventID, ""), nil)
+	if o.Verdict == store.CutOff {
+		return "", store.Attempt{}, ctx.Err()
+	}
+	o.Steps = []store.Step{{What: "contact " + testClient, Status: o.Status, Response: o.Response}}
+	return eventID, o.Attempt(began, time.Since(began)), nil
+}
+
+// Try enters a missed call of a number, as if it had just ended, and returns its ID. It fails with
+// what the CRM says, or the error of ctx.
+func (s *Sender) Try(ctx context.Context, number string) (callID string, err error) {
+	if s.request == nil {
+		return "", errBadURL
+	}
+	e := crm.Event{
+		Type:      telephony.EventCompleted,
+		CallID:    uuid.Must(uuid.NewV7()).String(),
+		Client:    s.settings.People.Plan.Client(number),
+		Direction: telephony.Incoming,
+	}
+	p := s.plan(&call{}, store.Job{Event: store.Event{At: time.Now()}}, &e)
+	for _, r := range p.requests {
+		switch o, _ := s.do(ctx, s.events, r.form, nil); o.Verdict {
+		case store.Done:
+		case store.CutOff:
+			return "", ctx.Err()
+		default:
+			return "", o.Failure()
+		}
+	}
+	return e.CallID, nil
+}
+
+// contact is the question to whom a client belongs.
+func (s *Sender) contact(client, callID, line string) url.Values {
+	return url.Values{
+		"cmd":       {"contact"},
+		"phone":     {plain(client)},
+		"callid":    {callID},
+		"diversion": {s.line(line)},
+	}
+}
+
+// line is the company's own number as the interface has it.
+func (s *Sender) line(line string) string {
+	if line == "" {
+		line = s.settings.DefaultLine
+	}
+	return plain(s.settings.People.Plan.Client(line))
+}
+
+// login is the user of the interface: some CRMs take what stands before the @, and nothing where
+// there is none.
+func (s *Sender) login(p crm.Person) string {
+	if strings.Contains(p.Name, "@") {
+		return p.Name
+	}
+	return p.Name + "@" + s.settings.Domain
+}

@@ -1,0 +1,253 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"syscall"
+	"testing"
+
+	"pzbridge/internal/crm/megafon/megafontest"
+	"pzbridge/internal/pz"
+	"pzbridge/internal/pztest"
+	"pzbridge/outbox/postgres/pgtest"
+)
+
+const (
+	crmKey   = "k3y-of-the-crm"
+	crmToken = "t0ken-with-which-the-crm-calls"
+)
+
+// withPreset gives the variables of a bridge that plays MegaFon's PBX for a CRM.
+func withPreset(t *testing.T, server *pztest.Server, crm http.Handler, more ...string) map[string]string {
+	t.Helper()
+	address := httptest.NewServer(crm)
+	t.Cleanup(address.Close)
+	return variables(t, server, &receiver{Server: address}, append([]string{
+		"ENDPOINT_0_PRESET=megafon", "ENDPOINT_0_SECRET=" + crmKey, "ENDPOINT_0_TOKEN=" + crmToken,
+		"ENDPOINT_0_USERS=101=anna", "ENDPOINT_0_DEFAULT_USER=anna", "API_TOKEN=operator-token-0123456789",
+	}, more...)...)
+}
+
+// onBoth runs a test with an outbox in a file, and with one in a database.
+func onBoth(t *testing.T, f func(t *testing.T, more ...string)) {
+	t.Helper()
+	t.Run("file", func(t *testing.T) { f(t) })
+	t.Run("database", func(t *testing.T) {
+		f(t, "OUTBOX_URL="+pgtest.Shared(t).Database(t), "BRIDGE_NAME=bridge1")
+	})
+}
+
+// A CRM that knows MegaFon's virtual PBX needs its address and its key: it is asked where a call
+// goes, has each call once, and calls from the CRM are made at the exchange.
+func TestCRMTakesTheBridgeForMegaFon(t *testing.T) {
+	onBoth(t, func(t *testing.T, more ...string) {
+		server := pztest.NewServer(pztest.Options{})
+		defer server.Close()
+		crm := megafontest.NewWebasyst(crmKey)
+		crm.Assign("73430112233", "anna")
+		vars := withPreset(t, server, crm, more...)
+		bridge := start(t, vars)
+		eventually(t, "the bridge runs", func() bool { return server.Connected() == 1 })
+
+		if err := server.Generate(asking("5", "73430112233")); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the call is transferred", func() bool {
+			for _, r := range server.Requests() {
+				if r.Method == pz.MethodTransfer && r.Data.Get("To") == "101" {
+					return true
+				}
+			}
+			return false
+		})
+		for _, e := range []pz.Attrs{ringing("5", "73430112233"), history("5", "73430112233", "101", "0", "63")} {
+			if err := server.Generate(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "the CRM has the call", func() bool {
+			calls := crm.Calls()
+			return len(calls) == 1 && calls[0].State == megafontest.Completed && calls[0].Login == "anna"
+		})
+
+		page := deskPage(t, vars, "/calls/5")
+		if !strings.Contains(page, "INCOMING anna") || !strings.Contains(page, "history Success anna") ||
+			strings.Contains(page, "webhook-signature") {
+			t.Errorf("the dashboard shows %s", page)
+		}
+
+		click := func(token string) (string, error) {
+			api := "http://" + vars["LISTEN_ADDR"]
+			return crm.Click(t.Context(), http.DefaultClient, api, token, "anna", "83430112233")
+		}
+		id, err := click(crmToken)
+		if err != nil || id == "" {
+			t.Fatalf("a click is answered with %q (%v)", id, err)
+		}
+		out := pz.Attrs{
+			{Name: "Event", Value: pz.TypeOutgoing},
+			{Name: "CallID", Value: "6"},
+			{Name: "From", Value: "101"},
+			{Name: "To", Value: "83430112233"},
+		}
+		for _, e := range []pz.Attrs{out, history("6", "101", "83430112233", "1", "5")} {
+			if err := server.Generate(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "the CRM has the call of the click", func() bool {
+			calls := crm.Calls()
+			return len(calls) == 2 && calls[1].State == megafontest.Completed
+		})
+		if _, err := click(secret); err == nil || !strings.Contains(err.Error(), "Invalid token") {
+			t.Errorf("a click with a wrong token: %v", err)
+		}
+		for _, fault := range crm.Faults() {
+			t.Error(fault)
+		}
+		if out := bridge.log.String(); strings.Contains(out, crmKey) || strings.Contains(out, crmToken) {
+			t.Errorf("a secret stands in the log: %s", out)
+		}
+	})
+}
+
+// deskPage reads a page of a bridge's dashboard.
+func deskPage(t *testing.T, vars map[string]string, path string) string {
+	t.Helper()
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	browser := &http.Client{Jar: jar}
+	address := "http://" + vars["LISTEN_ADDR"]
+	r, err := browser.PostForm(address+"/login", url.Values{"token": {vars["API_TOKEN"]}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = r.Body.Close()
+	if r, err = browser.Get(address + path); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Body.Close() }()
+	page, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(page)
+}
+
+// The demo of a CRM with a preset ends well, and the CRM has seen no fault.
+func TestDemoOfAPreset(t *testing.T) {
+	p := start(t, nil, "demo", "-once", "-crm", "megafon")
+	if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), "3 calls, as the CRM has them") {
+		t.Errorf("exit code %d: %s", code, p.log)
+	}
+}
+
+// A bridge that is killed again and again while calls come makes no call twice at the CRM, and
+// loses none.
+func TestKilledBridgeMakesNoCallTwiceAtTheCRM(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts the bridge again and again")
+	}
+	onBoth(t, func(t *testing.T, more ...string) {
+		server := pztest.NewServer(pztest.Options{})
+		defer server.Close()
+		crm := megafontest.NewWebasyst(crmKey)
+		vars := withPreset(t, server, crm, append(more, "RETRY_SCHEDULE=100ms", "REPLAY_MAX_AGE=0")...)
+		const rounds, perRound = 5, 10
+		for round := range rounds {
+			bridge := start(t, vars)
+			eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+			before, _ := crm.Requests()
+			for i := range perRound {
+				id, from := fmt.Sprint(round*perRound+i+1), fmt.Sprint("7343011", 1000+round*perRound+i)
+				for _, e := range []pz.Attrs{ringing(id, from), history(id, from, "101", "0", "63")} {
+					if err := server.Generate(e); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			eventually(t, "some of it is sent", func() bool {
+				requests, _ := crm.Requests()
+				return len(requests) > len(before)+2*round
+			})
+			if err := bridge.Process.Signal(syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			bridge.exitCode()
+			eventually(t, "the server has noticed", func() bool { return server.Connected() == 0 })
+		}
+		start(t, vars)
+		isOver := func() (n int) {
+			for _, c := range crm.Calls() {
+				if c.State == megafontest.Completed {
+					n++
+				}
+			}
+			return n
+		}
+		eventually(t, "the CRM has all calls", func() bool { return isOver() >= rounds*perRound })
+		if n := len(crm.Calls()); n != rounds*perRound {
+			t.Errorf("the CRM has %d calls, want %d", n, rounds*perRound)
+		}
+	})
+}
+
+func TestDoctorChecksAPreset(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := megafontest.NewStrict(crmKey)
+	for name, c := range map[string]struct {
+		more []string
+		args []string
+		code int
+		says []string
+	}{
+		"all is well": {
+			nil,
+			nil,
+			0,
+			[]string{"✓ crm: it takes the key, and answers whom", "✓ crm: it may have employees call"},
+		},
+		"a wrong key": {
+			[]string{"ENDPOINT_0_SECRET=an0ther-key"},
+			nil,
+			1,
+			[]string{"✗ crm: it was asked", "compare the key"},
+		},
+		"no token":        {[]string{"ENDPOINT_0_TOKEN="}, nil, 0, []string{"! crm: nobody can call from this CRM"}},
+		"no default user": {[]string{"ENDPOINT_0_DEFAULT_USER="}, nil, 0, []string{"! crm: calls that are nobody's"}},
+		"a number is tried": {
+			[]string{"ENDPOINT_0_DEFAULT_LINE=73432000000"},
+			[]string{"-try", "8 343 011-22-33"},
+			0,
+			[]string{"✓ crm: a missed call of 8 343 011-22-33 is entered"},
+		},
+		"a refusal": {
+			nil,
+			[]string{"-try", "83430112233"},
+			1,
+			[]string{"✗ crm: a missed call of 83430112233 could not be entered", "Invalid parameters: [diversion]"},
+		},
+		"no number": {nil, []string{"-try", "Anna"}, 2, []string{"-try needs the number of a client"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := start(t, withPreset(t, server, crm, c.more...), append([]string{"doctor"}, c.args...)...)
+			code, out := p.exitCode(), p.log.String()
+			for _, want := range c.says {
+				if !strings.Contains(out, want) {
+					t.Errorf("it does not say %q", want)
+				}
+			}
+			if code != c.code || strings.Contains(out, crmKey) || strings.Contains(out, crmToken) {
+				t.Errorf("exit code %d, want %d:\n%s", code, c.code, out)
+			}
+		})
+	}
+}
