@@ -286,7 +286,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Tokens:         tokens(cfg),
 		CommandTimeout: cfg.CommandTimeout,
 		Rate:           cfg.APIRate,
-		Others:         interfacesOf(cfg, box, engine, logger),
+		Others:         interfacesOf(cfg, senders, box, engine, logger),
 		Logger:         logger,
 		WrongToken:     func() { counters.WrongToken(metrics.ToAPI) },
 	})

@@ -7,10 +7,12 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
+	"pzbridge/internal/crm/bitrix24/bitrix24test"
 	"pzbridge/internal/crm/megafon/megafontest"
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
@@ -49,8 +51,14 @@ func TestCRMTakesTheBridgeForMegaFon(t *testing.T) {
 		server := pztest.NewServer(pztest.Options{})
 		defer server.Close()
 		crm := megafontest.NewWebasyst(crmKey)
-		crm.Assign("73430112233", "anna")
-		vars := withPreset(t, server, crm, more...)
+		answering := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.FormValue("cmd") == "contact" { // which Webasyst does not know
+				_, _ = io.WriteString(w, `{"contact_name":"Client","responsible":"anna"}`)
+				return
+			}
+			crm.ServeHTTP(w, r)
+		})
+		vars := withPreset(t, server, answering, more...)
 		bridge := start(t, vars)
 		eventually(t, "the bridge runs", func() bool { return server.Connected() == 1 })
 
@@ -147,6 +155,146 @@ func TestDemoOfAPreset(t *testing.T) {
 	if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), "3 calls, as the CRM has them") {
 		t.Errorf("exit code %d: %s", code, p.log)
 	}
+}
+
+// withPortal gives the variables of a bridge that tells a portal of Bitrix24.
+func withPortal(t *testing.T, server *pztest.Server, portal *bitrix24test.Portal, more ...string) map[string]string {
+	t.Helper()
+	address := httptest.NewServer(portal)
+	t.Cleanup(address.Close)
+	portal.Domain = strings.TrimPrefix(address.URL, "http://")
+	vars := variables(t, server, &receiver{Server: address}, append([]string{
+		"ENDPOINT_0_PRESET=bitrix24", "ENDPOINT_0_URL=" + address.URL + portal.Path(), "ENDPOINT_0_TOKEN=" + crmToken,
+		"API_TOKEN=operator-token-0123456789",
+	}, more...)...)
+	delete(vars, "ENDPOINT_0_SECRET")
+	return vars
+}
+
+// A portal of Bitrix24 needs the address of an inbound webhook: it is asked where a call goes, has
+// each call once, and calls from the portal are made at the exchange. A second CRM with a preset
+// and one with webhooks, at the same bridge, get theirs.
+func TestPortalIsTold(t *testing.T) {
+	onBoth(t, func(t *testing.T, more ...string) {
+		server := pztest.NewServer(pztest.Options{})
+		defer server.Close()
+		portal := bitrix24test.New("s3cretcode")
+		portal.Assign("+73430112233", "CONTACT", 797, 15, "OPENED")
+		others, hooks := megafontest.NewSalesMan(crmKey), newReceiver(t, nil)
+		second := httptest.NewServer(others)
+		defer second.Close()
+		vars := withPortal(t, server, portal, append(more,
+			"ENDPOINT_1_NAME=salesman", "ENDPOINT_1_PRESET=megafon", "ENDPOINT_1_URL="+second.URL,
+			"ENDPOINT_1_SECRET="+crmKey, "ENDPOINT_2_NAME=hooks", "ENDPOINT_2_URL="+hooks.URL, "ENDPOINT_2_SECRET="+secret)...)
+		bridge := start(t, vars)
+		eventually(t, "the bridge runs", func() bool { return server.Connected() == 1 })
+		if err := server.Generate(asking("5", "73430112233")); err != nil {
+			t.Fatal(err)
+		}
+		isDone := func(method string, names ...string) func() bool {
+			return func() bool {
+				return slices.ContainsFunc(server.Requests(), func(r pz.Request) bool {
+					return r.Method == method && r.Data.Get(names[0]) == names[1]
+				})
+			}
+		}
+		eventually(t, "the call is transferred", isDone(pz.MethodTransfer, "To", "101"))
+		for _, e := range []pz.Attrs{ringing("5", "73430112233"), history("5", "73430112233", "101", "0", "63")} {
+			if err := server.Generate(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "the portal has the call", func() bool {
+			calls := portal.Calls()
+			return len(calls) == 1 && calls[0].Finished && calls[0].FinishedBy == 15
+		})
+		eventually(t, "the others have it too", func() bool {
+			return len(others.Records()) == 1 && others.Records()[0].Status == "Success" && len(hooks.webhooks(t)) == 2
+		})
+
+		hook := "http://" + vars["LISTEN_ADDR"] + "/hooks/bitrix24/crm"
+		callID, status, err := portal.Click(t.Context(), http.DefaultClient, hook, crmToken, 16, "+73430112233",
+			bitrix24test.ClickOptions{})
+		if err != nil || status != http.StatusOK {
+			t.Fatalf("a click is answered with %d (%v)", status, err)
+		}
+		eventually(t, "the call is made", isDone(pz.MethodCall, "From", "102"))
+		out := pz.Attrs{
+			{Name: "Event", Value: pz.TypeOutgoing},
+			{Name: "CallID", Value: "6"},
+			{Name: "From", Value: "102"},
+			{Name: "To", Value: "83430112233"},
+		}
+		for _, e := range []pz.Attrs{out, history("6", "102", "83430112233", "1", "5")} {
+			if err := server.Generate(e); err != nil {
+				t.Fatal(err)
+			}
+		}
+		eventually(t, "the portal has the call of the click", func() bool {
+			calls := portal.Calls()
+			return len(calls) == 2 && calls[1].Finished && calls[1].CallID == callID && calls[1].Duration > 0
+		})
+		_, status, err = portal.Click(t.Context(), http.DefaultClient, hook, secret, 16, "+73430112233",
+			bitrix24test.ClickOptions{})
+		if status != http.StatusForbidden {
+			t.Errorf("a click with a wrong token: %d (%v)", status, err)
+		}
+		for _, fault := range append(portal.Faults(), others.Faults()...) {
+			t.Error(fault)
+		}
+		if out := bridge.log.String(); strings.Contains(out, "s3cretcode") || strings.Contains(out, crmToken) {
+			t.Errorf("a secret stands in the log: %s", out)
+		}
+	})
+}
+
+// A bridge that is killed again and again while calls come makes no call twice at the portal, and
+// loses none.
+func TestKilledBridgeMakesNoCallTwiceAtThePortal(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts the bridge again and again")
+	}
+	onBoth(t, func(t *testing.T, more ...string) {
+		server := pztest.NewServer(pztest.Options{})
+		defer server.Close()
+		portal := bitrix24test.New("s3cretcode")
+		vars := withPortal(t, server, portal, append(more,
+			"RETRY_SCHEDULE=100ms", "REPLAY_MAX_AGE=0", "ENDPOINT_0_RATE=50")...)
+		const rounds, perRound = 3, 3
+		for round := range rounds {
+			bridge := start(t, vars)
+			eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+			before, _ := portal.Requests()
+			for i := range perRound {
+				id, from := fmt.Sprint(round*perRound+i+1), fmt.Sprint("7343011", 1000+round*perRound+i)
+				if err := server.Generate(history(id, from, "101", "0", "63")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			eventually(t, "some of it is sent", func() bool {
+				requests, _ := portal.Requests()
+				return len(requests) > len(before)+2+round
+			})
+			if err := bridge.Process.Signal(syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			bridge.exitCode()
+			eventually(t, "the server has noticed", func() bool { return server.Connected() == 0 })
+		}
+		start(t, vars)
+		isOver := func() (n int) {
+			for _, c := range portal.Calls() {
+				if c.Finished {
+					n++
+				}
+			}
+			return n
+		}
+		eventually(t, "the portal has all calls", func() bool { return isOver() >= rounds*perRound })
+		if n := len(portal.Calls()); n != rounds*perRound {
+			t.Errorf("the portal has %d calls, want %d", n, rounds*perRound)
+		}
+	})
 }
 
 // A bridge that is killed again and again while calls come makes no call twice at the CRM, and

@@ -5,6 +5,8 @@ import (
 	"net/http"
 
 	"pzbridge/internal/config"
+	"pzbridge/internal/crm"
+	"pzbridge/internal/crm/bitrix24"
 	"pzbridge/internal/crm/megafon"
 	"pzbridge/internal/routing"
 	"pzbridge/outbox"
@@ -16,11 +18,20 @@ import (
 // newSenders returns a sender for each endpoint with a URL, by the name of the endpoint.
 func newSenders(cfg config.Config, notes store.Notes) map[string]store.Sender {
 	senders := map[string]store.Sender{}
+	portals := bitrix24.NewPortals()
 	for i := range cfg.Endpoints {
 		e := &cfg.Endpoints[i]
-		settings, hasPreset := cfg.CRMs[e.Name]
+		settings := cfg.CRMs[e.Name]
 		switch {
-		case hasPreset:
+		case settings.Preset == crm.Bitrix24:
+			senders[e.Name] = bitrix24.New(*e, bitrix24.Options{
+				Settings:  settings,
+				Notes:     notes,
+				Portals:   portals,
+				UserAgent: "pzbridge/" + version,
+				Questions: routing.MaxQuestions,
+			})
+		case settings.Preset == crm.MegaFon:
 			senders[e.Name] = megafon.New(*e, megafon.Options{
 				Settings:  settings,
 				Notes:     notes,
@@ -37,24 +48,32 @@ func newSenders(cfg config.Config, notes store.Notes) map[string]store.Sender {
 	return senders
 }
 
-// interfacesOf returns the interfaces of other makers that the CRMs with a preset call.
+// interfacesOf returns what the CRMs with a preset call, by path.
 func interfacesOf(
-	cfg config.Config, box *outbox.Outbox, notes store.Notes, logger *slog.Logger,
+	cfg config.Config, senders map[string]store.Sender, box *outbox.Outbox, notes store.Notes, logger *slog.Logger,
 ) map[string]func(*transferapi.API) http.Handler {
-	if len(cfg.CRMs) == 0 {
-		return nil
+	exchanges, portals := map[string]crm.Settings{}, map[string]*bitrix24.Sender{}
+	for name, settings := range cfg.CRMs {
+		if portal, isPortal := senders[name].(*bitrix24.Sender); isPortal {
+			portals[name] = portal
+		} else {
+			exchanges[name] = settings
+		}
 	}
-	return map[string]func(*transferapi.API) http.Handler{
-		megafon.Path: func(api *transferapi.API) http.Handler {
+	list := map[string]func(*transferapi.API) http.Handler{}
+	if len(exchanges) > 0 {
+		list[megafon.Path] = func(api *transferapi.API) http.Handler {
 			return megafon.NewPBX(megafon.PBXOptions{
-				Gate:     api,
-				Events:   box,
-				Notes:    notes,
-				Settings: cfg.CRMs,
-				Logger:   logger,
+				Gate: api, Events: box, Notes: notes, Settings: exchanges, Logger: logger,
 			})
-		},
+		}
 	}
+	if len(portals) > 0 {
+		list[bitrix24.HookPath] = func(api *transferapi.API) http.Handler {
+			return bitrix24.NewHook(api, portals, logger)
+		}
+	}
+	return list
 }
 
 // headersOf returns a function that returns the headers of the webhooks at an endpoint, as people

@@ -328,9 +328,30 @@ var entries = map[telephony.Code]entry{
 		": compare the key in the CRM's settings with its SECRET",
 		"CRM не принимает ключ[: «{1}»]: сравните ключ в настройках CRM с её SECRET",
 	},
-	telephony.CodeCRMSays: {
-		": this call is not sent again",
-		"CRM отвечает «{1}»: этот звонок повторно не отправляется",
+	telephony.CodeCRMSays: {"", "CRM отвечает «{1}»"},
+	telephony.CodeCRMWantsLine: {
+		": set its DEFAULT_LINE to a number of the company",
+		"CRM отвечает «{1}»: укажите номер компании в её DEFAULT_LINE",
+	},
+	telephony.CodePortalWebhook: {
+		": it was removed, or the address in its URL is not whole; make an inbound webhook anew and set its URL",
+		"портал не знает этого вебхука[: «{1}»]: он удалён, или адрес в URL неполный. " +
+			"Создайте входящий вебхук заново и укажите его адрес в URL",
+	},
+	telephony.CodePortalScope: {
+		": add the rights telephony, crm and user to the inbound webhook",
+		"у вебхука не хватает прав[: «{1}»]: добавьте входящему вебхуку права telephony, crm и user",
+	},
+	telephony.CodePortalPlan: {
+		": its plan has no REST interface (a commercial plan of Bitrix24 has, or the subscription to its Market), " +
+			"or the user of the webhook lacks a right",
+		"портал отказывает в доступе[: «{1}»]: на его тарифе нет REST (нужен коммерческий тариф Битрикс24 или подписка " +
+			"на Маркет), или у владельца вебхука не хватает прав",
+	},
+	telephony.CodePortalBusy: {"", "портал принимает два запроса в секунду, и другие ждут своей очереди"},
+	telephony.CodePortalAppOnly: {
+		": ask the administrator of the portal, or use a portal that admits webhooks",
+		"портал не разрешает вебхукам регистрировать звонки[: «{1}»]: обратитесь к администратору портала",
 	},
 	telephony.CodeCRMGone: {
 		": it accepts no webhooks any more, and every delivery with this answer is dead: " +

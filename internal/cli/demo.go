@@ -62,8 +62,8 @@ func (p Program) demoCRM(ctx context.Context, addr string) error {
 	return serveUntil(ctx, l, receiver)
 }
 
-// runDemo runs the simulated server, the bridge and a CRM, with a preset or with webhooks, and plays
-// the script.
+// runDemo runs the simulated server, the bridge and a CRM, with a preset or with webhooks, and
+// plays the script.
 func (p Program) runDemo(ctx context.Context, once bool, preset crm.Preset) error {
 	dir, err := os.MkdirTemp("", "pzbridge-demo-")
 	if err != nil {

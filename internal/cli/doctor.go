@@ -35,7 +35,8 @@ const checkTimeout = 15 * time.Second
 func (p Program) doctor(ctx context.Context, args []string) error {
 	fs := p.flags("doctor", "Check, with the bridge's configuration, whether the Prostie Zvonki server, "+
 		"the database of OUTBOX_URL and each CRM can be used,\nand say in a line each what is wrong and what to do. "+
-		"Each CRM gets a signed pzbridge.test event. The exit code is 1 if something is wrong. "+
+		"Each CRM gets a signed pzbridge.test event, and one with a preset a question. "+
+		"The exit code is 1 if something is wrong. "+
 		"The bridge may be running.")
 	twice := fs.Bool("listen-twice", false, "also try whether LISTENERS=2 will work: listen to the server on two "+
 		"connections, and compare what comes;\nthat takes two more of its licences meanwhile")
@@ -52,7 +53,7 @@ func (p Program) doctor(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	if *try != "" && cfg.Phone.Client(*try) == "" {
+	if *try != "" && (cfg.Phone.Client(*try) == "" || cfg.Phone.IsInternal(*try)) {
 		return usageError("-try needs the number of a client, such as +73430112233")
 	}
 	d := &checker{p: p, cfg: cfg, try: *try}

@@ -104,6 +104,7 @@ type endpointText struct {
 	Missed            string `env:"MISSED"`
 	PBXDomain         string `env:"PBX_DOMAIN"`
 	DefaultLine       string `env:"DEFAULT_LINE"`
+	CRMCreate         string `env:"CRM_CREATE"`
 }
 
 // Config is a checked configuration. Its fields are documented in .env.example.
@@ -280,6 +281,7 @@ func Load(vars map[string]string) (Config, error) {
 		if err := env.ParseWithOptions(&t, env.Options{Environment: vars, Prefix: prefix}); err != nil {
 			return Config{}, fmt.Errorf("read the environment: %w", err)
 		}
+		t.setPresetDefaults()
 		preset := t.parsePreset(prefix, c.Phone, &p)
 		e := t.parse(prefix, &c.certificates, &p)
 		c.Endpoints = append(c.Endpoints, e)

@@ -334,14 +334,15 @@ func (t endpointText) parse(prefix string, certificates *[]certificate, p *probl
 	case t.URL != "":
 		e.URL = parseEndpointURL(prefix+"URL", t.URL, p)
 	case t.hasPreset():
-		p.add(prefix+"URL", "is missing: it is the address that the CRM's settings of the virtual PBX show")
+		p.add(prefix+"URL", "is missing: it is the address that the CRM's settings of the virtual PBX show, "+
+			"or that of an inbound webhook of Bitrix24")
 	case t.Token == "" || t.Secret != "":
 		p.add(prefix+"URL", "is missing: it is the http or https address that takes the webhooks. "+
 			"A CRM that reads its events with GET /v1/events has a TOKEN, no URL and no SECRET")
 	}
 	switch {
 	case t.hasPreset():
-		e.Secrets = parseKey(prefix, t.Secret, p)
+		e.Secrets = t.parseKey(prefix, p)
 	case t.URL != "" || t.Secret != "":
 		e.Secrets = parseSecrets(prefix+"SECRET", t.Secret, p)
 	}

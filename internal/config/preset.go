@@ -2,6 +2,8 @@ package config
 
 import (
 	"cmp"
+	"maps"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -18,15 +20,36 @@ const (
 
 	defaultMissed = string(crm.MissedResponsible)
 	defaultDomain = "pzbridge"
+	defaultCreate = string(crm.CreateIncoming)
+
+	// A portal of Bitrix24 takes two requests a second: more at once would wait.
+	portalConcurrency, portalRate = "2", "2"
 
 	// defaultEvents is the default of EVENTS, as the tag of endpointText has it. With a preset it
 	// is callEvents, since the others have no place there.
 	defaultEvents = "call.*,sms.*,pz.event"
 	callEvents    = "call.*"
+
+	// defaultConcurrency is the default of CONCURRENCY, as that tag has it.
+	defaultConcurrency = "16"
 )
 
 // hasPreset reports whether the endpoint speaks a CRM's own interface.
 func (t endpointText) hasPreset() bool { return t.Preset != "" }
+
+// setPresetDefaults replaces defaults that have another value with a preset.
+func (t *endpointText) setPresetDefaults() {
+	if t.hasPreset() && t.Events == defaultEvents {
+		t.Events = callEvents
+	}
+	if t.Preset != string(crm.Bitrix24) {
+		return
+	}
+	if t.Concurrency == defaultConcurrency {
+		t.Concurrency = portalConcurrency
+	}
+	t.Rate = cmp.Or(t.Rate, portalRate)
+}
 
 // presetVariables are those that have a meaning only with a preset.
 func (t endpointText) presetVariables() []setting {
@@ -37,6 +60,7 @@ func (t endpointText) presetVariables() []setting {
 		{"MISSED", t.Missed},
 		{"PBX_DOMAIN", t.PBXDomain},
 		{"DEFAULT_LINE", t.DefaultLine},
+		{"CRM_CREATE", t.CRMCreate},
 	}
 }
 
@@ -53,12 +77,14 @@ func (t endpointText) parsePreset(prefix string, plan *phone.Plan, p *problems) 
 		return crm.Settings{}
 	}
 	if !slices.Contains(crm.Presets, preset) {
-		p.add(prefix+"PRESET", "must be megafon, or be unset for a CRM that takes webhooks; it is %q", t.Preset)
+		p.add(prefix+"PRESET", "must be bitrix24 or megafon, or be unset for a CRM that takes webhooks; it is %q",
+			t.Preset)
 		return crm.Settings{}
 	}
 	if t.Format != string(store.FormatStandard) {
 		p.add(prefix+"FORMAT", "has no meaning with %sPRESET: this interface has a form of its own", prefix)
 	}
+	t.checkOfPreset(preset, prefix, p)
 	if plan == nil {
 		return crm.Settings{}
 	}
@@ -77,11 +103,63 @@ func (t endpointText) parsePreset(prefix string, plan *phone.Plan, p *problems) 
 		p.add(prefix+"PBX_DOMAIN", "may hold letters, digits, dots and hyphens only, such as firm.megapbx.ru; it is %q",
 			t.PBXDomain)
 	}
-	if t.DefaultLine != "" && plan.Client(t.DefaultLine) == "" {
+	if t.DefaultLine != "" && !isWholeNumber(t.DefaultLine, plan) {
 		p.add(prefix+"DEFAULT_LINE", "must be a number of the company, such as +73432000000; it is %q", t.DefaultLine)
 	}
-	return crm.Settings{Preset: preset, People: people, Domain: domain, DefaultLine: t.DefaultLine}
+	for _, list := range []struct {
+		name  string
+		users map[string]string
+	}{{"USERS", people.Users}, {"DEFAULT_USER_BY_LINE", people.DefaultByLine}} {
+		for _, name := range slices.Sorted(maps.Values(list.users)) {
+			if preset == crm.Bitrix24 && !isPortalUser(name) {
+				p.add(prefix+list.name, "must name users of the portal by number or e-mail address; one is %q", name)
+			}
+		}
+	}
+	create := crm.Create(cmp.Or(t.CRMCreate, defaultCreate))
+	if !slices.Contains(crm.Creates, create) {
+		p.add(prefix+"CRM_CREATE", "must be incoming, always or never; it is %q", t.CRMCreate)
+	}
+	return crm.Settings{
+		Preset: preset, People: people, Create: create, Domain: domain, DefaultLine: t.DefaultLine,
+	}
 }
+
+// checkOfPreset checks what only one of the presets has, and the addresses of a portal of Bitrix24.
+func (t endpointText) checkOfPreset(preset crm.Preset, prefix string, p *problems) {
+	others := map[crm.Preset][]setting{
+		crm.Bitrix24: {{"PBX_DOMAIN", t.PBXDomain}, {"DEFAULT_LINE", t.DefaultLine}, {"SECRET", t.Secret}},
+		crm.MegaFon:  {{"CRM_CREATE", t.CRMCreate}},
+	}
+	for _, v := range others[preset] {
+		if v.value != "" {
+			p.add(prefix+v.name, "has no meaning with %sPRESET=%s", prefix, preset)
+		}
+	}
+	if preset != crm.Bitrix24 {
+		return
+	}
+	if t.DefaultUser != "" && !isPortalUser(t.DefaultUser) {
+		p.add(prefix+"DEFAULT_USER", "must be the number of a user of the portal, or an e-mail address; it is %q",
+			t.DefaultUser)
+	}
+	if t.URL == "" {
+		return
+	}
+	if u, err := url.Parse(t.URL); err == nil && !webhookShape.MatchString(u.Path) {
+		p.add(prefix+"URL", "must be the whole address of an inbound webhook of Bitrix24, "+
+			"such as https://firm.bitrix24.ru/rest/1/code/")
+	}
+}
+
+// isPortalUser reports whether a portal of Bitrix24 can know a user by a name: a number, or an
+// e-mail address.
+func isPortalUser(name string) bool {
+	return strings.Contains(name, "@") || strings.Trim(name, "0123456789") == ""
+}
+
+// webhookShape is the path of an inbound webhook: /rest/, the number of a user, and the code.
+var webhookShape = regexp.MustCompile(`^(/.*)?/rest/[0-9]+/[^/]+/?$`)
 
 var domainShape = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
 
@@ -110,8 +188,8 @@ func parseByLine(variable, list string, plan *phone.Plan, p *problems) map[strin
 		key := plan.Client(line)
 		_, isTwice := users[key]
 		switch {
-		case key == "":
-			p.add(variable, "%q is no number", line)
+		case !isWholeNumber(line, plan):
+			p.add(variable, "%q is no number of the company", line)
 		case isTwice:
 			p.add(variable, "has the number %s twice", line)
 		default:
@@ -119,6 +197,11 @@ func parseByLine(variable, list string, plan *phone.Plan, p *problems) map[strin
 		}
 	}
 	return users
+}
+
+// isWholeNumber reports whether a text is a number, and no extension.
+func isWholeNumber(number string, plan *phone.Plan) bool {
+	return plan.Client(number) != "" && !plan.IsInternal(number)
 }
 
 // pairs yields the parts of a comma-separated list of name=value.
@@ -141,9 +224,12 @@ func pairs(variable, list, example string, p *problems) func(yield func(name, va
 	}
 }
 
-// parseKey parses the key of a CRM with a preset.
-func parseKey(prefix, key string, p *problems) [][]byte {
+// parseKey parses the key of a CRM with a preset. That of Bitrix24 is a part of the address.
+func (t endpointText) parseKey(prefix string, p *problems) [][]byte {
+	key := t.Secret
 	switch {
+	case t.Preset == string(crm.Bitrix24):
+		return [][]byte{[]byte(t.URL)}
 	case key == "":
 		p.add(prefix+"SECRET", "is missing: it is the key that the CRM's settings of the virtual PBX show or take")
 	case len(key) < minKey:
@@ -154,9 +240,6 @@ func parseKey(prefix, key string, p *problems) [][]byte {
 
 // parseCallEvents parses the filter of an endpoint with a preset.
 func parseCallEvents(variable, list string, p *problems) store.Filter {
-	if list == defaultEvents {
-		list = callEvents
-	}
 	filter, err := store.ParseFilter(list)
 	if err != nil {
 		p.add(variable, "%v", err)

@@ -50,16 +50,54 @@ func TestPeopleAreParsed(t *testing.T) {
 	}
 }
 
+const portal = "ENDPOINT_0_URL=https://firm.bitrix24.ru/rest/1/s3cretcode/"
+
+func TestPortalHasDefaults(t *testing.T) {
+	cfg, err := Load(minimal("ENDPOINT_0_PRESET=bitrix24", portal, "ENDPOINT_0_SECRET"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, with := cfg.Endpoints[0], cfg.CRMs["crm"]
+	if e.Concurrency != 2 || e.Rate != 2 || with.Preset != crm.Bitrix24 || with.Create != crm.CreateIncoming {
+		t.Errorf("the endpoint is %+v, its settings %+v", e, with)
+	}
+	if err := store.ValidateEndpoints(cfg.Endpoints); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestMistakesInAPreset(t *testing.T) {
 	set := func(name, value string) map[string]string { return withPreset("ENDPOINT_0_" + name + "=" + value) }
 	for name, c := range map[string]struct {
 		vars map[string]string
 		want string // in the problems, of which there is one
 	}{
-		"an unknown one":     {set("PRESET", "amocrm"), "ENDPOINT_0_PRESET: must be megafon"},
-		"no address":         {withPreset("ENDPOINT_0_URL"), "ENDPOINT_0_URL: is missing: it is the address"},
-		"no key":             {withPreset("ENDPOINT_0_SECRET"), "ENDPOINT_0_SECRET: is missing: it is the key"},
-		"a short key":        {set("SECRET", "12345"), "ENDPOINT_0_SECRET: must have at least 6"},
+		"an unknown one":    {set("PRESET", "amocrm"), "ENDPOINT_0_PRESET: must be bitrix24 or megafon"},
+		"no address":        {withPreset("ENDPOINT_0_URL"), "ENDPOINT_0_URL: is missing: it is the address"},
+		"no key":            {withPreset("ENDPOINT_0_SECRET"), "ENDPOINT_0_SECRET: is missing: it is the key"},
+		"a short key":       {set("SECRET", "12345"), "ENDPOINT_0_SECRET: must have at least 6"},
+		"a key of a portal": {minimal("ENDPOINT_0_PRESET=bitrix24", portal), "ENDPOINT_0_SECRET: has no meaning with"},
+		"half an address": {
+			minimal("ENDPOINT_0_PRESET=bitrix24", "ENDPOINT_0_SECRET", "ENDPOINT_0_URL=https://firm.bitrix24.ru/rest/"),
+			"ENDPOINT_0_URL: must be the whole address of an inbound webhook",
+		},
+		"a domain of a portal": {
+			minimal("ENDPOINT_0_PRESET=bitrix24", portal, "ENDPOINT_0_SECRET", "ENDPOINT_0_PBX_DOMAIN=firm"),
+			"ENDPOINT_0_PBX_DOMAIN: has no meaning with",
+		},
+		"clients of no portal": {set("CRM_CREATE", "never"), "ENDPOINT_0_CRM_CREATE: has no meaning with"},
+		"a user of a portal": {
+			minimal("ENDPOINT_0_PRESET=bitrix24", portal, "ENDPOINT_0_SECRET", "ENDPOINT_0_USERS=101=anna"),
+			"ENDPOINT_0_USERS: must name users of the portal by number",
+		},
+		"a default user of a portal": {
+			minimal("ENDPOINT_0_PRESET=bitrix24", portal, "ENDPOINT_0_SECRET", "ENDPOINT_0_DEFAULT_USER=anna"),
+			"ENDPOINT_0_DEFAULT_USER: must be the number",
+		},
+		"clients of which": {
+			minimal("ENDPOINT_0_PRESET=bitrix24", portal, "ENDPOINT_0_SECRET", "ENDPOINT_0_CRM_CREATE=some"),
+			"ENDPOINT_0_CRM_CREATE: must be incoming, always or never",
+		},
 		"a format":           {set("FORMAT", "flat"), "ENDPOINT_0_FORMAT: has no meaning with"},
 		"an SMS":             {set("EVENTS", "call.*,sms.*"), "no place for sms.*"},
 		"an alert":           {set("EVENTS", "call.*,alert.disconnected"), "no place for alert"},
@@ -69,6 +107,8 @@ func TestMistakesInAPreset(t *testing.T) {
 		"no extension":       {set("USERS", "73430112233=anna"), `"73430112233" is no extension`},
 		"twice":              {set("USERS", "101=anna,101=ivan"), "has the extension 101 twice"},
 		"no number":          {set("DEFAULT_USER_BY_LINE", "main=anna"), `"main" is no number`},
+		"an extension":       {set("DEFAULT_USER_BY_LINE", "12=anna"), `"12" is no number`},
+		"a line of digits":   {set("DEFAULT_LINE", "101"), "ENDPOINT_0_DEFAULT_LINE: must be a number"},
 		"a number twice":     {set("DEFAULT_USER_BY_LINE", "83432000000=a,+73432000000=b"), "twice"},
 		"a domain":           {set("PBX_DOMAIN", "a@b"), "ENDPOINT_0_PBX_DOMAIN: may hold letters"},
 		"a line":             {set("DEFAULT_LINE", "main"), "ENDPOINT_0_DEFAULT_LINE: must be a number"},

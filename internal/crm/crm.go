@@ -14,19 +14,42 @@ import (
 // Preset names the interface of an endpoint that is not told by webhook.
 type Preset string
 
-// MegaFon is the preset of CRMs that have an interface for MegaFon's virtual PBX.
-const MegaFon Preset = "megafon"
+// The presets.
+const (
+	Bitrix24 Preset = "bitrix24"
+	MegaFon  Preset = "megafon" // CRMs that have an interface for MegaFon's virtual PBX
+)
 
 // Presets lists the presets.
-var Presets = []Preset{MegaFon}
+var Presets = []Preset{Bitrix24, MegaFon}
 
 // Settings are those of an endpoint with a preset.
 type Settings struct {
 	Preset Preset
 	People People
+	// Create says of which unknown numbers the CRM makes a client. It is Bitrix24's.
+	Create Create
 	// Domain stands behind the @ of an employee's login, and DefaultLine in place of the company's
 	// own number where that is unknown. Both are MegaFon's.
 	Domain, DefaultLine string
+}
+
+// Create says of which calls with an unknown number a CRM makes a client.
+type Create string
+
+// The choices.
+const (
+	CreateIncoming Create = "incoming"
+	CreateAlways   Create = "always"
+	CreateNever    Create = "never"
+)
+
+// Creates lists them.
+var Creates = []Create{CreateIncoming, CreateAlways, CreateNever}
+
+// Of reports whether a client is made of a call.
+func (c Create) Of(isOutgoing bool) bool {
+	return c == CreateAlways || c == CreateIncoming && !isOutgoing
 }
 
 // Event is what a sender reads of a stored event. What the event leaves out is the zero value.

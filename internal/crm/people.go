@@ -68,10 +68,7 @@ func (p *People) Named(name string) (Person, bool) {
 // DefaultFor returns the employee for calls to one of the company's own numbers that are nobody
 // else's, and false if there is none.
 func (p *People) DefaultFor(line string) (Person, bool) {
-	name := p.Default
-	if byLine, ok := p.DefaultByLine[p.Plan.Client(line)]; ok && line != "" {
-		name = byLine
-	}
+	name := p.DefaultName(line)
 	if name == "" {
 		return Person{}, false
 	}
@@ -79,6 +76,14 @@ func (p *People) DefaultFor(line string) (Person, bool) {
 		return person, true
 	}
 	return Person{Name: name}, true
+}
+
+// DefaultName is DefaultFor as it is configured, "" if there is none.
+func (p *People) DefaultName(line string) string {
+	if name, ok := p.DefaultByLine[p.Plan.Client(line)]; ok && line != "" {
+		return name
+	}
+	return p.Default
 }
 
 // Extensions lists the extensions of Users, in order.

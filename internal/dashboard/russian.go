@@ -246,6 +246,7 @@ var russian = words{
 	"made for each attempt":             "(своя у каждой попытки)",
 	"The time of the question is over.": "Время вопроса вышло, повторно его не отправить.",
 	"nothing to send":                   "отправлять нечего",
+	"the portal knows that already":     "портал это уже знает",
 	"no client takes part in the call":  "в звонке не участвует клиент",
 	"the caller hides the number":       "звонящий скрыл номер",
 	"the call is over already":          "звонок уже завершён",

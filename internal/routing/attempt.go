@@ -150,7 +150,7 @@ func (a *attempt) try(ctx, work context.Context, last bool) store.Outcome {
 		return o // the stored question stays as it is
 	}
 	now := time.Now() // when the CRM answered; what follows takes as long as the exchange needs
-	if o.Verdict == store.Done {
+	if o.Verdict == store.Done || o.Reply != nil {
 		a.handleResponse(work, o)
 	}
 	isTimeUp := !time.Now().Before(q.answerBy) // cut off by the end of the time, it is no failure
@@ -280,6 +280,8 @@ func afterQuestion(d store.Delivery, o store.Outcome, last bool, now time.Time) 
 	switch {
 	case o.Verdict == store.Done:
 		return d.Ended(store.Delivered, now)
+	case o.Reply != nil: // the failure is the answer
+		return d.Ended(store.Expired, now)
 	case o.Verdict == store.More, (o.Verdict == store.Later || o.Verdict == store.Pause) && !last:
 		return d // it is neither a success nor a failure
 	case o.Verdict == store.Gone, o.Verdict == store.Refused, last:

@@ -133,6 +133,14 @@ const (
 	// Of CRMs with a preset.
 	CodeCRMKeyRefused Code = "crm_key_refused" // args: what the CRM says, if it says anything
 	CodeCRMSays       Code = "crm_says"        // args: the words with which the CRM refuses
+	CodeCRMWantsLine  Code = "crm_wants_line"  // the company's own number; args: the same
+
+	// Of portals of Bitrix24; args: what the portal says, if it says anything.
+	CodePortalWebhook Code = "portal_webhook"
+	CodePortalScope   Code = "portal_scope"
+	CodePortalPlan    Code = "portal_plan"
+	CodePortalAppOnly Code = "portal_app_only"
+	CodePortalBusy    Code = "portal_busy" // no args
 )
 
 // Cause names an error for those who show it: a code, and the values that its sentence repeats. The

@@ -97,7 +97,8 @@ type Outcome struct {
 	// Throttled is set, with Again, if RetryAfter applies to the endpoint as a whole: it is
 	// healthy, and requests a pause.
 	Throttled bool
-	// Reply is the reply to a routing question; nil if the response contains none.
+	// Reply is the reply to a routing question; nil if the response contains none. With a verdict
+	// that is no success it is what the failure means, and the question is not asked again.
 	Reply *RouteReply
 	// Keep is what a CallSender keeps for the call from now on, MaxKept bytes at most; nil keeps
 	// the present bytes. It is stored in the transaction that records the attempt, and must contain

@@ -65,7 +65,11 @@ func refused(said string) error {
 	if said == "" {
 		return nil
 	}
-	return &telephony.Fault{Code: telephony.CodeCRMSays, Args: []string{said}, Text: "the CRM says «" + said + "»"}
+	code := telephony.CodeCRMSays
+	if strings.Contains(said, "diversion") {
+		code = telephony.CodeCRMWantsLine
+	}
+	return &telephony.Fault{Code: code, Args: []string{said}, Text: "the CRM says «" + said + "»"}
 }
 
 // ask asks the CRM whom the client belongs to. No answer, or one that names nobody with a
@@ -77,9 +81,13 @@ func (s *Sender) ask(ctx context.Context, e *crm.Event, mayRedial func() bool) s
 		return o
 	}
 	o, answer := s.do(ctx, s.questions, s.contact(e.Client, e.CallID, e.Line), mayRedial)
-	if o.Verdict == store.Done {
+	switch o.Verdict {
+	case store.CutOff:
+	case store.Done:
 		person, _ := s.responsible(answer)
 		o.Reply = &store.RouteReply{To: person.Extension}
+	default:
+		o.Reply = &store.RouteReply{}
 	}
 	return o
 }

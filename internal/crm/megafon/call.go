@@ -268,6 +268,9 @@ func (t *telling) completed() {
 // first.
 func (t *telling) closeCards(owner crm.Person, answered bool) {
 	isUnknown := len(t.before.Rang) == 0
+	if isUnknown && time.Since(t.read) > t.endpoint.RingingTTL {
+		return // nothing rings for a call that is long over
+	}
 	if isUnknown {
 		t.tell(t.ringing(), owner)
 	}

@@ -197,7 +197,7 @@ func TestPlanOfEachEvent(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := &Sender{settings: settings(t)}
+			s := &Sender{settings: settings(t), endpoint: store.Endpoint{RingingTTL: time.Minute}}
 			s.settings.People.Default = "109"
 			if c.user != "" {
 				s.settings.People.Default = c.user

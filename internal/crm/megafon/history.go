@@ -145,7 +145,7 @@ func (c *caller) line(ctx context.Context, e *crm.Event, kind string, began time
 	id := e.CallID
 	if kind == "out" {
 		var err error
-		if id, err = c.clicks.idOf(ctx, e.CallID); err != nil {
+		if id, err = c.clicks.IDOf(ctx, e.CallID); err != nil {
 			return nil, err
 		}
 	}

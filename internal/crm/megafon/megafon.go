@@ -50,7 +50,7 @@ type Sender struct {
 	endpoint          store.Endpoint
 	settings          crm.Settings
 	key               string // of the CRM
-	clicks            clicks
+	clicks            crm.Clicks
 	request           *http.Request // the template of every request; nil if the endpoint's URL is invalid
 	redact            *outbound.Redactor
 	events, questions *outbound.Client
@@ -63,7 +63,7 @@ func New(e store.Endpoint, opts Options) *Sender {
 		endpoint: e,
 		settings: opts.Settings,
 		key:      key,
-		clicks:   clicks{opts.Notes, e.Name},
+		clicks:   crm.Clicks{Notes: opts.Notes, Endpoint: e.Name},
 		request:  newRequest(&e, key, opts.UserAgent),
 		redact:   outbound.NewRedactor(e.URL, e.Headers, append([]string{key}, e.Tokens...)...),
 	}
@@ -134,8 +134,12 @@ func nothing(why string) store.Outcome {
 // tell tells the CRM of an event, one request in each attempt.
 func (s *Sender) tell(ctx context.Context, j store.Job, e *crm.Event) store.Outcome {
 	c := readCall(j.Kept)
-	if err := s.recognise(ctx, &c, j, e); err != nil {
-		return store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: err}
+	if !c.IsKnown {
+		var err error
+		if c.ID, err = s.clicks.OfCall(ctx, e, j.Event.At); err != nil {
+			return store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: err}
+		}
+		c.IsKnown = true
 	}
 	if c.Event != j.EventID {
 		c.Event, c.Made, c.Responsible = j.EventID, 0, nil
@@ -249,10 +253,11 @@ func (s *Sender) contact(client, callID, line string) url.Values {
 
 // line is the company's own number as the interface has it.
 func (s *Sender) line(line string) string {
-	if line == "" {
-		line = s.settings.DefaultLine
+	own := s.settings.People.Plan.Client(line)
+	if own == "" { // none, or the name of a trunk
+		own = s.settings.People.Plan.Client(s.settings.DefaultLine)
 	}
-	return plain(s.settings.People.Plan.Client(line))
+	return plain(own)
 }
 
 // login is the user of the interface: some CRMs take what stands before the @, and nothing where

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
+
 	"pzbridge/internal/crm"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
@@ -20,16 +22,6 @@ import (
 // Path is where the exchanges of this interface take the requests of CRMs.
 const Path = "/sys/crm_api.wcgp"
 
-// Gate is the API's door: who a caller is, and what it may do.
-type Gate interface {
-	// Bearer returns the name of the endpoint with a token. Wait is how long until it may make
-	// another request, 0 if it may make this one.
-	Bearer(r *http.Request, token string) (name string, wait time.Duration, known bool)
-	// Command carries out a command as POST /v1/calls does, within the same limits. It fails with
-	// the errors of telephony.
-	Command(ctx context.Context, by string, cmd telephony.Command) error
-}
-
 // Events reads what is stored.
 type Events interface {
 	Events(ctx context.Context, q store.EventQuery) (store.EventPage, error)
@@ -37,7 +29,7 @@ type Events interface {
 
 // PBXOptions configures a PBX.
 type PBXOptions struct {
-	Gate     Gate
+	Gate     crm.Gate
 	Events   Events
 	Notes    store.Notes
 	Settings map[string]crm.Settings // of the endpoints with this preset, by name
@@ -70,7 +62,7 @@ type caller struct {
 	*PBX
 	name     string
 	settings crm.Settings
-	clicks   clicks
+	clicks   crm.Clicks
 }
 
 // ServeHTTP answers one request.
@@ -116,7 +108,7 @@ func (p *PBX) identify(w http.ResponseWriter, r *http.Request) (*caller, *proble
 	case wait > 0:
 		return nil, &problem{status: http.StatusTooManyRequests, text: "Too many requests: see API_RATE", after: wait}
 	}
-	return &caller{p, name, settings, clicks{p.opts.Notes, name}}, nil
+	return &caller{p, name, settings, crm.Clicks{Notes: p.opts.Notes, Endpoint: name}}, nil
 }
 
 func (c *caller) serve(w http.ResponseWriter, r *http.Request) *problem {
@@ -153,7 +145,7 @@ func (c *caller) makeCall(w http.ResponseWriter, r *http.Request) *problem {
 	}
 	// The call goes on if the CRM hangs up: it may ring already.
 	ctx := context.WithoutCancel(r.Context())
-	id, isNew, err := c.clicks.begin(ctx, from.Extension, client)
+	id, isNew, err := c.clicks.Begin(ctx, from.Extension, client, uuid.Must(uuid.NewV7()).String())
 	if err != nil {
 		c.opts.Logger.Error("a click cannot be kept", "endpoint", c.name, "err", err)
 		return &problem{status: http.StatusServiceUnavailable, text: "The outbox cannot be written: try again"}
@@ -164,7 +156,7 @@ func (c *caller) makeCall(w http.ResponseWriter, r *http.Request) *problem {
 		})
 	}
 	if err != nil && !errors.Is(err, telephony.ErrNoAnswer) { // then it may ring
-		if err := c.clicks.drop(ctx, from.Extension, client, id); err != nil {
+		if err := c.clicks.Drop(ctx, from.Extension, client, id); err != nil {
 			c.opts.Logger.Error("a click cannot be kept", "endpoint", c.name, "err", err)
 		}
 	}

@@ -3,7 +3,6 @@ package megafon
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -12,12 +11,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pzbridge/internal/crm"
 	"pzbridge/internal/crm/megafon/megafontest"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
+	"pzbridge/outbox/store/storetest"
 )
 
 const token = "t0ken-of-the-endpoint"
@@ -329,9 +330,81 @@ func TestQuestionEndsInTime(t *testing.T) {
 	inBubble(t, slow, settings(t), func(b *bench) {
 		began := time.Now()
 		o := b.opts.Senders["crm"].Send(b.t.Context(), question())
-		if took := time.Since(began); o.Reply != nil || o.Verdict != store.Again || took != 2*time.Second {
+		took := time.Since(began)
+		if o.Reply == nil || o.Reply.To != "" || o.Verdict != store.Again || took != 2*time.Second {
 			t.Errorf("after %s: %+v", took, o)
 		}
+	})
+}
+
+// decider takes the answers to questions.
+type decider struct {
+	storetest.Silence
+	answers []string
+	at      time.Time
+}
+
+func (d *decider) Answer(_ context.Context, _, _, _, to string) error {
+	d.answers, d.at = append(d.answers, "to "+to), time.Now()
+	return nil
+}
+
+// A CRM that does not answer where a call goes, or has another key, declines the call at once, is
+// asked once, and its failure counts.
+func TestFailureDeclinesTheCall(t *testing.T) {
+	for name, answer := range map[string]http.HandlerFunc{
+		"no answer": func(_ http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			<-r.Context().Done()
+		},
+		"another key": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusUnauthorized) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			asked := 0
+			counting := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				asked++
+				answer(w, r)
+			})
+			inBubble(t, counting, settings(t), func(b *bench) {
+				b.stop()
+				d := &decider{}
+				b.stop = storetest.RunWith(b.t, b.box, d)
+				e := storetest.Event(telephony.EventTransferRequested, "7")
+				e.From, e.Direction = client, telephony.Incoming
+				began := time.Now()
+				storetest.MustAppend(b.t, b.box, e)
+				time.Sleep(time.Minute)
+				synctest.Wait()
+				took := d.at.Sub(began)
+				if !slices.Equal(d.answers, []string{"to "}) || took > 3*time.Second || asked != 1 {
+					t.Errorf("asked %d times, it answers %q after %s", asked, d.answers, took)
+				}
+				states := storetest.States(b.t, b.box, "crm")
+				list, err := b.box.Endpoints()
+				if err != nil || states[store.Expired] != 1 || list[0].LastError == "" {
+					t.Errorf("the delivery is %v, the endpoint %+v (%v)", states, list, err)
+				}
+			})
+		})
+	}
+}
+
+// What is sent again long after a call ends in the history alone, and opens no card.
+func TestOldCallOpensNoCard(t *testing.T) {
+	fake := megafontest.NewStrict(crmKey)
+	fake.Revoke()
+	inBubble(t, fake, settings(t), func(b *bench) {
+		b.says(telephony.EventCompleted, "7", client, "101", time.Minute)
+		time.Sleep(time.Hour)
+		fake.Restore()
+		time.Sleep(time.Hour)
+		requests, _ := fake.Requests()
+		last := requests[len(requests)-1]
+		if got := last.Form.Get("cmd"); got != "history" || last.Status != http.StatusOK {
+			t.Errorf("the last request is %s with status %d", got, last.Status)
+		}
+		b.delivered(1)
+		wantNoFaults(t, &fake.CRM)
 	})
 }
 
@@ -379,49 +452,4 @@ func TestTestIsAQuestion(t *testing.T) {
 			t.Errorf("it was told %q", got)
 		}
 	})
-}
-
-// Two processes that look at the same click at once give it to one call.
-func TestClickLeadsToOneCall(t *testing.T) {
-	fake := megafontest.NewStrict(crmKey)
-	inBubble(t, fake, settings(t), func(b *bench) {
-		c := clicks{b.box.Engine, "crm"}
-		id, isNew, err := c.begin(b.t.Context(), "101", "73430112233")
-		if err != nil || !isNew {
-			t.Fatal(id, isNew, err)
-		}
-		now := time.Now()
-		take := func(number, call string, after time.Duration) string {
-			got, err := c.take(b.t.Context(), "101", number, call, now.Add(after))
-			if err != nil {
-				t.Error(err)
-			}
-			return got
-		}
-		for _, c := range []struct {
-			number, call string
-			after        time.Duration
-			want         string
-		}{
-			{"73430112233", "early", -time.Minute, ""},
-			{"73430112233", "late", clickWindow, ""},
-			{"73430112234", "another", time.Second, ""},
-			{"83430112233", "7", time.Second, id},
-			{"73430112233", "7", time.Second, id}, // the same once more
-			{"73430112233", "8", time.Second, ""},
-		} {
-			if got := take(c.number, c.call, c.after); got != c.want {
-				t.Errorf("call %s has %q, want %q", c.call, got, c.want)
-			}
-		}
-		if _, err := (clicks{broken{}, "crm"}).take(b.t.Context(), "1", "2", "3", now); err == nil {
-			t.Error("an error of the outbox is lost")
-		}
-	})
-}
-
-type broken struct{ store.Notes }
-
-func (broken) Note(context.Context, string, string, time.Time) ([]byte, uint64, error) {
-	return nil, 0, errors.New("broken")
 }

@@ -209,14 +209,13 @@ func TestSalesManTakesAnyFormAndAnswersErrorsWith200(t *testing.T) {
 }
 
 func TestContactNamesWhoIsResponsible(t *testing.T) {
-	webasyst, salesman := megafontest.NewWebasyst(key), megafontest.NewSalesMan(key)
+	salesman := megafontest.NewSalesMan(key)
 	rukovoditel, strict := megafontest.NewRukovoditel(key), megafontest.NewStrict(key)
 	for _, crm := range []struct {
 		handler http.Handler
 		base    *megafontest.CRM
 		nobody  string
 	}{
-		{webasyst, &webasyst.CRM, `{}`},
 		{salesman, &salesman.CRM, `{"contact_name":"","responsible":0}`},
 		{rukovoditel, &rukovoditel.CRM, `{"contact_name":"","responsible":""}`},
 		{strict, &strict.CRM, `{}`},

@@ -118,8 +118,9 @@ func (c *SalesMan) keep(form url.Values) reply {
 		}
 		return reply{}
 	}
+	isKnown := r.Status != ""
 	r.Status, r.Direction = form.Get("status"), kind
-	if ext != "" {
+	if ext != "" && isKnown { // a new record gets neither
 		r.Link, r.Duration = form.Get("link"), seconds(form.Get("duration"))
 	}
 	return reply{}

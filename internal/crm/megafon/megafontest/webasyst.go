@@ -75,7 +75,7 @@ func (c *Webasyst) handle(r Request) (int, reply) {
 	case "history":
 		c.history(r.Form)
 	case "contact":
-		return http.StatusOK, c.contact(r.Form.Get("phone"), reply{})
+		return http.StatusOK, nil // it has no such command
 	}
 	return http.StatusOK, nil
 }

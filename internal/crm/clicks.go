@@ -1,27 +1,26 @@
-package megafon
+package crm
 
 import (
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"slices"
+	"strings"
 	"time"
 
-	"github.com/google/uuid"
-
-	"pzbridge/internal/crm"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
 
-// clicks are the calls that a CRM has asked for. The CRM gets an ID at once and waits for events
+// Clicks are the calls that a CRM has asked for. The CRM knows each by an ID and waits for events
 // under it, but the exchange answers a command without the ID of the call: so the call that next
 // begins between the two gets that of the click.
-type clicks struct {
-	notes    store.Notes
-	endpoint string
+type Clicks struct {
+	Notes    store.Notes
+	Endpoint string
 }
 
 const (
@@ -44,6 +43,9 @@ type click struct {
 	ID   string    `json:"id"`
 	At   time.Time `json:"at"`
 	Call string    `json:"call,omitempty"` // that has begun
+	// Nonce makes the notes of two that write the same differ: else the second would count as the
+	// first, written once more.
+	Nonce string `json:"nonce"`
 }
 
 // clickName is the name of the note with the clicks of an extension and a number. The number is not
@@ -60,11 +62,11 @@ func clickName(extension, number string) string {
 func calledName(callID string) string { return "called:" + callID }
 
 // change changes the clicks in a note. Do returns whether there is something to store.
-func (c clicks) change(ctx context.Context, name string, do func(list *[]click) bool) error {
+func (c Clicks) change(ctx context.Context, name string, do func(list *[]click) bool) error {
 	const tries = 10
 	for try := 1; ; try++ {
 		now := time.Now()
-		value, version, err := c.notes.Note(ctx, c.endpoint, name, now)
+		value, version, err := c.Notes.Note(ctx, c.Endpoint, name, now)
 		if err != nil {
 			return err
 		}
@@ -77,31 +79,35 @@ func (c clicks) change(ctx context.Context, name string, do func(list *[]click) 
 			list = list[n-maxClicks:]
 		}
 		value, _ = json.Marshal(list) // of texts and times alone
-		err = c.notes.SetNote(ctx, c.endpoint, name, version, value, now.Add(clickLife))
+		err = c.Notes.SetNote(ctx, c.Endpoint, name, version, value, now.Add(clickLife))
 		if err == nil || !errors.Is(err, store.ErrChanged) || try == tries {
 			return err
 		}
 	}
 }
 
-// begin notes a click, and returns the ID for the CRM. IsNew is false for a click that is the same
-// as the last one.
-func (c clicks) begin(ctx context.Context, extension, number string) (id string, isNew bool, err error) {
+// Begin notes a click with the ID that it has at the CRM, and returns the ID that counts. IsNew is
+// false for a click that is the same as the last one, or has the ID of one.
+func (c Clicks) Begin(ctx context.Context, extension, number, id string) (counts string, isNew bool, err error) {
 	err = c.change(ctx, clickName(extension, number), func(list *[]click) bool {
 		now := time.Now()
-		if n := len(*list); n > 0 && now.Sub((*list)[n-1].At).Abs() < twiceWindow {
-			id, isNew = (*list)[n-1].ID, false
+		counts, isNew = id, false
+		if slices.ContainsFunc(*list, func(x click) bool { return x.ID == id }) {
 			return false
 		}
-		id, isNew = uuid.Must(uuid.NewV7()).String(), true
-		*list = append(*list, click{ID: id, At: now})
+		if n := len(*list); n > 0 && now.Sub((*list)[n-1].At).Abs() < twiceWindow {
+			counts = (*list)[n-1].ID
+			return false
+		}
+		isNew = true
+		*list = append(*list, click{ID: id, At: now, Nonce: rand.Text()})
 		return true
 	})
-	return id, isNew, err
+	return counts, isNew, err
 }
 
-// drop forgets a click for which no call was made.
-func (c clicks) drop(ctx context.Context, extension, number, id string) error {
+// Drop forgets a click for which no call was made.
+func (c Clicks) Drop(ctx context.Context, extension, number, id string) error {
 	return c.change(ctx, clickName(extension, number), func(list *[]click) bool {
 		*list = slices.DeleteFunc(*list, func(x click) bool { return x.ID == id })
 		return true
@@ -110,7 +116,7 @@ func (c clicks) drop(ctx context.Context, extension, number, id string) error {
 
 // take returns the ID of the click that has led to a call, "" if there was none. A click leads to
 // one call.
-func (c clicks) take(ctx context.Context, extension, number, callID string, at time.Time) (id string, err error) {
+func (c Clicks) take(ctx context.Context, extension, number, callID string, at time.Time) (id string, err error) {
 	err = c.change(ctx, clickName(extension, number), func(list *[]click) bool {
 		own := slices.IndexFunc(*list, func(x click) bool { return x.Call == callID })
 		free := slices.IndexFunc(*list, func(x click) bool {
@@ -133,45 +139,45 @@ func (c clicks) take(ctx context.Context, extension, number, callID string, at t
 }
 
 // keep stores the ID of a call for the list of calls.
-func (c clicks) keep(ctx context.Context, callID, id string) error {
+func (c Clicks) keep(ctx context.Context, callID, id string) error {
 	now := time.Now()
 	name := calledName(callID)
-	_, version, err := c.notes.Note(ctx, c.endpoint, name, now)
+	_, version, err := c.Notes.Note(ctx, c.Endpoint, name, now)
 	if err != nil || version > 0 {
 		return err
 	}
-	err = c.notes.SetNote(ctx, c.endpoint, name, version, []byte(id), now.Add(calledLife))
+	err = c.Notes.SetNote(ctx, c.Endpoint, name, version, []byte(id), now.Add(calledLife))
 	if errors.Is(err, store.ErrChanged) { // the same was stored meanwhile
 		return nil
 	}
 	return err
 }
 
-// idOf returns the ID under which the CRM knows a call.
-func (c clicks) idOf(ctx context.Context, callID string) (string, error) {
-	value, _, err := c.notes.Note(ctx, c.endpoint, calledName(callID), time.Now())
+// IDOf returns the ID under which the CRM knows a call.
+func (c Clicks) IDOf(ctx context.Context, callID string) (string, error) {
+	value, _, err := c.Notes.Note(ctx, c.Endpoint, calledName(callID), time.Now())
 	if err != nil || value == nil {
 		return callID, err
 	}
 	return string(value), nil
 }
 
-// recognise looks once for the click that has led to an outgoing call.
-func (s *Sender) recognise(ctx context.Context, c *call, j store.Job, e *crm.Event) error {
-	if c.IsKnown || e.Extension == "" || e.Client == "" ||
+// OfCall returns the ID of the click that has led to a call, "" if there was none. Read is when the
+// event was read.
+func (c Clicks) OfCall(ctx context.Context, e *Event, read time.Time) (id string, err error) {
+	if e.Extension == "" || e.Client == "" ||
 		e.Direction != telephony.Outgoing && e.Type != telephony.EventOutgoing {
-		return nil
+		return "", nil
 	}
-	began := j.Event.At // by our own clock
+	began := read // by our own clock
 	switch {
 	case e.Type == telephony.EventCompleted && e.Replayed:
-		began = e.Began(began)
+		began = e.Began(read)
 	case e.Type == telephony.EventCompleted: // read as soon as it was over
-		began = began.Add(-max(e.EndedAt.Sub(e.StartedAt), e.Duration))
+		began = read.Add(-max(e.EndedAt.Sub(e.StartedAt), e.Duration))
 	}
-	id, err := s.clicks.take(ctx, e.Extension, plain(e.Client), e.CallID, began)
-	if err == nil {
-		c.ID, c.IsKnown = id, true
-	}
-	return err
+	return c.take(ctx, e.Extension, digits(e.Client), e.CallID, began)
 }
+
+// digits is a number without the plus.
+func digits(number string) string { return strings.TrimPrefix(number, "+") }

@@ -1,0 +1,216 @@
+// Package bitrix24 tells a portal of Bitrix24 of calls over its REST interface, with the address of
+// an inbound webhook.
+//
+//	call.transfer_requested  telephony.externalCall.searchCrmEntities: whom does the client belong to?
+//	call.incoming, .outgoing telephony.externalCall.register, and show for each later telephone
+//	call.incoming_answered   hide for all others
+//	call.completed           finish, and register before if the portal does not know the call
+//
+// Each call is registered once, with our ID of it: while it goes on, the portal answers a register
+// that is the same with the same call. One that is over the portal knows in its statistics.
+package bitrix24
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pzbridge/internal/crm"
+	"pzbridge/internal/outbound"
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store"
+)
+
+const (
+	// searchTimeout bounds a question: a caller is waiting on the line.
+	searchTimeout = 2 * time.Second
+	// maxKept is how many bytes of a response's body are stored for people.
+	maxKept = 1 << 10
+)
+
+// Options configures a Sender.
+type Options struct {
+	Settings  crm.Settings
+	Notes     store.Notes
+	Portals   *Portals // shared by all senders of the process
+	UserAgent string
+	// Questions is the largest number of questions in flight.
+	Questions int
+	// DialContext opens the connection below HTTP; nil dials TCP.
+	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// Sender tells one portal of calls: see store.Sender.
+type Sender struct {
+	endpoint          store.Endpoint
+	settings          crm.Settings
+	owner             int // the user whose webhook it is
+	userAgent         string
+	bucket            *bucket
+	clicks            crm.Clicks
+	users             users
+	redact            *outbound.Redactor
+	events, questions *outbound.Client
+}
+
+// New returns a sender for an endpoint, of which the URL is that of an inbound webhook.
+func New(e store.Endpoint, opts Options) *Sender {
+	host, owner := parseWebhook(e.URL)
+	secrets := slices.Clone(e.Tokens)
+	for _, secret := range e.Secrets {
+		secrets = append(secrets, string(secret))
+	}
+	s := &Sender{
+		endpoint:  e,
+		settings:  opts.Settings,
+		owner:     owner,
+		userAgent: opts.UserAgent,
+		bucket:    opts.Portals.bucketOf(host),
+		clicks:    crm.Clicks{Notes: opts.Notes, Endpoint: e.Name},
+		redact:    outbound.NewRedactor(e.URL, e.Headers, secrets...),
+	}
+	client := func(connections int, timeout time.Duration) *outbound.Client {
+		return outbound.New(outbound.Options{
+			Connections: connections,
+			Timeout:     timeout,
+			TLS:         e.TLS,
+			DialContext: opts.DialContext,
+			Redact:      s.redact,
+		})
+	}
+	s.events = client(e.Concurrency, e.Timeout)
+	s.questions = client(opts.Questions+1, min(searchTimeout, e.Timeout)) // one more for a test
+	return s
+}
+
+// parseWebhook returns the host of a webhook's address, /rest/<user ID>/<code>/, and the user.
+func parseWebhook(address string) (host string, owner int) {
+	u, err := url.Parse(address)
+	if err != nil {
+		return "", 0
+	}
+	parts := strings.Split(strings.Trim(u.Path, "/"), "/")
+	if i := slices.Index(parts, "rest"); i >= 0 && i+1 < len(parts) {
+		owner, _ = strconv.Atoi(parts[i+1])
+	}
+	return u.Host, owner
+}
+
+// NeedsCall makes it a store.CallSender.
+func (s *Sender) NeedsCall() {}
+
+// Close closes the connections that are not in use.
+func (s *Sender) Close() {
+	s.events.Close()
+	s.questions.Close()
+}
+
+// Send makes one attempt: see store.Sender.
+func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
+	e, err := crm.Read(j.Event)
+	if err != nil {
+		return store.Outcome{Verdict: store.Refused, Err: err}
+	}
+	if j.IsQuestion {
+		return s.ask(ctx, &e, j.MayRedial)
+	}
+	if e.Type == telephony.EventTransferRequested {
+		return nothing("the question where the call goes is over")
+	}
+	return s.tell(ctx, j, &e)
+}
+
+// nothing is the outcome of an event of which the portal is told nothing, and why.
+func nothing(why string) store.Outcome {
+	return store.Outcome{Verdict: store.Done, Response: "nothing to send: " + why}
+}
+
+func cut(s string) string {
+	if len(s) > maxKept {
+		s = s[:maxKept]
+	}
+	return s
+}
+
+// entity is a client whom the portal knows.
+type entity struct {
+	Kind       string `json:"CRM_ENTITY_TYPE"`
+	AssignedBy struct {
+		Extension string `json:"USER_PHONE_INNER"`
+	} `json:"ASSIGNED_BY"`
+	AssignedByID json.Number `json:"ASSIGNED_BY_ID"`
+}
+
+// search looks for a client by number; the portal gives contacts first, then leads and companies.
+func (s *Sender) search(ctx context.Context, client string, isQuestion bool, mayRedial func() bool) ([]entity, answer) {
+	a := s.do(ctx, "telephony.externalCall.searchCrmEntities",
+		map[string]any{"PHONE_NUMBER": client}, isQuestion, mayRedial)
+	var list []entity
+	if a.Verdict == store.Done {
+		_ = json.Unmarshal(a.result, &list) // what is no list has nobody
+	}
+	return list, a
+}
+
+// ask asks the portal whom the client belongs to. No answer, or one that names nobody with an
+// extension, declines the call.
+func (s *Sender) ask(ctx context.Context, e *crm.Event, mayRedial func() bool) store.Outcome {
+	if e.Client == "" {
+		o := nothing("the caller hides the number")
+		o.Reply = &store.RouteReply{}
+		return o
+	}
+	limited, cancel := context.WithTimeout(ctx, searchTimeout)
+	defer cancel()
+	list, a := s.search(limited, e.Client, true, mayRedial)
+	if a.Verdict == store.CutOff && ctx.Err() == nil { // by the limit of requests: its time is over
+		a.Outcome = store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: errBusy}
+	}
+	if a.Verdict == store.CutOff {
+		return a.Outcome
+	}
+	a.Reply = &store.RouteReply{}
+	for _, found := range list {
+		if a.Reply.To = s.telephoneOf(&found); a.Reply.To != "" {
+			break
+		}
+	}
+	return a.Outcome
+}
+
+// telephoneOf returns the extension of who is responsible for a client: that of the configuration,
+// or of the portal. It is "" if there is none.
+func (s *Sender) telephoneOf(found *entity) string {
+	for extension, name := range s.settings.People.Users {
+		if name == found.AssignedByID.String() {
+			return extension
+		}
+	}
+	return found.AssignedBy.Extension
+}
+
+var errBusy = &telephony.Fault{
+	Code: telephony.CodePortalBusy, Text: "the portal takes two requests a second, and others wait for it",
+}
+
+// testClient is a number that nobody has.
+const testClient = "+70000000000"
+
+// Test asks the portal whom a number belongs to that nobody has: that changes nothing there, and
+// shows whether it is reached and knows the webhook. Fails only with the error of ctx.
+func (s *Sender) Test(ctx context.Context) (eventID string, made store.Attempt, err error) {
+	began := time.Now()
+	eventID = uuid.Must(uuid.NewV7()).String()
+	_, a := s.search(ctx, testClient, true, nil)
+	if a.Verdict == store.CutOff {
+		return "", store.Attempt{}, ctx.Err()
+	}
+	return eventID, a.Attempt(began, time.Since(began)), nil
+}

@@ -1,0 +1,238 @@
+// Package bitrix24test has a fake Bitrix24 portal for tests and the demo: the REST methods that a
+// PBX calls through an inbound webhook, and the click on a number, which the portal reports to the
+// PBX. It behaves as Bitrix24's documentation says and its source does, lists what a client did
+// against them, and has switches for what goes wrong with a portal.
+package bitrix24test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	// webhookUser is the user who made the webhook.
+	webhookUser = 1
+	// drainRate is how many requests leave the bucket in a second.
+	drainRate = 2
+	// pageSize is the number of rows on a page of a list.
+	pageSize = 50
+)
+
+// Portal is a portal with one inbound webhook. It is an http.Handler for /rest/.
+type Portal struct {
+	// Now is the portal's clock, whose location is the server's time zone. It, Domain, and Burst
+	// may be replaced before the first request.
+	Now func() time.Time
+	// Domain is the portal's address in the events that it sends.
+	Domain string
+	// Burst is how many requests fit into the portal's leaky bucket, which drains 2 a second.
+	Burst int
+
+	mu       sync.Mutex
+	code     string
+	switches switches
+	level    float64 // of the bucket, at the time filled
+	filled   time.Time
+	serial   int // the last identifier that was given to anything
+
+	users      []User
+	clients    []client
+	calls      []*Call
+	statistics []row
+	uploads    map[string]*Call // by token
+	comments   []Comment
+
+	requests []Request
+	arrived  chan struct{} // closed and replaced when a request arrives
+	faults   []string
+}
+
+// New makes a portal whose webhook has this code. Its users are a manager without an extension, the
+// employees 101 to 103, and a former one.
+func New(code string) *Portal {
+	return &Portal{
+		Now: time.Now, Domain: "firm.bitrix24.ru", Burst: 50,
+		code: code, serial: 1000, uploads: map[string]*Call{}, arrived: make(chan struct{}),
+		users: []User{
+			{ID: webhookUser, Name: "Olga", LastName: "Orlova", Email: "olga@firm.example"},
+			{ID: 15, Name: "Anna", LastName: "Antonova", Email: "anna@firm.example", Extension: "101"},
+			{ID: 16, Name: "Boris", LastName: "Belov", Email: "boris@firm.example", Extension: "102"},
+			{ID: 17, Name: "Vera", LastName: "Volkova", Email: "vera@firm.example", Extension: "103"},
+			{ID: 18, Name: "Gleb", LastName: "Gusev", Email: "gleb@firm.example", Extension: "104", Inactive: true},
+		},
+	}
+}
+
+// Path returns the path of the webhook, which follows the address of the server.
+func (p *Portal) Path() string {
+	return fmt.Sprintf("/rest/%d/%s/", webhookUser, p.code)
+}
+
+// Request is a request that came.
+type Request struct {
+	Time   time.Time
+	Method string         // as the documentation spells it; the second step of attachRecord is "upload"
+	Params map[string]any // the names are in upper case, the numbers are json.Number
+	Status int
+	Lost   bool // processed, but not answered
+}
+
+// Requests returns the requests in order of arrival, and a channel that closes when the next one
+// arrives.
+func (p *Portal) Requests() ([]Request, <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.requests), p.arrived
+}
+
+// Faults returns what the client did against the documentation, one sentence each.
+func (p *Portal) Faults() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.faults)
+}
+
+func (p *Portal) fault(format string, args ...any) {
+	p.faults = append(p.faults, fmt.Sprintf(format, args...))
+}
+
+// answer is what the portal answers.
+type answer struct {
+	status int
+	body   map[string]any
+}
+
+func done(result any) answer {
+	return answer{http.StatusOK, map[string]any{"result": result}}
+}
+
+func refused(status int, code, text string) answer {
+	return answer{status, map[string]any{"error": code, "error_description": text}}
+}
+
+// invalid refuses what a method's own validation does not accept: its error has no code.
+func invalid(text string) answer {
+	return refused(http.StatusBadRequest, "", text)
+}
+
+// method is a method of the REST interface, with the scope that it needs; empty is none.
+type method struct {
+	name, scope string
+	handle      func(*Portal, query) answer
+}
+
+var methods = []method{
+	{"telephony.externalCall.register", "telephony", (*Portal).register},
+	{"telephony.externalCall.show", "telephony", (*Portal).show},
+	{"telephony.externalCall.hide", "telephony", (*Portal).hide},
+	{"telephony.externalCall.finish", "telephony", (*Portal).finish},
+	{"telephony.externalCall.attachRecord", "telephony", (*Portal).attachRecord},
+	{"telephony.externalCall.searchCrmEntities", "telephony", (*Portal).searchCRMEntities},
+	{"voximplant.statistic.get", "telephony", (*Portal).getStatistics},
+	{"user.get", "user", (*Portal).getUsers},
+	{"user.current", "user", (*Portal).currentUser},
+	{"profile", "", (*Portal).profile},
+	{"scope", "", (*Portal).scope},
+	{"crm.timeline.comment.add", "crm", (*Portal).addComment},
+}
+
+// ServeHTTP receives a request of the client.
+func (p *Portal) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	q, fault := read(w, r)
+	logged, text := p.process(q, fault)
+	if logged.Lost {
+		panic(http.ErrAbortHandler) // net/http closes the connection
+	}
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	w.WriteHeader(logged.Status)
+	_, _ = w.Write(text)
+}
+
+// process answers a request, and logs it.
+func (p *Portal) process(q query, fault string) (logged Request, text []byte) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	start := p.Now()
+	name, a := p.run(q, start)
+	if fault != "" {
+		p.fault("The request %s %s.", name, fault)
+	}
+	if a.status == http.StatusOK {
+		a.body["time"] = map[string]any{
+			"start": start.Unix(), "date_start": start.Format(time.RFC3339),
+			"finish": start.Unix(), "date_finish": start.Format(time.RFC3339), "duration": 0.1, "processing": 0.1,
+			"operating": 0.1, "operating_reset_at": start.Add(10 * time.Minute).Unix(),
+		}
+	}
+	text, err := json.Marshal(a.body)
+	if err != nil {
+		panic(fmt.Sprintf("bitrix24test: the answer to %s: %v", name, err))
+	}
+
+	logged = Request{Time: start, Method: name, Params: q.params, Status: a.status}
+	if p.switches.lose > 0 {
+		p.switches.lose--
+		logged.Lost = p.switches.lose == 0
+	}
+	p.requests = append(p.requests, logged)
+	close(p.arrived)
+	p.arrived = make(chan struct{})
+	return logged, text
+}
+
+// run runs the method of a request, if the portal is able and willing to.
+func (p *Portal) run(q query, now time.Time) (name string, a answer) {
+	i := slices.IndexFunc(methods, func(m method) bool { return strings.EqualFold(m.name, q.method) })
+	name = q.method
+	if i >= 0 {
+		name = methods[i].name
+	}
+	switch {
+	case p.overflows(now):
+		return name, refused(http.StatusServiceUnavailable, "QUERY_LIMIT_EXCEEDED", "Too many requests")
+	case p.switches.fail > 0:
+		p.switches.fail--
+		return name, refused(http.StatusInternalServerError, "INTERNAL_SERVER_ERROR", "Internal server error")
+	case q.upload:
+		return name, p.upload(q)
+	case q.code == "":
+		return name, refused(http.StatusUnauthorized, "NO_AUTH_FOUND", "Wrong authorization data")
+	case q.user != webhookUser || q.code != p.code || p.switches.revoked:
+		return name, refused(http.StatusUnauthorized, "INVALID_CREDENTIALS", "Invalid request credentials")
+	case p.switches.freePlan:
+		return name, refused(http.StatusForbidden, "ACCESS_DENIED", "REST API is available only on commercial plans.")
+	case i < 0:
+		return name, refused(http.StatusNotFound, "ERROR_METHOD_NOT_FOUND", "Method not found!")
+	case methods[i].scope != "" && !slices.Contains(p.scopes(), methods[i].scope):
+		return name, refused(http.StatusForbidden, "insufficient_scope",
+			"The request requires higher privileges than provided by the webhook token")
+	}
+	if id, given := q.params["CALL_ID"]; given {
+		if _, isText := id.(string); !isText {
+			p.fault("The request %s has the CALL_ID %v, which is no string.", name, id)
+		}
+	}
+	return name, methods[i].handle(p, q)
+}
+
+// overflows puts a request into the leaky bucket, if there is room for it.
+func (p *Portal) overflows(now time.Time) bool {
+	p.level = max(0, p.level-drainRate*max(0, now.Sub(p.filled).Seconds()))
+	p.filled = now
+	if p.level+1 > float64(p.Burst) {
+		return true
+	}
+	p.level++
+	return false
+}
+
+// next returns a new identifier.
+func (p *Portal) next() int {
+	p.serial++
+	return p.serial
+}
