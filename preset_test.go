@@ -185,7 +185,8 @@ func TestPortalIsTold(t *testing.T) {
 		defer second.Close()
 		vars := withPortal(t, server, portal, append(more,
 			"ENDPOINT_1_NAME=salesman", "ENDPOINT_1_PRESET=megafon", "ENDPOINT_1_URL="+second.URL,
-			"ENDPOINT_1_SECRET="+crmKey, "ENDPOINT_2_NAME=hooks", "ENDPOINT_2_URL="+hooks.URL, "ENDPOINT_2_SECRET="+secret)...)
+			"ENDPOINT_1_SECRET="+crmKey,
+			"ENDPOINT_2_NAME=hooks", "ENDPOINT_2_URL="+hooks.URL, "ENDPOINT_2_SECRET="+secret)...)
 		bridge := start(t, vars)
 		eventually(t, "the bridge runs", func() bool { return server.Connected() == 1 })
 		if err := server.Generate(asking("5", "73430112233")); err != nil {

@@ -345,8 +345,8 @@ var entries = map[telephony.Code]entry{
 	telephony.CodePortalPlan: {
 		": its plan has no REST interface (a commercial plan of Bitrix24 has, or the subscription to its Market), " +
 			"or the user of the webhook lacks a right",
-		"портал отказывает в доступе[: «{1}»]: на его тарифе нет REST (нужен коммерческий тариф Битрикс24 или подписка " +
-			"на Маркет), или у владельца вебхука не хватает прав",
+		"портал отказывает в доступе[: «{1}»]: на его тарифе нет REST (нужен коммерческий тариф Битрикс24 " +
+			"или подписка на Маркет), или у владельца вебхука не хватает прав",
 	},
 	telephony.CodePortalBusy: {"", "портал принимает два запроса в секунду, и другие ждут своей очереди"},
 	telephony.CodePortalAppOnly: {

@@ -1,10 +1,12 @@
 // Package bitrix24 tells a portal of Bitrix24 of calls over its REST interface, with the address of
 // an inbound webhook.
 //
-//	call.transfer_requested  telephony.externalCall.searchCrmEntities: whom does the client belong to?
-//	call.incoming, .outgoing telephony.externalCall.register, and show for each later telephone
+//	call.transfer_requested  searchCrmEntities: whom does the client belong to?
+//	call.incoming, .outgoing register, and show for each later telephone
 //	call.incoming_answered   hide for all others
 //	call.completed           finish, and register before if the portal does not know the call
+//
+// All of them are methods of telephony.externalCall.
 //
 // Each call is registered once, with our ID of it: while it goes on, the portal answers a register
 // that is the same with the same call. One that is over the portal knows in its statistics.

@@ -180,7 +180,8 @@ func TestDiagnose(t *testing.T) {
 func TestTryIsAMissedCall(t *testing.T) {
 	inBubble(t, settings(t), func(b *bench) {
 		id, err := b.sender.Try(b.t.Context(), client)
-		if c := b.one(); err != nil || c.CallID != id || !c.Finished || c.StatusCode != "304" || len(c.Cards)+c.Lead > 0 {
+		c := b.one()
+		if err != nil || c.CallID != id || !c.Finished || c.StatusCode != "304" || len(c.Cards)+c.Lead > 0 {
 			t.Errorf("the call is %+v (%v)", c, err)
 		}
 		b.portal.AppOnly(true)
