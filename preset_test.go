@@ -151,9 +151,11 @@ func deskPage(t *testing.T, vars map[string]string, path string) string {
 
 // The demo of a CRM with a preset ends well, and the CRM has seen no fault.
 func TestDemoOfAPreset(t *testing.T) {
-	p := start(t, nil, "demo", "-once", "-crm", "megafon")
-	if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), "3 calls, as the CRM has them") {
-		t.Errorf("exit code %d: %s", code, p.log)
+	for _, preset := range []string{"bitrix24", "megafon"} {
+		p := start(t, nil, "demo", "-once", "-crm", preset)
+		if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), "3 calls, as the CRM has them") {
+			t.Errorf("%s: exit code %d: %s", preset, code, p.log)
+		}
 	}
 }
 

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -30,18 +32,16 @@ func (p Program) demo(ctx context.Context, args []string) error {
 		"verifies each webhook and prints it on a line. It plays some calls, sends commands through the API, "+
 		"and goes on with a call\nnow and then until Ctrl-C.")
 	once := fs.Bool("once", false, "play it once and exit")
-	crmAddr := fs.String("crm", "", "megafon: show a CRM that takes the bridge for MegaFon's virtual PBX, on a page;\n"+
+	crmAddr := fs.String("crm", "", "bitrix24 or megafon: show on a page what a CRM with that preset would;\n"+
 		"or an `address`: run only the demo CRM there, for the bridge of this configuration")
 	if err := parse(fs, args); err != nil {
 		return err
 	}
-	switch {
-	case *crmAddr == string(crm.MegaFon):
-		return p.runDemo(ctx, *once, crm.MegaFon)
-	case *crmAddr != "":
+	preset := crm.Preset(*crmAddr)
+	if *crmAddr != "" && !slices.Contains(crm.Presets, preset) {
 		return p.demoCRM(ctx, *crmAddr)
 	}
-	return p.runDemo(ctx, *once, "")
+	return p.runDemo(ctx, *once, preset)
 }
 
 // demoCRM runs the demo CRM alone, for a container beside the bridge.
@@ -103,16 +103,8 @@ func (p Program) runDemo(ctx context.Context, once bool, preset crm.Preset) erro
 		"LOG_LEVEL":         "warn",
 		"LOG_FORMAT":        "text",
 	}
-	if preset == crm.MegaFon {
-		vars["ENDPOINT_0_PRESET"] = string(preset)
-		vars["ENDPOINT_0_URL"], vars["ENDPOINT_0_SECRET"] = crmURL+demo.MegaFonPath, demo.MegaFonKey
-	}
-	cfg, err := config.Load(vars)
-	if err != nil {
-		return err
-	}
 	stage := &demo.Stage{Server: server, API: "http://" + apiAddr, Token: token, Print: printLine}
-	receiver, play, err := stageCRM(stage, preset, crmURL, cfg)
+	cfg, receiver, play, err := stageCRM(stage, preset, crmURL, vars)
 	if err != nil {
 		return err
 	}
@@ -124,7 +116,7 @@ func (p Program) runDemo(ctx context.Context, once bool, preset crm.Preset) erro
 	parts.Go(func() { defer stop(); bridgeErr = p.Bridge(ctx, cfg, logger) })
 
 	fmt.Fprintf(p.Out, "A simulated Prostie Zvonki server at %s, the bridge, and a CRM at %s.\n",
-		server.URL, cfg.Endpoints[0].URL)
+		server.URL, crmURL)
 	fmt.Fprintf(p.Out, "The dashboard is at http://%s/, its token %s\n", apiAddr, operator)
 	p.invite(preset, crmURL, apiAddr, token)
 	playErr := p.playDemo(ctx, stage, play, once)
@@ -135,7 +127,7 @@ func (p Program) runDemo(ctx context.Context, once bool, preset crm.Preset) erro
 
 // invite prints what there is to try while the demo runs.
 func (p Program) invite(preset crm.Preset, crmURL, apiAddr, token string) {
-	if preset == crm.MegaFon {
+	if preset != "" {
 		fmt.Fprintf(p.Out, "What a person would see in the CRM is at %s/\n\n", crmURL)
 		return
 	}
@@ -144,16 +136,24 @@ func (p Program) invite(preset crm.Preset, crmURL, apiAddr, token string) {
 	fmt.Fprintf(p.Out, "    -H 'Content-Type: application/json' -d '{\"from\":\"101\",\"to\":\"+7 343 0112233\"}'\n\n")
 }
 
-// stageCRM puts a CRM on the stage, and returns it with the script that it takes part in.
-func stageCRM(stage *demo.Stage, preset crm.Preset, crmURL string, cfg config.Config) (
-	receiver http.Handler, play func(context.Context) error, err error,
+// stageCRM puts a CRM on the stage, and returns the configuration of a bridge for it, and the
+// script that it takes part in.
+func stageCRM(stage *demo.Stage, preset crm.Preset, crmURL string, vars map[string]string) (
+	cfg config.Config, receiver http.Handler, play func(context.Context) error, err error,
 ) {
-	if preset == crm.MegaFon {
-		m := demo.NewMegaFon(stage, crmURL)
-		return m, m.Play, nil
+	if preset == "" {
+		if cfg, err = config.Load(vars); err == nil {
+			stage.CRM, err = demo.NewCRM(cfg.Endpoints[0].Secrets, stage.Print)
+		}
+		return cfg, stage.CRM, stage.Play, err
 	}
-	stage.CRM, err = demo.NewCRM(cfg.Endpoints[0].Secrets, stage.Print)
-	return stage.CRM, stage.Play, err
+	shown, err := demo.NewPreset(stage, string(preset), crmURL)
+	if err != nil {
+		return cfg, nil, nil, err
+	}
+	maps.Copy(vars, shown.Variables())
+	cfg, err = config.Load(vars)
+	return cfg, shown, shown.Play, err
 }
 
 // exitOnSecondSignal makes the second signal call cleanUp and end the process. Without it, the
