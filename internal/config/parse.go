@@ -357,7 +357,7 @@ func (t endpointText) parse(prefix string, certificates *[]certificate, p *probl
 	e.Concurrency = concurrency
 	e.Rate = parseRate(prefix+"RATE", "attempts", t.Rate, p)
 	if t.hasPreset() {
-		e.Events = parseCallEvents(prefix+"EVENTS", t.Events, p)
+		e.Events = t.parsePresetEvents(prefix+"EVENTS", p)
 	} else if e.Events, err = store.ParseFilter(t.Events); err != nil {
 		p.add(prefix+"EVENTS", "%v", err)
 	}

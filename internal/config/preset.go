@@ -34,13 +34,19 @@ const (
 	defaultConcurrency = "16"
 )
 
+// eventsOf are the events that have a place in the interface of a preset.
+var eventsOf = map[crm.Preset]store.Filter{
+	crm.Bitrix24: {"call.*", "sms.*"},
+	crm.MegaFon:  {"call.*"},
+}
+
 // hasPreset reports whether the endpoint speaks a CRM's own interface.
 func (t endpointText) hasPreset() bool { return t.Preset != "" }
 
 // setPresetDefaults replaces defaults that have another value with a preset.
 func (t *endpointText) setPresetDefaults() {
-	if t.hasPreset() && t.Events == defaultEvents {
-		t.Events = callEvents
+	if places := eventsOf[crm.Preset(t.Preset)]; places != nil && t.Events == defaultEvents {
+		t.Events = strings.Join(places, ",")
 	}
 	if t.Preset != string(crm.Bitrix24) {
 		return
@@ -238,15 +244,18 @@ func (t endpointText) parseKey(prefix string, p *problems) [][]byte {
 	return [][]byte{[]byte(key)}
 }
 
-// parseCallEvents parses the filter of an endpoint with a preset.
-func parseCallEvents(variable, list string, p *problems) store.Filter {
-	filter, err := store.ParseFilter(list)
+// parsePresetEvents parses the filter of an endpoint with a preset.
+func (t endpointText) parsePresetEvents(variable string, p *problems) store.Filter {
+	filter, err := store.ParseFilter(t.Events)
 	if err != nil {
 		p.add(variable, "%v", err)
 	}
+	places := eventsOf[crm.Preset(t.Preset)]
 	for _, pattern := range filter {
-		if !strings.HasPrefix(pattern, "call.") {
-			p.add(variable, "may hold events of calls only (call.*): this CRM's interface has no place for %s", pattern)
+		kind, _, _ := strings.Cut(pattern, ".")
+		if len(places) > 0 && !slices.Contains(places, kind+".*") {
+			p.add(variable, "may hold %s only: this CRM's interface has no place for %s",
+				strings.Join(places, " and "), pattern)
 		}
 	}
 	return filter

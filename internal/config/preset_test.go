@@ -58,7 +58,8 @@ func TestPortalHasDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	e, with := cfg.Endpoints[0], cfg.CRMs["crm"]
-	if e.Concurrency != 2 || e.Rate != 2 || with.Preset != crm.Bitrix24 || with.Create != crm.CreateIncoming {
+	if e.Concurrency != 2 || e.Rate != 2 || with.Preset != crm.Bitrix24 || with.Create != crm.CreateIncoming ||
+		!slices.Equal(e.Events, store.Filter{"call.*", "sms.*"}) {
 		t.Errorf("the endpoint is %+v, its settings %+v", e, with)
 	}
 	if err := store.ValidateEndpoints(cfg.Endpoints); err != nil {

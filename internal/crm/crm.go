@@ -66,6 +66,7 @@ type Event struct {
 	Duration  time.Duration // of talk
 	Outcome   telephony.Outcome
 	Recording string
+	Text      string // of an SMS
 	Replayed  bool
 }
 
@@ -83,6 +84,7 @@ func Read(e store.Event) (Event, error) {
 			Duration  int64               `json:"duration_seconds"`
 			Outcome   telephony.Outcome   `json:"outcome"`
 			Recording string              `json:"recording_url"`
+			Text      string              `json:"text"`
 			Replayed  bool                `json:"replayed"`
 		} `json:"data"`
 	}
@@ -103,6 +105,7 @@ func Read(e store.Event) (Event, error) {
 		Duration:  time.Duration(d.Duration) * time.Second,
 		Outcome:   d.Outcome,
 		Recording: d.Recording,
+		Text:      d.Text,
 		Replayed:  d.Replayed,
 	}, nil
 }

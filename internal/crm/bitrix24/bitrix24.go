@@ -5,8 +5,9 @@
 //	call.incoming, .outgoing register, and show for each later telephone
 //	call.incoming_answered   hide for all others
 //	call.completed           finish, and register before if the portal does not know the call
+//	sms.sent                 crm.timeline.comment.add
 //
-// All of them are methods of telephony.externalCall.
+// All but the last are methods of telephony.externalCall.
 //
 // Each call is registered once, with our ID of it: while it goes on, the portal answers a register
 // that is the same with the same call. One that is over the portal knows in its statistics.
@@ -123,8 +124,13 @@ func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
 	if j.IsQuestion {
 		return s.ask(ctx, &e, j.MayRedial)
 	}
-	if e.Type == telephony.EventTransferRequested {
+	switch e.Type {
+	case telephony.EventTransferRequested:
 		return nothing("the question where the call goes is over")
+	case telephony.EventSMSSent:
+		return s.comment(ctx, j, &e)
+	case telephony.EventSMSStatus:
+		return nothing("an SMS is entered when it is sent")
 	}
 	return s.tell(ctx, j, &e)
 }
@@ -143,7 +149,8 @@ func cut(s string) string {
 
 // entity is a client whom the portal knows.
 type entity struct {
-	Kind       string `json:"CRM_ENTITY_TYPE"`
+	Kind       string      `json:"CRM_ENTITY_TYPE"`
+	ID         json.Number `json:"CRM_ENTITY_ID"`
 	AssignedBy struct {
 		Extension string `json:"USER_PHONE_INNER"`
 	} `json:"ASSIGNED_BY"`

@@ -281,6 +281,31 @@ func TestOutgoingCalls(t *testing.T) {
 	})
 }
 
+// An SMS is a comment at the client, in the name of who has sent it.
+func TestSMSIsAComment(t *testing.T) {
+	inBubble(t, settings(t), func(b *bench) {
+		b.opts.Endpoints[0].Events = append(b.opts.Endpoints[0].Events, "sms.*")
+		b.close()
+		b.open()
+		sms := func(kind telephony.EventType, to string) {
+			e := storetest.Event(kind, "1")
+			e.From, e.To, e.Text = "101", to, "Спасибо за звонок!"
+			storetest.MustAppend(b.t, b.box, e)
+			time.Sleep(5 * time.Second)
+		}
+		sms(telephony.EventSMSSent, client) // of nobody
+		b.portal.Assign(known, "LEAD", 5, 16, "OPENED")
+		sms(telephony.EventSMSSent, client)
+		sms(telephony.EventSMSStatus, client)
+		b.delivered(3)
+		const text = "SMS → +73430112233: Спасибо за звонок!"
+		want := []bitrix24test.Comment{{EntityType: "lead", EntityID: 5, Text: text, AuthorID: 15}}
+		if got := b.portal.Comments(); !slices.Equal(got, want) {
+			t.Errorf("the comments are %+v", got)
+		}
+	})
+}
+
 // The answer to each request is lost once: the portal has one call all the same, also if it may not
 // be asked for its statistics.
 func TestLostAnswerMakesNoSecondCall(t *testing.T) {
