@@ -119,10 +119,12 @@ func (c Clicks) Drop(ctx context.Context, extension, number, id string) error {
 func (c Clicks) take(ctx context.Context, extension, number, callID string, at time.Time) (id string, err error) {
 	err = c.change(ctx, clickName(extension, number), func(list *[]click) bool {
 		own := slices.IndexFunc(*list, func(x click) bool { return x.Call == callID })
-		free := slices.IndexFunc(*list, func(x click) bool {
-			after := at.Sub(x.At)
-			return x.Call == "" && after > -clockSkew && after < clickWindow
-		})
+		free := -1 // the latest: an earlier one has come to nothing
+		for i, x := range *list {
+			if after := at.Sub(x.At); x.Call == "" && after > -clockSkew && after < clickWindow {
+				free = i
+			}
+		}
 		id = ""
 		switch {
 		case own >= 0:

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pzbridge/internal/crm"
@@ -66,6 +67,24 @@ func TestClickLeadsToOneCall(t *testing.T) {
 	if _, err := broken.OfCall(t.Context(), event(telephony.EventOutgoing, "+73430112233", "1"), now); err == nil {
 		t.Error("an error of the outbox is lost")
 	}
+}
+
+// Of two clicks the later one leads to the call: the earlier one has come to nothing.
+func TestLatestClickCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		box := bolttest.Open(t, storetest.Options{Logger: slog.New(slog.DiscardHandler)})
+		c := crm.Clicks{Notes: box.Engine, Endpoint: "crm"}
+		for _, id := range []string{"first", "second"} {
+			if _, isNew, err := c.Begin(t.Context(), "101", "73430112233", id); !isNew || err != nil {
+				t.Errorf("click %s: %t (%v)", id, isNew, err)
+			}
+			time.Sleep(30 * time.Second)
+		}
+		e := &crm.Event{Type: telephony.EventOutgoing, CallID: "7", Client: "+73430112233", Extension: "101"}
+		if got, err := c.OfCall(t.Context(), e, time.Now().Add(-20*time.Second)); got != "second" || err != nil {
+			t.Errorf("the call has %q (%v)", got, err)
+		}
+	})
 }
 
 type broken struct{ store.Notes }

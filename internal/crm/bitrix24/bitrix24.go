@@ -76,6 +76,7 @@ func New(e store.Endpoint, opts Options) *Sender {
 		owner:     owner,
 		userAgent: opts.UserAgent,
 		bucket:    opts.Portals.bucketOf(host),
+		users:     newUsers(),
 		clicks:    crm.Clicks{Notes: opts.Notes, Endpoint: e.Name},
 		redact:    outbound.NewRedactor(e.URL, e.Headers, secrets...),
 	}
@@ -149,23 +150,50 @@ func cut(s string) string {
 
 // entity is a client whom the portal knows.
 type entity struct {
-	Kind       string      `json:"CRM_ENTITY_TYPE"`
-	ID         json.Number `json:"CRM_ENTITY_ID"`
+	Kind       text `json:"CRM_ENTITY_TYPE"`
+	ID         text `json:"CRM_ENTITY_ID"`
 	AssignedBy struct {
-		Extension string `json:"USER_PHONE_INNER"`
+		Extension text `json:"USER_PHONE_INNER"`
 	} `json:"ASSIGNED_BY"`
-	AssignedByID json.Number `json:"ASSIGNED_BY_ID"`
+	AssignedByID text `json:"ASSIGNED_BY_ID"`
+}
+
+// text is a value that the portal gives as a text, as a number, or as false or null for none.
+type text string
+
+// UnmarshalJSON takes any of them.
+func (t *text) UnmarshalJSON(b []byte) error {
+	var s string
+	switch {
+	case json.Unmarshal(b, &s) == nil:
+		*t = text(strings.TrimSpace(s))
+	case len(b) > 0 && (b[0] == '-' || b[0] >= '0' && b[0] <= '9'):
+		*t = text(b)
+	}
+	return nil
 }
 
 // search looks for a client by number; the portal gives contacts first, then leads and companies.
 func (s *Sender) search(ctx context.Context, client string, isQuestion bool, mayRedial func() bool) ([]entity, answer) {
 	a := s.do(ctx, "telephony.externalCall.searchCrmEntities",
 		map[string]any{"PHONE_NUMBER": client}, isQuestion, mayRedial)
-	var list []entity
-	if a.Verdict == store.Done {
-		_ = json.Unmarshal(a.result, &list) // what is no list has nobody
+	if a.Verdict != store.Done {
+		return nil, a
 	}
-	return list, a
+	return elements[entity](a.result), a
+}
+
+// elements reads those of a list that can be read: one that cannot must not cost the others.
+func elements[T any](list json.RawMessage) (read []T) {
+	var raw []json.RawMessage
+	_ = json.Unmarshal(list, &raw) // what is no list has none
+	for _, one := range raw {
+		var element T
+		if json.Unmarshal(one, &element) == nil {
+			read = append(read, element)
+		}
+	}
+	return read
 }
 
 // ask asks the portal whom the client belongs to. No answer, or one that names nobody with an
@@ -176,12 +204,7 @@ func (s *Sender) ask(ctx context.Context, e *crm.Event, mayRedial func() bool) s
 		o.Reply = &store.RouteReply{}
 		return o
 	}
-	limited, cancel := context.WithTimeout(ctx, searchTimeout)
-	defer cancel()
-	list, a := s.search(limited, e.Client, true, mayRedial)
-	if a.Verdict == store.CutOff && ctx.Err() == nil { // by the limit of requests: its time is over
-		a.Outcome = store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: errBusy}
-	}
+	list, a := s.search(ctx, e.Client, true, mayRedial)
 	if a.Verdict == store.CutOff {
 		return a.Outcome
 	}
@@ -195,18 +218,38 @@ func (s *Sender) ask(ctx context.Context, e *crm.Event, mayRedial func() bool) s
 }
 
 // telephoneOf returns the extension of who is responsible for a client: that of the configuration,
-// or of the portal. It is "" if there is none.
+// or of the portal. It is "" if there is none. It makes no request.
 func (s *Sender) telephoneOf(found *entity) string {
-	for extension, name := range s.settings.People.Users {
-		if name == found.AssignedByID.String() {
+	id := string(found.AssignedByID)
+	for _, extension := range s.settings.People.Extensions() {
+		name := s.settings.People.Users[extension]
+		isNamed := slices.ContainsFunc(s.users.known(), func(u User) bool {
+			return strconv.Itoa(u.ID) == id && strings.EqualFold(u.Email, name)
+		})
+		if name == id || isNamed {
 			return extension
 		}
 	}
-	return found.AssignedBy.Extension
+	return s.extension(string(found.AssignedBy.Extension))
+}
+
+// extension returns what stands in a user's field if it is an extension, else "": people write
+// other numbers there too.
+func (s *Sender) extension(field string) string {
+	if field = strings.TrimSpace(field); !s.settings.People.Plan.IsInternal(field) {
+		return ""
+	}
+	return field
 }
 
 var errBusy = &telephony.Fault{
 	Code: telephony.CodePortalBusy, Text: "the portal takes two requests a second, and others wait for it",
+}
+
+// errSilent means that a question was not answered in time.
+var errSilent = &telephony.Fault{
+	Code: telephony.CodeNoResponse, Args: []string{searchTimeout.String()},
+	Text: "no answer within " + searchTimeout.String(),
 }
 
 // testClient is a number that nobody has.

@@ -15,6 +15,7 @@ import (
 // call is what the sender keeps for a call.
 type call struct {
 	ID         string `json:"id,omitempty"`       // at the portal; empty: not registered
+	User       int    `json:"user,omitempty"`     // for whom it is registered: the portal tells calls apart by that too
 	IsClick    bool   `json:"click,omitempty"`    // the portal has registered it itself
 	IsKnown    bool   `json:"known,omitempty"`    // whether a click was looked for
 	IsSearched bool   `json:"searched,omitempty"` // whether the statistics were
@@ -25,6 +26,9 @@ type call struct {
 	IsRenewed  bool   `json:"renewed,omitempty"`  // the portal had forgotten it, and it was registered anew
 	IsOver     bool   `json:"over,omitempty"`
 }
+
+// maxID bounds the portal's ID of a call in bytes.
+const maxID = 256
 
 // maxShown bounds how many users see the card of a call.
 const maxShown = 64
@@ -66,7 +70,7 @@ func (s *Sender) tell(ctx context.Context, j store.Job, e *crm.Event) store.Outc
 		return o
 	}
 	o := t.step()
-	if o.Verdict == store.More || o.Verdict == store.Done {
+	if o.Verdict != store.CutOff { // also of a failure: the portal may have done it, and its answer was lost
 		o.Keep = t.call.encode()
 	}
 	return o
@@ -157,7 +161,11 @@ func (t *telling) step() store.Outcome {
 // more: then there is no card.
 func (t *telling) change(method string, users []int) store.Outcome {
 	params := map[string]any{"CALL_ID": t.call.ID, "USER_ID": users}
-	return t.do(t.ctx, method, params, false, t.job.MayRedial).Outcome
+	a := t.do(t.ctx, method, params, false, t.job.MayRedial)
+	if a.Verdict == store.Refused { // a user who is gone has no card, and the call counts
+		a.Verdict, a.Err = store.Done, nil
+	}
+	return a.Outcome
 }
 
 // register makes the call known to the portal.
@@ -173,8 +181,14 @@ func (t *telling) register(show bool) store.Outcome {
 	if e.Type == telephony.EventCompleted {
 		began = e.Began(began)
 	}
+	if t.call.User == 0 {
+		t.call.User = t.user
+	}
+	if show && !slices.Contains(t.call.Shown, t.call.User) {
+		t.call.Shown = append(t.call.Shown, t.call.User)
+	}
 	params := map[string]any{
-		"USER_ID":          t.user,
+		"USER_ID":          t.call.User,
 		"PHONE_NUMBER":     e.Client,
 		"TYPE":             kind,
 		"CALL_START_DATE":  began.Local().Format(time.RFC3339),
@@ -193,14 +207,11 @@ func (t *telling) register(show bool) store.Outcome {
 	var made struct {
 		ID string `json:"CALL_ID"`
 	}
-	if json.Unmarshal(a.result, &made) != nil || made.ID == "" {
+	if json.Unmarshal(a.result, &made) != nil || made.ID == "" || len(made.ID) > maxID {
 		a.Verdict, a.Err = store.Again, errNoID
 		return a.Outcome
 	}
-	t.call.ID = made.ID
-	if show {
-		t.call.Shown = append(t.call.Shown, t.user)
-	} else {
+	if t.call.ID = made.ID; !show {
 		a.Verdict = store.More // to finish it
 	}
 	return a.Outcome
@@ -272,7 +283,7 @@ func (t *telling) findOwner() store.Outcome {
 	}
 	owner := 0
 	for _, found := range list {
-		if owner, _ = strconv.Atoi(found.AssignedByID.String()); owner > 0 {
+		if owner, _ = strconv.Atoi(string(found.AssignedByID)); owner > 0 {
 			break
 		}
 	}
@@ -307,7 +318,7 @@ func (t *telling) finish() store.Outcome {
 	case c.IsRenewed:
 		return a.Outcome
 	}
-	c.ID, c.IsClick, c.IsRenewed = "", false, true
+	c.ID, c.IsClick, c.IsRenewed, c.User = "", false, true, 0
 	return o
 }
 

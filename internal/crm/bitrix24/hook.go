@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 
 	"pzbridge/internal/crm"
 	"pzbridge/internal/telephony"
@@ -29,7 +30,11 @@ func NewHook(gate crm.Gate, senders map[string]*Sender, logger *slog.Logger) *Ho
 	return &Hook{gate, senders, logger}
 }
 
-const maxRequest = 64 << 10 // bytes
+const (
+	maxRequest = 64 << 10 // bytes
+	// clickTimeout bounds a click: later nobody waits for the call.
+	clickTimeout = 30 * time.Second
+)
 
 // ServeHTTP takes a click and answers at once: the portal does not wait for the call.
 func (h *Hook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -85,6 +90,8 @@ type clicked struct {
 // call makes the call. Where that is not possible, the call is finished at the portal, so that its
 // card goes. A click that comes twice makes one call.
 func (c *clicked) call(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, clickTimeout)
+	defer cancel()
 	logger := c.hook.logger.With("endpoint", c.endpoint.Name)
 	to, err := telephony.CleanNumber(c.number)
 	extension, a := c.extensionOf(ctx, c.user)

@@ -118,17 +118,28 @@ func (s *Sender) do(ctx context.Context, method string, params any, isQuestion b
 	if isQuestion {
 		client, leave = s.questions, 0
 	}
-	if err := s.bucket.wait(ctx, leave); err != nil {
-		return answer{}
+	limited := ctx
+	if isQuestion { // a caller waits: the time counts from here
+		var cancel context.CancelFunc
+		limited, cancel = context.WithTimeout(ctx, searchTimeout)
+		defer cancel()
+	}
+	if s.bucket.wait(limited, leave) != nil {
+		if ctx.Err() != nil {
+			return answer{}
+		}
+		return answer{Outcome: store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: errBusy}}
 	}
 	request, err := s.request(method)
 	if err != nil {
 		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: errBadURL}}
 	}
-	got, err := client.Do(ctx, outbound.Request{HTTP: request, Body: body, MayRedial: mayRedial})
+	got, err := client.Do(limited, outbound.Request{HTTP: request, Body: body, MayRedial: mayRedial})
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return answer{}
+	case err != nil && limited.Err() != nil:
+		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: errSilent}}
 	case err != nil:
 		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: err}}
 	}

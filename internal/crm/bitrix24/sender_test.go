@@ -3,8 +3,10 @@ package bitrix24
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -59,8 +61,8 @@ func TestBitrix24IsASender(t *testing.T) {
 				return store.Misconfigured
 			case status == http.StatusTooManyRequests:
 				return store.Pause
-			case status == http.StatusBadRequest:
-				return store.Refused
+			case status == http.StatusBadRequest: // to show a card: there is none then
+				return store.Done
 			}
 			return store.Again
 		},
@@ -83,6 +85,9 @@ type bench struct {
 	opts   storetest.Options
 	dial   func(context.Context, string, string) (net.Conn, error)
 	with   crm.Settings
+	// proxy takes the requests in place of the portal; nil: it gets them.
+	proxy         http.HandlerFunc
+	ignoresFaults bool
 }
 
 // notes are those of an engine that is opened later.
@@ -95,10 +100,16 @@ func inBubble(t *testing.T, with crm.Settings, f func(b *bench)) {
 		time.Sleep(12 * time.Hour) // noon
 		portal := bitrix24test.New(code)
 		l := pipenet.Listen()
-		server := &http.Server{Handler: portal}
+		b := &bench{t: t, portal: portal, dial: l.Dial, with: with}
+		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if b.proxy != nil {
+				b.proxy(w, r)
+				return
+			}
+			portal.ServeHTTP(w, r)
+		})}
 		var serving sync.WaitGroup
 		serving.Go(func() { _ = server.Serve(l) })
-		b := &bench{t: t, portal: portal, dial: l.Dial, with: with}
 		e := storetest.Endpoint("crm")
 		e.URL, e.Events, e.RingingTTL = "http://firm.bitrix24.ru"+portal.Path(), store.Filter{"call.*"}, 5*time.Minute
 		e.Concurrency = 4 // more than a portal takes, with no rate: the bucket alone holds
@@ -112,7 +123,9 @@ func inBubble(t *testing.T, with crm.Settings, f func(b *bench)) {
 		_ = server.Close()
 		serving.Wait()
 		for _, fault := range portal.Faults() {
-			t.Error(fault)
+			if !b.ignoresFaults {
+				t.Error(fault)
+			}
 		}
 	})
 }
@@ -471,6 +484,112 @@ func question(call string) store.Job {
 			Body: []byte(`{"data":{"client_number":"+73430112233","line":"73432000000"}}`),
 		},
 	}
+}
+
+// The answer to register was lost behind a proxy, and the call is over meanwhile, with another
+// employee: the portal has one call, and no card is left.
+func TestLostRegisterIsTheSameCall(t *testing.T) {
+	for _, to := range []string{"", "101", "102"} {
+		inBubble(t, settings(t), func(b *bench) {
+			lost := false
+			b.proxy = func(w http.ResponseWriter, r *http.Request) {
+				if !lost && strings.Contains(r.URL.Path, "register") {
+					lost = true
+					b.portal.ServeHTTP(httptest.NewRecorder(), r)
+					w.WriteHeader(http.StatusGatewayTimeout)
+					return
+				}
+				b.portal.ServeHTTP(w, r)
+			}
+			storetest.MustAppend(b.t, b.box, event(telephony.EventIncoming, "7", client, "101"))
+			time.Sleep(time.Second / 2)
+			storetest.MustAppend(b.t, b.box, event(telephony.EventCompleted, "7", client, to, time.Minute))
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if c := b.one(); !c.Finished || len(c.ShownTo) > 0 {
+				t.Errorf("to %q the call is %+v", to, c)
+			}
+		})
+	}
+}
+
+// A card that the portal refuses, as of a user who is gone, costs no call.
+func TestRefusedCardCostsNoCall(t *testing.T) {
+	inBubble(t, settings(t), func(b *bench) {
+		b.proxy = func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(r.URL.Path, ".hide") || strings.Contains(r.URL.Path, ".show") {
+				w.WriteHeader(http.StatusBadRequest)
+				return
+			}
+			b.portal.ServeHTTP(w, r)
+		}
+		for _, extension := range []string{"101", "102"} {
+			b.says(telephony.EventIncoming, "7", client, extension)
+		}
+		b.says(telephony.EventIncomingAnswered, "7", client, "102")
+		b.says(telephony.EventCompleted, "7", client, "101", time.Minute)
+		b.delivered(4)
+		if c := b.one(); !c.Finished {
+			t.Errorf("the call is %+v", c)
+		}
+		b.ignoresFaults = true // the card of 101 is not hidden
+	})
+}
+
+// A portal that says nothing has no answer after two seconds, and that counts as its failure.
+func TestSilentPortalFails(t *testing.T) {
+	inBubble(t, settings(t), func(b *bench) {
+		b.proxy = func(_ http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			<-r.Context().Done()
+		}
+		began := time.Now()
+		o := b.sender.Send(b.t.Context(), question("7"))
+		took := time.Since(began)
+		if o.Verdict != store.Again || o.Reply == nil || o.Reply.To != "" || took != searchTimeout ||
+			!strings.Contains(o.Text(), "no answer within 2s") {
+			t.Errorf("after %s %+v", took, o)
+		}
+	})
+}
+
+// What a portal has in its fields is of several types, and may be wrong: it costs nobody else a
+// call.
+func TestOddFieldsAreRead(t *testing.T) {
+	inBubble(t, settings(t), func(b *bench) {
+		answers := map[string]string{
+			"user.get": `[{"ID":"15","UF_PHONE_INNER":"101"},{"ID":16,"UF_PHONE_INNER":102,"EMAIL":false},
+				{"ID":"","UF_PHONE_INNER":false},{"ID":"17","UF_PHONE_INNER":"8 900 123-45-67"},7]`,
+			"searchCrmEntities": `[{"ASSIGNED_BY_ID":"","ASSIGNED_BY":false},
+				{"ASSIGNED_BY_ID":17,"ASSIGNED_BY":{"USER_PHONE_INNER":"8 900 123-45-67"}},
+				{"ASSIGNED_BY_ID":"16","ASSIGNED_BY":{"USER_PHONE_INNER":" 102 "}}]`,
+		}
+		registered := 0
+		b.proxy = func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(r.URL.Path, "register") {
+				registered++
+			}
+			for method, result := range answers {
+				if strings.Contains(r.URL.Path, method) {
+					_, _ = io.WriteString(w, `{"result":`+result+`}`)
+					return
+				}
+			}
+			b.portal.ServeHTTP(w, r)
+		}
+		if o := b.sender.Send(b.t.Context(), question("7")); o.Reply == nil || o.Reply.To != "102" {
+			t.Errorf("the reply is %+v", o)
+		}
+		b.says(telephony.EventIncoming, "7", client, "102")
+		if c := b.one(); c.UserID != 16 {
+			t.Errorf("the call is %+v", c)
+		}
+		answers["register"] = `{"CALL_ID":"` + strings.Repeat("x", 5000) + `"}`
+		b.says(telephony.EventCompleted, "8", client, "101", time.Minute)
+		if synctest.Wait(); registered > 4 {
+			t.Errorf("with an ID that is too long it registered %d times", registered)
+		}
+	})
 }
 
 func TestBucketHolds(t *testing.T) {

@@ -2,6 +2,7 @@ package bitrix24
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 
 	"pzbridge/internal/crm"
@@ -26,8 +27,8 @@ func (s *Sender) comment(ctx context.Context, j store.Job, e *crm.Event) store.O
 		return users.Outcome
 	}
 	fields := map[string]any{
-		"ENTITY_TYPE": strings.ToLower(list[0].Kind),
-		"ENTITY_ID":   list[0].ID,
+		"ENTITY_TYPE": strings.ToLower(string(list[0].Kind)),
+		"ENTITY_ID":   json.Number(list[0].ID),
 		"COMMENT":     "SMS → " + e.Client + ": " + e.Text,
 	}
 	if author > 0 {

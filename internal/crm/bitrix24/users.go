@@ -2,11 +2,10 @@ package bitrix24
 
 import (
 	"context"
-	"encoding/json"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"pzbridge/outbox/store"
@@ -14,10 +13,20 @@ import (
 
 // users are the portal's employees by extension, as its field of that name has them.
 type users struct {
-	mu    sync.Mutex
-	list  []User
-	read  time.Time // when the list was read
-	tried time.Time // when it was tried to read it
+	list    atomic.Pointer[[]User]
+	reading chan struct{} // holds one while somebody reads the list, which guards the rest
+	read    time.Time     // when the list was read
+	tried   time.Time     // when it was tried to read it
+}
+
+func newUsers() users { return users{reading: make(chan struct{}, 1)} }
+
+// known returns the list as it was read last.
+func (u *users) known() []User {
+	if list := u.list.Load(); list != nil {
+		return *list
+	}
+	return nil
 }
 
 // User is an employee of the portal.
@@ -49,22 +58,16 @@ func (s *Sender) readUsers(ctx context.Context) ([]User, answer) {
 		if a.Verdict != store.Done {
 			return nil, a
 		}
-		var page []struct {
-			ID        json.Number `json:"ID"` // as text or as a number
-			Extension string      `json:"UF_PHONE_INNER"`
-			Email     string      `json:"EMAIL"`
-			Name      string      `json:"NAME"`
-			LastName  string      `json:"LAST_NAME"`
-		}
-		if err := json.Unmarshal(a.result, &page); err != nil {
-			a.Verdict, a.Err = store.Again, err
-			return nil, a
-		}
-		for _, u := range page {
-			id, err := strconv.Atoi(u.ID.String())
-			if err == nil {
-				name := strings.TrimSpace(u.Name + " " + u.LastName)
-				list = append(list, User{id, strings.TrimSpace(u.Extension), u.Email, name})
+		for _, u := range elements[struct {
+			ID        text `json:"ID"`
+			Extension text `json:"UF_PHONE_INNER"`
+			Email     text `json:"EMAIL"`
+			Name      text `json:"NAME"`
+			LastName  text `json:"LAST_NAME"`
+		}](a.result) {
+			if id, err := strconv.Atoi(string(u.ID)); err == nil {
+				name := strings.TrimSpace(string(u.Name + " " + u.LastName))
+				list = append(list, User{id, s.extension(string(u.Extension)), string(u.Email), name})
 			}
 		}
 		if a.next <= start {
@@ -82,26 +85,32 @@ func (s *Sender) readUsers(ctx context.Context) ([]User, answer) {
 // is not Done.
 func (s *Sender) find(ctx context.Context, is func(User) bool) (int, answer) {
 	u := &s.users
-	u.mu.Lock()
-	defer u.mu.Unlock()
+	select {
+	case u.reading <- struct{}{}:
+		defer func() { <-u.reading }()
+	case <-ctx.Done():
+		return 0, answer{}
+	}
 	now := time.Now()
-	i := slices.IndexFunc(u.list, is)
+	i := slices.IndexFunc(u.known(), is)
 	isOld := now.Sub(u.read) > usersLife || i < 0
-	if (isOld && now.Sub(u.tried) > usersPause) || u.list == nil {
+	if u.list.Load() == nil || isOld && now.Sub(u.tried) > usersPause {
 		u.tried = now
 		list, a := s.readUsers(ctx)
 		switch {
 		case a.Verdict == store.Done:
-			u.list, u.read = list, now
-			i = slices.IndexFunc(u.list, is)
-		case u.list == nil || a.Verdict == store.CutOff:
+			u.list.Store(&list)
+			u.read = now
+			i = slices.IndexFunc(list, is)
+		case u.list.Load() == nil || a.Verdict == store.CutOff:
 			return 0, a
 		}
 	}
+	done := answer{Outcome: store.Outcome{Verdict: store.Done}}
 	if i < 0 {
-		return 0, answer{Outcome: store.Outcome{Verdict: store.Done}}
+		return 0, done
 	}
-	return u.list[i].ID, answer{Outcome: store.Outcome{Verdict: store.Done}}
+	return u.known()[i].ID, done
 }
 
 // userOf returns the ID of the user with an extension: that of the configuration, or of the portal.
@@ -139,20 +148,14 @@ func (s *Sender) defaultUser(ctx context.Context, line string) (int, answer) {
 
 // extensionOf returns the extension of a user, "" if there is none.
 func (s *Sender) extensionOf(ctx context.Context, id int) (string, answer) {
-	for extension, name := range s.settings.People.Users {
-		if user, a := s.userNamed(ctx, name); a.Verdict == store.Done && user == id {
-			return extension, a
+	if _, a := s.find(ctx, func(u User) bool { return u.ID == id }); a.Verdict != store.Done {
+		return "", a
+	}
+	found := entity{AssignedByID: text(strconv.Itoa(id))}
+	for _, u := range s.users.known() {
+		if u.ID == id {
+			found.AssignedBy.Extension = text(u.Extension)
 		}
 	}
-	_, a := s.find(ctx, func(u User) bool { return u.ID == id })
-	if a.Verdict != store.Done {
-		return "", a
-	}
-	s.users.mu.Lock()
-	defer s.users.mu.Unlock()
-	i := slices.IndexFunc(s.users.list, func(u User) bool { return u.ID == id })
-	if i < 0 {
-		return "", a
-	}
-	return s.users.list[i].Extension, a
+	return s.telephoneOf(&found), answer{Outcome: store.Outcome{Verdict: store.Done}}
 }

@@ -20,7 +20,7 @@ const pauseForTooMany = 10 * time.Second
 // meaning is what a response means. An error is an object with a member of that name, whatever the
 // status: some CRMs answer errors with 200.
 func meaning(a outbound.Answer, redact func(string) string) (store.Verdict, error) {
-	said := redact(errorOf(a.Body))
+	said := telephony.BriefText(redact(errorOf(a.Body)))
 	isKey := a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden ||
 		strings.Contains(strings.ToLower(said), "token")
 	isSuccess := a.Status >= 200 && a.Status <= 299
@@ -43,11 +43,26 @@ func errorOf(body []byte) string {
 		Error any `json:"error"`
 	}
 	body = bytes.TrimPrefix(bytes.TrimSpace(body), []byte("\uFEFF"))
-	if json.Unmarshal(body, &answer) != nil || answer.Error == nil || answer.Error == false || answer.Error == "" {
+	if json.Unmarshal(body, &answer) != nil {
 		return ""
 	}
-	if text, isText := answer.Error.(string); isText {
-		return telephony.BriefText(text)
+	switch e := answer.Error.(type) {
+	case nil:
+		return ""
+	case string:
+		return strings.TrimSpace(strings.TrimPrefix(e, "0")) // PHP writes none as 0 too
+	case bool:
+		if !e {
+			return ""
+		}
+	case float64:
+		if e == 0 {
+			return ""
+		}
+	case []any:
+		if len(e) == 0 {
+			return ""
+		}
 	}
 	return "an error without a text"
 }

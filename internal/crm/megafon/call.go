@@ -28,6 +28,8 @@ type call struct {
 	Event       string  `json:"event,omitempty"`
 	Made        int     `json:"made,omitempty"`
 	Responsible *string `json:"responsible,omitempty"`
+	// InDoubt means that a request was not answered: the CRM may have taken it.
+	InDoubt bool `json:"in_doubt,omitempty"`
 }
 
 // maxRang bounds how many are kept of a call. The cards of a larger group stay open.
@@ -119,7 +121,7 @@ func (s *Sender) plan(c *call, j store.Job, e *crm.Event) plan {
 	t := &telling{Sender: s, before: c, event: e, read: j.Event.At}
 	t.after = *c
 	t.after.Rang = slices.Clone(c.Rang)
-	t.after.Event, t.after.Made, t.after.Responsible = "", 0, nil
+	t.after.Event, t.after.Made, t.after.Responsible, t.after.InDoubt = "", 0, nil, false
 	isOver := slices.ContainsFunc(j.Later, func(l store.Event) bool { return l.Type == telephony.EventCompleted })
 	switch {
 	case e.Internal:
@@ -183,7 +185,7 @@ func (t *telling) note() {
 	}
 	switch t.event.Type {
 	case telephony.EventIncoming, telephony.EventOutgoing:
-		if t.why == "" {
+		if t.why == "" || t.before.InDoubt {
 			t.rings(p)
 		}
 	case telephony.EventIncomingAnswered, telephony.EventOutgoingAnswered:
@@ -268,7 +270,7 @@ func (t *telling) completed() {
 // first.
 func (t *telling) closeCards(owner crm.Person, answered bool) {
 	isUnknown := len(t.before.Rang) == 0
-	if isUnknown && time.Since(t.read) > t.endpoint.RingingTTL {
+	if isUnknown && t.before.Made == 0 && time.Since(t.read) > t.endpoint.RingingTTL {
 		return // nothing rings for a call that is long over
 	}
 	if isUnknown {

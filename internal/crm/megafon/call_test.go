@@ -230,6 +230,20 @@ func TestPlanOfEachEvent(t *testing.T) {
 	}
 }
 
+// As long as an event is being told, its plan is the same: also once it is too late to begin it.
+func TestPlanDoesNotChangeWhileItIsTold(t *testing.T) {
+	s := &Sender{settings: settings(t), endpoint: store.Endpoint{RingingTTL: time.Minute}}
+	e := crm.Event{Type: telephony.EventCompleted, CallID: "7", Client: "+73430112233", Extension: "101"}
+	late := store.Job{Event: store.Event{At: time.Now().Add(-time.Hour)}}
+	for made, want := range []string{"history in Missed 101", "INCOMING 101, CANCELLED 101, history in Missed 101"} {
+		s.settings.People.Users = nil
+		p := s.plan(&call{Made: made}, late, &e)
+		if got := words(p); got != want {
+			t.Errorf("after %d requests the plan is %q, want %q", made, got, want)
+		}
+	}
+}
+
 func TestFormOfTheHistory(t *testing.T) {
 	s := &Sender{settings: settings(t)}
 	e := crm.Event{

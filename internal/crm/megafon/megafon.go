@@ -142,7 +142,7 @@ func (s *Sender) tell(ctx context.Context, j store.Job, e *crm.Event) store.Outc
 		c.IsKnown = true
 	}
 	if c.Event != j.EventID {
-		c.Event, c.Made, c.Responsible = j.EventID, 0, nil
+		c.Event, c.Made, c.Responsible, c.InDoubt = j.EventID, 0, nil, false
 	}
 	if needsResponsible(&c, e, s.settings.People.Missed) {
 		return s.findResponsible(ctx, c, e)
@@ -156,12 +156,16 @@ func (s *Sender) tell(ctx context.Context, j store.Job, e *crm.Event) store.Outc
 	r := p.requests[min(c.Made, len(p.requests)-1)]
 	o, _ := s.do(ctx, s.events, r.form, j.MayRedial)
 	o.Steps = []store.Step{{What: r.what, Status: o.Status, Response: o.Response}}
-	if o.Verdict == store.Done {
-		if c.Made++; c.Made < len(p.requests) {
-			o.Verdict, o.Keep = store.More, c.encode()
-		} else {
-			o.Keep = p.after.encode()
-		}
+	isLast := c.Made+1 >= len(p.requests)
+	switch {
+	case o.Verdict == store.Done && isLast:
+		o.Keep = p.after.encode()
+	case o.Verdict == store.Done, o.Verdict == store.Refused && !isLast: // a card less: the call counts
+		c.Made++
+		o.Verdict, o.Err, o.Keep = store.More, nil, c.encode()
+	case o.Verdict == store.Again:
+		c.InDoubt = true
+		o.Keep = c.encode()
 	}
 	return o
 }
