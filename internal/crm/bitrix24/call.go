@@ -3,6 +3,7 @@ package bitrix24
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -14,17 +15,19 @@ import (
 
 // call is what the sender keeps for a call.
 type call struct {
-	ID         string `json:"id,omitempty"`       // at the portal; empty: not registered
-	User       int    `json:"user,omitempty"`     // for whom it is registered: the portal tells calls apart by that too
-	IsClick    bool   `json:"click,omitempty"`    // the portal has registered it itself
-	IsKnown    bool   `json:"known,omitempty"`    // whether a click was looked for
-	IsSearched bool   `json:"searched,omitempty"` // whether the statistics were
-	Shown      []int  `json:"shown,omitempty"`    // users with its card
-	Last       int    `json:"last,omitempty"`     // the user whose telephone rang last
-	Answered   int    `json:"answered,omitempty"` // the user who has picked up
-	Owner      *int   `json:"owner,omitempty"`    // who is responsible for the client, 0 for nobody; nil: not asked
-	IsRenewed  bool   `json:"renewed,omitempty"`  // the portal had forgotten it, and it was registered anew
-	IsOver     bool   `json:"over,omitempty"`
+	ID string `json:"id,omitempty"` // at the portal; empty: not registered
+	// Params are those with which it is registered, until its ID is known: the portal answers with the
+	// same call only if they are the same.
+	Params     map[string]any `json:"params,omitempty"`
+	IsClick    bool           `json:"click,omitempty"`    // the portal has registered it itself
+	IsKnown    bool           `json:"known,omitempty"`    // whether a click was looked for
+	IsSearched bool           `json:"searched,omitempty"` // whether the statistics were
+	Shown      []int          `json:"shown,omitempty"`    // users with its card
+	Last       int            `json:"last,omitempty"`     // the user whose telephone rang last
+	Answered   int            `json:"answered,omitempty"` // the user who has picked up
+	Owner      *int           `json:"owner,omitempty"`    // who is responsible for the client, 0 for nobody; nil: not asked
+	IsRenewed  bool           `json:"renewed,omitempty"`  // the portal had forgotten it, and it was registered anew
+	IsOver     bool           `json:"over,omitempty"`
 }
 
 // maxID bounds the portal's ID of a call in bytes.
@@ -170,36 +173,14 @@ func (t *telling) change(method string, users []int) store.Outcome {
 
 // register makes the call known to the portal.
 func (t *telling) register(show bool) store.Outcome {
-	e := t.event
-	isOutgoing := e.Direction == telephony.Outgoing ||
-		e.Type == telephony.EventOutgoing || e.Type == telephony.EventOutgoingAnswered
-	kind := 2
-	if isOutgoing {
-		kind = 1
+	if t.call.Params == nil {
+		t.call.Params = t.params()
+		if show {
+			t.call.Shown = append(t.call.Shown, t.user)
+		}
 	}
-	began := t.job.Event.At
-	if e.Type == telephony.EventCompleted {
-		began = e.Began(began)
-	}
-	if t.call.User == 0 {
-		t.call.User = t.user
-	}
-	if show && !slices.Contains(t.call.Shown, t.call.User) {
-		t.call.Shown = append(t.call.Shown, t.call.User)
-	}
-	params := map[string]any{
-		"USER_ID":          t.call.User,
-		"PHONE_NUMBER":     e.Client,
-		"TYPE":             kind,
-		"CALL_START_DATE":  began.Local().Format(time.RFC3339),
-		"CRM_CREATE":       number(!t.isDry && t.settings.Create.Of(isOutgoing)),
-		"SHOW":             number(show),
-		"ADD_TO_CHAT":      0,
-		"EXTERNAL_CALL_ID": e.CallID,
-	}
-	if line := t.settings.People.Plan.Client(e.Line); line != "" {
-		params["LINE_NUMBER"] = line
-	}
+	params := maps.Clone(t.call.Params)
+	params["SHOW"] = number(show)
 	a := t.do(t.ctx, "telephony.externalCall.register", params, false, t.job.MayRedial)
 	if a.Verdict != store.Done {
 		return a.Outcome
@@ -211,10 +192,39 @@ func (t *telling) register(show bool) store.Outcome {
 		a.Verdict, a.Err = store.Again, errNoID
 		return a.Outcome
 	}
-	if t.call.ID = made.ID; !show {
+	t.call.ID, t.call.Params = made.ID, nil
+	if !show {
 		a.Verdict = store.More // to finish it
 	}
 	return a.Outcome
+}
+
+// params are what the portal is told of a call.
+func (t *telling) params() map[string]any {
+	e := t.event
+	isOutgoing := e.Direction == telephony.Outgoing ||
+		e.Type == telephony.EventOutgoing || e.Type == telephony.EventOutgoingAnswered
+	kind := 2
+	if isOutgoing {
+		kind = 1
+	}
+	began := t.job.Event.At
+	if e.Type == telephony.EventCompleted {
+		began = e.Began(began)
+	}
+	params := map[string]any{
+		"USER_ID":          t.user,
+		"PHONE_NUMBER":     e.Client,
+		"TYPE":             kind,
+		"CALL_START_DATE":  began.Local().Format(time.RFC3339),
+		"CRM_CREATE":       number(!t.isDry && t.settings.Create.Of(isOutgoing)),
+		"ADD_TO_CHAT":      0,
+		"EXTERNAL_CALL_ID": e.CallID,
+	}
+	if line := t.settings.People.Plan.Client(e.Line); line != "" {
+		params["LINE_NUMBER"] = line
+	}
+	return params
 }
 
 func number(yes bool) int {
@@ -318,7 +328,7 @@ func (t *telling) finish() store.Outcome {
 	case c.IsRenewed:
 		return a.Outcome
 	}
-	c.ID, c.IsClick, c.IsRenewed, c.User = "", false, true, 0
+	c.ID, c.IsClick, c.IsRenewed = "", false, true
 	return o
 }
 
