@@ -25,7 +25,7 @@ type call struct {
 	Shown      []int          `json:"shown,omitempty"`    // users with its card
 	Last       int            `json:"last,omitempty"`     // the user whose telephone rang last
 	Answered   int            `json:"answered,omitempty"` // the user who has picked up
-	Owner      *int           `json:"owner,omitempty"`    // who is responsible for the client, 0 for nobody; nil: not asked
+	Owner      *int           `json:"owner,omitempty"`    // responsible for the client, 0: nobody; nil: not asked
 	IsRenewed  bool           `json:"renewed,omitempty"`  // the portal had forgotten it, and it was registered anew
 	IsOver     bool           `json:"over,omitempty"`
 }
