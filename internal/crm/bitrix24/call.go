@@ -16,8 +16,8 @@ import (
 // call is what the sender keeps for a call.
 type call struct {
 	ID string `json:"id,omitempty"` // at the portal; empty: not registered
-	// Params are those with which it is registered, until its ID is known: the portal answers with the
-	// same call only if they are the same.
+	// Params are those with which it is registered, until its ID is known: the portal answers with
+	// the same call only if they are the same.
 	Params     map[string]any `json:"params,omitempty"`
 	IsClick    bool           `json:"click,omitempty"`    // the portal has registered it itself
 	IsKnown    bool           `json:"known,omitempty"`    // whether a click was looked for

@@ -236,7 +236,7 @@ func fault(code telephony.Code, meaning, said string) error {
 
 var (
 	errBadURL = &telephony.Fault{Code: telephony.CodeBadURL, Text: "the endpoint's URL cannot be read"}
-	errNoID   = errors.New("the portal's answer has no CALL_ID")
+	errNoID   = errors.New("the portal's answer has no ID of the call")
 )
 
 // request returns a request of a method, without a body.
