@@ -1,9 +1,9 @@
 // Package transferapi is the HTTP API that CRMs and operators call: commands to the exchange,
 // reading of events and deliveries, redelivery, health and metrics.
 //
-// Every route stands in one list, API.routes. A caller authenticates with a bearer token: a CRM
-// with the token of its endpoint, the operator with the token of the bridge. Every error is
-// answered as application/problem+json (RFC 9457).
+// Every route of its own stands in one list, API.routes. A caller authenticates with a bearer
+// token: a CRM with the token of its endpoint, the operator with the token of the bridge. Every
+// error is answered as application/problem+json (RFC 9457).
 package transferapi
 
 import (

@@ -181,7 +181,7 @@ func (s *shownCall) delivery(ctx context.Context, delivery *store.DeliveryView) 
 
 // nothing returns why an attempt has sent nothing, "" if it has sent something.
 func (t words) nothing(a *store.Attempt) string {
-	why, found := strings.CutPrefix(a.Response, "nothing to send: ")
+	why, found := strings.CutPrefix(a.Response, store.NothingToSend)
 	if !found || a.Status != 0 || a.Error != "" {
 		return ""
 	}

@@ -447,7 +447,7 @@ func TestNoTextIsMissing(t *testing.T) {
 	for pattern, find := range map[string]*regexp.Regexp{
 		"templates/*.html": regexp.MustCompile(`[{( ]t "([^"]+)"`),
 		"*.go":             regexp.MustCompile(`\bt\["([^"]+)"\]`),
-		"../crm/*/*.go":    regexp.MustCompile(`(?:nothing\(|why = )"([^"]+)"`), // why nothing was sent
+		"../crm/*/*.go":    regexp.MustCompile(`(?:Nothing\(|why = )"([^"]+)"`), // why nothing was sent
 	} {
 		files, err := filepath.Glob(pattern)
 		if err != nil {

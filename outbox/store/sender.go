@@ -90,7 +90,7 @@ const (
 type Outcome struct {
 	Verdict  Verdict
 	Status   int    // the HTTP status; 0 if there was no response
-	Response string // the beginning of the response's body, without secrets
+	Response string // the beginning of the response's body, without secrets; or see NothingToSend
 	Err      error  // why there was no response; contains no secret
 	// RetryAfter is the least wait before the next attempt; 0 if the response requests none.
 	RetryAfter time.Duration
@@ -109,6 +109,10 @@ type Outcome struct {
 	// Steps are the requests of an attempt that makes several, in order, MaxSteps at most.
 	Steps []Step
 }
+
+// NothingToSend begins the Response of an Outcome without a request: why follows. The delivery is
+// done, since its endpoint has no use for the event.
+const NothingToSend = "nothing to send: "
 
 // Step is one request of an attempt.
 type Step struct {

@@ -31,12 +31,8 @@ import (
 	"pzbridge/outbox/store"
 )
 
-const (
-	// searchTimeout bounds a question: a caller is waiting on the line.
-	searchTimeout = 2 * time.Second
-	// maxKept is how many bytes of a response's body are stored for people.
-	maxKept = 1 << 10
-)
+// searchTimeout bounds a question: a caller is waiting on the line.
+const searchTimeout = 2 * time.Second
 
 // Options configures a Sender.
 type Options struct {
@@ -127,25 +123,13 @@ func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
 	}
 	switch e.Type {
 	case telephony.EventTransferRequested:
-		return nothing("the question where the call goes is over")
+		return crm.Nothing("the question where the call goes is over")
 	case telephony.EventSMSSent:
 		return s.comment(ctx, j, &e)
 	case telephony.EventSMSStatus:
-		return nothing("an SMS is entered when it is sent")
+		return crm.Nothing("an SMS is entered when it is sent")
 	}
 	return s.tell(ctx, j, &e)
-}
-
-// nothing is the outcome of an event of which the portal is told nothing, and why.
-func nothing(why string) store.Outcome {
-	return store.Outcome{Verdict: store.Done, Response: "nothing to send: " + why}
-}
-
-func cut(s string) string {
-	if len(s) > maxKept {
-		s = s[:maxKept]
-	}
-	return s
 }
 
 // entity is a client whom the portal knows.
@@ -200,7 +184,7 @@ func elements[T any](list json.RawMessage) (read []T) {
 // extension, declines the call.
 func (s *Sender) ask(ctx context.Context, e *crm.Event, mayRedial func() bool) store.Outcome {
 	if e.Client == "" {
-		o := nothing("the caller hides the number")
+		o := crm.Nothing("the caller hides the number")
 		o.Reply = &store.RouteReply{}
 		return o
 	}

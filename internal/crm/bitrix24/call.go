@@ -85,13 +85,13 @@ func (t *telling) prepare() (o store.Outcome, isDone bool) {
 	isOver := slices.ContainsFunc(t.job.Later, func(l store.Event) bool { return l.Type == telephony.EventCompleted })
 	switch {
 	case e.Internal:
-		return nothing("no client takes part in the call"), true
+		return crm.Nothing("no client takes part in the call"), true
 	case e.Client == "":
-		return nothing("the client hides the number, and this CRM takes no call without one"), true
+		return crm.Nothing("the client hides the number, and this CRM takes no call without one"), true
 	case e.Type != telephony.EventCompleted && e.Replayed:
-		return nothing("the call is over already"), true
+		return crm.Nothing("the call is over already"), true
 	case t.call.IsOver:
-		return nothing("the end of the call was sent already"), true
+		return crm.Nothing("the end of the call was sent already"), true
 	}
 	var a answer
 	if t.user, a = t.userOf(t.ctx, e.Extension); t.user == 0 && a.Verdict == store.Done {
@@ -110,7 +110,7 @@ func (t *telling) prepare() (o store.Outcome, isDone bool) {
 		}
 	}
 	if e.Type != telephony.EventCompleted && isOver && t.call.ID == "" {
-		o := nothing("the call is over already, and its end is sent next")
+		o := crm.Nothing("the call is over already, and its end is sent next")
 		t.note()
 		o.Keep = t.call.encode()
 		return o, true
@@ -157,7 +157,7 @@ func (t *telling) step() store.Outcome {
 		}
 		return o
 	}
-	return nothing("the portal knows that already")
+	return crm.Nothing("the portal knows that already")
 }
 
 // change shows or hides the card. The portal answers false for a call that it does not know any

@@ -101,7 +101,7 @@ func (c *clicked) call(ctx context.Context) {
 		c.giveUp(ctx, logger)
 		return
 	case a.Verdict != store.Done:
-		logger.Warn("a click in the CRM made no call: its users cannot be read", "err", a.Failure())
+		logger.Warn("a click in the CRM made no call: its users cannot be read", "err", failure(ctx, a))
 		c.giveUp(ctx, logger)
 		return
 	case extension == "":
@@ -134,12 +134,14 @@ func (c *clicked) call(ctx context.Context) {
 	c.giveUp(ctx, logger)
 }
 
-// giveUp finishes the call at the portal.
+// giveUp finishes the call at the portal, also if the time of the click is over.
 func (c *clicked) giveUp(ctx context.Context, logger *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clickTimeout)
+	defer cancel()
 	a := c.do(ctx, "telephony.externalCall.finish", map[string]any{
 		"CALL_ID": c.callID, "USER_ID": c.user, "DURATION": 0, "STATUS_CODE": "480", "ADD_TO_CHAT": 0,
 	}, false, nil)
 	if a.Verdict != store.Done {
-		logger.Warn("the card of a click could not be closed", "err", a.Failure())
+		logger.Warn("the card of a click could not be closed", "err", failure(ctx, a))
 	}
 }

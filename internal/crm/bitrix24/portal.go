@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"pzbridge/internal/crm"
 	"pzbridge/internal/outbound"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
@@ -167,7 +168,7 @@ func (s *Sender) read(got outbound.Answer) answer {
 	a := answer{
 		Outcome: store.Outcome{
 			Status:     got.Status,
-			Response:   cut(s.redact.Replace(string(got.Body))),
+			Response:   crm.Cut(s.redact.Replace(string(got.Body))),
 			RetryAfter: got.RetryAfter,
 		},
 		result: envelope.Result,

@@ -13,14 +13,14 @@ import (
 // no means to tell a comment that comes twice: if the answer is lost, it stands there twice.
 func (s *Sender) comment(ctx context.Context, j store.Job, e *crm.Event) store.Outcome {
 	if e.Client == "" {
-		return nothing("no client takes part in the SMS")
+		return crm.Nothing("no client takes part in the SMS")
 	}
 	list, a := s.search(ctx, e.Client, false, nil)
 	if a.Verdict != store.Done {
 		return a.Outcome
 	}
 	if len(list) == 0 {
-		return nothing("nobody in the CRM has the number")
+		return crm.Nothing("nobody in the CRM has the number")
 	}
 	author, users := s.userOf(ctx, e.Extension)
 	if users.Verdict != store.Done {

@@ -80,6 +80,9 @@ func (s *Sender) readUsers(ctx context.Context) ([]User, answer) {
 	return list, a
 }
 
+// done is what stands for a success that took no request.
+var done = answer{Outcome: store.Outcome{Verdict: store.Done}}
+
 // find returns the ID of a user, 0 if there is none. It reads the list if it is old, or if it does
 // not have the user. While the list cannot be read, the last one counts; without any, the outcome
 // is not Done.
@@ -106,7 +109,6 @@ func (s *Sender) find(ctx context.Context, is func(User) bool) (int, answer) {
 			return 0, a
 		}
 	}
-	done := answer{Outcome: store.Outcome{Verdict: store.Done}}
 	if i < 0 {
 		return 0, done
 	}
@@ -116,7 +118,6 @@ func (s *Sender) find(ctx context.Context, is func(User) bool) (int, answer) {
 // userOf returns the ID of the user with an extension: that of the configuration, or of the portal.
 // It is 0 if nobody has it.
 func (s *Sender) userOf(ctx context.Context, extension string) (int, answer) {
-	done := answer{Outcome: store.Outcome{Verdict: store.Done}}
 	if extension == "" {
 		return 0, done
 	}
@@ -132,7 +133,7 @@ func (s *Sender) userNamed(ctx context.Context, name string) (int, answer) {
 		return s.find(ctx, func(u User) bool { return strings.EqualFold(u.Email, name) })
 	}
 	id, _ := strconv.Atoi(name)
-	return id, answer{Outcome: store.Outcome{Verdict: store.Done}}
+	return id, done
 }
 
 // defaultUser returns the ID of the user for calls to a line that are nobody's: that of the
@@ -143,7 +144,7 @@ func (s *Sender) defaultUser(ctx context.Context, line string) (int, answer) {
 			return id, a
 		}
 	}
-	return s.owner, answer{Outcome: store.Outcome{Verdict: store.Done}}
+	return s.owner, done
 }
 
 // extensionOf returns the extension of a user, "" if there is none.
@@ -157,5 +158,5 @@ func (s *Sender) extensionOf(ctx context.Context, id int) (string, answer) {
 			found.AssignedBy.Extension = text(u.Extension)
 		}
 	}
-	return s.telephoneOf(&found), answer{Outcome: store.Outcome{Verdict: store.Done}}
+	return s.telephoneOf(&found), done
 }

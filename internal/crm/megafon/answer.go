@@ -50,7 +50,10 @@ func errorOf(body []byte) string {
 	case nil:
 		return ""
 	case string:
-		return strings.TrimSpace(strings.TrimPrefix(e, "0")) // PHP writes none as 0 too
+		if e == "0" { // PHP writes none so too
+			return ""
+		}
+		return strings.TrimSpace(e)
 	case bool:
 		if !e {
 			return ""
@@ -91,7 +94,7 @@ func refused(said string) error {
 // telephone, declines the call.
 func (s *Sender) ask(ctx context.Context, e *crm.Event, mayRedial func() bool) store.Outcome {
 	if e.Client == "" {
-		o := nothing("the caller hides the number")
+		o := crm.Nothing("the caller hides the number")
 		o.Reply = &store.RouteReply{}
 		return o
 	}

@@ -26,13 +26,9 @@ import (
 	"pzbridge/outbox/store"
 )
 
-const (
-	// contactTimeout bounds a question. A caller is waiting on the line, and a CRM that is slower
-	// than this has no answer that is worth the wait.
-	contactTimeout = 2 * time.Second
-	// maxKept is how many bytes of a response's body are stored for people.
-	maxKept = 1 << 10
-)
+// contactTimeout bounds a question. A caller is waiting on the line, and a CRM that is slower
+// than this has no answer that is worth the wait.
+const contactTimeout = 2 * time.Second
 
 // Options configures a Sender.
 type Options struct {
@@ -121,14 +117,9 @@ func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
 		return s.ask(ctx, &e, j.MayRedial)
 	}
 	if e.Type == telephony.EventTransferRequested {
-		return nothing("the question where the call goes is over")
+		return crm.Nothing("the question where the call goes is over")
 	}
 	return s.tell(ctx, j, &e)
-}
-
-// nothing is the outcome of an event of which the CRM is told nothing, and why.
-func nothing(why string) store.Outcome {
-	return store.Outcome{Verdict: store.Done, Response: "nothing to send: " + why}
 }
 
 // tell tells the CRM of an event, one request in each attempt.
@@ -149,7 +140,7 @@ func (s *Sender) tell(ctx context.Context, j store.Job, e *crm.Event) store.Outc
 	}
 	p := s.plan(&c, j, e)
 	if p.why != "" {
-		o := nothing(p.why)
+		o := crm.Nothing(p.why)
 		o.Keep = p.after.encode()
 		return o
 	}
@@ -184,7 +175,7 @@ func (s *Sender) do(
 	}
 	o = store.Outcome{
 		Status:     answer.Status,
-		Response:   cut(s.redact.Replace(string(answer.Body))),
+		Response:   crm.Cut(s.redact.Replace(string(answer.Body))),
 		RetryAfter: answer.RetryAfter,
 	}
 	o.Verdict, o.Err = meaning(answer, s.redact.Replace)
@@ -192,13 +183,6 @@ func (s *Sender) do(
 		o.RetryAfter = pauseForTooMany
 	}
 	return o, answer.Body
-}
-
-func cut(s string) string {
-	if len(s) > maxKept {
-		s = s[:maxKept]
-	}
-	return s
 }
 
 // testClient is a number that nobody has, for a question without a call.

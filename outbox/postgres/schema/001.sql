@@ -97,7 +97,7 @@ CREATE TABLE pending (
 	history     bytea, -- the last attempts
 	PRIMARY KEY (n, endpoint)
 ) WITH (
-	fillfactor = 60,
+	fillfactor = 60, -- the next event of a call changes the delivery before it, in the same page
 	autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_cost_delay = 0
 );
 CREATE INDEX pending_due ON pending (endpoint, due, n) WHERE due >= 0;
