@@ -262,6 +262,46 @@ func allStored(t *testing.T, vars map[string]string, calls int) {
 	})
 }
 
+// killedRounds kills a bridge again and again while calls come that ring and end, so many in each
+// round, and waits until the CRM has them all in the end.
+func killedRounds(
+	t *testing.T, server *pztest.Server, vars map[string]string, rounds, perRound int, requests, finished func() int,
+) {
+	t.Helper()
+	for round := range rounds {
+		bridge := start(t, vars)
+		eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
+		before := requests()
+		for i := range perRound {
+			id, from := fmt.Sprint(round*perRound+i+1), fmt.Sprint("7343011", 1000+round*perRound+i)
+			over := pz.Attrs{
+				{Name: "Event", Value: pz.TypeCompleted},
+				{Name: "CallID", Value: id},
+				{Name: "From", Value: from},
+				{Name: "To", Value: "101"},
+				{Name: "Start", Value: fmt.Sprint(time.Now().Unix() - 70)},
+				{Name: "End", Value: fmt.Sprint(time.Now().Unix())},
+				{Name: "Duration", Value: "63"},
+				{Name: "Direction", Value: "0"},
+			}
+			for _, e := range []pz.Attrs{ringing(id, from), over} {
+				if err := server.Generate(e); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		allStored(t, vars, (round+1)*perRound)
+		eventually(t, "some of it is sent", func() bool { return requests() > before+2+round })
+		if err := bridge.Process.Signal(syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		bridge.exitCode()
+		eventually(t, "the server has noticed", func() bool { return server.Connected() == 0 })
+	}
+	start(t, vars)
+	eventually(t, "the CRM has all calls", func() bool { return finished() >= rounds*perRound })
+}
+
 // A bridge that is killed again and again while calls come makes no call twice at the portal, and
 // loses none. A register that is made again meets the same call, as long as that has begun within
 // half an hour.
@@ -276,46 +316,13 @@ func TestKilledBridgeMakesNoCallTwiceAtThePortal(t *testing.T) {
 		vars := withPortal(t, server, portal, append(more,
 			"RETRY_SCHEDULE=100ms", "REPLAY_MAX_AGE=0", "ENDPOINT_0_RATE=50")...)
 		const rounds, perRound = 3, 3
-		for round := range rounds {
-			bridge := start(t, vars)
-			eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
-			before, _ := portal.Requests()
-			for i := range perRound {
-				id, from := fmt.Sprint(round*perRound+i+1), fmt.Sprint("7343011", 1000+round*perRound+i)
-				if err := server.Generate(pz.Attrs{
-					{Name: "Event", Value: pz.TypeCompleted},
-					{Name: "CallID", Value: id},
-					{Name: "From", Value: from},
-					{Name: "To", Value: "101"},
-					{Name: "Start", Value: fmt.Sprint(time.Now().Unix() - 70)},
-					{Name: "End", Value: fmt.Sprint(time.Now().Unix())},
-					{Name: "Duration", Value: "63"},
-					{Name: "Direction", Value: "0"},
-				}); err != nil {
-					t.Fatal(err)
-				}
-			}
-			allStored(t, vars, (round+1)*perRound)
-			eventually(t, "some of it is sent", func() bool {
-				requests, _ := portal.Requests()
-				return len(requests) > len(before)+2+round
-			})
-			if err := bridge.Process.Signal(syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-			bridge.exitCode()
-			eventually(t, "the server has noticed", func() bool { return server.Connected() == 0 })
+		requests := func() int {
+			list, _ := portal.Requests()
+			return len(list)
 		}
-		start(t, vars)
-		isOver := func() (n int) {
-			for _, c := range portal.Calls() {
-				if c.Finished {
-					n++
-				}
-			}
-			return n
-		}
-		eventually(t, "the portal has all calls", func() bool { return isOver() >= rounds*perRound })
+		killedRounds(t, server, vars, rounds, perRound, requests, func() int {
+			return len(slices.DeleteFunc(portal.Calls(), func(c bitrix24test.Call) bool { return !c.Finished }))
+		})
 		if n := len(portal.Calls()); n != rounds*perRound {
 			t.Errorf("the portal has %d calls, want %d", n, rounds*perRound)
 		}
@@ -334,39 +341,15 @@ func TestKilledBridgeMakesNoCallTwiceAtTheCRM(t *testing.T) {
 		crm := megafontest.NewWebasyst(crmKey)
 		vars := withPreset(t, server, crm, append(more, "RETRY_SCHEDULE=100ms", "REPLAY_MAX_AGE=0")...)
 		const rounds, perRound = 5, 10
-		for round := range rounds {
-			bridge := start(t, vars)
-			eventually(t, "the bridge is connected", func() bool { return server.Connected() == 1 })
-			before, _ := crm.Requests()
-			for i := range perRound {
-				id, from := fmt.Sprint(round*perRound+i+1), fmt.Sprint("7343011", 1000+round*perRound+i)
-				for _, e := range []pz.Attrs{ringing(id, from), history(id, from, "101", "0", "63")} {
-					if err := server.Generate(e); err != nil {
-						t.Fatal(err)
-					}
-				}
-			}
-			allStored(t, vars, (round+1)*perRound)
-			eventually(t, "some of it is sent", func() bool {
-				requests, _ := crm.Requests()
-				return len(requests) > len(before)+2*round
-			})
-			if err := bridge.Process.Signal(syscall.SIGKILL); err != nil {
-				t.Fatal(err)
-			}
-			bridge.exitCode()
-			eventually(t, "the server has noticed", func() bool { return server.Connected() == 0 })
+		requests := func() int {
+			list, _ := crm.Requests()
+			return len(list)
 		}
-		start(t, vars)
-		isOver := func() (n int) {
-			for _, c := range crm.Calls() {
-				if c.State == megafontest.Completed {
-					n++
-				}
-			}
-			return n
-		}
-		eventually(t, "the CRM has all calls", func() bool { return isOver() >= rounds*perRound })
+		killedRounds(t, server, vars, rounds, perRound, requests, func() int {
+			return len(slices.DeleteFunc(crm.Calls(), func(c megafontest.Call) bool {
+				return c.State != megafontest.Completed
+			}))
+		})
 		if n := len(crm.Calls()); n != rounds*perRound {
 			t.Errorf("the CRM has %d calls, want %d", n, rounds*perRound)
 		}
