@@ -163,10 +163,10 @@ func (c *conn) write() {
 		case <-c.gone:
 			return
 		case <-ping.C:
-			late := time.Since(last) > c.period+stallAfter
+			stoodStill := time.Since(last) > c.period+stallAfter
 			last = time.Now()
-			if late {
-				continue // after a standstill the reader comes first, as for pongs
+			if _, behind := c.DelayedSince(); behind || stoodStill {
+				continue // the reader comes first, as for pongs
 			}
 			var payload []byte
 			if c.pingPayload != nil {

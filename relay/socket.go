@@ -93,7 +93,7 @@ func (s *Socket) codec() pz.Codec {
 }
 
 // DelayedSince returns the time since which the message just read may have been waiting to be read;
-// false if it was read at once. Only the reader may call it.
+// false if it was read at once.
 func (s *Socket) DelayedSince() (since time.Time, late bool) { return s.below.delayedSince() }
 
 // Write writes a document until the deadline; the zero time is none. After an error half a frame

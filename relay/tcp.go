@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -38,8 +39,9 @@ type tcp struct {
 	draining atomic.Bool // writing is over: only what the peer has already sent is read
 	onFresh  func()      // called by the reader when data is no longer late; nil before watch
 
-	// Only the reader touches these.
-	drained   time.Duration // the time spent on polls since draining began
+	drained time.Duration // the time spent on polls since draining began; only the reader touches it
+
+	mu        sync.Mutex    // the writer asks whether the reader is behind
 	polledAt  time.Time     // the end of the last poll
 	lateSince time.Time     // the earliest arrival of the data being read; zero: it is not late
 	lateUntil time.Time     // when data counts as new again at the latest
@@ -58,8 +60,10 @@ func (c *tcp) watch() {
 func (c *tcp) drain() { c.draining.Store(true) }
 
 // delayedSince returns the time since which the data that was read last may have been waiting;
-// false if it is not late. Only the reader may call it.
+// false if it is not late.
 func (c *tcp) delayedSince() (since time.Time, late bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.lateSince.IsZero() && time.Since(c.polledAt) > stallAfter { // it has waited for space in the queue
 		return c.polledAt, true
 	}
@@ -86,15 +90,9 @@ func (c *tcp) Read(p []byte) (int, error) {
 		if c.draining.Load() {
 			c.drained += min(waited, pollPeriod)
 		}
-		switch {
-		case waited > pollPeriod+stallAfter:
-			c.detectStall(now)
-		case !c.lateSince.IsZero() && (waited >= c.quiet || now.After(c.lateUntil)):
-			c.lateSince = time.Time{}
-			c.polledAt = now
+		if c.endPoll(now, waited) {
 			c.onFresh()
 		}
-		c.polledAt = now
 		var timeout net.Error
 		if n > 0 || !errors.As(err, &timeout) || !timeout.Timeout() {
 			return n, err
@@ -103,8 +101,26 @@ func (c *tcp) Read(p []byte) (int, error) {
 	return 0, os.ErrDeadlineExceeded
 }
 
+// endPoll records the end of a poll, and reports whether it proved that all late data is read.
+func (c *tcp) endPoll(now time.Time, waited time.Duration) (fresh bool) {
+	if waited > pollPeriod+stallAfter {
+		c.detectStall(now)
+		waited = 0 // the process stood still: nothing is proven
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.polledAt = now
+	if c.lateSince.IsZero() || waited < c.quiet && !now.After(c.lateUntil) {
+		return false
+	}
+	c.lateSince = time.Time{}
+	return true
+}
+
 // detectStall marks the coming data as late if the last poll was too long ago.
 func (c *tcp) detectStall(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if now.Sub(c.polledAt) > stallAfter {
 		c.lateSince, c.lateUntil = c.polledAt, now.Add(maxCatchUp)
 		c.quiet = max(minQuiet, 3*roundTrip(c.Conn))
