@@ -100,6 +100,7 @@ var kinds = []struct{ name, phrase string }{
 	{"MPL-2.0", "Mozilla Public License"},
 	{"Apache-2.0", "Apache License"},
 	{"MIT", "Permission is hereby granted, free of charge"},
+	{"ISC", "Permission to use, copy, modify, and/or distribute this software"},
 	{"BSD", "Redistribution and use in source and binary forms"},
 	{"zlib", "This software is provided 'as-is', without any express or implied"},
 }

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -112,13 +113,17 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
-	senders := newSenders(cfg, engine)
+	keeper, err := newKeeper(ctx, cfg, engine, logger) // nil without recordings
+	if err != nil {
+		return err
+	}
+	senders := newSenders(cfg, engine, recordingsOf(keeper), logger)
 	defer closeSenders(senders)
-	box, err := outbox.New(ctx, outbox.Options{
+	boxOptions := outbox.Options{
 		Engine:         engine,
 		Bridge:         bridgeName(cfg),
 		Endpoints:      cfg.Endpoints,
-		Senders:        senders,
+		Senders:        maps.Clone(senders),
 		Formatter:      webhook.Formatter{},
 		Numbers:        cfg.Phone,
 		RetrySchedule:  cfg.RetrySchedule,
@@ -129,7 +134,9 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Logger:         logger,
 		Observer:       observers{counters, stats},
 		Clock:          ages,
-	})
+	}
+	addKeeper(&boxOptions, cfg, keeper)
+	box, err := outbox.New(ctx, boxOptions)
 	if err != nil {
 		return err
 	}
@@ -236,6 +243,9 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	}
 	counters.Watch(session, box, cfg.OutboxMaxBytes, bridgeName(cfg))
 	deliver := []func(context.Context) error{events.questions.Run, box.Run, router.Run}
+	if keeper != nil {
+		deliver = append(deliver, keeper.Run)
+	}
 	file, isFile := engine.(*bolt.Engine)
 	if isFile && cfg.BackupDir != "" {
 		nightly, err := backup.New(backup.Options{
@@ -286,7 +296,8 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Tokens:         tokens(cfg),
 		CommandTimeout: cfg.CommandTimeout,
 		Rate:           cfg.APIRate,
-		Others:         interfacesOf(cfg, senders, box, engine, logger),
+		Others:         interfacesOf(cfg, senders, box, engine, recordingsOf(keeper), logger),
+		Recordings:     linksOf(keeper),
 		Logger:         logger,
 		WrongToken:     func() { counters.WrongToken(metrics.ToAPI) },
 	})
@@ -453,6 +464,9 @@ func rulesBeside(cfg config.Config, others []store.Subscription) store.Rules {
 		Numbers:            cfg.Phone,
 	})
 	r.Receive, r.ChangeRoute = routing.Receive(cfg.Endpoints, cfg.RoutingTimeout), routing.Change
+	if cfg.Recordings.On {
+		addRecordings(&r)
+	}
 	return r
 }
 

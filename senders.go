@@ -15,8 +15,11 @@ import (
 	"pzbridge/transferapi"
 )
 
-// newSenders returns a sender for each endpoint with a URL, by the name of the endpoint.
-func newSenders(cfg config.Config, notes store.Notes) map[string]store.Sender {
+// newSenders returns a sender for each endpoint with a URL, by the name of the endpoint. Kept are
+// the recordings; nil if there are none.
+func newSenders(
+	cfg config.Config, notes store.Notes, kept crm.Recordings, logger *slog.Logger,
+) map[string]store.Sender {
 	senders := map[string]store.Sender{}
 	portals := bitrix24.NewPortals()
 	for i := range cfg.Endpoints {
@@ -25,16 +28,23 @@ func newSenders(cfg config.Config, notes store.Notes) map[string]store.Sender {
 		switch {
 		case settings.Preset == crm.Bitrix24:
 			senders[e.Name] = bitrix24.New(*e, bitrix24.Options{
-				Settings:  settings,
-				Notes:     notes,
-				Portals:   portals,
-				UserAgent: "pzbridge/" + version,
-				Questions: routing.MaxQuestions,
+				Settings: settings,
+				Notes:    notes,
+				Portals:  portals,
+
+				Recordings: kept,
+				Strangers:  crm.NewStrangers(logger),
+				UserAgent:  "pzbridge/" + version,
+				Questions:  routing.MaxQuestions,
 			})
 		case settings.Preset == crm.MegaFon:
 			senders[e.Name] = megafon.New(*e, megafon.Options{
-				Settings:  settings,
-				Notes:     notes,
+				Settings: settings,
+				Notes:    notes,
+
+				ServesRecordings: hasLinks(cfg),
+				Strangers:        crm.NewStrangers(logger),
+
 				UserAgent: "pzbridge/" + version,
 				Questions: routing.MaxQuestions,
 			})
@@ -50,7 +60,8 @@ func newSenders(cfg config.Config, notes store.Notes) map[string]store.Sender {
 
 // interfacesOf returns what the CRMs with a preset call, by path.
 func interfacesOf(
-	cfg config.Config, senders map[string]store.Sender, box *outbox.Outbox, notes store.Notes, logger *slog.Logger,
+	cfg config.Config, senders map[string]store.Sender, box *outbox.Outbox, notes store.Notes, kept crm.Recordings,
+	logger *slog.Logger,
 ) map[string]func(*transferapi.API) http.Handler {
 	exchanges, portals := map[string]crm.Settings{}, map[string]*bitrix24.Sender{}
 	for name, settings := range cfg.CRMs {
@@ -63,9 +74,11 @@ func interfacesOf(
 	list := map[string]func(*transferapi.API) http.Handler{}
 	if len(exchanges) > 0 {
 		list[megafon.Path] = func(api *transferapi.API) http.Handler {
-			return megafon.NewPBX(megafon.PBXOptions{
-				Gate: api, Events: box, Notes: notes, Settings: exchanges, Logger: logger,
-			})
+			opts := megafon.PBXOptions{Gate: api, Events: box, Notes: notes, Settings: exchanges, Logger: logger}
+			if hasLinks(cfg) {
+				opts.Recordings = kept
+			}
+			return megafon.NewPBX(opts)
 		}
 	}
 	if len(portals) > 0 {

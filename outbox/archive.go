@@ -117,8 +117,13 @@ func (o *Outbox) LaneStatus() map[string]store.LaneStatus {
 
 // Deliveries lists deliveries: see store.Archive.
 func (o *Outbox) Deliveries(ctx context.Context, q store.DeliveryQuery) (store.DeliveryPage, error) {
-	return o.engine.Deliveries(ctx, q)
+	page, err := o.engine.Deliveries(ctx, q)
+	page.Deliveries = slices.DeleteFunc(page.Deliveries, isInner)
+	return page, err
 }
+
+// isInner reports whether a delivery is to the bridge itself: no list shows those.
+func isInner(d store.DeliveryView) bool { return store.IsInner(d.Endpoint) }
 
 // Delivery returns one delivery and its last attempts, oldest first, ten at most. Fails with
 // store.ErrNotFound.
@@ -129,7 +134,15 @@ func (o *Outbox) Delivery(ctx context.Context, id string) (store.DeliveryView, [
 
 // Call returns the events of a call: see store.Archive.
 func (o *Outbox) Call(ctx context.Context, callID string, after uint64) (store.CallPage, error) {
-	return o.engine.Call(ctx, callID, after)
+	page, err := o.engine.Call(ctx, callID, after)
+	for i := range page.Events {
+		e := &page.Events[i]
+		if at := slices.IndexFunc(e.Deliveries, isInner); at >= 0 {
+			e.Fetching = new(e.Deliveries[at])
+			e.Deliveries = slices.Delete(e.Deliveries, at, at+1)
+		}
+	}
+	return page, err
 }
 
 // OldestPending returns when the oldest event that is pending for an endpoint was read: see

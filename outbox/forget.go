@@ -10,6 +10,13 @@ import (
 // ErrNoPerson means that a text is no number of a person, of which something could be forgotten.
 var ErrNoPerson = &telephony.Fault{Code: telephony.CodeNoPerson, Text: "it is no telephone number"}
 
+// Recordings are files of calls, outside of the engine.
+type Recordings interface {
+	// Forget removes the recordings of a person's calls, or with dryRun only counts them. Key is of
+	// the number: see store.Rules.NumberKey.
+	Forget(ctx context.Context, key string, dryRun bool) (int, error)
+}
+
 // Forget removes all calls with a number, which may be in any form, whole: their events,
 // deliveries, attempts and routes, also those that an endpoint waits for; or with dryRun only
 // counts them. It reaches neither attempts under way nor what has left the outbox. Fails with
@@ -35,5 +42,9 @@ func (o *Outbox) Forget(ctx context.Context, number string, dryRun bool) (sum st
 			return sum, ctx.Err()
 		}
 	}
-	return sum, nil
+	// After the calls: a recording that is fetched meanwhile is left out, or found here.
+	if o.opts.Recordings != nil {
+		sum.Recordings, err = o.opts.Recordings.Forget(ctx, key, dryRun)
+	}
+	return sum, err
 }

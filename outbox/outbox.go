@@ -40,6 +40,7 @@ type Options struct {
 	Engine    store.Engine // opened with the rules that Rules returns
 	Bridge    string       // the name of this one, if several share the outbox
 	Endpoints []store.Endpoint
+	Inner     []store.Endpoint        // those of the bridge itself: see store.IsInner
 	Senders   map[string]store.Sender // by endpoint; an endpoint that reads its events has none
 	Formatter Formatter
 	Numbers   *phone.Plan // reads the numbers of calls
@@ -59,6 +60,8 @@ type Options struct {
 	Stopping context.Context
 	Logger   *slog.Logger
 	Observer Observer // may be nil
+	// Recordings are those of calls, which are forgotten with them; nil if there are none.
+	Recordings Recordings
 	// Clock computes ages; nil uses a clock that starts with New.
 	Clock *clock.Clock
 }
@@ -69,11 +72,12 @@ func (o *Options) validate() error {
 		return errors.New("outbox: Options.Engine, Formatter, Numbers, Retention, RoutingTimeout and Logger " +
 			"must be set")
 	}
-	if err := store.ValidateEndpoints(o.Endpoints); err != nil {
+	all := slices.Concat(o.Endpoints, o.Inner)
+	if err := store.ValidateEndpoints(all); err != nil {
 		return fmt.Errorf("outbox: %w", err)
 	}
-	for i := range o.Endpoints {
-		if e := &o.Endpoints[i]; !e.Reads() && o.Senders[e.Name] == nil {
+	for i := range all {
+		if e := &all[i]; !e.Reads() && o.Senders[e.Name] == nil {
 			return fmt.Errorf("outbox: endpoint %q has no Sender", e.Name)
 		}
 	}
@@ -90,7 +94,8 @@ func (o *Options) validate() error {
 type Outbox struct {
 	opts   Options
 	engine store.Engine
-	lanes  []*lane
+	lanes  []*lane // of the configured endpoints
+	all    []*lane // and of the inner ones
 
 	nearlyFull chan struct{} // wakes prune early
 	failures   *repeat.Log   // failures to remove old events
@@ -114,6 +119,12 @@ func New(ctx context.Context, opts Options) (*Outbox, error) {
 	for _, e := range opts.Endpoints {
 		o.lanes = append(o.lanes, newLane(e, opts, o.appendOperational, o.wakeLanes))
 	}
+	o.all = slices.Clone(o.lanes)
+	for _, e := range opts.Inner {
+		unseen := opts
+		unseen.Observer = unobserved{}
+		o.all = append(o.all, newLane(e, unseen, func([]telephony.Event) {}, o.wakeLanes))
+	}
 	if err := o.warnOfOrphans(ctx); err != nil {
 		return nil, fmt.Errorf("read the outbox: %w", err)
 	}
@@ -125,7 +136,7 @@ func New(ctx context.Context, opts Options) (*Outbox, error) {
 func (o *Outbox) warnOfOrphans(ctx context.Context) error {
 	standing, err := o.engine.Standing(ctx)
 	for _, name := range slices.Sorted(maps.Keys(standing)) {
-		if n := standing[name].Pending; n > 0 && o.endpoint(name) == nil {
+		if n := standing[name].Pending; n > 0 && o.endpoint(name) == nil && !store.IsInner(name) {
 			o.opts.Logger.Warn("deliveries wait for an endpoint that is configured no longer; "+
 				"they go when OUTBOX_RETENTION is over",
 				"endpoint", name, "deliveries", n)
@@ -285,7 +296,7 @@ func (o *Outbox) SetAlertsSent(ctx context.Context, sent string) error {
 
 // wakeLanes makes every lane look for new deliveries.
 func (o *Outbox) wakeLanes() {
-	for _, l := range o.lanes {
+	for _, l := range o.all {
 		wake(l.wake)
 	}
 }
@@ -296,7 +307,7 @@ func (o *Outbox) Run(ctx context.Context) error {
 	work, stop := o.Work(ctx)
 	defer stop()
 	var parts sync.WaitGroup
-	for _, l := range o.lanes {
+	for _, l := range o.all {
 		if !l.endpoint.Reads() {
 			parts.Go(func() { l.keep(ctx, work) })
 		}

@@ -46,6 +46,8 @@ func Rules(opts RulesOptions) store.Rules {
 	rules.IsFor = func(endpoint string, e *store.Event, route *telephony.Route) bool {
 		to := byName[endpoint]
 		return to != nil && to.Events.Match(e.Type) &&
+			// The vendor's format holds what the exchange has sent, which is nothing of this.
+			(to.Format != store.FormatPZ || e.Type != telephony.EventRecordingReady) &&
 			goesTo(e.Type, endpoint, route, opts.Endpoints, opts.QuietWithoutWinner)
 	}
 	rules.Expires = func(endpoint string, e *store.Event) time.Time {

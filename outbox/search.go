@@ -104,6 +104,9 @@ func (o *Outbox) findCalls(ctx context.Context, q store.CallQuery) (found FoundC
 			return FoundCalls{}, err
 		}
 		looked += page.Looked
+		for i := range page.Calls {
+			leaveOutInner(&page.Calls[i])
+		}
 		found.Calls = append(found.Calls, page.Calls...)
 		found.Cursor, found.Unindexed = page.Cursor, page.Unindexed
 		switch {
@@ -119,5 +122,12 @@ func (o *Outbox) findCalls(ctx context.Context, q store.CallQuery) (found FoundC
 
 // CallHead returns what is known of a call as a whole: see store.Archive.
 func (o *Outbox) CallHead(ctx context.Context, callID string) (store.CallHead, error) {
-	return o.engine.CallHead(ctx, callID)
+	h, err := o.engine.CallHead(ctx, callID)
+	leaveOutInner(&h)
+	return h, err
+}
+
+// leaveOutInner removes how deliveries to the bridge itself stand.
+func leaveOutInner(h *store.CallHead) {
+	h.Deliveries = slices.DeleteFunc(h.Deliveries, func(s store.CallStanding) bool { return store.IsInner(s.Endpoint) })
 }

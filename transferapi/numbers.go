@@ -77,6 +77,10 @@ func (a *API) forget(w http.ResponseWriter, r *http.Request) {
 		Deliveries int      `json:"deliveries"`
 		Pending    int      `json:"pending"`
 		Routes     int      `json:"routes"`
+		Recordings int      `json:"recordings"`
 		NotReached []string `json:"not_reached"`
-	}{dryRun == "true", gone.Calls, gone.Events, gone.Deliveries, gone.Pending, gone.Routes, a.notReached()})
+	}{
+		dryRun == "true", gone.Calls, gone.Events, gone.Deliveries, gone.Pending, gone.Routes, gone.Recordings,
+		a.notReached(),
+	})
 }

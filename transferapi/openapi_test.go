@@ -75,7 +75,8 @@ func TestDescriptionListsEveryRoute(t *testing.T) {
 		for method, operation := range item.GetOperations().FromOldest() {
 			inDescription = append(inDescription, strings.ToUpper(method)+" "+path)
 			free := operation.Security != nil && len(operation.Security) == 0
-			if (strings.HasPrefix(path, "/v1/") || path == "/metrics") == free {
+			isLink := strings.HasPrefix(path, "/v1/recordings/") // its signature stands in place of a token
+			if (strings.HasPrefix(path, "/v1/") && !isLink || path == "/metrics") == free {
 				t.Errorf("%s %s: whether it needs a token is wrong", method, path)
 			}
 		}

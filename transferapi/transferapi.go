@@ -93,6 +93,7 @@ type Options struct {
 	Events         Events
 	Calls          Calls
 	Keys           Keys
+	Recordings     http.Handler // by signed links; nil: none are kept
 	Metrics        http.Handler // for Prometheus
 	// MetricsPublic serves the metrics without a token; otherwise they need the operator's.
 	MetricsPublic bool
@@ -216,11 +217,21 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/charts", operatorOnly, a.readHandler(a.getCharts)},
 		{http.MethodPost, "/v1/endpoints/{name}/test", operatorOnly, a.sendTest},
 		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},
+		{http.MethodGet, "/v1/recordings/{file}", public, a.recording},
 		{http.MethodGet, "/healthz", public, a.alive},
 		{http.MethodGet, "/readyz", public, a.ready},
 		{http.MethodGet, "/metrics", metrics, a.opts.Metrics.ServeHTTP},
 		{http.MethodGet, "/openapi.yaml", public, serveDescription},
 	}
+}
+
+// recording serves the recording of a call.
+func (a *API) recording(w http.ResponseWriter, r *http.Request) {
+	if a.opts.Recordings == nil {
+		problem{Status: http.StatusNotFound, Detail: "No recordings are kept here: see RECORDINGS."}.write(w)
+		return
+	}
+	a.opts.Recordings.ServeHTTP(w, r)
 }
 
 // description is the API in OpenAPI 3.1.

@@ -349,6 +349,23 @@ var entries = map[telephony.Code]entry{
 			"или подписка на Маркет), или у владельца вебхука не хватает прав",
 	},
 	telephony.CodePortalBusy: {"", "портал принимает два запроса в секунду, и другие ждут своей очереди"},
+	telephony.CodeRecordingPlace: {
+		": name that host or folder in RECORDINGS_FROM, if it is the right one",
+		"записи оттуда забирать не разрешено: {1}. Если место верное, укажите его в RECORDINGS_FROM",
+	},
+	telephony.CodeRecordingLarge:  {"", "запись больше {1}"},
+	telephony.CodeRecordingAbsent: {"", "такого файла нет: АТС ещё не записала его или уже удалила"},
+	telephony.CodeRecordingGrows:  {"", "файл ещё записывается"},
+	telephony.CodeRecordingPage: {
+		": that server wants a name and a password, or the address is another",
+		"вместо записи пришла веб-страница: серверу нужны имя и пароль, либо адрес другой",
+	},
+	telephony.CodeRecordingLogin: {
+		": put them into RECORDINGS_MAP, such as ftp://pbx/=ftp://name:password@pbx/",
+		"сервер записей не принимает имя или пароль: укажите их в RECORDINGS_MAP, " +
+			"например ftp://pbx/=ftp://имя:пароль@pbx/",
+	},
+	telephony.CodePortalUpload: {"", "портал не назвал своего адреса, по которому отправить запись"},
 	telephony.CodePortalAppOnly: {
 		": ask the administrator of the portal, or use a portal that admits webhooks",
 		"портал не разрешает вебхукам регистрировать звонки[: «{1}»]: обратитесь к администратору портала",

@@ -62,6 +62,10 @@ func (p Program) doctor(ctx context.Context, args []string) error {
 		d.listenTwice(ctx, *period)
 	}
 	d.database(ctx)
+	if len(cfg.CRMs) > 0 || cfg.Recordings.On {
+		d.recent = readRecent(ctx)
+	}
+	d.recordings(ctx)
 	for _, e := range cfg.Endpoints {
 		d.endpoint(ctx, e)
 	}
@@ -95,6 +99,7 @@ type checker struct {
 	p        Program
 	cfg      config.Config
 	try      string // the number of -try
+	recent   recent // of the running bridge
 	failures int    // failed checks
 }
 

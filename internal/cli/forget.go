@@ -34,6 +34,7 @@ func (p Program) forget(ctx context.Context, args []string) error {
 		Deliveries int      `json:"deliveries"`
 		Pending    int      `json:"pending"`
 		Routes     int      `json:"routes"`
+		Recordings int      `json:"recordings"`
 		NotReached []string `json:"not_reached"`
 	}
 	query := url.Values{}
@@ -47,9 +48,9 @@ func (p Program) forget(ctx context.Context, args []string) error {
 	if *dryRun {
 		verb = "would be removed"
 	}
-	fmt.Fprintf(p.Out, "%d calls with %d events, %d deliveries and %d routes %s; "+
+	fmt.Fprintf(p.Out, "%d calls with %d events, %d deliveries, %d routes and %d recordings %s; "+
 		"%d of the deliveries had not arrived.\n",
-		gone.Calls, gone.Events, gone.Deliveries, gone.Routes, verb, gone.Pending)
+		gone.Calls, gone.Events, gone.Deliveries, gone.Routes, gone.Recordings, verb, gone.Pending)
 	fmt.Fprintln(p.Out, "This does not reach:")
 	for _, what := range gone.NotReached {
 		fmt.Fprintln(p.Out, "- "+what)

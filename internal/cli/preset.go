@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"strings"
 
 	"pzbridge/internal/advice"
 	"pzbridge/internal/crm"
@@ -14,6 +15,7 @@ import (
 // cannot be asked.
 func (d *checker) preset(ctx context.Context, e store.Endpoint, with crm.Settings, hint string) {
 	var try func(context.Context, string) (string, error)
+	var unknown func(context.Context, []string) []string
 	isFine := false
 	switch with.Preset {
 	case crm.Bitrix24:
@@ -21,11 +23,17 @@ func (d *checker) preset(ctx context.Context, e store.Endpoint, with crm.Setting
 			Settings: with, Portals: bitrix24.NewPortals(), UserAgent: "pzbridge/" + d.p.Version,
 		})
 		defer portal.Close()
-		isFine, try = d.portal(ctx, e, portal), portal.Try
+		isFine, try, unknown = d.portal(ctx, e, portal), portal.Try, portal.Unknown
 	case crm.MegaFon:
 		sender := megafon.New(e, megafon.Options{Settings: with, UserAgent: "pzbridge/" + d.p.Version})
 		defer sender.Close()
-		isFine, try = d.megafon(ctx, e, with, sender, hint), sender.Try
+		isFine, try, unknown = d.megafon(ctx, e, with, sender, hint), sender.Try, sender.Unknown
+	}
+	if isFine {
+		if list := unknown(ctx, d.recent.extensions); len(list) > 0 {
+			d.warn(e.Name, "calls were made with extensions that nobody in this CRM has: %s; name them in its USERS",
+				strings.Join(list, ", "))
+		}
 	}
 	if !isFine || d.try == "" {
 		return

@@ -218,5 +218,9 @@ func (c *Cluster) Bridges(ctx context.Context) ([]store.Bridge, error) {
 		me.Lanes = slices.Sorted(maps.Keys(me.Status))
 		return []store.Bridge{me}, nil
 	}
-	return c.engine.Bridges(ctx, time.Now().Add(-time.Hour))
+	list, err := c.engine.Bridges(ctx, time.Now().Add(-time.Hour))
+	for i := range list {
+		list[i].Lanes = slices.DeleteFunc(list[i].Lanes, store.IsInner)
+	}
+	return list, err
 }

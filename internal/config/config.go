@@ -78,6 +78,14 @@ type text struct {
 	LogLevel        string `env:"LOG_LEVEL" envDefault:"info"`
 	LogFormat       string `env:"LOG_FORMAT" envDefault:"auto"`
 	AlertLanguage   string `env:"ALERT_LANGUAGE" envDefault:"en"`
+	PublicURL       string `env:"PUBLIC_URL"`
+
+	Recordings         string `env:"RECORDINGS" envDefault:"off"`
+	RecordingsFrom     string `env:"RECORDINGS_FROM"`
+	RecordingsMap      string `env:"RECORDINGS_MAP"`
+	RecordingsDir      string `env:"RECORDINGS_DIR"`
+	RecordingsKept     string `env:"RECORDINGS_RETENTION" envDefault:"720h"`
+	RecordingsMaxBytes string `env:"RECORDINGS_MAX_BYTES" envDefault:"5GiB"`
 }
 
 // endpointText holds the unparsed values of one endpoint, without the prefix ENDPOINT_<n>_.
@@ -150,6 +158,8 @@ type Config struct {
 	LogLevel           slog.Level
 	LogFormat          string // one of those that log.go lists
 	AlertLanguage      string // "en" or "ru"
+	PublicURL          string // of the API for CRMs outside, without a slash at its end; "": they cannot reach it
+	Recordings         Recordings
 
 	settings     []setting
 	database     *database     // of OutboxURL; nil without one
@@ -391,8 +401,10 @@ func OperatorToken(vars map[string]string) (string, error) {
 }
 
 // secretNames matches the variables that hold a secret and can be read from a file by NAME_FILE.
-// The address of a CRM is among them, because it often contains a token.
-var secretNames = regexp.MustCompile(`^(PZ_PASSWORD|API_TOKEN|OUTBOX_URL|ENDPOINT_[0-9]+_(SECRET|TOKEN|URL))$`)
+// The address of a CRM is among them, because it often contains a token, and so may those of
+// recordings.
+var secretNames = regexp.MustCompile(
+	`^(PZ_PASSWORD|API_TOKEN|OUTBOX_URL|RECORDINGS_MAP|ENDPOINT_[0-9]+_(SECRET|TOKEN|URL))$`)
 
 func readSecret(vars map[string]string, name, file string, p *problems) {
 	if vars[name] != "" {

@@ -10,7 +10,8 @@ import (
 
 // listNames matches the variables that hold a list. Their values are often written over several
 // lines, and each part is trimmed.
-var listNames = regexp.MustCompile(`^(RETRY_SCHEDULE|ENDPOINT_[0-9]+_(EVENTS|HEADERS|USERS|DEFAULT_USER_BY_LINE))$`)
+var listNames = regexp.MustCompile(
+	`^(RETRY_SCHEDULE|RECORDINGS_(FROM|MAP)|ENDPOINT_[0-9]+_(EVENTS|HEADERS|USERS|DEFAULT_USER_BY_LINE))$`)
 
 // quotes are the pairs of quotation marks that shells need and word processors insert.
 var quotes = [][2]string{{`"`, `"`}, {"'", "'"}, {"`", "`"}, {"“", "”"}, {"„", "“"}, {"‘", "’"}, {"«", "»"}}

@@ -10,7 +10,7 @@ import (
 )
 
 // reserved matches the names that are certainly meant for this program.
-var reserved = regexp.MustCompile(`^(PZ|PZBRIDGE|ENDPOINT_[0-9]+|OUTBOX|RETRY|ROUTING)_`)
+var reserved = regexp.MustCompile(`^(PZ|PZBRIDGE|ENDPOINT_[0-9]+|OUTBOX|RETRY|ROUTING|RECORDINGS)_`)
 
 // readElsewhere lists reserved names that the bridge itself does not read. The commands,
 // docker-compose.yml and the n8n workflow docs/n8n.json read them, possibly from the same .env.

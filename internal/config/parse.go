@@ -62,6 +62,7 @@ func (t text) parse(p *problems) Config {
 	}
 	c.checkRehearsal(p)
 	t.parseDatabase(&c, p)
+	t.parseRecordings(&c, p)
 	c.CallRate = parseRatePer("CALL_RATE", "calls", "minute", t.CallRate, p)
 	c.Phone = parsePlan(t.PhoneRegion, t.InternalDigits, p)
 	c.CallFrom = parseNumbers("CALL_FROM", t.CallFrom, c.Phone, p)

@@ -82,6 +82,7 @@ func english() words {
 		"call.outgoing":           "rings the client",
 		"call.outgoing_answered":  "the client picked up",
 		"call.completed":          "over",
+		"call.recording_ready":    "recording",
 		"sms.sent":                "SMS",
 		"sms.status":              "SMS status",
 		"pz.event":                "other event",

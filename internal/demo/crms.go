@@ -46,6 +46,8 @@ func (m megaFon) calls() (list []shownCall) {
 	return list
 }
 
+func (megaFon) record(int) []byte { return nil } // it has links
+
 func (m megaFon) requests() (list []shownRequest) {
 	requests, _ := m.Requests()
 	for _, r := range requests {
@@ -101,9 +103,12 @@ func (p portal) calls() (list []shownCall) {
 	for _, u := range p.Users() {
 		names[u.ID] = strings.TrimSpace(u.Name+" "+u.LastName) + " " + u.Extension
 	}
-	for _, c := range p.Calls() {
+	for i, c := range p.Calls() {
 		shown := shownCall{
 			Client: c.Phone, IsIncoming: c.Type == bitrix24test.Incoming, Manager: names[c.UserID], Talk: c.Duration,
+		}
+		if len(c.Record) > 0 {
+			shown.Link = "/crm/recordings/" + strconv.Itoa(i)
 		}
 		if c.EntityType != "" {
 			shown.Note = c.EntityType + " " + strconv.Itoa(c.EntityID)
@@ -131,6 +136,13 @@ func (p portal) calls() (list []shownCall) {
 		list = append(list, shown)
 	}
 	return list
+}
+
+func (p portal) record(number int) []byte {
+	if calls := p.Calls(); number >= 0 && number < len(calls) {
+		return calls[number].Record
+	}
+	return nil
 }
 
 func (p portal) requests() (list []shownRequest) {

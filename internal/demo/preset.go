@@ -11,6 +11,7 @@ import (
 	"math"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -33,6 +34,9 @@ type presetCRM interface {
 	// variables are those of the bridge for this CRM, with its own address.
 	variables(url string) map[string]string
 	calls() []shownCall // the oldest first
+	// record returns the recording that it has of a call, by its number in calls; nil if it has
+	// none of its own.
+	record(number int) []byte
 	requests() []shownRequest
 	faults() []string
 	changed() <-chan struct{} // closed when the next request comes
@@ -107,12 +111,18 @@ func NewPreset(stage *Stage, preset, url string) (*Preset, error) {
 	p.mux.HandleFunc("GET /{$}", p.page)
 	p.mux.HandleFunc("POST /switch", p.flip)
 	p.mux.HandleFunc("GET /recordings/{name}", tone)
+	p.mux.HandleFunc("GET /crm/recordings/{number}", p.record)
 	p.mux.HandleFunc("POST /", p.receive)
 	return p, nil
 }
 
-// Variables are those of the bridge for this CRM.
-func (p *Preset) Variables() map[string]string { return p.crm.variables(p.url) }
+// Variables are those of the bridge for this CRM. It fetches the recordings, which this demo serves
+// in place of the exchange.
+func (p *Preset) Variables() map[string]string {
+	vars := p.crm.variables(p.url)
+	vars["RECORDINGS"], vars["RECORDINGS_FROM"], vars["PUBLIC_URL"] = "on", p.url, p.stage.API
+	return vars
+}
 
 // ServeHTTP receives what the bridge tells, and serves the page.
 func (p *Preset) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.mux.ServeHTTP(w, r) }
@@ -125,7 +135,8 @@ func (p *Preset) receive(w http.ResponseWriter, r *http.Request) {
 }
 
 // Play plays the script: a call that rings at two, one that is missed, and one that begins with a
-// click in the CRM. It returns when the CRM has all of them, or with an error if a step fails, the
+// click in the CRM. It returns when the CRM has all of them with their recordings, which the bridge
+// looks for five seconds after a call, or with an error if a step fails, the
 // CRM sees a fault, or ctx ends before.
 func (p *Preset) Play(ctx context.Context) error {
 	if err := p.stage.waitConnected(ctx); err != nil {
@@ -154,14 +165,14 @@ func (p *Preset) Play(ctx context.Context) error {
 	const calls = 3
 	for {
 		more := p.crm.changed()
-		list := slices.DeleteFunc(p.crm.calls(), func(c shownCall) bool { return !c.isInHistory() })
+		list := slices.DeleteFunc(p.crm.calls(), func(c shownCall) bool { return !c.isWhole() })
 		if len(list) >= calls {
 			break
 		}
 		select {
 		case <-more:
 		case <-ctx.Done():
-			return fmt.Errorf("of %d calls these are in the CRM's history: %+v", calls, list)
+			return fmt.Errorf("of %d calls the CRM has these: %+v", calls, list)
 		}
 	}
 	if faults := p.crm.faults(); len(faults) > 0 {
@@ -171,8 +182,21 @@ func (p *Preset) Play(ctx context.Context) error {
 	return nil
 }
 
-func (c shownCall) isInHistory() bool {
-	return slices.Contains([]callState{talked, missed, failed}, c.State)
+// isWhole reports whether the CRM has all of a call: its end, and the recording if people talked.
+func (c shownCall) isWhole() bool {
+	return c.State == missed || c.State == failed || c.State == talked && c.Link != ""
+}
+
+// record serves a recording that the CRM itself has.
+func (p *Preset) record(w http.ResponseWriter, r *http.Request) {
+	number, err := strconv.Atoi(r.PathValue("number"))
+	content := p.crm.record(number)
+	if err != nil || content == nil {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "audio/wav")
+	http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(content))
 }
 
 // click calls a client from the CRM, and plays the call that follows.

@@ -106,6 +106,8 @@ func (c *Client) Close() { c.client.HTTPClient.CloseIdleConnections() }
 type Request struct {
 	HTTP *http.Request // without a body; Do does not modify it
 	Body []byte
+	// Stream is sent in place of Body, once: such a request is not sent again. May be nil.
+	Stream *Stream
 	// Sign sets the headers that must be fresh each time the request is sent. May be nil.
 	Sign func(h http.Header, at time.Time)
 	// MayRedial is called before the request is sent once more, and reports whether it may be. Nil
@@ -114,6 +116,12 @@ type Request struct {
 	// Read reads the body of a response, 64 KiB at most; giveUp ends the reading. Nil reads the
 	// body to its end.
 	Read func(body io.Reader, giveUp func()) []byte
+}
+
+// Stream is a body that is read while it is sent.
+type Stream struct {
+	io.Reader
+	Size int64 // bytes
 }
 
 // Answer is the response to a request.
@@ -131,7 +139,7 @@ func (c *Client) Do(ctx context.Context, r Request) (Answer, error) {
 	defer cancel()
 	x := &exchange{req: &r}
 	req := &retryablehttp.Request{Request: r.HTTP.WithContext(x.watch(limited))}
-	if err := req.SetBody(r.Body); err != nil {
+	if err := setBody(req, &r); err != nil {
 		return Answer{}, c.redact(err)
 	}
 	req.Header = r.HTTP.Header.Clone()
@@ -165,6 +173,17 @@ func (c *Client) Do(ctx context.Context, r Request) (Answer, error) {
 		Body:       body,
 		RetryAfter: parseRetryAfter(resp.Header.Get("Retry-After"), time.Now()),
 	}, nil
+}
+
+// setBody gives a request its body.
+func setBody(req *retryablehttp.Request, r *Request) error {
+	if r.Stream == nil {
+		return req.SetBody(r.Body)
+	}
+	// Not by SetBody, which would read all of it first.
+	req.Body, req.ContentLength = io.NopCloser(r.Stream.Reader), r.Stream.Size
+	r.MayRedial = func() bool { return false }
+	return nil
 }
 
 // readAll reads a body to its end or the first error.

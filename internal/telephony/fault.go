@@ -140,7 +140,16 @@ const (
 	CodePortalScope   Code = "portal_scope"
 	CodePortalPlan    Code = "portal_plan"
 	CodePortalAppOnly Code = "portal_app_only"
-	CodePortalBusy    Code = "portal_busy" // no args
+	CodePortalBusy    Code = "portal_busy"   // no args
+	CodePortalUpload  Code = "portal_upload" // no args
+
+	// Of recordings.
+	CodeRecordingPlace  Code = "recording_place"  // args: from where it may not be fetched
+	CodeRecordingLarge  Code = "recording_large"  // args: the largest size
+	CodeRecordingAbsent Code = "recording_absent" // no args, as the codes below
+	CodeRecordingGrows  Code = "recording_grows"
+	CodeRecordingPage   Code = "recording_page"
+	CodeRecordingLogin  Code = "recording_login"
 )
 
 // Cause names an error for those who show it: a code, and the values that its sentence repeats. The

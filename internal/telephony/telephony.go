@@ -23,6 +23,7 @@ const (
 	EventOutgoing          EventType = "call.outgoing"           // an outgoing call rings
 	EventOutgoingAnswered  EventType = "call.outgoing_answered"  // the client picked up
 	EventCompleted         EventType = "call.completed"          // the call is over
+	EventRecordingReady    EventType = "call.recording_ready"    // the bridge has fetched its recording
 	EventSMSSent           EventType = "sms.sent"                // an SMS was handed to the user's phone
 	EventSMSStatus         EventType = "sms.status"              // the status of an SMS has changed
 	EventOther             EventType = "pz.event"
@@ -69,11 +70,11 @@ func IsType(t EventType) bool { return slices.Contains(EventTypes, t) || IsOpera
 // IsOperational reports whether events of a type are about the bridge itself.
 func IsOperational(t EventType) bool { return slices.Contains(OperationalTypes, t) }
 
-// EventTypes lists every type of event that comes from the exchange, in the order in which a call
-// produces them.
+// EventTypes lists every type of event about what happens at the exchange, in the order in which a
+// call produces them.
 var EventTypes = []EventType{
 	EventTransferRequested, EventIncoming, EventIncomingAnswered,
-	EventOutgoing, EventOutgoingAnswered, EventCompleted,
+	EventOutgoing, EventOutgoingAnswered, EventCompleted, EventRecordingReady,
 	EventSMSSent, EventSMSStatus, EventOther,
 }
 
@@ -124,9 +125,10 @@ type Event struct {
 	StartedAt, EndedAt time.Time // UTC, whole seconds
 	Duration           *int64    // seconds of talk; nil when unknown, since 0 is a valid length
 	RecordingURL       string
-	Text               string    // of an SMS, decoded
-	Status             SMSStatus // of an SMS
-	Replayed           bool      // sent again by the exchange, because the bridge had been disconnected
+	Recording          *Recording // of an EventRecordingReady
+	Text               string     // of an SMS, decoded
+	Status             SMSStatus  // of an SMS
+	Replayed           bool       // sent again by the exchange, because the bridge had been disconnected
 
 	// Endpoint, DeliveryID and Reason are set in operational events only, Recovered in alerts.
 	Endpoint, DeliveryID, Reason string
@@ -137,6 +139,12 @@ type Event struct {
 	// Fingerprint is equal for two events with the same content of the same call, also if one of
 	// them is a replay.
 	Fingerprint [16]byte
+}
+
+// Recording is what the bridge keeps of a call, as a file.
+type Recording struct {
+	Size int64  // bytes
+	Type string // its media type, such as audio/mpeg
 }
 
 // Attr is one attribute of an event as the exchange sent it.

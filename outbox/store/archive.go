@@ -153,6 +153,7 @@ type CallEvent struct {
 	// From and To are shortened for people: see telephony.Brief.
 	From, To   string
 	Deliveries []DeliveryView
+	Fetching   *DeliveryView // of the recording, to the bridge itself; nil if none is to be fetched
 }
 
 // CallPage is one page of what is stored of a call.

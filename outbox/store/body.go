@@ -46,6 +46,11 @@ func encodeBody(e *telephony.Event, asks bool, answerWithin time.Duration) (writ
 		b.buf = strconv.AppendInt(b.buf, *e.Duration, 10)
 	}
 	b.optional("recording_url", e.RecordingURL)
+	if r := e.Recording; r != nil {
+		b.name("recording_size")
+		b.buf = strconv.AppendInt(b.buf, r.Size, 10)
+		b.text("recording_type", r.Type)
+	}
 	b.optional("text", e.Text)
 	b.optional("status", string(e.Status))
 	b.optional("endpoint", e.Endpoint)

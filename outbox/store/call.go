@@ -160,7 +160,8 @@ func (h *CallHead) add(e *Event, earlier []Event) {
 // isOfEndedCall reports whether an event may follow the end of its call, which it does not begin
 // again.
 func isOfEndedCall(t telephony.EventType) bool {
-	return t == telephony.EventOther || t == telephony.EventSMSSent || t == telephony.EventSMSStatus
+	return t == telephony.EventRecordingReady || t == telephony.EventOther ||
+		t == telephony.EventSMSSent || t == telephony.EventSMSStatus
 }
 
 func replaceText(old *string, text string) {

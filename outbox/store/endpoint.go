@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -36,6 +37,14 @@ type Endpoint struct {
 	// there. Nil trusts the certificates of the system and presents none.
 	TLS *tls.Config
 }
+
+// IsInner reports whether an endpoint is one of the bridge itself, such as the one that fetches
+// recordings: it has a lane, and no list for people shows it. No endpoint can be configured with
+// such a name.
+func IsInner(endpoint string) bool { return strings.HasPrefix(endpoint, InnerMark) }
+
+// InnerMark begins the name of an inner endpoint.
+const InnerMark = "~"
 
 // Reads reports whether the endpoint reads its events: then nothing is sent to it.
 func (e *Endpoint) Reads() bool { return e.URL == "" }

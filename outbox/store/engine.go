@@ -328,6 +328,7 @@ type Upkeep interface {
 type Forgotten struct {
 	Calls, Events, Deliveries, Routes int
 	Pending                           int // of the deliveries: their endpoints have not got the event
+	Recordings                        int // files, which an engine does not know
 	More                              bool
 }
 

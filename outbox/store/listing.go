@@ -146,7 +146,7 @@ func (l *Listing) look(e *Event, d Listed) bool {
 
 // Matches reports whether a list of calls is for one, apart from its number.
 func (q *CallQuery) Matches(h *CallHead) bool {
-	hasState := func(s CallStanding) bool { return s.State().String() == q.State }
+	hasState := func(s CallStanding) bool { return s.State().String() == q.State && !IsInner(s.Endpoint) }
 	return !h.Latest.Before(q.Since) && (q.Until.IsZero() || h.Latest.Before(q.Until)) &&
 		(q.Direction == "" || h.Direction == q.Direction) &&
 		(q.Outcome == "" || h.Outcome == q.Outcome) &&

@@ -29,6 +29,9 @@ func OutcomeOf(e *NewEvent, earlier iter.Seq[Event]) telephony.Outcome {
 	}
 	answered, direction, next := e.Talked, e.Direction, e.At
 	for before := range earlier {
+		if before.Type == telephony.EventRecordingReady {
+			continue // it says nothing of when the leg before it has ended
+		}
 		gap := next.Sub(before.At)
 		if answered || gap > maxSilence || before.Type == telephony.EventCompleted && gap > maxLegGap {
 			break

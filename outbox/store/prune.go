@@ -90,5 +90,6 @@ func (p *Pruning) IsWaitedFor(e *Event, s Stored) bool {
 // mayGoOn reports whether the call of an event may go on after it: the sequence of the next one
 // follows from the latest.
 func (p *Pruning) mayGoOn(e *Event) bool {
-	return e.Call != "" && e.Type != telephony.EventCompleted && p.Age(e.At) <= CallEndsAfter
+	isOver := e.Type == telephony.EventCompleted || e.Type == telephony.EventRecordingReady
+	return e.Call != "" && !isOver && p.Age(e.At) <= CallEndsAfter
 }

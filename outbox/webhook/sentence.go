@@ -20,6 +20,7 @@ type said struct {
 		Outcome   telephony.Outcome   `json:"outcome"`
 		Direction telephony.Direction `json:"direction"`
 		Duration  int64               `json:"duration_seconds"`
+		Recording string              `json:"recording_url"`
 		Text      string              `json:"text"`
 		Status    string              `json:"status"`
 		Endpoint  string              `json:"endpoint"`
@@ -47,6 +48,8 @@ func sentence(body []byte) string {
 		return fmt.Sprintf("%s has picked up the call of %s.", to, from)
 	case telephony.EventCompleted:
 		return fmt.Sprintf("The call of %s to %s is over: %s.", from, to, ending(&e))
+	case telephony.EventRecordingReady:
+		return strings.TrimSpace(fmt.Sprintf("The call of %s to %s has a recording. %s", from, to, d.Recording))
 	case telephony.EventSMSSent:
 		return strings.TrimSpace(fmt.Sprintf("%s has sent an SMS to %s: %s", from, to, d.Text))
 	case telephony.EventSMSStatus:

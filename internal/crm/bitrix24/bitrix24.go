@@ -5,6 +5,7 @@
 //	call.incoming, .outgoing register, and show for each later telephone
 //	call.incoming_answered   hide for all others
 //	call.completed           finish, and register before if the portal does not know the call
+//	call.recording_ready     attachRecord
 //	sms.sent                 crm.timeline.comment.add
 //
 // All but the last are methods of telephony.externalCall.
@@ -36,10 +37,13 @@ const searchTimeout = 2 * time.Second
 
 // Options configures a Sender.
 type Options struct {
-	Settings  crm.Settings
-	Notes     store.Notes
-	Portals   *Portals // shared by all senders of the process
-	UserAgent string
+	Settings crm.Settings
+	Notes    store.Notes
+	Portals  *Portals // shared by all senders of the process
+	// Recordings are attached to the calls at the portal; nil if the bridge fetches none.
+	Recordings crm.Recordings
+	Strangers  *crm.Strangers // is told of extensions that nobody has; may be nil
+	UserAgent  string
 	// Questions is the largest number of questions in flight.
 	Questions int
 	// DialContext opens the connection below HTTP; nil dials TCP.
@@ -56,7 +60,11 @@ type Sender struct {
 	clicks            crm.Clicks
 	users             users
 	redact            *outbound.Redactor
+	recordings        crm.Recordings
+	strangers         *crm.Strangers
+	uploading         chan struct{} // holds one while a recording is uploaded
 	events, questions *outbound.Client
+	uploads           *outbound.Client
 }
 
 // New returns a sender for an endpoint, of which the URL is that of an inbound webhook.
@@ -74,7 +82,11 @@ func New(e store.Endpoint, opts Options) *Sender {
 		bucket:    opts.Portals.bucketOf(host),
 		users:     newUsers(),
 		clicks:    crm.Clicks{Notes: opts.Notes, Endpoint: e.Name},
-		redact:    outbound.NewRedactor(e.URL, e.Headers, secrets...),
+
+		recordings: opts.Recordings,
+		strangers:  opts.Strangers,
+		uploading:  make(chan struct{}, 1),
+		redact:     outbound.NewRedactor(e.URL, e.Headers, secrets...),
 	}
 	client := func(connections int, timeout time.Duration) *outbound.Client {
 		return outbound.New(outbound.Options{
@@ -87,6 +99,7 @@ func New(e store.Endpoint, opts Options) *Sender {
 	}
 	s.events = client(e.Concurrency, e.Timeout)
 	s.questions = client(opts.Questions+1, min(searchTimeout, e.Timeout)) // one more for a test
+	s.uploads = client(1, uploadTime)
 	return s
 }
 
@@ -110,6 +123,7 @@ func (s *Sender) NeedsCall() {}
 func (s *Sender) Close() {
 	s.events.Close()
 	s.questions.Close()
+	s.uploads.Close()
 }
 
 // Send makes one attempt: see store.Sender.

@@ -88,6 +88,8 @@ func (t *telling) prepare() (o store.Outcome, isDone bool) {
 		return crm.Nothing("no client takes part in the call"), true
 	case e.Client == "":
 		return crm.Nothing("the client hides the number, and this CRM takes no call without one"), true
+	case e.Type == telephony.EventRecordingReady:
+		return t.attach(), true
 	case e.Type != telephony.EventCompleted && e.Replayed:
 		return crm.Nothing("the call is over already"), true
 	case t.call.IsOver:
@@ -95,6 +97,9 @@ func (t *telling) prepare() (o store.Outcome, isDone bool) {
 	}
 	var a answer
 	if t.user, a = t.userOf(t.ctx, e.Extension); t.user == 0 && a.Verdict == store.Done {
+		if e.Extension != "" && t.strangers != nil {
+			t.strangers.Met(t.endpoint.Name, e.Extension)
+		}
 		t.user, a = t.defaultUser(t.ctx, e.Line)
 	}
 	if a.Verdict != store.Done {
@@ -267,9 +272,13 @@ func (t *telling) lookUp(filter map[string]any, unreadable bool) store.Outcome {
 	if a.Verdict != store.Done && !isUnreadable {
 		return a.Outcome
 	}
-	var rows []json.RawMessage
-	_ = json.Unmarshal(a.result, &rows) // no list: no rows
+	rows := elements[struct {
+		ID text `json:"CALL_ID"`
+	}](a.result)
 	a.Verdict, a.Err, t.call.IsSearched = store.More, nil, true
+	if len(rows) > 0 && t.call.ID == "" && len(rows[0].ID) <= maxID {
+		t.call.ID = string(rows[0].ID) // for the recording
+	}
 	if len(rows) > 0 || isUnreadable && unreadable {
 		a.Verdict, t.call.IsOver = store.Done, true
 	}

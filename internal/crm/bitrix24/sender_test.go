@@ -88,6 +88,7 @@ type bench struct {
 	// proxy takes the requests in place of the portal; nil: it gets them.
 	proxy         http.HandlerFunc
 	ignoresFaults bool
+	recordings    kept
 }
 
 // notes are those of an engine that is opened later.
@@ -100,7 +101,7 @@ func inBubble(t *testing.T, with crm.Settings, f func(b *bench)) {
 		time.Sleep(12 * time.Hour) // noon
 		portal := bitrix24test.New(code)
 		l := pipenet.Listen()
-		b := &bench{t: t, portal: portal, dial: l.Dial, with: with}
+		b := &bench{t: t, portal: portal, dial: l.Dial, with: with, recordings: kept{}}
 		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if b.proxy != nil {
 				b.proxy(w, r)
@@ -135,7 +136,7 @@ func (b *bench) open() {
 	late := &notes{}
 	b.sender = New(b.opts.Endpoints[0], Options{
 		Settings: b.with, Notes: late, Portals: NewPortals(), UserAgent: "pzbridge/test", Questions: 4,
-		DialContext: b.dial,
+		DialContext: b.dial, Recordings: b.recordings,
 	})
 	b.opts.Senders = map[string]store.Sender{"crm": b.sender}
 	var err error

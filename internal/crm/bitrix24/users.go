@@ -127,6 +127,17 @@ func (s *Sender) userOf(ctx context.Context, extension string) (int, answer) {
 	return s.find(ctx, func(u User) bool { return u.Extension == extension })
 }
 
+// Unknown returns those of some extensions that nobody has. While the list of users cannot be read,
+// it returns none.
+func (s *Sender) Unknown(ctx context.Context, extensions []string) (list []string) {
+	for _, extension := range extensions {
+		if id, a := s.userOf(ctx, extension); id == 0 && a.Verdict == store.Done {
+			list = append(list, extension)
+		}
+	}
+	return list
+}
+
 // userNamed returns the ID of a user who is named by ID or by e-mail address, 0 if there is none.
 func (s *Sender) userNamed(ctx context.Context, name string) (int, answer) {
 	if strings.Contains(name, "@") {

@@ -22,6 +22,7 @@ type call struct {
 	Answered string   `json:"answered,omitempty"` // the key of who has picked up
 	IsOver   bool     `json:"over,omitempty"`     // its end was told
 	Talked   bool     `json:"talked,omitempty"`   // as answered
+	Owner    string   `json:"owner,omitempty"`    // the key of who has it in the history
 
 	// Of the event that is being told: how many of its requests are made, and the key of who is
 	// responsible for the client, "" for nobody; nil if that was not asked.
@@ -130,6 +131,8 @@ func (s *Sender) plan(c *call, j store.Job, e *crm.Event) plan {
 		t.why = "the client hides the number, and this CRM takes no call without one"
 	case e.Type == telephony.EventCompleted:
 		t.completed()
+	case e.Type == telephony.EventRecordingReady:
+		t.recorded()
 	case e.Replayed:
 		t.why = "the call is over already"
 	case isOver && !c.IsOver:
@@ -263,7 +266,19 @@ func (t *telling) completed() {
 		t.closeCards(p, answered)
 	}
 	t.history(p, answered)
-	t.after.IsOver, t.after.Talked, t.after.Rang = true, t.event.Duration > 0, nil
+	t.after.IsOver, t.after.Talked, t.after.Rang, t.after.Owner = true, t.event.Duration > 0, nil, key(p)
+}
+
+// recorded plans to enter a call in the history again, with its recording.
+func (t *telling) recorded() {
+	switch {
+	case !t.before.IsOver:
+		t.why = "this CRM has not got the end of the call"
+	case t.event.Recording == "":
+		t.why = "the bridge has no public address"
+	default:
+		t.history(t.who(t.before.Owner), t.event.IsAnswered() || t.before.Answered != "")
+	}
 }
 
 // closeCards plans the events at the end of a call. A call that the CRM has not heard of begins
@@ -348,7 +363,9 @@ func (t *telling) history(p crm.Person, answered bool) {
 	form.Set("status", status)
 	form.Set("start", t.event.Began(t.read).UTC().Format(timeFormat))
 	form.Set("duration", strconv.Itoa(int(t.event.Duration.Seconds())))
-	if link := t.event.Recording; isWeb(link) {
+	// The bridge's own link comes later, and the exchange's would lead into the office.
+	isLate := t.servesRecordings && t.event.Type == telephony.EventCompleted
+	if link := t.event.Recording; isWeb(link) && !isLate {
 		form.Set("link", link)
 	}
 	t.requests = append(t.requests, request{"history " + status + " " + p.Name, form})

@@ -5,6 +5,7 @@
 //	call.transfer_requested  cmd=contact: whom does the client belong to?
 //	call.incoming …          cmd=event with INCOMING, ACCEPTED, OUTGOING
 //	call.completed           cmd=event with COMPLETED or CANCELLED, then cmd=history
+//	call.recording_ready     cmd=history again, with the link
 //
 // The operators publish no common description of this interface. What stands here was read from the
 // code of CRMs that take it; where they differ, it is what the pickiest of them accepts.
@@ -32,9 +33,12 @@ const contactTimeout = 2 * time.Second
 
 // Options configures a Sender.
 type Options struct {
-	Settings  crm.Settings
-	Notes     store.Notes
-	UserAgent string
+	Settings crm.Settings
+	Notes    store.Notes
+	// ServesRecordings means that the bridge has links of its own for recordings.
+	ServesRecordings bool
+	Strangers        *crm.Strangers // is told of extensions that nobody has; may be nil
+	UserAgent        string
 	// Questions is the largest number of questions in flight.
 	Questions int
 	// DialContext opens the connection below HTTP; nil dials TCP.
@@ -49,6 +53,8 @@ type Sender struct {
 	clicks            crm.Clicks
 	request           *http.Request // the template of every request; nil if the endpoint's URL is invalid
 	redact            *outbound.Redactor
+	servesRecordings  bool
+	strangers         *crm.Strangers
 	events, questions *outbound.Client
 }
 
@@ -56,12 +62,15 @@ type Sender struct {
 func New(e store.Endpoint, opts Options) *Sender {
 	key := string(e.Secrets[0])
 	s := &Sender{
-		endpoint: e,
-		settings: opts.Settings,
-		key:      key,
-		clicks:   crm.Clicks{Notes: opts.Notes, Endpoint: e.Name},
-		request:  newRequest(&e, key, opts.UserAgent),
-		redact:   outbound.NewRedactor(e.URL, e.Headers, append([]string{key}, e.Tokens...)...),
+		endpoint:         e,
+		settings:         opts.Settings,
+		key:              key,
+		clicks:           crm.Clicks{Notes: opts.Notes, Endpoint: e.Name},
+		servesRecordings: opts.ServesRecordings,
+		strangers:        opts.Strangers,
+
+		request: newRequest(&e, key, opts.UserAgent),
+		redact:  outbound.NewRedactor(e.URL, e.Headers, append([]string{key}, e.Tokens...)...),
 	}
 	client := func(connections int, timeout time.Duration) *outbound.Client {
 		return outbound.New(outbound.Options{
@@ -132,6 +141,9 @@ func (s *Sender) tell(ctx context.Context, j store.Job, e *crm.Event) store.Outc
 		}
 		c.IsKnown = true
 	}
+	if s.strangers != nil && len(s.Unknown(ctx, []string{e.Extension})) > 0 {
+		s.strangers.Met(s.endpoint.Name, e.Extension)
+	}
 	if c.Event != j.EventID {
 		c.Event, c.Made, c.Responsible, c.InDoubt = j.EventID, 0, nil, false
 	}
@@ -159,6 +171,18 @@ func (s *Sender) tell(ctx context.Context, j store.Job, e *crm.Event) store.Outc
 		o.Keep = c.encode()
 	}
 	return o
+}
+
+// Unknown returns those of some extensions that have no name in the configuration, if any has: the
+// CRM gets the extension itself as the name then.
+func (s *Sender) Unknown(_ context.Context, extensions []string) (list []string) {
+	users := s.settings.People.Users
+	for _, extension := range extensions {
+		if len(users) > 0 && extension != "" && users[extension] == "" {
+			list = append(list, extension)
+		}
+	}
+	return list
 }
 
 // do makes a request, and reads from the response what it means. Body is that of the response.

@@ -33,7 +33,10 @@ type PBXOptions struct {
 	Events   Events
 	Notes    store.Notes
 	Settings map[string]crm.Settings // of the endpoints with this preset, by name
-	Logger   *slog.Logger
+	// Recordings give the links of recordings; nil if the bridge has none, so that those of the
+	// exchange are passed on.
+	Recordings crm.Recordings
+	Logger     *slog.Logger
 }
 
 // PBX takes the requests of CRMs that take the bridge for MegaFon's virtual PBX: it is the
@@ -241,6 +244,7 @@ func (c *caller) eachCall(ctx context.Context, do func(e *crm.Event, read time.T
 		}
 		for _, body := range page.Events {
 			var stored struct {
+				ID   string
 				Read time.Time `json:"timestamp"`
 				Data struct {
 					Call string `json:"call_id"`
@@ -254,6 +258,9 @@ func (c *caller) eachCall(ctx context.Context, do func(e *crm.Event, read time.T
 			})
 			if err != nil {
 				return err
+			}
+			if c.opts.Recordings != nil {
+				e.Recording = c.opts.Recordings.LinkOf(stored.ID)
 			}
 			if !e.Internal && !do(&e, stored.Read) {
 				return nil

@@ -61,6 +61,8 @@ type bench struct {
 	opts storetest.Options
 	dial func(context.Context, string, string) (net.Conn, error)
 	with crm.Settings
+
+	servesRecordings bool
 }
 
 // notes are those of an engine that is opened later.
@@ -95,6 +97,7 @@ func (b *bench) open() {
 	late := &notes{}
 	b.opts.Senders = map[string]store.Sender{"crm": New(b.opts.Endpoints[0], Options{
 		Settings: b.with, Notes: late, UserAgent: "pzbridge/test", Questions: 4, DialContext: b.dial,
+		ServesRecordings: b.servesRecordings,
 	})}
 	var err error
 	if b.box, err = storetest.Open(bolttest.Harness{}, b.opts); err != nil {

@@ -135,6 +135,16 @@ func (s suite) TestTheOutcomeIsDecidedWhenACallEnds(t *testing.T) {
 		MustAppend(t, o, Event("call.incoming_answered", "lost"))
 		time.Sleep(24 * time.Hour)
 		MustAppend(t, o, Event("call.incoming", "lost"), completed("lost", "", "", in, 0))
+		// A recording that is ready between two calls is no part of either, and one after the end
+		// begins nothing anew.
+		MustAppend(t, o, Event("call.incoming_answered", "recorded"), completed("recorded", "", "", in, 60))
+		time.Sleep(35 * time.Second)
+		MustAppend(t, o, Event("call.recording_ready", "recorded"))
+		time.Sleep(45 * time.Second)
+		MustAppend(t, o, Event("call.incoming", "recorded"), completed("recorded", "", "", in, 0))
+		ready := Event("call.recording_ready", "recorded")
+		ready.RecordingURL = "https://bridge.example/2.mp3"
+		MustAppend(t, o, ready)
 		time.Sleep(time.Minute)
 		stop()
 		told := map[string]telephony.Outcome{}
@@ -152,7 +162,9 @@ func (s suite) TestTheOutcomeIsDecidedWhenACallEnds(t *testing.T) {
 			if body.Type != telephony.EventCompleted && body.Data.Outcome != "" {
 				t.Errorf("%s has an outcome", body.Type)
 			}
-			told[body.Data.CallID] = body.Data.Outcome
+			if body.Type == telephony.EventCompleted {
+				told[body.Data.CallID] = body.Data.Outcome
+			}
 		}
 		for _, tc := range cases {
 			h, err := o.Outbox.CallHead(t.Context(), tc.name)
@@ -163,6 +175,11 @@ func (s suite) TestTheOutcomeIsDecidedWhenACallEnds(t *testing.T) {
 		}
 		if told["again"] != telephony.OutcomeMissed {
 			t.Errorf("the second call with an ID: %q", told["again"])
+		}
+		h, err := o.Outbox.CallHead(t.Context(), "recorded")
+		if err != nil || told["recorded"] != telephony.OutcomeMissed || h.Outcome != telephony.OutcomeMissed ||
+			!h.Completed || h.RecordingURL != ready.RecordingURL {
+			t.Errorf("a call after a recorded one: %q in the webhook, %+v, %v", told["recorded"], h, err)
 		}
 		if told["lost"] != telephony.OutcomeMissed {
 			t.Errorf("the second call with the ID of one without an end: %q", told["lost"])

@@ -1,0 +1,167 @@
+package bitrix24
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"io"
+	"io/fs"
+	"mime/multipart"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"pzbridge/internal/crm"
+	"pzbridge/internal/outbound"
+	"pzbridge/internal/telephony"
+	"pzbridge/outbox/store"
+)
+
+const (
+	// maxInline is the largest recording in bytes that goes into a request itself. A larger one is
+	// uploaded as it is read: an hour of wav is larger than the memory of a small machine.
+	maxInline = 256 << 10
+	// uploadTime bounds an upload.
+	uploadTime = 15 * time.Minute
+	// lateStatistics is how long a finished call may take to stand in the portal's statistics, to
+	// which a recording is attached.
+	lateStatistics = time.Hour
+)
+
+// attach attaches the recording of a call that is over. The portal replaces one that it has, so
+// that it may be attached again.
+func (t *telling) attach() store.Outcome {
+	if t.call.ID == "" {
+		return crm.Nothing("the portal does not have the call")
+	}
+	if t.recordings == nil {
+		return crm.Nothing("the recording is kept no longer")
+	}
+	f, name, size, err := t.recordings.Open(t.job.EventID)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return crm.Nothing("the recording is kept no longer")
+	case err != nil:
+		return store.Outcome{Verdict: store.Later, RetryAfter: time.Minute, Err: err}
+	}
+	defer func() { _ = f.Close() }()
+	if !strings.HasSuffix(name, ".mp3") && !strings.HasSuffix(name, ".wav") {
+		return crm.Nothing("the portal takes recordings in mp3 and wav alone")
+	}
+	var a answer
+	if size <= maxInline {
+		a = t.attachInline(f, name)
+	} else {
+		a = t.upload(f, name, size)
+	}
+	if a.isUnknownCall() && time.Since(t.job.Event.At) < lateStatistics {
+		a.Verdict, a.RetryAfter = store.Later, time.Minute
+	}
+	return a.Outcome
+}
+
+const attachRecord = "telephony.externalCall.attachRecord"
+
+// attachInline sends a small recording in one request.
+func (t *telling) attachInline(f io.Reader, name string) answer {
+	content, err := io.ReadAll(io.LimitReader(f, maxInline))
+	if err != nil {
+		return answer{Outcome: store.Outcome{Verdict: store.Later, RetryAfter: time.Minute, Err: err}}
+	}
+	return t.do(t.ctx, attachRecord, map[string]any{
+		"CALL_ID":      t.call.ID,
+		"FILENAME":     name,
+		"FILE_CONTENT": base64.StdEncoding.EncodeToString(content),
+	}, false, t.job.MayRedial)
+}
+
+// upload asks the portal where to send a recording, and sends it there. One is sent at a time: it
+// must not keep the portal's cards waiting.
+func (t *telling) upload(f io.ReadCloser, name string, size int64) answer {
+	select {
+	case t.uploading <- struct{}{}:
+		defer func() { <-t.uploading }()
+	default:
+		return answer{Outcome: store.Outcome{Verdict: store.Later, RetryAfter: 5 * time.Second, Err: errUploading}}
+	}
+	a := t.do(t.ctx, attachRecord, map[string]any{"CALL_ID": t.call.ID, "FILENAME": name}, false, t.job.MayRedial)
+	if a.Verdict != store.Done {
+		return a
+	}
+	var to struct {
+		URL   string `json:"uploadUrl"`
+		Field string `json:"fieldName"`
+	}
+	_ = json.Unmarshal(a.result, &to) // what cannot be read names nothing
+	a.Response = "an address for the file"
+	a.Steps[0].Response = a.Response // the address itself holds a token
+	request, err := t.uploadRequest(to.URL)
+	if err != nil || to.Field == "" {
+		a.Verdict, a.Err = store.Refused, errNoUpload
+		return a
+	}
+	body, contentType, err := form(f, to.Field, name, size)
+	if err != nil {
+		a.Verdict, a.Err = store.Refused, err
+		return a
+	}
+	request.Header.Set("Content-Type", contentType)
+	got, err := t.uploads.Do(t.ctx, outbound.Request{HTTP: request, Stream: body})
+	switch {
+	case t.ctx.Err() != nil:
+		return answer{}
+	case err != nil:
+		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: err, Steps: a.Steps}}
+	}
+	sent := t.read(got)
+	sent.Steps = append(a.Steps, store.Step{What: "upload", Status: sent.Status, Response: sent.Response})
+	return sent
+}
+
+var (
+	errUploading = errors.New("another recording is being uploaded")
+	errNoUpload  = &telephony.Fault{
+		Code: telephony.CodePortalUpload,
+		Text: "the portal names no address of its own for the recording",
+	}
+)
+
+// uploadRequest returns a request to where the portal has asked for a file. That must be the portal
+// itself: the file is nobody else's.
+func (s *Sender) uploadRequest(address string) (*http.Request, error) {
+	u, err := url.Parse(address)
+	if err != nil {
+		return nil, err
+	}
+	own, err := url.Parse(s.endpoint.URL)
+	if err != nil || u.Scheme != own.Scheme || !strings.EqualFold(u.Host, own.Host) {
+		return nil, errNoUpload
+	}
+	request, err := http.NewRequest(http.MethodPost, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	request.Header.Set("User-Agent", s.userAgent)
+	return request, nil
+}
+
+// form returns a form with a file, which is read as it is sent.
+func form(f io.ReadCloser, field, name string, size int64) (body *outbound.Stream, contentType string, err error) {
+	var frame bytes.Buffer
+	w := multipart.NewWriter(&frame)
+	if _, err := w.CreateFormFile(field, name); err != nil {
+		return nil, "", err
+	}
+	head := bytes.Clone(frame.Bytes())
+	frame.Reset()
+	if err := w.Close(); err != nil {
+		return nil, "", err
+	}
+	tail := frame.Bytes()
+	return &outbound.Stream{
+		Reader: io.MultiReader(bytes.NewReader(head), f, bytes.NewReader(tail)),
+		Size:   int64(len(head)) + size + int64(len(tail)),
+	}, w.FormDataContentType(), nil
+}
