@@ -90,6 +90,9 @@ func TestCommandsAskTheBridgeByHTTPS(t *testing.T) {
 
 // A renewed certificate is shown to new clients while the bridge runs.
 func TestRenewedCertificateNeedsNoRestart(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for seconds")
+	}
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	vars := withHTTPS(t, server, "127.0.0.1")

@@ -152,6 +152,9 @@ func deskPage(t *testing.T, vars map[string]string, path string) string {
 
 // The demo of a CRM with a preset ends well, and the CRM has seen no fault.
 func TestDemoOfAPreset(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for seconds")
+	}
 	for _, preset := range []string{"bitrix24", "megafon"} {
 		p := start(t, nil, "demo", "-once", "-crm", preset)
 		if code := p.exitCode(); code != 0 || !strings.Contains(p.log.String(), "3 calls, as the CRM has them") {

@@ -109,6 +109,9 @@ func fetch(t *testing.T, link string) (status int, body string) {
 // A recording that the exchange keeps inside of the office reaches the CRM as a link that anybody
 // can open who has it; forgetting the client ends that. No list has the lane that fetches it.
 func TestRecordingReachesTheCRM(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for seconds")
+	}
 	onBoth(t, func(t *testing.T, more ...string) {
 		server := pztest.NewServer(pztest.Options{})
 		defer server.Close()
@@ -239,6 +242,9 @@ func TestKilledBridgeFetchesEachRecording(t *testing.T) {
 // doctor looks at the calls of the running bridge: it fetches the newest recording's size, and
 // lists the extensions that nobody in a CRM has. The bridge tells of each of those once.
 func TestDoctorLooksAtRecentCalls(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it waits for seconds")
+	}
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	folder := t.TempDir()

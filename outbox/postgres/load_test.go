@@ -667,6 +667,7 @@ func (c *copied) takeBack(t *testing.T, place string) error {
 // copied again.
 func TestCopyIsTakenBack(t *testing.T) {
 	t.Parallel()
+	skipCopy(t)
 	for name, until := range map[string]func(t *testing.T, c *copied, place string){
 		"in the first part": func(t *testing.T, c *copied, place string) {
 			for range 3 {
@@ -721,6 +722,7 @@ func TestCopyIsTakenBack(t *testing.T) {
 // and goes on.
 func TestCopyInUseIsNotTakenBack(t *testing.T) {
 	t.Parallel()
+	skipCopy(t)
 	for name, use := range map[string]func(t *testing.T, b *storetest.Box){
 		"an event": func(t *testing.T, b *storetest.Box) { storetest.MustAppend(t, b, someEvents(30, 1)...) },
 		"an attempt": func(t *testing.T, b *storetest.Box) {
