@@ -265,8 +265,9 @@ func allStored(t *testing.T, vars map[string]string, calls int) {
 	})
 }
 
-// killedRounds kills a bridge again and again while calls come that ring and end, so many in each
-// round, and waits until the CRM has them all in the end.
+// killedRounds kills a bridge again and again while calls come, so many in each round, and waits
+// until the CRM has them all in the end. Most ring and end; each third has ended two hours ago, and
+// is told of now.
 func killedRounds(
 	t *testing.T, server *pztest.Server, vars map[string]string, rounds, perRound int, requests, finished func() int,
 ) {
@@ -277,17 +278,21 @@ func killedRounds(
 		before := requests()
 		for i := range perRound {
 			id, from := fmt.Sprint(round*perRound+i+1), fmt.Sprint("7343011", 1000+round*perRound+i)
-			over := pz.Attrs{
+			end, events := time.Now().Unix(), []pz.Attrs{ringing(id, from)}
+			if i%3 == 2 {
+				end, events = end-2*3600, nil
+			}
+			events = append(events, pz.Attrs{
 				{Name: "Event", Value: pz.TypeCompleted},
 				{Name: "CallID", Value: id},
 				{Name: "From", Value: from},
 				{Name: "To", Value: "101"},
-				{Name: "Start", Value: fmt.Sprint(time.Now().Unix() - 70)},
-				{Name: "End", Value: fmt.Sprint(time.Now().Unix())},
+				{Name: "Start", Value: fmt.Sprint(end - 70)},
+				{Name: "End", Value: fmt.Sprint(end)},
 				{Name: "Duration", Value: "63"},
 				{Name: "Direction", Value: "0"},
-			}
-			for _, e := range []pz.Attrs{ringing(id, from), over} {
+			})
+			for _, e := range events {
 				if err := server.Generate(e); err != nil {
 					t.Fatal(err)
 				}

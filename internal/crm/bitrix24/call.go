@@ -18,16 +18,15 @@ type call struct {
 	ID string `json:"id,omitempty"` // at the portal; empty: not registered
 	// Params are those with which it is registered, until its ID is known: the portal answers with
 	// the same call only if they are the same.
-	Params     map[string]any `json:"params,omitempty"`
-	IsClick    bool           `json:"click,omitempty"`    // the portal has registered it itself
-	IsKnown    bool           `json:"known,omitempty"`    // whether a click was looked for
-	IsSearched bool           `json:"searched,omitempty"` // whether the statistics were
-	Shown      []int          `json:"shown,omitempty"`    // users with its card
-	Last       int            `json:"last,omitempty"`     // the user whose telephone rang last
-	Answered   int            `json:"answered,omitempty"` // the user who has picked up
-	Owner      *int           `json:"owner,omitempty"`    // responsible for the client, 0: nobody; nil: not asked
-	IsRenewed  bool           `json:"renewed,omitempty"`  // the portal had forgotten it, and it was registered anew
-	IsOver     bool           `json:"over,omitempty"`
+	Params    map[string]any `json:"params,omitempty"`
+	IsClick   bool           `json:"click,omitempty"`    // the portal has registered it itself
+	IsKnown   bool           `json:"known,omitempty"`    // whether a click was looked for
+	Shown     []int          `json:"shown,omitempty"`    // users with its card
+	Last      int            `json:"last,omitempty"`     // the user whose telephone rang last
+	Answered  int            `json:"answered,omitempty"` // the user who has picked up
+	Owner     *int           `json:"owner,omitempty"`    // responsible for the client, 0: nobody; nil: not asked
+	IsRenewed bool           `json:"renewed,omitempty"`  // the portal had forgotten it, and it was registered anew
+	IsOver    bool           `json:"over,omitempty"`
 }
 
 // maxID bounds the portal's ID of a call in bytes.
@@ -176,6 +175,9 @@ func (t *telling) change(method string, users []int) store.Outcome {
 	return a.Outcome
 }
 
+// registerCall is the method that makes a call known.
+const registerCall = "telephony.externalCall.register"
+
 // register makes the call known to the portal.
 func (t *telling) register(show bool) store.Outcome {
 	if t.call.Params == nil {
@@ -186,7 +188,7 @@ func (t *telling) register(show bool) store.Outcome {
 	}
 	params := maps.Clone(t.call.Params)
 	params["SHOW"] = number(show)
-	a := t.do(t.ctx, "telephony.externalCall.register", params, false, t.job.MayRedial)
+	a := t.do(t.ctx, registerCall, params, false, t.job.MayRedial)
 	if a.Verdict != store.Done {
 		return a.Outcome
 	}
@@ -244,12 +246,12 @@ func (t *telling) end() store.Outcome {
 	c := &t.call
 	isOld := time.Since(t.event.Began(t.job.Event.At)) > dedupWindow
 	switch {
-	case c.ID == "" && isOld && !c.IsSearched:
-		return t.lookUp(map[string]any{"EXTERNAL_CALL_ID": t.event.CallID}, false)
-	case c.ID == "":
+	case c.ID == "" && !isOld:
 		return t.register(false)
 	case t.needsOwner():
 		return t.findOwner()
+	case c.ID == "":
+		return t.enter()
 	}
 	owner := t.owns()
 	others := slices.DeleteFunc(slices.Clone(c.Shown), func(id int) bool { return id == owner })
@@ -275,7 +277,7 @@ func (t *telling) lookUp(filter map[string]any, unreadable bool) store.Outcome {
 	rows := elements[struct {
 		ID text `json:"CALL_ID"`
 	}](a.result)
-	a.Verdict, a.Err, t.call.IsSearched = store.More, nil, true
+	a.Verdict, a.Err = store.More, nil
 	if len(rows) > 0 && t.call.ID == "" && len(rows[0].ID) <= maxID {
 		t.call.ID = string(rows[0].ID) // for the recording
 	}
@@ -311,18 +313,26 @@ func (t *telling) findOwner() store.Outcome {
 	return a.Outcome
 }
 
+// finishCall is the method that ends a call.
+const finishCall = "telephony.externalCall.finish"
+
+// ending are the parameters of finishCall.
+func (t *telling) ending(id string) map[string]any {
+	return map[string]any{
+		"CALL_ID":     id,
+		"USER_ID":     t.owns(),
+		"DURATION":    int(t.event.Duration.Seconds()),
+		"STATUS_CODE": t.status(),
+		"ADD_TO_CHAT": 0,
+	}
+}
+
 // finish ends the call at the portal, which takes that once. If it does not know the call, its
 // answer to the first time was lost, or it has forgotten the call: the statistics tell which. One
 // that it has forgotten is registered anew, once.
 func (t *telling) finish() store.Outcome {
 	c := &t.call
-	a := t.do(t.ctx, "telephony.externalCall.finish", map[string]any{
-		"CALL_ID":     c.ID,
-		"USER_ID":     t.owns(),
-		"DURATION":    int(t.event.Duration.Seconds()),
-		"STATUS_CODE": t.status(),
-		"ADD_TO_CHAT": 0,
-	}, false, t.job.MayRedial)
+	a := t.do(t.ctx, finishCall, t.ending(c.ID), false, t.job.MayRedial)
 	if a.Verdict == store.Done {
 		c.IsOver = true
 	}

@@ -390,6 +390,53 @@ func TestLateEndIsLookedUp(t *testing.T) {
 	})
 }
 
+// old returns the end of a call that is told two hours late.
+func old(call string) telephony.Event {
+	e := event(telephony.EventCompleted, call, client, "101", time.Minute)
+	e.StartedAt, e.EndedAt, e.Replayed = e.StartedAt.Add(-2*time.Hour), e.EndedAt.Add(-2*time.Hour), true
+	return e
+}
+
+// Whatever of the requests for a call is lost that is told late, it is made once: it is registered
+// and finished in one request, which the statistics remember.
+func TestLateCallIsMadeOnce(t *testing.T) {
+	for n := 1; n <= 4; n++ {
+		t.Run(fmt.Sprint("answer ", n), func(t *testing.T) {
+			inBubble(t, settings(t), func(b *bench) {
+				b.portal.Lose(n)
+				storetest.MustAppend(b.t, b.box, old("8"))
+				time.Sleep(time.Minute)
+				b.close() // as if all were forgotten that was not recorded
+				b.open()
+				storetest.MustAppend(b.t, b.box, old("9"))
+				time.Sleep(time.Minute)
+				b.delivered(2)
+				calls := b.portal.Calls()
+				if len(calls) != 2 || !calls[0].Finished || !calls[1].Finished || len(calls[0].Cards) > 0 {
+					t.Errorf("the calls are %+v", calls)
+				}
+			})
+		})
+	}
+}
+
+// What the portal says of one of the two in a batch is what the call ends with.
+func TestLateCallThatIsRefused(t *testing.T) {
+	with := settings(t)
+	with.People.Users = map[string]string{"101": "99"} // whom the portal does not know
+	inBubble(t, with, func(b *bench) {
+		b.ignoresFaults = true
+		storetest.MustAppend(b.t, b.box, old("8"))
+		time.Sleep(time.Minute)
+		states := storetest.States(b.t, b.box, "crm")
+		attempts := b.attempts()
+		if len(b.portal.Calls()) != 0 || states[store.Dead] != 1 || len(attempts) != 1 ||
+			!strings.Contains(attempts[0].Error, "User is not found") {
+			t.Errorf("%v, after %+v; the portal has %+v", states, attempts, b.portal.Calls())
+		}
+	})
+}
+
 // A webhook that is revoked loses nothing: the events wait, the CRM counts as failing with what to
 // do, and all arrives once it is back.
 func TestWhatIsWrongAtThePortalIsSaid(t *testing.T) {

@@ -228,6 +228,162 @@ func TestSwitches(t *testing.T) {
 	c.does("scope", "")
 }
 
+// batch posts a batch, and returns the parts of its result.
+func (c *client) batch(halt int, cmd string) map[string]any {
+	c.Helper()
+	return c.does("batch", fmt.Sprintf(`{"halt":%d,"cmd":%s}`, halt, cmd))
+}
+
+// wantLog compares the methods and the statuses of the last requests.
+func (c *client) wantLog(want ...string) {
+	c.Helper()
+	requests, _ := c.portal.Requests()
+	var got []string
+	for _, r := range requests[max(0, len(requests)-len(want)):] {
+		got = append(got, strings.TrimSpace(fmt.Sprint(r.Command, " ", r.Method, " ", r.Status)))
+	}
+	if !slices.Equal(got, want) {
+		c.Errorf("got the log %q, want %q", got, want)
+	}
+}
+
+// want compares a part of a result, as fmt prints it.
+func (c *client) want(got any, want string) {
+	c.Helper()
+	if text := fmt.Sprint(got); text != want {
+		c.Errorf("got %s, want %s", text, want)
+	}
+}
+
+const (
+	registerCommand = `"telephony.externalcall.REGISTER?USER_ID=15&PHONE_NUMBER=%2B73430112233&TYPE=2&SHOW=0` +
+		`&CALL_START_DATE=2026-11-23T11%3A25%3A05%2B05%3A00&EXTERNAL_CALL_ID=c1&ADD_TO_CHAT=0&CRM_CREATE=1"`
+	finishCommand = `"telephony.externalCall.finish?CALL_ID=%24result%5Bregister%5D%5BCALL_ID%5D&USER_ID=16` +
+		`&DURATION=60&ADD_TO_CHAT=0"`
+)
+
+func TestABatchRegistersAndFinishes(t *testing.T) {
+	c := newClient(t)
+	c.portal.Burst = 1
+	a := c.batch(1, `{"register":`+registerCommand+`,"finish":`+finishCommand+`}`)
+	c.refuses("scope", "", 503, "QUERY_LIMIT_EXCEEDED", "") // but a batch is only one request
+	call := c.portal.Calls()[0]
+	if !call.Finished || call.FinishedBy != 16 || call.Phone != "+73430112233" || call.Lead == 0 ||
+		call.Duration != time.Minute || !call.Started.Equal(c.now.Add(-5*time.Second)) {
+		t.Errorf("got the call %+v", call)
+	}
+	c.want(a["result"].(map[string]any)["finish"].(map[string]any)["CALL_ID"], call.CallID)
+	c.want([]any{a["result_error"], a["result_total"], a["result_next"]}, "[[] [] []]")
+	if times := a["result_time"].(map[string]any); len(times) != 2 {
+		t.Errorf("got the times %v", times)
+	}
+	c.wantLog("batch 200", "register telephony.externalCall.register 200", "finish telephony.externalCall.finish 200",
+		"scope 503")
+	requests, _ := c.portal.Requests()
+	c.want(requests[2].Params["CALL_ID"], call.CallID)
+	c.wantFaults()
+}
+
+func TestErrorsInABatch(t *testing.T) {
+	c := newClient(t)
+	cmd := `{"register":"telephony.externalCall.register?USER_ID=15&TYPE=6","finish":` + finishCommand +
+		`,"batch":"batch?cmd[a]=scope","none":"scope.json","scope":"scope"}`
+	a := c.batch(0, cmd)
+	c.want(a["result"], "map[scope:[crm telephony user]]")
+	c.want(a["result_error"], "map["+
+		"batch:map[error:ERROR_BATCH_METHOD_NOT_ALLOWED error_description:Method is not allowed for batch usage] "+
+		"finish:map[error:INVALID_ARGUMENT error_description:CALL_ID must be a string] "+
+		"none:map[error:ERROR_METHOD_NOT_FOUND error_description:Method not found!] "+
+		"register:map[error: error_description:Unknown TYPE]]")
+	c.wantLog("batch 200", "register telephony.externalCall.register 400", "finish telephony.externalCall.finish 400",
+		"batch batch 405", "none scope.json 404", "scope scope 200")
+	a = c.batch(1, cmd)
+	c.want(a["result_error"], "map[register:map[error: error_description:Unknown TYPE]]")
+	c.want([]any{a["result"], a["result_time"]}, "[[] []]")
+	c.wantLog("scope scope 200", "batch 200", "register telephony.externalCall.register 400")
+
+	c.portal.WithoutScope("telephony")
+	a = c.batch(0, `{"register":`+registerCommand+`,"profile":"profile"}`)
+	c.want(a["result_error"], "map[register:map[error:insufficient_scope error_description:]]")
+	c.want(a["result"], "map[profile:map[ADMIN:true ID:1 LAST_NAME:Orlova NAME:Olga]]")
+	c.wantFaults()
+}
+
+func TestABatchKeepsTheOrder(t *testing.T) {
+	c := newClient(t)
+	c.portal.Assign("83430112233", "CONTACT", 797, 15, "")
+	a := c.batch(0, `{
+		"z":"telephony.externalCall.searchCrmEntities?PHONE_NUMBER=%2B73430112233",
+		"y":"user.get?FILTER[ID]=$result[z][0][ASSIGNED_BY][ID]&FILTER[ACTIVE]=1&start=0",
+		"x":"crm.timeline.comment.add?fields[ENTITY_TYPE]=contact&fields[ENTITY_ID]=$result[z][0][CRM_ENTITY_ID]`+
+		`&fields[COMMENT]=By+$result[y][0][NAME]+%28of+$result[z][0][CRM_ENTITY_ID]+and+$result[none]+%29"}`)
+	c.want(c.portal.Comments(), "[{contact 797 By Anna (of 797 and $result[none] ) 0}]")
+	c.want(a["result_total"], "map[y:1]")
+	c.wantLog("batch 200", "z telephony.externalCall.searchCrmEntities 200", "y user.get 200",
+		"x crm.timeline.comment.add 200")
+
+	c.portal.SetUsers(append(c.portal.Users(), make([]bitrix24test.User, 60)...))
+	a = c.batch(0, `["scope",`+registerCommand+`,`+
+		`"telephony.externalCall.show?CALL_ID=$result[1][CALL_ID]&USER_ID[0]=17&USER_ID[1]=16",`+
+		`"telephony.externalCall.hide?CALL_ID=$result[1][CALL_ID]&USER_ID[]=17","user.get"]`)
+	if results, _ := a["result"].([]any); len(results) != 5 || results[3] != true {
+		t.Errorf("got the results %v", a["result"])
+	}
+	c.want(a["result_total"], "map[4:65]")
+	c.want(a["result_next"], "map[4:50]")
+	if call := c.portal.Calls()[0]; !slices.Equal(call.ShownTo, []int{16}) || !slices.Equal(call.Cards, []int{16, 17}) {
+		t.Errorf("got the cards %+v", call)
+	}
+	c.wantFaults()
+}
+
+func TestABatchHasAtMost50SubCalls(t *testing.T) {
+	c := newClient(t)
+	call := c.does("telephony.externalCall.register", register)["CALL_ID"]
+	var cmd []string
+	for i := range 50 {
+		cmd = append(cmd, fmt.Sprintf(`"c%d":"telephony.externalCall.show?CALL_ID=%s&USER_ID=%d"`, i, call, i+1))
+	}
+	c.want(c.batch(0, "{"+strings.Join(cmd, ",")+"}")["result_error"], "[]")
+	c.wantFaults()
+	cmd = append(cmd, `"last":"telephony.externalCall.hide?CALL_ID=`+fmt.Sprint(call)+`"`)
+	a := c.batch(0, "{"+strings.Join(cmd, ",")+"}")
+	c.want(a["result_error"],
+		"map[last:map[error:ERROR_BATCH_LENGTH_EXCEEDED error_description:Max batch length exceeded]]")
+	if shown := len(c.portal.Calls()[0].ShownTo); len(a["result"].(map[string]any)) != 50 || shown != 50 {
+		t.Errorf("%d cards after %v", shown, a)
+	}
+	c.wantFaults("A batch has 51 sub-calls.")
+}
+
+func TestAWrongBatch(t *testing.T) {
+	c := newClient(t)
+	c.want(c.does("batch", "")["result"], "[]")
+	a := c.batch(1, `{"a":{"method":"scope"},"b":"voximplant.statistic.get?FILTER[CALL_ID]=100%"}`)
+	c.want([]any{a["result"], a["result_error"], a["result_total"]}, "[map[b:[]] [] map[b:0]]")
+	c.wantFaults(`The sub-call "a" is no text.`,
+		`The sub-call "b" has parameters that are not URL-encoded: invalid URL escape "%".`)
+}
+
+func TestABatchIsLostOrFailsAsAWhole(t *testing.T) {
+	c, cmd := newClient(t), `{"halt":1,"cmd":{"register":`+registerCommand+`,"finish":`+finishCommand+`}}`
+	c.portal.Fail(1)
+	c.refuses("batch", cmd, 500, "INTERNAL_SERVER_ERROR", "")
+	c.wantLog("batch 500")
+	c.portal.Revoke()
+	c.refuses("batch", cmd, 401, "INVALID_CREDENTIALS", "")
+	c.portal.Restore()
+	c.portal.Lose(1)
+	if resp, err := http.Post(c.address+"batch", "", strings.NewReader(cmd)); err == nil {
+		resp.Body.Close()
+		t.Error("an answer was not lost")
+	}
+	requests, _ := c.portal.Requests()
+	if len(requests) != 5 || !requests[2].Lost || !requests[4].Lost || !c.portal.Calls()[0].Finished {
+		t.Errorf("got the requests %+v", requests)
+	}
+}
+
 func TestClick(t *testing.T) {
 	c := newClient(t)
 	var forms []url.Values

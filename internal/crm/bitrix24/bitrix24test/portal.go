@@ -73,13 +73,15 @@ func (p *Portal) Path() string {
 	return fmt.Sprintf("/rest/%d/%s/", webhookUser, p.code)
 }
 
-// Request is a request that came.
+// Request is a request that came, or a sub-call of a batch. The sub-calls follow the batch, with
+// the status that they would have had by themselves.
 type Request struct {
-	Time   time.Time
-	Method string         // as the documentation spells it; the second step of attachRecord is "upload"
-	Params map[string]any // the names are in upper case, the numbers are json.Number
-	Status int
-	Lost   bool // processed, but not answered
+	Time    time.Time
+	Method  string         // as the documentation spells it; "upload" is the second step of attachRecord
+	Command string         // the name of a sub-call in its batch, or its index there; else empty
+	Params  map[string]any // the names are in upper case, the numbers are json.Number
+	Status  int
+	Lost    bool // processed, but not answered
 }
 
 // Requests returns the requests in order of arrival, and a channel that closes when the next one
@@ -103,16 +105,17 @@ func (p *Portal) fault(format string, args ...any) {
 
 // answer is what the portal answers.
 type answer struct {
-	status int
-	body   map[string]any
+	status   int
+	body     map[string]any
+	commands []Request // the sub-calls of a batch
 }
 
 func done(result any) answer {
-	return answer{http.StatusOK, map[string]any{"result": result}}
+	return answer{status: http.StatusOK, body: map[string]any{"result": result}}
 }
 
 func refused(status int, code, text string) answer {
-	return answer{status, map[string]any{"error": code, "error_description": text}}
+	return answer{status: status, body: map[string]any{"error": code, "error_description": text}}
 }
 
 // invalid refuses what a method's own validation does not accept: its error has no code.
@@ -139,6 +142,17 @@ var methods = []method{
 	{"profile", "", (*Portal).profile},
 	{"scope", "", (*Portal).scope},
 	{"crm.timeline.comment.add", "crm", (*Portal).addComment},
+	{batchMethod, "", nil}, // run calls it, and nothing else may
+}
+
+// lookUp returns the method with a name, whose case does not matter, spelled as the documentation
+// does. An unknown one has no handle.
+func lookUp(name string) method {
+	i := slices.IndexFunc(methods, func(m method) bool { return strings.EqualFold(m.name, name) })
+	if i < 0 {
+		return method{name: name}
+	}
+	return methods[i]
 }
 
 // ServeHTTP receives a request of the client.
@@ -163,11 +177,7 @@ func (p *Portal) process(q query, fault string) (logged Request, text []byte) {
 		p.fault("The request %s %s.", name, fault)
 	}
 	if a.status == http.StatusOK {
-		a.body["time"] = map[string]any{
-			"start": start.Unix(), "date_start": start.Format(time.RFC3339),
-			"finish": start.Unix(), "date_finish": start.Format(time.RFC3339), "duration": 0.1, "processing": 0.1,
-			"operating": 0.1, "operating_reset_at": start.Add(10 * time.Minute).Unix(),
-		}
+		a.body["time"] = timing(start)
 	}
 	text, err := json.Marshal(a.body)
 	if err != nil {
@@ -180,44 +190,67 @@ func (p *Portal) process(q query, fault string) (logged Request, text []byte) {
 		logged.Lost = p.switches.lose == 0
 	}
 	p.requests = append(p.requests, logged)
+	for _, command := range a.commands {
+		command.Lost = logged.Lost
+		p.requests = append(p.requests, command)
+	}
 	close(p.arrived)
 	p.arrived = make(chan struct{})
 	return logged, text
 }
 
+// timing returns how long a request took that came at the start.
+func timing(start time.Time) map[string]any {
+	return map[string]any{
+		"start": start.Unix(), "date_start": start.Format(time.RFC3339),
+		"finish": start.Unix(), "date_finish": start.Format(time.RFC3339), "duration": 0.1, "processing": 0.1,
+		"operating": 0.1, "operating_reset_at": start.Add(10 * time.Minute).Unix(),
+	}
+}
+
 // run runs the method of a request, if the portal is able and willing to.
 func (p *Portal) run(q query, now time.Time) (name string, a answer) {
-	i := slices.IndexFunc(methods, func(m method) bool { return strings.EqualFold(m.name, q.method) })
-	name = q.method
-	if i >= 0 {
-		name = methods[i].name
-	}
+	m := lookUp(q.method)
 	switch {
 	case p.overflows(now):
-		return name, refused(http.StatusServiceUnavailable, "QUERY_LIMIT_EXCEEDED", "Too many requests")
+		return m.name, refused(http.StatusServiceUnavailable, "QUERY_LIMIT_EXCEEDED", "Too many requests")
 	case p.switches.fail > 0:
 		p.switches.fail--
-		return name, refused(http.StatusInternalServerError, "INTERNAL_SERVER_ERROR", "Internal server error")
+		return m.name, refused(http.StatusInternalServerError, "INTERNAL_SERVER_ERROR", "Internal server error")
 	case q.upload:
-		return name, p.upload(q)
+		return m.name, p.upload(q)
 	case q.code == "":
-		return name, refused(http.StatusUnauthorized, "NO_AUTH_FOUND", "Wrong authorization data")
+		return m.name, refused(http.StatusUnauthorized, "NO_AUTH_FOUND", "Wrong authorization data")
 	case q.user != webhookUser || q.code != p.code || p.switches.revoked:
-		return name, refused(http.StatusUnauthorized, "INVALID_CREDENTIALS", "Invalid request credentials")
+		return m.name, refused(http.StatusUnauthorized, "INVALID_CREDENTIALS", "Invalid request credentials")
 	case p.switches.freePlan:
-		return name, refused(http.StatusForbidden, "ACCESS_DENIED", "REST API is available only on commercial plans.")
-	case i < 0:
-		return name, refused(http.StatusNotFound, "ERROR_METHOD_NOT_FOUND", "Method not found!")
-	case methods[i].scope != "" && !slices.Contains(p.scopes(), methods[i].scope):
-		return name, refused(http.StatusForbidden, "insufficient_scope",
+		return m.name, refused(http.StatusForbidden, "ACCESS_DENIED", "REST API is available only on commercial plans.")
+	case m.name == batchMethod:
+		return m.name, p.batch(q, now)
+	}
+	return m.name, p.invoke(m, q)
+}
+
+const insufficientScope = "insufficient_scope"
+
+// invoke calls a method, by a request or in a batch, if it exists and the webhook has its scope.
+func (p *Portal) invoke(m method, q query) answer {
+	switch {
+	case m.handle == nil:
+		return refused(http.StatusNotFound, "ERROR_METHOD_NOT_FOUND", "Method not found!")
+	case m.scope != "" && !slices.Contains(p.scopes(), m.scope):
+		return refused(http.StatusForbidden, insufficientScope,
 			"The request requires higher privileges than provided by the webhook token")
 	}
 	if id, given := q.params["CALL_ID"]; given {
-		if _, isText := id.(string); !isText {
-			p.fault("The request %s has the CALL_ID %v, which is no string.", name, id)
+		switch id.(type) {
+		case string:
+		case []any, map[string]any: // in a batch it refers to a call whose register failed
+		default:
+			p.fault("The request %s has the CALL_ID %v, which is no string.", m.name, id)
 		}
 	}
-	return name, methods[i].handle(p, q)
+	return m.handle(p, q)
 }
 
 // overflows puts a request into the leaky bucket, if there is room for it.

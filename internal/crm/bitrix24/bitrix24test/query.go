@@ -22,6 +22,8 @@ type query struct {
 	base   string // the address that the client used: scheme and host
 	upload bool   // it is the second step of attachRecord
 	file   []byte // what it uploads
+
+	commands array // CMD of a batch, with its order
 }
 
 // read reads a request, as far as that is possible, and says what is wrong with it, if anything is.
@@ -48,14 +50,16 @@ func read(w http.ResponseWriter, r *http.Request) (q query, fault string) {
 		return q, q.readFile(r)
 	}
 
-	var body map[string]any
-	decoder := json.NewDecoder(r.Body)
-	decoder.UseNumber()
-	if err := decoder.Decode(&body); err != nil && !errors.Is(err, io.EOF) {
+	var body map[string]json.RawMessage
+	if err := json.NewDecoder(r.Body).Decode(&body); err != nil && !errors.Is(err, io.EOF) {
 		return q, fmt.Sprintf("has a body that is no JSON object: %v", err)
 	}
 	for name, value := range body {
-		q.params[strings.ToUpper(name)] = value
+		name = strings.ToUpper(name)
+		q.params[name] = decode(value)
+		if name == "CMD" {
+			q.commands = decodeArray(value)
+		}
 	}
 	return q, ""
 }
