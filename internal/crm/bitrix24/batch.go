@@ -28,6 +28,7 @@ func (t *telling) enter() store.Outcome {
 	switch {
 	case made.ID != "" && len(made.ID) <= maxID:
 		t.call.ID, t.call.Params = made.ID, nil
+		t.noteLead(&a, &made)
 		if t.call.IsOver = a.Verdict == store.Done; a.Verdict == store.Refused {
 			a.Verdict, a.Err = store.More, nil // it is finished alone
 		}
@@ -43,6 +44,16 @@ const register, finish = "register", "finish"
 // registered is what the portal answers to registerCall.
 type registered struct {
 	ID string `json:"CALL_ID"`
+	// LeadError is why no client was made of an unknown number, which is no error of the call.
+	LeadError text `json:"LEAD_CREATION_ERROR"`
+}
+
+// noteLead says in the steps of a request why the portal has made no client.
+func (t *telling) noteLead(a *answer, made *registered) {
+	if made.LeadError != "" && len(a.Steps) > 0 {
+		why := telephony.BriefText(t.redact.Replace(string(made.LeadError)))
+		a.Steps[len(a.Steps)-1].What += ": no client was made: " + why
+	}
 }
 
 // both registers and finishes a call in one request. The outcome is that of the first of the two

@@ -192,14 +192,13 @@ func (t *telling) register(show bool) store.Outcome {
 	if a.Verdict != store.Done {
 		return a.Outcome
 	}
-	var made struct {
-		ID string `json:"CALL_ID"`
-	}
+	var made registered
 	if json.Unmarshal(a.result, &made) != nil || made.ID == "" || len(made.ID) > maxID {
 		a.Verdict, a.Err = store.Again, errNoID
 		return a.Outcome
 	}
 	t.call.ID, t.call.Params = made.ID, nil
+	t.noteLead(&a, &made)
 	if !show {
 		a.Verdict = store.More // to finish it
 	}

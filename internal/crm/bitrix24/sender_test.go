@@ -420,6 +420,28 @@ func TestLateCallIsMadeOnce(t *testing.T) {
 	}
 }
 
+// A lead that the portal could not make costs no call, and the attempt says why.
+func TestLeadThatIsNotMade(t *testing.T) {
+	inBubble(t, settings(t), func(b *bench) {
+		b.portal.RefuseLeads(true)
+		b.says(telephony.EventIncoming, "7", client, "101")
+		storetest.MustAppend(b.t, b.box, old("8"))
+		time.Sleep(time.Minute)
+		b.delivered(2)
+		said := 0
+		for _, a := range b.attempts() {
+			for _, step := range a.Steps {
+				if strings.Contains(step.What, "no client was made: Lead creation is disabled") {
+					said++
+				}
+			}
+		}
+		if said != 2 {
+			t.Errorf("it is said %d times: %+v", said, b.attempts())
+		}
+	})
+}
+
 // What the portal says of one of the two in a batch is what the call ends with.
 func TestLateCallThatIsRefused(t *testing.T) {
 	with := settings(t)
