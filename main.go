@@ -113,7 +113,7 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		return err
 	}
 	defer func() { err = errors.Join(err, engine.Close()) }()
-	keeper, err := newKeeper(ctx, cfg, engine, logger) // nil without recordings
+	keeper, err := newKeeper(ctx, cfg, engine, ages, logger) // nil without recordings
 	if err != nil {
 		return err
 	}

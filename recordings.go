@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 
+	"pzbridge/internal/clock"
 	"pzbridge/internal/config"
 	"pzbridge/internal/crm"
 	"pzbridge/internal/recordings"
@@ -23,7 +24,7 @@ const settingRecordings = "recordings_key"
 // newKeeper returns what fetches and serves recordings; nil if that is off and there are none from
 // before. Stopping ends when the program begins to stop.
 func newKeeper(
-	stopping context.Context, cfg config.Config, engine store.Engine, logger *slog.Logger,
+	stopping context.Context, cfg config.Config, engine store.Engine, ages *clock.Clock, logger *slog.Logger,
 ) (*recordings.Keeper, error) {
 	if _, err := os.Stat(cfg.Recordings.Dir); !cfg.Recordings.On && err != nil {
 		return nil, nil
@@ -44,11 +45,12 @@ func newKeeper(
 		Key:       []byte(key),
 		NumberKey: cfg.Phone.Key,
 		Events:    engine,
+		Age:       ages.Age,
 		Stopping:  stopping,
 		Logger:    logger,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("the folder of the recordings cannot be used: %w", err)
+		return nil, err
 	}
 	return keeper, nil
 }

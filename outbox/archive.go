@@ -117,10 +117,24 @@ func (o *Outbox) LaneStatus() map[string]store.LaneStatus {
 
 // Deliveries lists deliveries: see store.Archive.
 func (o *Outbox) Deliveries(ctx context.Context, q store.DeliveryQuery) (store.DeliveryPage, error) {
-	page, err := o.engine.Deliveries(ctx, q)
-	page.Deliveries = slices.DeleteFunc(page.Deliveries, isInner)
-	return page, err
+	limit := q.Limit
+	var list []store.DeliveryView
+	for range maxInnerPages {
+		page, err := o.engine.Deliveries(ctx, q)
+		if err != nil {
+			return store.DeliveryPage{}, err
+		}
+		list = append(list, slices.DeleteFunc(page.Deliveries, isInner)...)
+		if q.Limit, q.Cursor = limit-len(list), page.Cursor; q.Limit <= 0 || q.Cursor == "" {
+			break
+		}
+	}
+	return store.DeliveryPage{Deliveries: list, Cursor: q.Cursor}, nil
 }
+
+// maxInnerPages is how many pages of deliveries are read for one, since those to the bridge itself
+// are left out.
+const maxInnerPages = 4
 
 // isInner reports whether a delivery is to the bridge itself: no list shows those.
 func isInner(d store.DeliveryView) bool { return store.IsInner(d.Endpoint) }
@@ -129,6 +143,9 @@ func isInner(d store.DeliveryView) bool { return store.IsInner(d.Endpoint) }
 // store.ErrNotFound.
 func (o *Outbox) Delivery(ctx context.Context, id string) (store.DeliveryView, []store.Attempt, error) {
 	eventID, endpoint, _ := strings.Cut(id, ".")
+	if store.IsInner(endpoint) {
+		return store.DeliveryView{}, nil, store.ErrNotFound
+	}
 	return o.engine.Delivery(ctx, eventID, endpoint)
 }
 

@@ -108,6 +108,9 @@ func (l *lane) attempt(work context.Context, j store.Job, probe bool) attemptDon
 	} else {
 		next = afterAttempt(j.Delivery, o, l.opts.RetrySchedule, now, rand.Float64())
 	}
+	if o.Verdict == store.Later && next.FailedAt == 0 && store.IsInner(l.endpoint.Name) {
+		next.FailedAt = now.UnixNano() // the rest of the call waits no longer than for a failure
+	}
 	expires := false
 	if j.Delivery.Expires != 0 && !probe && next.State == store.Pending {
 		if end := l.expiry(&j); next.Due >= end.UnixNano() {

@@ -252,7 +252,7 @@ var russian = words{
 	"the portal does not have the call": "в портале нет этого звонка",
 	"the recording is kept no longer":   "запись уже удалена",
 	"the portal takes recordings in mp3 and wav alone":   "портал принимает записи только в mp3 и wav",
-	"this CRM has not got the end of the call":           "эта CRM не получила завершение звонка",
+	"the recording is of another part of the call":       "запись другой части звонка",
 	"the bridge has no public address":                   "у моста нет внешнего адреса (PUBLIC_URL)",
 	"the portal knows that already":                      "портал это уже знает",
 	"no client takes part in the call":                   "в звонке не участвует клиент",

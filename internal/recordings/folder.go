@@ -19,7 +19,7 @@ import (
 //
 //	ab/<ID of the event>-<who>.mp3
 //
-// Who is a keyed hash of the client's number, by which the recordings of a person are found. ab are
+// Who are keyed hashes of the call's numbers, by which the recordings of a person are found. ab are
 // the first two digits of the ID, so that no folder has too many files.
 type folder struct {
 	dir   string
@@ -39,7 +39,7 @@ type kept struct {
 
 // keptName is the name of a file.
 var keptName = regexp.MustCompile(`^([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})` +
-	`-([0-9a-f]{16}|0)\.([a-z0-9]{1,8})$`)
+	`-([0-9a-f]{16}(?:_[0-9a-f]{16}){0,2}|0)\.([a-z0-9]{1,8})$`)
 
 // isID is the form of the ID of an event.
 var isID = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$`)
@@ -50,21 +50,13 @@ const partPrefix = ".part-"
 // partAge is after how long such a file is of a process that has ended.
 const partAge = time.Hour
 
-// openFolder opens the folder, and makes it if there is none.
-func openFolder(dir string, limit int64) (*folder, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	f, err := os.CreateTemp(dir, partPrefix)
-	if err != nil {
-		return nil, err
-	}
-	_ = f.Close()
-	return &folder{dir: dir, limit: limit}, os.Remove(f.Name())
-}
-
 // part creates a file for what is being fetched.
-func (f *folder) part() (*os.File, error) { return os.CreateTemp(f.dir, partPrefix) }
+func (f *folder) part() (*os.File, error) {
+	if err := os.MkdirAll(f.dir, 0o700); err != nil {
+		return nil, err
+	}
+	return os.CreateTemp(f.dir, partPrefix)
+}
 
 // keep gives a file its name, once its bytes are on the disk. It removes the oldest files if there
 // is no room.
@@ -85,6 +77,7 @@ func (f *folder) keep(part *os.File, id, who string, k kind) (kept, error) {
 	}
 	name := filepath.Join(shard, fmt.Sprintf("%s-%s.%s", id, who, k.extension))
 	if err := os.Rename(part.Name(), name); err != nil {
+		f.count(-info.Size())
 		return kept{}, err
 	}
 	for _, dir := range []string{shard, f.dir} { // the first file of a shard makes that durable too
@@ -150,7 +143,7 @@ func (f *folder) read(shard string, e fs.DirEntry) (kept, bool) {
 // all returns all files, the oldest first.
 func (f *folder) all(ctx context.Context) (list []kept, err error) {
 	shards, err := os.ReadDir(f.dir)
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
 	for _, shard := range shards {
@@ -185,9 +178,20 @@ func (f *folder) makeRoom(size int64) error {
 	if err != nil {
 		return err
 	}
-	left, err := removeOldest(list, f.limit-size)
+	// With some slack, so that not every file needs a look at all the others.
+	left, err := removeOldest(list, f.limit-f.limit/slack-size)
 	f.used = left + size
 	return err
+}
+
+// slack is the part of the limit that is made free at once.
+const slack = 50
+
+// count adds to the bytes of all files.
+func (f *folder) count(size int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.used += size
 }
 
 // removeOldest removes files, the oldest first, until the rest has at most a size, and returns that
@@ -221,14 +225,15 @@ func remove(k kept) error {
 	return nil
 }
 
-// prune removes the files that were stored before a time, and those of fetches that were cut off.
-func (f *folder) prune(ctx context.Context, before time.Time) (n int, err error) {
+// prune removes the files that are too old, by when they were stored, and those of fetches that
+// were cut off.
+func (f *folder) prune(ctx context.Context, isOld func(at time.Time) bool) (n int, err error) {
 	list, err := f.all(ctx)
 	if err != nil {
 		return 0, err
 	}
 	for _, k := range list {
-		if !k.at.Before(before) {
+		if !isOld(k.at) {
 			break
 		}
 		if err := remove(k); err != nil {
@@ -265,7 +270,7 @@ func (f *folder) forget(ctx context.Context, who string, dryRun bool) (n int, er
 		return 0, err
 	}
 	for _, k := range list {
-		if k.who != who {
+		if who == nobody || !slices.Contains(strings.Split(k.who, "_"), who) {
 			continue
 		}
 		if !dryRun {

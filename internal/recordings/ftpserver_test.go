@@ -22,6 +22,7 @@ type ftpServer struct {
 	noSize   bool              // SIZE is unknown
 	passive  string            // the host that PASV names; empty: the right one, by EPSV
 	dialed   int               // connections for files
+	busy     string            // a path that is refused for now
 }
 
 func newFTP(t *testing.T) *ftpServer {
@@ -95,6 +96,8 @@ func (s *ftpServer) serve(c net.Conn) {
 			port := data.Addr().(*net.TCPAddr).Port
 			host := strings.ReplaceAll(s.passiveHost(), ".", ",")
 			say("227 passive (%s,%d,%d)", host, port>>8, port&0xff)
+		case argument != "" && argument == s.busy:
+			say("450 %s: file busy", argument)
 		case command == "SIZE" && !s.noSize:
 			content, ok := s.get(line, argument)
 			if !ok {

@@ -83,11 +83,13 @@ func (k *Keeper) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // serveTime bounds one response with a recording.
 const serveTime = 30 * time.Minute
 
-// isBeginning reports whether a request fetches the beginning of a recording: a player fetches it
+// isBeginning reports whether a request may fetch the beginning of a recording: a player fetches it
 // in many parts.
 func isBeginning(r *http.Request) bool {
-	from := r.Header.Get("Range")
-	return r.Method == http.MethodGet && (from == "" || strings.HasPrefix(strings.TrimSpace(from), "bytes=0-"))
+	from, isRange := strings.CutPrefix(strings.TrimSpace(r.Header.Get("Range")), "bytes=")
+	first, _, _ := strings.Cut(from, "-")
+	begin, err := strconv.ParseUint(first, 10, 63)
+	return r.Method == http.MethodGet && (!isRange || err != nil || begin == 0)
 }
 
 func remote(r *http.Request) slog.Value {

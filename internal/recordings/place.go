@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"pzbridge/internal/outbound"
+	"pzbridge/internal/telephony"
 )
 
 // Allowed is from where recordings may be fetched: hosts and folders. Whatever the exchange names,
@@ -32,8 +33,10 @@ var schemes = []string{"ftp", "http", "https"}
 // ParseAllowed parses a comma-separated list of hosts, such as 192.168.1.5, pbx.local:8080 or
 // ftp://192.168.1.5, and of folders, such as /records.
 func ParseAllowed(list string) (a Allowed, err error) {
+	number := 0
 	for part := range strings.SplitSeq(list, ",") {
 		part = strings.TrimSpace(part)
+		number++
 		switch {
 		case part == "":
 			continue
@@ -45,9 +48,9 @@ func ParseAllowed(list string) (a Allowed, err error) {
 			a.folders = append(a.folders, folder)
 		default:
 			h, ok := parseHost(part)
-			if !ok {
+			if !ok { // not quoted: some write a password there
 				return a, fmt.Errorf("must be a list of hosts, such as 192.168.1.5 or ftp://192.168.1.5, "+
-					"and of folders, such as /records; a part of it is %q", hideLogin(part))
+					"and of folders, such as /records; its part %d is none", number)
 			}
 			a.hosts = append(a.hosts, h)
 		}
@@ -157,16 +160,22 @@ func (p place) top() string {
 	return strings.Join(parts[:shown], "") + "…"
 }
 
-// hide removes the login and the query of the place from the text of an error of a library.
+// hide removes the login, the query and the name of the file from the text of an error of a
+// library: exchanges put the number of the client into names.
 func (p place) hide(err error) error {
-	if err == nil || p.url == nil {
+	if err == nil || p.url == nil || telephony.CauseOf(err).Code != "" {
 		return err
 	}
 	password, _ := p.url.User.Password()
 	text := err.Error()
-	hidden := outbound.NewRedactor("", nil, password, p.url.User.String(), p.url.RawQuery).Replace(text)
-	if hidden == text {
+	hidden := outbound.NewRedactor("", nil, password, p.url.User.String(), p.url.RawQuery, p.url.Path,
+		path.Base(p.url.Path)).Replace(text)
+	var file *fileError
+	switch {
+	case hidden == text:
 		return err
+	case errors.As(err, &file):
+		return &fileError{errors.New(hidden)}
 	}
 	return errors.New(hidden)
 }
@@ -200,7 +209,7 @@ func (a Allowed) placeOf(address string) (place, error) {
 	if file, isFile := filePath(address); isFile {
 		return a.inFolder(file), nil
 	}
-	u, err := url.Parse(address)
+	u, err := url.Parse(escaped(address))
 	if err != nil || !slices.Contains(schemes, strings.ToLower(u.Scheme)) || u.Hostname() == "" {
 		return place{}, errNotAllowed("an address that is no URL of ftp, http or https, and no path")
 	}
@@ -209,6 +218,27 @@ func (a Allowed) placeOf(address string) (place, error) {
 	}
 	u.Scheme, u.Fragment = strings.ToLower(u.Scheme), ""
 	return place{url: u}, nil
+}
+
+// escaped returns an address with what the exchange has not escaped in the name of a file: # and a
+// % that stands for itself and, where the path is all that follows the host, ?.
+func escaped(address string) string {
+	_, isFTP := cutPrefixFold(address, "ftp:")
+	var b strings.Builder
+	for i, r := range address {
+		isPercent := r == '%' && !startsWithHex(address[i+1:])
+		if r == '#' || isPercent || r == '?' && isFTP {
+			_, _ = fmt.Fprintf(&b, "%%%02X", r)
+			continue
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}
+
+// startsWithHex reports whether a text begins with two hexadecimal digits.
+func startsWithHex(text string) bool {
+	return len(text) > 1 && strings.Trim(text[:2], "0123456789abcdefABCDEF") == ""
 }
 
 // inFolder returns the place of a file in the longest folder that contains it. A file in none is in
@@ -277,17 +307,4 @@ func cleanPath(p string) string {
 
 func portOf(u *url.URL) string {
 	return cmp.Or(u.Port(), map[string]string{"ftp": "21", "http": "80", "https": "443"}[u.Scheme])
-}
-
-// hideLogin removes the name and password from an address.
-func hideLogin(address string) string {
-	scheme, rest, found := strings.Cut(address, "://")
-	if !found {
-		return address
-	}
-	host, path, _ := strings.Cut(rest, "/")
-	if i := strings.LastIndex(host, "@"); i >= 0 {
-		host = host[i+1:]
-	}
-	return scheme + "://" + host + "/" + path
 }

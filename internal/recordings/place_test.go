@@ -1,6 +1,7 @@
 package recordings
 
 import (
+	"errors"
 	"net"
 	"path"
 	"slices"
@@ -117,7 +118,7 @@ func FuzzPlace(f *testing.F) {
 func TestStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
-		c := &stallConn{ours, func() bool { return true }}
+		c := &stallConn{Conn: ours, stop: func() bool { return true }}
 		go func() {
 			for range 5 {
 				time.Sleep(stall - time.Second)
@@ -135,6 +136,48 @@ func TestStall(t *testing.T) {
 		}
 		if took := time.Since(began); n != 5 || took != 5*(stall-time.Second)+stall {
 			t.Errorf("%d bytes in %s", n, took)
+		}
+	})
+}
+
+// A fetch does not wait long for its turn at a host, and those that fail together fail once.
+func TestTurnsAtAHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hosts := newHosts()
+		h := hosts.get("ftp://pbx")
+		var leave []func()
+		for range perHost {
+			l, err := h.enter(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			leave = append(leave, l)
+		}
+		began := time.Now()
+		var busy *busyError
+		if _, err := h.enter(t.Context()); !errors.As(err, &busy) || time.Since(began) != turnWait ||
+			busy.wait != turnPause {
+			t.Errorf("after %s: %v", time.Since(began), err)
+		}
+		away := errors.New("away")
+		for range perHost {
+			if err := h.note(away, began); !errors.As(err, &busy) || busy.wait > firstWait+time.Second {
+				t.Errorf("%v, again after %s", err, busy.wait)
+			}
+			time.Sleep(time.Second)
+		}
+		for _, l := range leave {
+			l()
+		}
+		if _, err := h.enter(t.Context()); !errors.As(err, &busy) {
+			t.Errorf("a host that is away is tried: %v", err)
+		}
+		time.Sleep(firstWait)
+		if _, err := h.enter(t.Context()); err != nil {
+			t.Errorf("it is not tried again: %v", err)
+		}
+		if _, err := h.enter(t.Context()); !errors.As(err, &busy) {
+			t.Errorf("two try whether it is there: %v", err)
 		}
 	})
 }

@@ -5,7 +5,7 @@
 //	                                                     └─► call.recording_ready, with the link
 //
 // The lane waits, retries and goes on after a restart: Keeper is its Sender. The file is what is
-// remembered of a recording: its name holds the ID of the event, and a hash of the client's number.
+// remembered of a recording: its name holds the ID of the event, and hashes of the call's numbers.
 package recordings
 
 import (
@@ -45,7 +45,8 @@ type Options struct {
 	// NumberKey returns what is equal for all spellings of a number: see store.Rules.NumberKey.
 	NumberKey func(number string) string
 	Events    Events
-	Stopping  context.Context // ends when the program begins to stop
+	Age       func(at time.Time) time.Duration // of a file; nil counts by the wall clock
+	Stopping  context.Context                  // ends when the program begins to stop
 	Logger    *slog.Logger
 }
 
@@ -74,22 +75,26 @@ type Keeper struct {
 	failures *repeat.Log // failures to store files
 }
 
-// New returns a keeper. It fails if it cannot write to its folder.
+// New returns a keeper. A folder that cannot be written is logged, and no failure: calls go on, and
+// what is to be fetched waits.
 func New(opts Options) (*Keeper, error) {
 	if err := opts.validate(); err != nil {
 		return nil, err
 	}
-	files, err := openFolder(opts.Dir, opts.MaxBytes)
-	if err != nil {
-		return nil, err
+	if opts.Age == nil {
+		opts.Age = time.Since
 	}
-	return &Keeper{
+	k := &Keeper{
 		opts:     opts,
-		folder:   files,
+		folder:   &folder{dir: opts.Dir, limit: opts.MaxBytes},
 		sources:  newSources(opts.From),
 		hosts:    newHosts(),
 		failures: repeat.New(opts.Logger),
-	}, nil
+	}
+	if err := CheckFolder(opts.Dir); err != nil && !opts.From.IsEmpty() {
+		k.failures.Failed("recordings cannot be stored", err)
+	}
+	return k, nil
 }
 
 // concurrency is how many recordings are waited for or fetched at a time: see perHost.
@@ -117,7 +122,7 @@ func (k *Keeper) Run(ctx context.Context) error {
 	tick := time.NewTicker(pruneEvery)
 	defer tick.Stop()
 	for {
-		n, err := k.folder.prune(ctx, time.Now().Add(-k.opts.Retention))
+		n, err := k.folder.prune(ctx, func(at time.Time) bool { return k.opts.Age(at) > k.opts.Retention })
 		if err != nil && ctx.Err() == nil {
 			k.failures.Failed("old recordings cannot be removed", err)
 		}
@@ -138,10 +143,13 @@ func (k *Keeper) Forget(ctx context.Context, key string, dryRun bool) (n int, er
 	return k.folder.forget(ctx, k.who(key), dryRun)
 }
 
-// who returns what stands for a person in the name of a file; "0" if nobody is known.
+// nobody stands in the name of a file of which no number is known.
+const nobody = "0"
+
+// who returns what stands for a number in the names of files.
 func (k *Keeper) who(key string) string {
 	if key == "" {
-		return "0"
+		return nobody
 	}
 	return hex.EncodeToString(k.sum("number", key)[:8])
 }
@@ -172,10 +180,18 @@ func (k *Keeper) Open(eventID string) (f io.ReadCloser, name string, size int64,
 	return f, found.id + "." + found.kind.extension, found.size, err
 }
 
-// CheckFolder returns why recordings cannot be kept in a folder, which it makes if there is none.
+// CheckFolder returns why recordings cannot be kept in a folder. One that is not there is made when
+// the first is kept.
 func CheckFolder(dir string) error {
-	_, err := openFolder(dir, 0)
-	return err
+	if _, err := os.Stat(dir); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	f, err := os.CreateTemp(dir, partPrefix)
+	if err != nil {
+		return nameless(err)
+	}
+	_ = f.Close()
+	return os.Remove(f.Name())
 }
 
 // Look looks for a recording without fetching it: where it is, without a login, and how many bytes

@@ -378,7 +378,7 @@ func TestFullDiskIsNoFaultOfTheSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newBench(t, folder, "")
-	if err := os.RemoveAll(b.dir); err != nil {
+	if err := os.WriteFile(b.dir, nil, 0o600); err != nil { // where a folder should be
 		t.Fatal(err)
 	}
 	j := completed(folder+"/1.mp3", long)
@@ -390,7 +390,7 @@ func TestFullDiskIsNoFaultOfTheSource(t *testing.T) {
 	if n := strings.Count(b.log.String(), "recordings cannot be stored"); n != 1 {
 		t.Errorf("%d lines:\n%s", n, b.log)
 	}
-	if err := os.MkdirAll(b.dir, 0o700); err != nil {
+	if err := os.Remove(b.dir); err != nil {
 		t.Fatal(err)
 	}
 	fetched(t, b.Send(t.Context(), j))
@@ -539,12 +539,17 @@ func TestForget(t *testing.T) {
 		t.Fatal(err)
 	}
 	b := newBench(t, folder, "")
-	fetched(t, b.Send(t.Context(), completed(folder+"/1.mp3", long)))
-	for key, want := range map[string]int{b.plan.Key("+7 343 999-99-99"): 0, b.plan.Key("8 (343) 011-22-33"): 1} {
+	for key, want := range map[string]int{
+		b.plan.Key("+7 343 999-99-99"): 0, b.plan.Key("8 (343) 011-22-33"): 1, b.plan.Key("89161234567"): 1,
+	} {
+		fetched(t, b.Send(t.Context(), completed(folder+"/1.mp3", long)))
 		for _, dryRun := range []bool{true, false} {
 			if n, err := b.Forget(t.Context(), key, dryRun); n != want || err != nil {
 				t.Errorf("%d forgotten (dry run: %v), want %d: %v", n, dryRun, want, err)
 			}
+		}
+		if want == 0 {
+			_, _ = b.Forget(t.Context(), b.plan.Key("8 (343) 011-22-33"), false)
 		}
 	}
 	if files := b.files(t); len(files) != 0 {
@@ -588,5 +593,117 @@ func TestOtherFormsBecomeMP3(t *testing.T) {
 	}
 	if n := len(with.files(t)); n != 2 {
 		t.Errorf("files: %v", with.files(t))
+	}
+}
+
+// An FTP server that talks without end is left alone: it must not fill the memory.
+func TestFTPServerThatTalksWithoutEnd(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	said := atomic.Int64{}
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			for err == nil {
+				var n int
+				n, err = io.WriteString(c, "220-"+strings.Repeat("x", 100_000))
+				said.Add(int64(n))
+			}
+		}
+	}()
+	b := newBench(t, "ftp://"+l.Addr().String(), "")
+	o := b.Send(t.Context(), completed("ftp://"+l.Addr().String()+"/1.mp3", long))
+	if o.Verdict != store.Later || !strings.Contains(o.Err.Error(), "says more than") {
+		t.Error(verdictOf(o))
+	}
+	if n := said.Load(); n > 100<<20 {
+		t.Errorf("it could say %d bytes", n)
+	}
+}
+
+// Signs that addresses give a meaning to stand for themselves in the names of files.
+func TestNamesWithSigns(t *testing.T) {
+	ftp := newFTP(t)
+	var asked atomic.Value
+	web := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Store(r.URL.Path + "?" + r.URL.RawQuery)
+		_, _ = io.WriteString(w, sound(100))
+	}))
+	defer web.Close()
+	b := newBench(t, ftp.address("")+","+web.URL, "")
+	for _, name := range []string{"/out-#31#79161234567.mp3", "/100%.mp3", "/a?b.mp3", "/привет мир.mp3"} {
+		ftp.put(name, sound(100))
+		fetched(t, b.Send(t.Context(), completed(ftp.address("pbx:Geheim-123@")+name, long)))
+	}
+	fetched(t, b.Send(t.Context(), completed(web.URL+"/a#1%20b.mp3?c=%", long)))
+	if got := asked.Load(); got != "/a#1 b.mp3?c=%25" {
+		t.Errorf("the server was asked for %q", got)
+	}
+}
+
+// No text of a failure holds a password or the name of a file, and hiding them costs nothing of
+// what the failure means.
+func TestTextsOfFailures(t *testing.T) {
+	ftp := newFTP(t)
+	ftp.put("/1.mp3", sound(100))
+	ftp.busy = "/in_73430112233.mp3"
+	b := newBench(t, ftp.address(""), "")
+	wrong := b.Send(t.Context(), completed(ftp.address("pbx:password@")+"/1.mp3", long))
+	if telephony.CauseOf(wrong.Err).Code != telephony.CodeRecordingLogin {
+		t.Errorf("a wrong password that is a word of our own: %s", verdictOf(wrong))
+	}
+	busy := b.Send(t.Context(), completed(ftp.address("pbx:Geheim-123@")+ftp.busy, long))
+	if busy.Verdict != store.Later || strings.Contains(busy.Err.Error(), "73430112233") {
+		t.Errorf("a file that is busy: %s", verdictOf(busy))
+	}
+	fetched(t, b.Send(t.Context(), completed(ftp.address("pbx:Geheim-123@")+"/1.mp3", long)))
+	for _, from := range []string{"reader:S3cret-99@192.168.1.5", "ftp://reader:S3c/ret-99@192.168.1.5"} {
+		if _, err := recordings.ParseAllowed(from); err == nil || strings.Contains(err.Error(), "ret-99") {
+			t.Errorf("%s: %v", from, err)
+		}
+	}
+}
+
+// The age of a file is counted by the clock that the outbox has too, since that of the machine may
+// jump.
+func TestJumpOfTheClockRemovesNothing(t *testing.T) {
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "1.mp3"), []byte(sound(100)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	jumped := time.Duration(0)
+	b := newBench(t, folder, "", func(o *recordings.Options) {
+		o.Age = func(at time.Time) time.Duration { return time.Since(at) - jumped }
+	})
+	fetched(t, b.Send(t.Context(), completed(folder+"/1.mp3", long)))
+	old := time.Date(1999, time.December, 1, 0, 0, 0, 0, time.UTC)
+	for _, name := range b.files(t) {
+		if err := os.Chtimes(filepath.Join(b.dir, name[:2], name), old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	prune := func() {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := make(chan error)
+			go func() { ended <- b.Run(ctx) }()
+			synctest.Wait()
+			cancel()
+			<-ended
+		})
+	}
+	jumped = 40 * 24 * time.Hour // a bubble begins in 2000
+	if prune(); len(b.files(t)) != 1 {
+		t.Error("a recording was removed")
+	}
+	jumped = 0
+	if prune(); len(b.files(t)) != 0 {
+		t.Error("an old recording stays")
 	}
 }

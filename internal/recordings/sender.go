@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -113,8 +115,11 @@ func (k *Keeper) Send(ctx context.Context, j store.Job) store.Outcome {
 	}
 	id := eventID(j.Event.ID)
 	found, err := k.folder.find(id.String())
-	if errors.Is(err, errGone) {
+	switch {
+	case errors.Is(err, errGone):
 		found, err = k.fetch(ctx, c, id.String(), age)
+	case err != nil:
+		err = local(err)
 	}
 	if ctx.Err() != nil {
 		return store.Outcome{Verdict: store.CutOff}
@@ -207,6 +212,7 @@ func (k *Keeper) fetch(ctx context.Context, c telephony.Event, id string, age ti
 		return kept{}, err
 	}
 	defer leave()
+	began := time.Now()
 	attempt, cancel := context.WithTimeout(ctx, attemptTime)
 	defer cancel()
 	part, err := k.transfer(attempt, p, age)
@@ -216,7 +222,7 @@ func (k *Keeper) fetch(ctx context.Context, c telephony.Event, id string, age ti
 	if ctx.Err() != nil || errors.Is(err, errStopping) { // it says nothing of the host
 		return kept{}, err
 	}
-	if err := h.note(p.hide(err)); err != nil {
+	if err := h.note(p.hide(err), began); err != nil {
 		return kept{}, err
 	}
 	return k.store(ctx, part, p, c, id)
@@ -322,11 +328,26 @@ func (k *Keeper) store(ctx context.Context, part *os.File, p place, c telephony.
 				"call_id", c.CallID, "err", err)
 		}
 	}
-	found, err := k.folder.keep(part, id, k.who(k.opts.NumberKey(c.Client)), form)
+	found, err := k.folder.keep(part, id, k.people(c), form)
 	if err != nil {
 		return kept{}, local(err)
 	}
 	return found, nil
+}
+
+// people returns what stands for the numbers of a call in the name of its file: see Keeper.who.
+func (k *Keeper) people(c telephony.Event) string {
+	var list []string
+	for _, number := range []string{c.Client, c.From, c.To} {
+		who := k.who(k.opts.NumberKey(number))
+		if who != nobody && !slices.Contains(list, who) {
+			list = append(list, who)
+		}
+	}
+	if len(list) == 0 {
+		return nobody
+	}
+	return strings.Join(list, "_")
 }
 
 // converted returns a file as mp3.
@@ -401,6 +422,7 @@ type health struct {
 	failures int       // in a row
 	until    time.Time // when it is tried again
 	err      error     // of the last failure
+	failedAt time.Time
 }
 
 const (
@@ -408,6 +430,9 @@ const (
 	lastWait  = 10 * time.Minute
 	// probeTime is how long others wait for the one fetch that finds out.
 	probeTime = 20 * time.Second
+	// turnWait is how long a fetch waits for its turn at a host, and turnPause how long it is put
+	// off then.
+	turnWait, turnPause = 5 * time.Second, 20 * time.Second
 )
 
 // busyError means that a host is not tried now.
@@ -419,29 +444,45 @@ type busyError struct {
 func (e *busyError) Error() string { return e.reason.Error() }
 func (e *busyError) Unwrap() error { return e.reason }
 
-// enter waits for a turn at the host. It fails with a *busyError while the host is not to be tried.
+// errTaken means that enough files are being fetched from a host.
+var errTaken = errors.New("other recordings are being fetched from there")
+
+// enter waits for a turn at the host, but not for long: others wait for the same workers. It fails
+// with a *busyError if there is none, or while the host is not to be tried.
 func (h *health) enter(ctx context.Context) (leave func(), err error) {
+	if err := h.admit(); err != nil {
+		return nil, err
+	}
+	timer := time.NewTimer(turnWait)
+	defer timer.Stop()
 	select {
 	case h.slots <- struct{}{}:
+		return func() { <-h.slots }, nil
+	case <-timer.C:
+		return nil, &busyError{errTaken, turnPause}
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
-	leave = func() { <-h.slots }
+}
+
+// admit fails with a *busyError while the host is not to be tried. After a failure one fetch finds
+// out whether it is there again.
+func (h *health) admit() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := time.Now()
-	if h.failures > 0 && now.Before(h.until) {
-		leave()
-		return nil, &busyError{h.err, h.until.Sub(now) + time.Second}
+	switch {
+	case h.failures == 0:
+		return nil
+	case now.Before(h.until):
+		return &busyError{h.err, h.until.Sub(now) + time.Second}
 	}
-	if h.failures > 0 {
-		h.until = now.Add(probeTime) // this one finds out
-	}
-	return leave, nil
+	h.until = now.Add(probeTime)
+	return nil
 }
 
 // note records how a fetch has ended, and returns its error: a *busyError if the host is at fault.
-func (h *health) note(err error) error {
+func (h *health) note(err error, began time.Time) error {
 	var (
 		refused  *refusedError
 		absent   *notYetError
@@ -455,11 +496,15 @@ func (h *health) note(err error) error {
 		h.failures, h.until = 0, time.Time{}
 		return err
 	}
+	now := time.Now()
+	if h.failures > 0 && began.Before(h.failedAt) { // it had begun before the last failure: the same one
+		return &busyError{err, max(h.until.Sub(now), 0) + time.Second}
+	}
 	wait := lastWait
 	if h.failures < 6 { // 15 s × 2⁶ is past ten minutes
 		wait = min(wait, firstWait<<h.failures)
 	}
 	h.failures++
-	h.until, h.err = time.Now().Add(wait), err
+	h.until, h.err, h.failedAt = now.Add(wait), err, now
 	return &busyError{err, wait}
 }

@@ -78,13 +78,16 @@ func (s *sources) open(ctx context.Context, p place) (file, error) {
 }
 
 // look returns the size of a file, and fails as open does. If the source does not tell the size,
-// the bytes are counted, up to a limit.
+// the bytes are counted, up to a limit. HTTP servers are not asked by HEAD, since some answer that
+// with another length.
 func (s *sources) look(ctx context.Context, p place, limit int64) (size int64, err error) {
-	if p.folder == "" {
-		if size, known := s.ask(ctx, p.url); known {
+	if p.url != nil && p.url.Scheme == "ftp" {
+		if size, known := askFTP(ctx, p.url); known {
 			return size, nil
 		}
 	}
+	ctx, cancel := context.WithCancel(ctx) // closes the connection of what is not read
+	defer cancel()
 	f, err := s.open(ctx, p)
 	if err != nil {
 		return 0, err
@@ -96,27 +99,15 @@ func (s *sources) look(ctx context.Context, p place, limit int64) (size int64, e
 	return io.Copy(io.Discard, io.LimitReader(f, limit+1))
 }
 
-// ask asks a host for the size of a file, without fetching it.
-func (s *sources) ask(ctx context.Context, u *url.URL) (size int64, known bool) {
-	if u.Scheme == "ftp" {
-		conn, err := connectFTP(ctx, u)
-		if err != nil {
-			return 0, false
-		}
-		defer func() { _ = conn.Quit() }()
-		size, err = conn.FileSize(u.Path)
-		return size, err == nil
-	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodHead, u.String(), http.NoBody)
+// askFTP asks a server for the size of a file, without fetching it.
+func askFTP(ctx context.Context, u *url.URL) (size int64, known bool) {
+	conn, err := connectFTP(ctx, u)
 	if err != nil {
 		return 0, false
 	}
-	response, err := s.client.Do(r)
-	if err != nil {
-		return 0, false
-	}
-	_ = response.Body.Close()
-	return response.ContentLength, response.StatusCode == http.StatusOK && response.ContentLength >= 0
+	defer func() { _ = conn.Quit() }()
+	size, err = conn.FileSize(u.Path)
+	return size, err == nil
 }
 
 // openInFolder opens a file below a folder. A link that leads out of the folder is not followed.
@@ -126,7 +117,15 @@ func openInFolder(p place) (file, error) {
 		return file{}, fmt.Errorf("the folder of the recordings cannot be opened: %w", nameless(err))
 	}
 	defer func() { _ = root.Close() }()
-	f, err := root.Open(filepath.FromSlash(p.file))
+	name := filepath.FromSlash(p.file)
+	info, err := root.Stat(name)
+	if err == nil && !info.Mode().IsRegular() { // a pipe could not even be opened without a wait
+		return file{}, errNotAllowed("something in " + p.folder + " that is no file")
+	}
+	var f *os.File
+	if err == nil {
+		f, err = root.Open(name)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return file{}, notYet(errAbsent)
@@ -135,10 +134,9 @@ func openInFolder(p place) (file, error) {
 	case err != nil:
 		return file{}, &fileError{fmt.Errorf("the file cannot be opened: %w", nameless(err))}
 	}
-	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
+	if info, err = f.Stat(); err != nil {
 		_ = f.Close()
-		return file{}, errNotAllowed("something in " + p.folder + " that is no file")
+		return file{}, &fileError{fmt.Errorf("the file cannot be opened: %w", nameless(err))}
 	}
 	return file{f, info.Size()}, nil
 }
@@ -199,13 +197,19 @@ func connectFTP(ctx context.Context, u *url.URL) (*ftp.ServerConn, error) {
 		name = u.User.Username()
 		password, _ = u.User.Password()
 	}
+	isControl := true // the first connection
 	connect := func(network, address string) (net.Conn, error) {
 		// The server names a port for the file, which must be one of its own.
 		_, port, err := net.SplitHostPort(address)
 		if err != nil {
 			return nil, err
 		}
-		return dial(ctx, network, net.JoinHostPort(u.Hostname(), port))
+		c, err := dial(ctx, network, net.JoinHostPort(u.Hostname(), port))
+		if err == nil && isControl {
+			c.(*stallConn).left = maxHead
+		}
+		isControl = false
+		return c, err
 	}
 	conn, err := ftp.Dial(net.JoinHostPort(u.Hostname(), portOf(u)), ftp.DialWithDialFunc(connect))
 	if err != nil {
@@ -262,15 +266,25 @@ func dial(ctx context.Context, network, address string) (net.Conn, error) {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
-	return &stallConn{c, stop}, nil
+	return &stallConn{Conn: c, stop: stop}, nil
 }
 
 type stallConn struct {
 	net.Conn
 	stop func() bool
+	left int // how many bytes may still come; 0: any number
 }
 
-func (c *stallConn) Read(p []byte) (int, error) {
+var errTalkative = errors.New("the FTP server says more than any server has to say")
+
+func (c *stallConn) Read(p []byte) (n int, err error) {
+	if c.left == 1 {
+		return 0, errTalkative
+	}
+	if c.left > 0 {
+		p = p[:min(len(p), c.left-1)]
+		defer func() { c.left -= n }()
+	}
 	if err := c.SetReadDeadline(time.Now().Add(stall)); err != nil {
 		return 0, err
 	}

@@ -304,9 +304,10 @@ func (s *Engine) recordOne(q *queue, r *store.Result) error {
 	}
 	rows := q.rowsAt(r.Job.Number, e.Call, e.Sequence, 0)
 	rows.attempt = r.Attempt
+	_, exists := rows.Get(r.Job.Number)
 	r.Overruled = store.Record(rows, r.Job.Number, r.Job.Delivery, r.Now, s.rules.Hold)
-	if err := rows.finish(r.EndedAt(), s.rules.Hold); err != nil || !isNewest {
-		return err
+	if err := rows.finish(r.EndedAt(), s.rules.Hold); err != nil || !isNewest || !exists {
+		return err // of a call that was forgotten meanwhile, nothing is stored
 	}
 	for i := range r.Events {
 		if _, _, err := s.appendOne(q.tx, &r.Events[i]); err != nil {

@@ -376,7 +376,7 @@ func (s *Engine) record(ctx context.Context, endpoint int16, results []*store.Re
 }
 
 // recordOne stores a result. Counts is false for one that is not of the newest of what the sender
-// has kept: its events are not stored either.
+// has kept, and for one of a call that was forgotten meanwhile: its events are not stored either.
 func (s *Engine) recordOne(tx *txn, endpoint int16, r *store.Result) (counts bool, err error) {
 	e := &r.Job.Event
 	isNewest := true
@@ -391,8 +391,9 @@ func (s *Engine) recordOne(tx *txn, endpoint int16, r *store.Result) (counts boo
 	}
 	rows := tx.rowsOf(endpoint, r.Job.Number, e)
 	rows.attempt = r.Attempt
+	_, exists := rows.Get(r.Job.Number)
 	r.Overruled = store.Record(rows, r.Job.Number, r.Job.Delivery, r.Now, s.rules.Hold)
-	return isNewest, rows.Err()
+	return isNewest && exists, rows.Err()
 }
 
 // appendOf stores the events of results that count.

@@ -100,6 +100,9 @@ func New(e store.Endpoint, opts Options) *Sender {
 	s.events = client(e.Concurrency, e.Timeout)
 	s.questions = client(opts.Questions+1, min(searchTimeout, e.Timeout)) // one more for a test
 	s.uploads = client(1, uploadTime)
+	if e.Concurrency < 2 {
+		s.uploads = client(1, shortUpload)
+	}
 	return s
 }
 

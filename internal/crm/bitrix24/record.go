@@ -2,6 +2,7 @@ package bitrix24
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -25,15 +26,36 @@ const (
 	maxInline = 256 << 10
 	// uploadTime bounds an upload.
 	uploadTime = 15 * time.Minute
-	// lateStatistics is how long a finished call may take to stand in the portal's statistics, to
-	// which a recording is attached.
-	lateStatistics = time.Hour
+	// shortUpload bounds it for an endpoint with one attempt at a time: nothing else is sent
+	// meanwhile.
+	shortUpload = 30 * time.Second
+	// patience is how long a recording waits for its call: the portal may be away when that ends,
+	// and has it in its statistics, to which the recording is attached, a while later.
+	patience = 72 * time.Hour
+	// attachPause is the wait before it is tried again.
+	attachPause = time.Minute
 )
+
+// later puts a recording off: the longer it has waited, the longer.
+func (t *telling) later(o store.Outcome) store.Outcome {
+	age := time.Since(t.job.Event.At)
+	if age > patience {
+		o.Verdict = store.Refused
+		return o
+	}
+	o.Verdict, o.RetryAfter = store.Later, max(attachPause, o.RetryAfter, age/20)
+	return o
+}
+
+var errNotEnded = errors.New("the portal has not got the end of the call")
 
 // attach attaches the recording of a call that is over. The portal replaces one that it has, so
 // that it may be attached again.
 func (t *telling) attach() store.Outcome {
-	if t.call.ID == "" {
+	switch {
+	case !t.call.IsOver:
+		return t.later(store.Outcome{Err: errNotEnded})
+	case t.call.ID == "":
 		return crm.Nothing("the portal does not have the call")
 	}
 	if t.recordings == nil {
@@ -44,7 +66,7 @@ func (t *telling) attach() store.Outcome {
 	case errors.Is(err, fs.ErrNotExist):
 		return crm.Nothing("the recording is kept no longer")
 	case err != nil:
-		return store.Outcome{Verdict: store.Later, RetryAfter: time.Minute, Err: err}
+		return t.later(store.Outcome{Err: err})
 	}
 	defer func() { _ = f.Close() }()
 	if !strings.HasSuffix(name, ".mp3") && !strings.HasSuffix(name, ".wav") {
@@ -56,8 +78,8 @@ func (t *telling) attach() store.Outcome {
 	} else {
 		a = t.upload(f, name, size)
 	}
-	if a.isUnknownCall() && time.Since(t.job.Event.At) < lateStatistics {
-		a.Verdict, a.RetryAfter = store.Later, time.Minute
+	if a.isUnknownCall() {
+		return t.later(a.Outcome)
 	}
 	return a.Outcome
 }
@@ -68,7 +90,7 @@ const attachRecord = "telephony.externalCall.attachRecord"
 func (t *telling) attachInline(f io.Reader, name string) answer {
 	content, err := io.ReadAll(io.LimitReader(f, maxInline))
 	if err != nil {
-		return answer{Outcome: store.Outcome{Verdict: store.Later, RetryAfter: time.Minute, Err: err}}
+		return answer{Outcome: t.later(store.Outcome{Err: err})}
 	}
 	return t.do(t.ctx, attachRecord, map[string]any{
 		"CALL_ID":      t.call.ID,
@@ -113,15 +135,23 @@ func (t *telling) upload(f io.ReadCloser, name string, size int64) answer {
 	case t.ctx.Err() != nil:
 		return answer{}
 	case err != nil:
-		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: err, Steps: a.Steps}}
+		return answer{Outcome: t.later(store.Outcome{Err: err, Steps: a.Steps})}
 	}
 	sent := t.read(got)
+	sent.Response = outbound.NewRedactor(to.URL, nil).Replace(sent.Response) // error pages repeat addresses
 	sent.Steps = append(a.Steps, store.Step{What: "upload", Status: sent.Status, Response: sent.Response})
+	if sent.Verdict != store.Done { // of the address alone: the next try gets another
+		sent.Outcome = t.later(store.Outcome{
+			Status: sent.Status, Response: sent.Response, Steps: sent.Steps, RetryAfter: sent.RetryAfter,
+			Err: errUpload,
+		})
+	}
 	return sent
 }
 
 var (
 	errUploading = errors.New("another recording is being uploaded")
+	errUpload    = errors.New("the portal has not taken the recording")
 	errNoUpload  = &telephony.Fault{
 		Code: telephony.CodePortalUpload,
 		Text: "the portal names no address of its own for the recording",
@@ -136,7 +166,8 @@ func (s *Sender) uploadRequest(address string) (*http.Request, error) {
 		return nil, err
 	}
 	own, err := url.Parse(s.endpoint.URL)
-	if err != nil || u.Scheme != own.Scheme || !strings.EqualFold(u.Host, own.Host) {
+	if err != nil || u.Scheme != own.Scheme || !strings.EqualFold(u.Hostname(), own.Hostname()) ||
+		portOf(u) != portOf(own) {
 		return nil, errNoUpload
 	}
 	request, err := http.NewRequest(http.MethodPost, u.String(), nil)
@@ -145,6 +176,10 @@ func (s *Sender) uploadRequest(address string) (*http.Request, error) {
 	}
 	request.Header.Set("User-Agent", s.userAgent)
 	return request, nil
+}
+
+func portOf(u *url.URL) string {
+	return cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 }
 
 // form returns a form with a file, which is read as it is sent.

@@ -116,8 +116,7 @@ func TestRecordingThatIsLeftOut(t *testing.T) {
 		b.says(telephony.EventCompleted, "7", client, "101", time.Minute)
 		b.recorded("7", "rec.ogg", "OggS")
 		b.recorded("7", "", "")
-		b.recorded("8", "rec.mp3", "ID3")
-		b.delivered(4)
+		b.delivered(3)
 		b.wantMade("register", "finish")
 		whys := map[string]bool{}
 		for _, a := range b.attempts() {
@@ -125,7 +124,6 @@ func TestRecordingThatIsLeftOut(t *testing.T) {
 		}
 		for _, why := range []string{
 			"the portal takes recordings in mp3 and wav alone", "the recording is kept no longer",
-			"the portal does not have the call",
 		} {
 			if !whys[why] {
 				t.Errorf("nothing was left out because %s: %v", why, whys)
@@ -166,4 +164,89 @@ func TestRecordingGoesToThePortalAlone(t *testing.T) {
 			t.Errorf("the token is shown: %s", text)
 		}
 	})
+}
+
+// A portal that is away when a call ends gets its recording after the end, also if the hold is over
+// meanwhile.
+func TestRecordingWaitsForTheEndOfItsCall(t *testing.T) {
+	for name, rang := range map[string]bool{"only its end": false, "it rang before": true} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, settings(t), func(b *bench) {
+				var isAway atomic.Bool
+				b.proxy = func(w http.ResponseWriter, r *http.Request) {
+					if isAway.Load() {
+						w.WriteHeader(http.StatusServiceUnavailable)
+						return
+					}
+					b.portal.ServeHTTP(w, r)
+				}
+				if rang {
+					b.says(telephony.EventIncoming, "7", client, "101")
+				}
+				isAway.Store(true)
+				b.says(telephony.EventCompleted, "7", client, "101", time.Minute)
+				b.recorded("7", "rec.mp3", "ID3")
+				time.Sleep(10 * time.Minute)
+				isAway.Store(false)
+				time.Sleep(5 * time.Hour)
+				if c := b.one(); string(c.Record) != "ID3" {
+					t.Errorf("the call is finished: %v, and has the recording %q", c.Finished, c.Record)
+				}
+			})
+		})
+	}
+}
+
+// What goes wrong with an upload is of the upload alone: it is made again, the portal's cards go
+// on, and nothing shows the token in its address.
+func TestFailedUpload(t *testing.T) {
+	answers := map[string]http.HandlerFunc{
+		"a page that repeats the address": func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = fmt.Fprintf(w, "not found: %s", r.URL)
+		},
+		"an expired address": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, `{"error":"expired_token","error_description":"x"}`)
+		},
+		"a limit": func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			_, _ = io.WriteString(w, `{"error":"QUERY_LIMIT_EXCEEDED","error_description":"x"}`)
+		},
+		"no answer": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+	}
+	for name, answer := range answers {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, settings(t), func(b *bench) {
+				var isBroken atomic.Bool
+				isBroken.Store(true)
+				b.proxy = func(w http.ResponseWriter, r *http.Request) {
+					switch {
+					case isBroken.Load() && strings.Contains(r.URL.RawQuery, "t0ken"):
+						_, _ = io.Copy(io.Discard, r.Body)
+						answer(w, r)
+					case isBroken.Load() && strings.Contains(r.URL.Path, "attachRecord"):
+						_, _ = io.WriteString(w, `{"result":{"fieldName":"file",
+							"uploadUrl":"http://firm.bitrix24.ru/upload/?token=t0kent0ken"}}`)
+					default:
+						b.portal.ServeHTTP(w, r)
+					}
+				}
+				b.says(telephony.EventCompleted, "7", client, "101", time.Minute)
+				b.recorded("7", "rec.mp3", "ID3"+strings.Repeat("~", 1<<20))
+				b.says(telephony.EventIncoming, "8", client, "101")
+				if n := len(b.portal.Calls()); n != 2 {
+					t.Errorf("5 s after it rang the portal has %d calls", n)
+				}
+				if text := fmt.Sprint(b.attempts()); strings.Contains(text, "t0ken") {
+					t.Errorf("the token is shown: %s", text)
+				}
+				isBroken.Store(false)
+				time.Sleep(10 * time.Minute)
+				if c := b.portal.Calls()[0]; len(c.Record) != 3+1<<20 {
+					t.Errorf("the recording has %d bytes", len(c.Record))
+				}
+			})
+		})
+	}
 }

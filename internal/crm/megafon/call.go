@@ -23,6 +23,10 @@ type call struct {
 	IsOver   bool     `json:"over,omitempty"`     // its end was told
 	Talked   bool     `json:"talked,omitempty"`   // as answered
 	Owner    string   `json:"owner,omitempty"`    // the key of who has it in the history
+	// What was told in the history beside the owner.
+	Status  string `json:"status,omitempty"`
+	Start   string `json:"start,omitempty"`
+	Seconds int    `json:"seconds,omitempty"`
 
 	// Of the event that is being told: how many of its requests are made, and the key of who is
 	// responsible for the client, "" for nobody; nil if that was not asked.
@@ -267,17 +271,26 @@ func (t *telling) completed() {
 	}
 	t.history(p, answered)
 	t.after.IsOver, t.after.Talked, t.after.Rang, t.after.Owner = true, t.event.Duration > 0, nil, key(p)
+	last := t.requests[len(t.requests)-1].form
+	t.after.Status, t.after.Start, t.after.Seconds = last.Get("status"), last.Get("start"), t.seconds()
 }
 
-// recorded plans to enter a call in the history again, with its recording.
+func (t *telling) seconds() int { return int(t.event.Duration.Seconds()) }
+
+// recorded plans to enter a call in the history again, with its recording. All else is as it was
+// told.
 func (t *telling) recorded() {
 	switch {
-	case !t.before.IsOver:
-		t.why = "this CRM has not got the end of the call"
 	case t.event.Recording == "":
 		t.why = "the bridge has no public address"
+	case t.seconds() != t.before.Seconds:
+		t.why = "the recording is of another part of the call"
 	default:
-		t.history(t.who(t.before.Owner), t.event.IsAnswered() || t.before.Answered != "")
+		t.history(t.who(t.before.Owner), false)
+		form := t.requests[len(t.requests)-1].form
+		form.Set("status", t.before.Status)
+		form.Set("start", t.before.Start)
+		t.requests[len(t.requests)-1].what = "history " + t.before.Status + " with the recording"
 	}
 }
 

@@ -13,6 +13,7 @@ package megafon
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/http"
 	"net/url"
@@ -131,6 +132,11 @@ func (s *Sender) Send(ctx context.Context, j store.Job) store.Outcome {
 	return s.tell(ctx, j, &e)
 }
 
+// patience is how long a recording waits until the CRM has got the end of its call.
+const patience = 72 * time.Hour
+
+var errNotEnded = errors.New("the CRM has not got the end of the call")
+
 // tell tells the CRM of an event, one request in each attempt.
 func (s *Sender) tell(ctx context.Context, j store.Job, e *crm.Event) store.Outcome {
 	c := readCall(j.Kept)
@@ -149,6 +155,10 @@ func (s *Sender) tell(ctx context.Context, j store.Job, e *crm.Event) store.Outc
 	}
 	if needsResponsible(&c, e, s.settings.People.Missed) {
 		return s.findResponsible(ctx, c, e)
+	}
+	if age := time.Since(j.Event.At); e.Type == telephony.EventRecordingReady && !c.IsOver && !e.Internal &&
+		e.Client != "" && age < patience { // the CRM may be away when a call ends
+		return store.Outcome{Verdict: store.Later, RetryAfter: max(time.Minute, age/20), Err: errNotEnded}
 	}
 	p := s.plan(&c, j, e)
 	if p.why != "" {

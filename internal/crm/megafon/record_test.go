@@ -4,6 +4,8 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net/http"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,12 +27,12 @@ func (recordings) Open(string) (f io.ReadCloser, name string, size int64, err er
 func (recordings) LinkOf(string) string { return ownLink }
 
 // recorded appends that the recording of a call is ready.
-func (b *bench) recorded(call, link string) {
+func (b *bench) recorded(call, link string, seconds ...int64) {
 	b.t.Helper()
 	e := storetest.Event(telephony.EventRecordingReady, call)
 	e.From, e.To, e.Direction, e.RecordingURL = client, "102", telephony.Incoming, link
-	talk := int64(60)
-	e.Duration, e.EndedAt, e.StartedAt = &talk, e.Time, e.Time.Add(-time.Minute)
+	talk := append(seconds, 60)[0]
+	e.Duration = &talk // and the exchange tells no times
 	e.Recording = &telephony.Recording{Size: 1, Type: "audio/mpeg"}
 	storetest.MustAppend(b.t, b.box, e)
 	time.Sleep(2 * time.Second)
@@ -67,10 +69,10 @@ func TestRecordingComesLater(t *testing.T) {
 			t.Errorf("the list of calls is %+v (%v)", list, err)
 		}
 		b.recorded("7", "")
-		b.recorded("8", ownLink)
+		b.recorded("7", ownLink, 20) // of another part of the call
 		b.delivered(8)
 		if len(told(&webasyst.CRM)) != 9 {
-			t.Errorf("without a link, or without the call, it was told %q", told(&webasyst.CRM))
+			t.Errorf("without a link, or of another part, it was told %q", told(&webasyst.CRM))
 		}
 		wantNoFaults(t, &webasyst.CRM)
 	})
@@ -81,5 +83,43 @@ func TestRecordingComesLater(t *testing.T) {
 			t.Errorf("SalesMan has %+v", records)
 		}
 		wantNoFaults(t, &salesman.CRM)
+	})
+}
+
+// A CRM that is away when a call ends gets the recording after the end, and all else as it was.
+func TestRecordingWaitsForTheEndOfItsCall(t *testing.T) {
+	webasyst := megafontest.NewWebasyst(crmKey)
+	var isAway atomic.Bool
+	gate := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if isAway.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		webasyst.ServeHTTP(w, r)
+	})
+	inBubble(t, gate, settings(t), func(b *bench) {
+		b.servesRecordings = true
+		b.close()
+		b.open()
+		b.says(telephony.EventIncoming, "7", client, "102")
+		isAway.Store(true)
+		b.says(telephony.EventCompleted, "7", client, "102", time.Minute)
+		b.recorded("7", ownLink)
+		time.Sleep(10 * time.Minute)
+		isAway.Store(false)
+		time.Sleep(6 * time.Hour)
+		if calls := webasyst.Calls(); len(calls) != 1 || calls[0].Link != ownLink {
+			t.Errorf("Webasyst has %+v", calls)
+		}
+		starts := map[string]bool{}
+		requests, _ := webasyst.Requests()
+		for _, r := range requests {
+			if r.Form.Get("cmd") == "history" {
+				starts[r.Form.Get("start")] = true
+			}
+		}
+		if len(starts) != 1 {
+			t.Errorf("the call has begun at %v", starts)
+		}
 	})
 }

@@ -527,6 +527,31 @@ func (s suite) TestMoreCostsAQuestionNoTry(t *testing.T) {
 	})
 }
 
+// TestForgottenCallGetsNoEventOfASender checks that nothing comes back of a call that is forgotten
+// while an attempt of it is under way, not even what the sender adds to it.
+func (s suite) TestForgottenCallGetsNoEventOfASender(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var box *Box
+		crm := newScripted(func(_ int, j store.Job) store.Outcome {
+			if _, err := box.Outbox.Forget(t.Context(), "+7 343 011-22-33", false); err != nil {
+				t.Error(err)
+			}
+			added := Event("sms.sent", j.Event.Call)
+			added.From = "73430112233"
+			return store.Outcome{Verdict: store.Done, Events: []telephony.Event{added}}
+		})
+		box = s.open(t, Options{
+			Endpoints: []store.Endpoint{Endpoint("crm")}, Senders: map[string]store.Sender{"crm": crm},
+		})
+		defer RunBox(t, box)()
+		MustAppend(t, box, callEvent("call.completed", "7", "73430112233", "101"))
+		time.Sleep(time.Minute)
+		if _, err := box.Outbox.CallHead(t.Context(), "7"); !errors.Is(err, store.ErrNoCall) {
+			t.Errorf("the call is there: %v", err)
+		}
+	})
+}
+
 // Events that come with the answer to a question go at once to all who get them, and to readers.
 func (s suite) TestEventsOfAQuestionsAnswerWakeAllWhoGetThem(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

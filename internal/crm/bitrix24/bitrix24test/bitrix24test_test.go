@@ -359,7 +359,7 @@ func TestABatchHasAtMost50SubCalls(t *testing.T) {
 func TestAWrongBatch(t *testing.T) {
 	c := newClient(t)
 	c.want(c.does("batch", "")["result"], "[]")
-	a := c.batch(1, `{"a":{"method":"scope"},"b":"voximplant.statistic.get?FILTER[CALL_ID]=100%"}`)
+	a := c.batch(1, `{"a":{"method":"scope"},"b":"voximplant.statistic.get?FILTER[CALL_ID]=100%#1"}`)
 	c.want([]any{a["result"], a["result_error"], a["result_total"]}, "[map[b:[]] [] map[b:0]]")
 	c.wantFaults(`The sub-call "a" is no text.`,
 		`The sub-call "b" has parameters that are not URL-encoded: invalid URL escape "%".`)

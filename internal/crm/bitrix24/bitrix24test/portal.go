@@ -77,7 +77,7 @@ func (p *Portal) Path() string {
 // the status that they would have had by themselves.
 type Request struct {
 	Time    time.Time
-	Method  string         // as the documentation spells it; "upload" is the second step of attachRecord
+	Method  string         // as documented; "upload" is the second step of attachRecord
 	Command string         // the name of a sub-call in its batch, or its index there; else empty
 	Params  map[string]any // the names are in upper case, the numbers are json.Number
 	Status  int
