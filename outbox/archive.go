@@ -124,8 +124,11 @@ func (o *Outbox) Deliveries(ctx context.Context, q store.DeliveryQuery) (store.D
 		if err != nil {
 			return store.DeliveryPage{}, err
 		}
-		list = append(list, slices.DeleteFunc(page.Deliveries, isInner)...)
-		if q.Limit, q.Cursor = limit-len(list), page.Cursor; q.Limit <= 0 || q.Cursor == "" {
+		whole := len(page.Deliveries)
+		shown := slices.DeleteFunc(page.Deliveries, isInner)
+		list = append(list, shown...)
+		q.Limit, q.Cursor = limit-len(list), page.Cursor
+		if len(shown) == whole || q.Limit <= 0 || q.Cursor == "" {
 			break
 		}
 	}
