@@ -707,3 +707,19 @@ func TestJumpOfTheClockRemovesNothing(t *testing.T) {
 		t.Error("an old recording stays")
 	}
 }
+
+// A folder that cannot be written is said at the start, and keeps the bridge from nothing else.
+func TestFolderThatCannotBeWritten(t *testing.T) {
+	place := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(place, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t, "ftp://pbx", "", func(o *recordings.Options) { o.Dir = place })
+	if !strings.Contains(b.log.String(), "recordings cannot be stored") {
+		t.Errorf("the log: %s", b.log)
+	}
+	off := newBench(t, "", "", func(o *recordings.Options) { o.Dir = place })
+	if off.log.Len() > 0 {
+		t.Errorf("while none are fetched, the log: %s", off.log)
+	}
+}
