@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -29,7 +30,7 @@ func newKeeper(
 	if _, err := os.Stat(cfg.Recordings.Dir); !cfg.Recordings.On && err != nil {
 		return nil, nil
 	}
-	key, err := engine.Setting(stopping, settingRecordings, recordings.NewKey())
+	key, err := engine.Setting(stopping, settingRecordings, rand.Text())
 	if err != nil {
 		return nil, fmt.Errorf("keep the key of recordings in the outbox: %w", err)
 	}

@@ -12,7 +12,6 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
-	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -161,12 +160,6 @@ func (k *Keeper) sum(purpose string, parts ...string) []byte {
 		_, _ = io.WriteString(h, part+"\n") // a hash never fails
 	}
 	return h.Sum(nil)
-}
-
-// NewKey returns a random key for Options.Key, as text.
-func NewKey() string {
-	key := sha256.Sum256([]byte(uuid.NewString() + uuid.NewString()))
-	return base64.RawStdEncoding.EncodeToString(key[:])
 }
 
 // Open opens the recording of an EventRecordingReady. The name has the ending of its form. Fails

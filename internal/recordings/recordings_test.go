@@ -292,29 +292,36 @@ func TestFTPServerCannotSendElsewhere(t *testing.T) {
 	}
 }
 
-// A host that is away is tried by one fetch at a time, and holds up no other host.
-func TestHostThatIsAwayHoldsUpNoOther(t *testing.T) {
-	folder := t.TempDir()
-	if err := os.WriteFile(filepath.Join(folder, "1.mp3"), []byte(sound(100)), 0o600); err != nil {
-		t.Fatal(err)
-	}
+// accepting listens, serves one connection after the other, and returns the address.
+func accepting(t *testing.T, serve func(net.Conn)) (address string) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = l.Close() }()
-	connections := atomic.Int32{}
+	t.Cleanup(func() { _ = l.Close() })
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			connections.Add(1)
+			serve(c)
 			_ = c.Close()
 		}
 	}()
-	away := "http://" + l.Addr().String()
+	return l.Addr().String()
+}
+
+// A host that is away is tried by one fetch at a time, and holds up no other host.
+func TestHostThatIsAwayHoldsUpNoOther(t *testing.T) {
+	folder := t.TempDir()
+	if err := os.WriteFile(filepath.Join(folder, "1.mp3"), []byte(sound(100)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	connections := atomic.Int32{}
+	address := accepting(t, func(net.Conn) { connections.Add(1) })
+	away := "http://" + address
 	b := newBench(t, away+","+folder, "")
 	first := b.Send(t.Context(), completed(away+"/1.mp3", long))
 	if first.Verdict != store.Later || first.RetryAfter != 15*time.Second {
@@ -598,27 +605,17 @@ func TestOtherFormsBecomeMP3(t *testing.T) {
 
 // An FTP server that talks without end is left alone: it must not fill the memory.
 func TestFTPServerThatTalksWithoutEnd(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
 	said := atomic.Int64{}
-	go func() {
+	address := accepting(t, func(c net.Conn) {
 		for {
-			c, err := l.Accept()
-			if err != nil {
+			n, err := io.WriteString(c, "220-"+strings.Repeat("x", 100_000))
+			if said.Add(int64(n)); err != nil {
 				return
 			}
-			for err == nil {
-				var n int
-				n, err = io.WriteString(c, "220-"+strings.Repeat("x", 100_000))
-				said.Add(int64(n))
-			}
 		}
-	}()
-	b := newBench(t, "ftp://"+l.Addr().String(), "")
-	o := b.Send(t.Context(), completed("ftp://"+l.Addr().String()+"/1.mp3", long))
+	})
+	b := newBench(t, "ftp://"+address, "")
+	o := b.Send(t.Context(), completed("ftp://"+address+"/1.mp3", long))
 	if o.Verdict != store.Later || !strings.Contains(o.Err.Error(), "says more than") {
 		t.Error(verdictOf(o))
 	}

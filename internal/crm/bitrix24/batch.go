@@ -3,8 +3,10 @@ package bitrix24
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"time"
 
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
@@ -18,10 +20,10 @@ func (t *telling) enter() store.Outcome {
 	if o.Verdict != store.More {
 		return o
 	}
-	params := t.call.Params // of a register that was not answered: the portal may know it still
-	if params == nil {
-		params = t.params()
+	if t.call.Params == nil {
+		t.call.Params = t.params()
 	}
+	params := maps.Clone(t.call.Params)
 	params["SHOW"] = 0
 	made, a := t.both(params, t.ending("$result["+register+"][CALL_ID]"))
 	a.Steps = append(o.Steps, a.Steps...)
@@ -82,11 +84,27 @@ func (t *telling) both(call, ending map[string]any) (made registered, a answer) 
 		if f, isFailed := failed[name]; isFailed {
 			a.code, _ = f.Code.(string)
 			a.text = telephony.BriefText(t.redact.Replace(f.Text))
-			a.Verdict, a.Err = meaning(http.StatusBadRequest, a.code, a.text)
+			a.Verdict, a.Err = meaning(statusOf(a.code), a.code, a.text)
+			if a.Verdict == store.Pause {
+				a.RetryAfter = pauseFor(a.code, time.Time{})
+			}
 			break
 		}
 	}
 	return made, a
+}
+
+// statusOf is the status with which a method answers an error alone: in a batch it has none.
+func statusOf(code string) int {
+	switch code {
+	case "OPERATION_TIME_LIMIT":
+		return http.StatusTooManyRequests
+	case "QUERY_LIMIT_EXCEEDED", "OVERLOAD_LIMIT":
+		return http.StatusServiceUnavailable
+	case "INTERNAL_SERVER_ERROR", "ERROR_UNEXPECTED_ANSWER":
+		return http.StatusInternalServerError
+	}
+	return http.StatusBadRequest
 }
 
 // commands are the calls of a batch, in order: the later ones may refer to the results of those

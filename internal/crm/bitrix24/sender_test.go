@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -414,6 +415,32 @@ func TestLateCallIsMadeOnce(t *testing.T) {
 				calls := b.portal.Calls()
 				if len(calls) != 2 || !calls[0].Finished || !calls[1].Finished || len(calls[0].Cards) > 0 {
 					t.Errorf("the calls are %+v", calls)
+				}
+			})
+		})
+	}
+}
+
+// A limit or a fault of the portal within a batch costs no call.
+func TestLateCallOutlivesALimit(t *testing.T) {
+	for _, code := range []string{
+		"OPERATION_TIME_LIMIT", "QUERY_LIMIT_EXCEEDED", "OVERLOAD_LIMIT", "INTERNAL_SERVER_ERROR",
+	} {
+		t.Run(code, func(t *testing.T) {
+			inBubble(t, settings(t), func(b *bench) {
+				var answered atomic.Int32
+				b.proxy = func(w http.ResponseWriter, r *http.Request) {
+					if strings.Contains(r.URL.Path, "/batch") && answered.Add(1) == 1 {
+						_, _ = fmt.Fprintf(w, `{"result":{"result":[],"result_error":{"register":{"error":%q}}}}`, code)
+						return
+					}
+					b.portal.ServeHTTP(w, r)
+				}
+				storetest.MustAppend(b.t, b.box, old("8"))
+				time.Sleep(time.Hour)
+				b.delivered(1)
+				if c := b.one(); !c.Finished {
+					t.Errorf("the call is %+v", c)
 				}
 			})
 		})
