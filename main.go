@@ -246,6 +246,10 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if keeper != nil {
 		deliver = append(deliver, keeper.Run)
 	}
+	hook := newPortalHook(senders, session, logger)
+	if hook != nil {
+		deliver = append(deliver, hook.Run)
+	}
 	file, isFile := engine.(*bolt.Engine)
 	if isFile && cfg.BackupDir != "" {
 		nightly, err := backup.New(backup.Options{
@@ -296,8 +300,9 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 		Tokens:         tokens(cfg),
 		CommandTimeout: cfg.CommandTimeout,
 		Rate:           cfg.APIRate,
-		Others:         interfacesOf(cfg, senders, box, engine, recordingsOf(keeper), logger),
+		Others:         interfacesOf(cfg, hook, box, engine, recordingsOf(keeper), logger),
 		Recordings:     linksOf(keeper),
+		CRMs:           crmsOf(senders),
 		Logger:         logger,
 		WrongToken:     func() { counters.WrongToken(metrics.ToAPI) },
 	})

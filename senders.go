@@ -3,15 +3,19 @@ package main
 import (
 	"log/slog"
 	"net/http"
+	"strings"
 
+	"pzbridge/internal/advice"
 	"pzbridge/internal/config"
 	"pzbridge/internal/crm"
 	"pzbridge/internal/crm/bitrix24"
 	"pzbridge/internal/crm/megafon"
 	"pzbridge/internal/routing"
+	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/webhook"
+	"pzbridge/relay"
 	"pzbridge/transferapi"
 )
 
@@ -34,6 +38,7 @@ func newSenders(
 
 				Recordings: kept,
 				Strangers:  crm.NewStrangers(logger),
+				HookURL:    hookURL(cfg, e.Name),
 				UserAgent:  "pzbridge/" + version,
 				Questions:  routing.MaxQuestions,
 			})
@@ -58,16 +63,44 @@ func newSenders(
 	return senders
 }
 
+// hookURL is where the portal of an endpoint reaches its hook; "" if it reaches the bridge nowhere.
+func hookURL(cfg config.Config, endpoint string) string {
+	if cfg.PublicURL == "" {
+		return ""
+	}
+	return cfg.PublicURL + strings.ReplaceAll(bitrix24.HookPath, "{name}", endpoint)
+}
+
+// newPortalHook returns what takes the clicks at the portals, nil if there is none.
+func newPortalHook(
+	senders map[string]store.Sender, session *relay.Session, logger *slog.Logger,
+) *bitrix24.Hook {
+	portals := map[string]*bitrix24.Sender{}
+	for name, sender := range senders {
+		if portal, isPortal := sender.(*bitrix24.Sender); isPortal {
+			portals[name] = portal
+		}
+	}
+	if len(portals) == 0 {
+		return nil
+	}
+	return bitrix24.NewHook(bitrix24.HookOptions{
+		Senders:   portals,
+		Connected: func() bool { return session.Connection().State == telephony.Connected },
+		English:   advice.English,
+		Russian:   advice.Russian,
+		Logger:    logger,
+	})
+}
+
 // interfacesOf returns what the CRMs with a preset call, by path.
 func interfacesOf(
-	cfg config.Config, senders map[string]store.Sender, box *outbox.Outbox, notes store.Notes, kept crm.Recordings,
+	cfg config.Config, hook *bitrix24.Hook, box *outbox.Outbox, notes store.Notes, kept crm.Recordings,
 	logger *slog.Logger,
 ) map[string]func(*transferapi.API) http.Handler {
-	exchanges, portals := map[string]crm.Settings{}, map[string]*bitrix24.Sender{}
+	exchanges := map[string]crm.Settings{}
 	for name, settings := range cfg.CRMs {
-		if portal, isPortal := senders[name].(*bitrix24.Sender); isPortal {
-			portals[name] = portal
-		} else {
+		if settings.Preset == crm.MegaFon {
 			exchanges[name] = settings
 		}
 	}
@@ -81,9 +114,22 @@ func interfacesOf(
 			return megafon.NewPBX(opts)
 		}
 	}
-	if len(portals) > 0 {
+	if hook != nil {
 		list[bitrix24.HookPath] = func(api *transferapi.API) http.Handler {
-			return bitrix24.NewHook(api, portals, logger)
+			hook.Gate = api
+			return hook
+		}
+		list[bitrix24.InstallPath] = func(*transferapi.API) http.Handler { return http.HandlerFunc(hook.Install) }
+	}
+	return list
+}
+
+// crmsOf returns the senders that can say how their CRM stands, by the name of the endpoint.
+func crmsOf(senders map[string]store.Sender) map[string]crm.Checker {
+	list := map[string]crm.Checker{}
+	for name, sender := range senders {
+		if checker, ok := sender.(crm.Checker); ok {
+			list[name] = checker
 		}
 	}
 	return list

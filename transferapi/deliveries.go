@@ -219,6 +219,10 @@ func (a *API) listEndpoints(w http.ResponseWriter, r *http.Request) {
 		Expired   uint64 `json:"expired"`
 		Dead      uint64 `json:"dead"`
 	}
+	type click struct {
+		At    time.Time `json:"at"`
+		Error string    `json:"error,omitempty"`
+	}
 	type endpoint struct {
 		Name          string    `json:"name"`
 		State         string    `json:"state"`
@@ -227,6 +231,7 @@ func (a *API) listEndpoints(w http.ResponseWriter, r *http.Request) {
 		LastError     string    `json:"last_error,omitempty"`
 		LastReadAt    time.Time `json:"last_read_at,omitzero"`
 		DeliveredBy   string    `json:"delivered_by,omitempty"`
+		LastClick     *click    `json:"last_click,omitempty"`
 		Deliveries    counts    `json:"deliveries"`
 	}
 	list, err := a.opts.Outbox.Endpoints(r.Context())
@@ -238,6 +243,17 @@ func (a *API) listEndpoints(w http.ResponseWriter, r *http.Request) {
 		Endpoints []endpoint `json:"endpoints"`
 	}{[]endpoint{}}
 	for _, e := range list {
+		var clicked *click
+		if sender := a.opts.CRMs[e.Name]; sender != nil {
+			last, err := sender.LastClick(r.Context())
+			if err != nil {
+				deliveryProblem(err).write(w)
+				return
+			}
+			if !last.At.IsZero() {
+				clicked = &click{last.At.UTC(), last.Failure}
+			}
+		}
 		answer.Endpoints = append(answer.Endpoints, endpoint{
 			Name:          e.Name,
 			State:         e.State,
@@ -246,6 +262,7 @@ func (a *API) listEndpoints(w http.ResponseWriter, r *http.Request) {
 			LastError:     advice.EnglishText(e.LastError, e.LastCause),
 			LastReadAt:    e.LastRead.UTC(),
 			DeliveredBy:   e.DeliveredBy,
+			LastClick:     clicked,
 			Deliveries: counts{
 				Pending:   e.Pending,
 				Delivered: e.Delivered,

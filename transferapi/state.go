@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"pzbridge/internal/advice"
+	"pzbridge/internal/crm"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -64,6 +65,34 @@ func (a *API) sendTest(w http.ResponseWriter, r *http.Request) {
 			attempt
 		}{id, name, result.Status >= 200 && result.Status <= 299, showAttempt(result)})
 	}
+}
+
+// checkEndpoint checks the CRM of an endpoint more closely than by a test.
+func (a *API) checkEndpoint(w http.ResponseWriter, r *http.Request) {
+	var wish crm.Wish
+	if refusal := readJSON(w, r, &wish); refusal != nil {
+		refusal.write(w)
+		return
+	}
+	name := r.PathValue("name")
+	checker := a.opts.CRMs[name]
+	if checker == nil {
+		problem{
+			Status: http.StatusNotFound,
+			Detail: fmt.Sprintf("There is no endpoint %q with a preset: another one is checked with its test.", name),
+		}.write(w)
+		return
+	}
+	findings := []Finding{}
+	for _, f := range crm.Check(r.Context(), checker, wish) {
+		level, text := f.Sentence(advice.English)
+		findings = append(findings, Finding{Level: level, Text: text})
+	}
+	a.audit(r, store.Audit{Action: store.AuditTested, Subject: name})
+	writeJSON(w, http.StatusOK, struct {
+		Endpoint string    `json:"endpoint"`
+		Findings []Finding `json:"findings"`
+	}{name, findings})
 }
 
 // connection returns the state of the connection to the exchange.

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"pzbridge/internal/crm"
 	"pzbridge/internal/ratelimit"
 	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
@@ -95,6 +96,8 @@ type Options struct {
 	Keys           Keys
 	Recordings     http.Handler // by signed links; nil: none are kept
 	Metrics        http.Handler // for Prometheus
+	// CRMs are the senders of the endpoints with a preset, by name.
+	CRMs map[string]crm.Checker
 	// MetricsPublic serves the metrics without a token; otherwise they need the operator's.
 	MetricsPublic bool
 	// Tokens maps the name of a bearer, an endpoint or Operator, to its tokens. A bearer has
@@ -216,6 +219,7 @@ func (a *API) routes() []route {
 		{http.MethodGet, "/v1/verdict", operatorOnly, a.readHandler(a.getVerdict)},
 		{http.MethodGet, "/v1/charts", operatorOnly, a.readHandler(a.getCharts)},
 		{http.MethodPost, "/v1/endpoints/{name}/test", operatorOnly, a.sendTest},
+		{http.MethodPost, "/v1/endpoints/{name}/check", operatorOnly, a.checkEndpoint},
 		{http.MethodGet, "/v1/backup", operatorOnly, a.backup},
 		{http.MethodGet, "/v1/recordings/{file}", public, a.recording},
 		{http.MethodGet, "/healthz", public, a.alive},

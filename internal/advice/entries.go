@@ -339,14 +339,30 @@ var entries = map[telephony.Code]entry{
 			"Создайте входящий вебхук заново и укажите его адрес в URL",
 	},
 	telephony.CodePortalScope: {
-		": add the rights telephony, crm and user to the inbound webhook",
-		"у вебхука не хватает прав[: «{1}»]: добавьте входящему вебхуку права telephony, crm и user",
+		": add the rights telephony, crm and user to the inbound webhook, or to the local application",
+		"не хватает прав[: «{1}»]: добавьте входящему вебхуку или локальному приложению права telephony, crm и user",
 	},
 	telephony.CodePortalPlan: {
 		": its plan has no REST interface (a commercial plan of Bitrix24 has, or the subscription to its Market), " +
 			"or the user of the webhook lacks a right",
 		"портал отказывает в доступе[: «{1}»]: на его тарифе нет REST (нужен коммерческий тариф Битрикс24 " +
 			"или подписка на Маркет), или у владельца вебхука не хватает прав",
+	},
+	telephony.CodePortalInstall: {
+		": open the address of this bridge and /hooks/bitrix24/NAME/install, with the name of the endpoint, " +
+			"in a browser, and log in to the portal as an administrator",
+		"локальное приложение не подключено, или портал его больше не признаёт[: «{1}»]: откройте в браузере адрес " +
+			"этого моста и /hooks/bitrix24/ИМЯ/install, где ИМЯ — имя этой CRM, и войдите на портал как администратор",
+	},
+	telephony.CodePortalClient: {
+		": set its CLIENT_ID and CLIENT_SECRET as the portal shows them on the page of the local application",
+		"Битрикс24 не знает такого приложения[: «{1}»]: укажите CLIENT_ID и CLIENT_SECRET так, как их показывает " +
+			"портал на странице локального приложения",
+	},
+	telephony.CodePortalOAuth: {
+		": it is tried again; if it stays so, check that the bridge reaches the address in its OAUTH_URL",
+		"сервер Битрикс24 не выдал новых ключей[: «{1}»]: попытка повторится. Если так и останется, проверьте, " +
+			"доступен ли мосту адрес из OAUTH_URL",
 	},
 	telephony.CodePortalBusy: {"", "портал принимает два запроса в секунду, и другие ждут своей очереди"},
 	telephony.CodeRecordingPlace: {

@@ -42,6 +42,8 @@ func (p Program) doctor(ctx context.Context, args []string) error {
 		"connections, and compare what comes;\nthat takes two more of its licences meanwhile")
 	try := fs.String("try", "", "enter a missed call of this number, such as +73430112233, in each CRM with a preset, "+
 		"to be seen there")
+	click := fs.Bool("click", false, "also wait a minute, for each CRM with a preset, until somebody clicks there on "+
+		"a number to call it,\nand say what came of that; the bridge must be running")
 	period := fs.Duration("listen-for", listenTwiceFor, "how long -listen-twice compares")
 	if err := parse(fs, args); err != nil {
 		return err
@@ -68,6 +70,9 @@ func (p Program) doctor(ctx context.Context, args []string) error {
 	d.recordings(ctx)
 	for _, e := range cfg.Endpoints {
 		d.endpoint(ctx, e)
+	}
+	if *click {
+		d.clicks(ctx)
 	}
 	if cert := cfg.APICertificate(); cert != nil && !time.Now().After(cert.NotAfter) {
 		d.pass("the API's certificate", "%s", validity(cert))

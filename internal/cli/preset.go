@@ -2,102 +2,142 @@ package cli
 
 import (
 	"context"
-	"strings"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
 
 	"pzbridge/internal/advice"
 	"pzbridge/internal/crm"
 	"pzbridge/internal/crm/bitrix24"
 	"pzbridge/internal/crm/megafon"
+	"pzbridge/internal/sleep"
 	"pzbridge/outbox/store"
 )
 
 // preset checks a CRM with a preset, whose host is reached already. Hint is what to try if it
 // cannot be asked.
 func (d *checker) preset(ctx context.Context, e store.Endpoint, with crm.Settings, hint string) {
-	var try func(context.Context, string) (string, error)
-	var unknown func(context.Context, []string) []string
-	isFine := false
+	if with.Application.ID != "" {
+		d.askBridge(ctx, e.Name)
+		return
+	}
+	var sender interface {
+		store.Sender
+		crm.Checker
+	}
 	switch with.Preset {
 	case crm.Bitrix24:
-		portal := bitrix24.New(e, bitrix24.Options{
+		sender = bitrix24.New(e, bitrix24.Options{
 			Settings: with, Portals: bitrix24.NewPortals(), UserAgent: "pzbridge/" + d.p.Version,
 		})
-		defer portal.Close()
-		isFine, try, unknown = d.portal(ctx, e, portal), portal.Try, portal.Unknown
 	case crm.MegaFon:
-		sender := megafon.New(e, megafon.Options{Settings: with, UserAgent: "pzbridge/" + d.p.Version})
-		defer sender.Close()
-		isFine, try, unknown = d.megafon(ctx, e, with, sender, hint), sender.Try, sender.Unknown
+		sender = megafon.New(e, megafon.Options{Settings: with, UserAgent: "pzbridge/" + d.p.Version})
 	}
-	if isFine {
-		if list := unknown(ctx, d.recent.extensions); len(list) > 0 {
-			d.warn(e.Name, "calls were made with extensions that nobody in this CRM has: %s; name them in its USERS",
-				strings.Join(list, ", "))
+	defer sender.Close()
+	for _, f := range crm.Check(ctx, sender, crm.Wish{Extensions: d.recent.extensions, Try: d.try}) {
+		level, text := f.Sentence(advice.English)
+		if level == crm.Bad {
+			text += hint
 		}
+		d.say(e.Name, level, text)
 	}
-	if !isFine || d.try == "" {
-		return
+}
+
+// say prints the line of a finding.
+func (d *checker) say(what, level, text string) {
+	switch level {
+	case crm.Bad:
+		d.fail(what, "%s", text)
+	case crm.Warn:
+		d.warn(what, "%s", text)
+	default:
+		d.pass(what, "%s", text)
 	}
-	callID, err := try(ctx, d.try)
+}
+
+// askBridge has the running bridge check a CRM with a local application: its tokens are in the
+// outbox.
+func (d *checker) askBridge(ctx context.Context, endpoint string) {
+	a, err := newAPI()
+	var found struct {
+		Findings []struct {
+			Level string `json:"level"`
+			Text  string `json:"text"`
+		} `json:"findings"`
+	}
+	if err == nil {
+		wish := crm.Wish{Extensions: d.recent.extensions, Try: d.try}
+		err = a.call(ctx, http.MethodPost, "/v1/endpoints/"+url.PathEscape(endpoint)+"/check", wish, &found)
+	}
 	if err != nil {
-		d.fail(e.Name, "a missed call of %s could not be entered: %s", d.try, advice.English(err))
+		d.fail(endpoint, "the running bridge cannot be asked, and the tokens of the local application are in its "+
+			"outbox: start it, and run this beside it (%v)", err)
 		return
 	}
-	d.pass(e.Name, "a missed call of %s is entered: look for it in the CRM's list of calls (its ID is %s)",
-		d.try, callID)
+	for _, f := range found.Findings {
+		d.say(endpoint, f.Level, f.Text)
+	}
 }
 
-// portal checks a portal of Bitrix24, and reports whether it can be used.
-func (d *checker) portal(ctx context.Context, e store.Endpoint, portal *bitrix24.Sender) bool {
-	isFine := true
-	for _, f := range portal.Diagnose(ctx) {
+// clickWait is how long doctor waits for a click.
+const clickWait = time.Minute
+
+// clicks waits for a click in each CRM with a preset, one after the other.
+func (d *checker) clicks(ctx context.Context) {
+	for _, e := range d.cfg.Endpoints {
+		if _, hasPreset := d.cfg.CRMs[e.Name]; !hasPreset {
+			continue
+		}
+		before, err := lastClick(ctx, e.Name)
+		if err != nil {
+			d.fail(e.Name, "the running bridge cannot be asked for clicks: %v", err)
+			return
+		}
+		fmt.Fprintf(d.p.Out, "→ %s: now click on a telephone number in this CRM, within a minute\n", e.Name)
+		d.waitForClick(ctx, e.Name, before)
+	}
+}
+
+func (d *checker) waitForClick(ctx context.Context, endpoint string, before crm.LastClick) {
+	ctx, cancel := context.WithTimeout(ctx, clickWait)
+	defer cancel()
+	for sleep.For(ctx, time.Second) {
+		last, err := lastClick(ctx, endpoint)
 		switch {
-		case f.Err != nil:
-			d.fail(e.Name, "%s", advice.English(f.Err))
-			isFine = false
-		case f.IsWarning:
-			d.warn(e.Name, "%s", f.Text)
+		case err != nil || !last.At.After(before.At):
+		case last.Failure != "":
+			d.fail(endpoint, "the click has come, and made no call: %s", last.Failure)
+			return
 		default:
-			d.pass(e.Name, "%s", f.Text)
+			d.pass(endpoint, "the click has come, and made a call")
+			return
 		}
 	}
-	if isFine && len(e.Tokens) == 0 {
-		d.warn(e.Name, "nobody can call from this CRM: make an outgoing webhook for the event ONEXTERNALCALLSTART to "+
-			"the address of this bridge's API and /hooks/bitrix24/%s, and set the endpoint's TOKEN to that webhook's",
-			e.Name)
-	}
-	return isFine
+	d.fail(endpoint, "no click has come: see the guide of this CRM for what to set there, and whether it reaches "+
+		"the bridge's API")
 }
 
-// megafon checks whether a CRM takes the key, and what it can do with these settings. It reports
-// whether the CRM can be used.
-func (d *checker) megafon(
-	ctx context.Context, e store.Endpoint, with crm.Settings, sender *megafon.Sender, hint string,
-) bool {
-	_, made, err := sender.Test(ctx)
-	switch {
-	case err != nil:
-		d.fail(e.Name, "%v", err)
-		return false
-	case made.Status == 0:
-		d.fail(e.Name, "no answer to a request (%s): check its URL, its certificate and the proxy between%s",
-			made.Error, hint)
-		return false
-	case made.Error != "" || made.Status < 200 || made.Status > 299:
-		d.fail(e.Name, "it was asked who a number belongs to: %s%s", advice.English(made.Failure()), hint)
-		return false
+// lastClick asks the running bridge when somebody clicked last in a CRM.
+func lastClick(ctx context.Context, endpoint string) (last crm.LastClick, err error) {
+	a, err := newAPI()
+	if err != nil {
+		return crm.LastClick{}, err
 	}
-	d.pass(e.Name, "it takes the key, and answers whom a number belongs to, in %d ms", made.Took.Milliseconds())
-	if with.People.Default == "" && len(with.People.DefaultByLine) == 0 {
-		d.warn(e.Name, "calls that are nobody's, such as missed ones of a group, are entered for the user pbx: "+
-			"set its DEFAULT_USER")
+	var list struct {
+		Endpoints []struct {
+			Name string `json:"name"`
+			Last struct {
+				At    time.Time `json:"at"`
+				Error string    `json:"error"`
+			} `json:"last_click"`
+		} `json:"endpoints"`
 	}
-	if len(e.Tokens) == 0 {
-		d.warn(e.Name, "nobody can call from this CRM: for that set its TOKEN, and give it to the CRM as the key of "+
-			"the PBX, with the address of this bridge's API and %s", megafon.Path)
-		return true
+	err = a.call(ctx, http.MethodGet, "/v1/endpoints", nil, &list)
+	for _, e := range list.Endpoints {
+		if e.Name == endpoint {
+			last = crm.LastClick{At: e.Last.At, Failure: e.Last.Error}
+		}
 	}
-	d.pass(e.Name, "it may have employees call: the address of the PBX in its settings is that of this bridge's API "+
-		"and %s, and the key its TOKEN; %d of its users have a name in USERS", megafon.Path, len(with.People.Users))
-	return true
+	return last, err
 }

@@ -113,6 +113,9 @@ type endpointText struct {
 	PBXDomain         string `env:"PBX_DOMAIN"`
 	DefaultLine       string `env:"DEFAULT_LINE"`
 	CRMCreate         string `env:"CRM_CREATE"`
+	ClientID          string `env:"CLIENT_ID"`
+	ClientSecret      string `env:"CLIENT_SECRET"`
+	OAuthURL          string `env:"OAUTH_URL"`
 }
 
 // Config is a checked configuration. Its fields are documented in .env.example.
@@ -404,7 +407,7 @@ func OperatorToken(vars map[string]string) (string, error) {
 // The address of a CRM is among them, because it often contains a token, and so may those of
 // recordings.
 var secretNames = regexp.MustCompile(
-	`^(PZ_PASSWORD|API_TOKEN|OUTBOX_URL|RECORDINGS_MAP|ENDPOINT_[0-9]+_(SECRET|TOKEN|URL))$`)
+	`^(PZ_PASSWORD|API_TOKEN|OUTBOX_URL|RECORDINGS_MAP|ENDPOINT_[0-9]+_(SECRET|CLIENT_SECRET|TOKEN|URL))$`)
 
 func readSecret(vars map[string]string, name, file string, p *problems) {
 	if vars[name] != "" {

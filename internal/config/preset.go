@@ -67,6 +67,9 @@ func (t endpointText) presetVariables() []setting {
 		{"PBX_DOMAIN", t.PBXDomain},
 		{"DEFAULT_LINE", t.DefaultLine},
 		{"CRM_CREATE", t.CRMCreate},
+		{"CLIENT_ID", t.ClientID},
+		{"CLIENT_SECRET", t.ClientSecret},
+		{"OAUTH_URL", t.OAuthURL},
 	}
 }
 
@@ -127,7 +130,12 @@ func (t endpointText) parsePreset(prefix string, plan *phone.Plan, p *problems) 
 		p.add(prefix+"CRM_CREATE", "must be incoming, always or never; it is %q", t.CRMCreate)
 	}
 	return crm.Settings{
-		Preset: preset, People: people, Create: create, Domain: domain, DefaultLine: t.DefaultLine,
+		Preset:      preset,
+		People:      people,
+		Create:      create,
+		Application: t.application(),
+		Domain:      domain,
+		DefaultLine: t.DefaultLine,
 	}
 }
 
@@ -135,7 +143,12 @@ func (t endpointText) parsePreset(prefix string, plan *phone.Plan, p *problems) 
 func (t endpointText) checkOfPreset(preset crm.Preset, prefix string, p *problems) {
 	others := map[crm.Preset][]setting{
 		crm.Bitrix24: {{"PBX_DOMAIN", t.PBXDomain}, {"DEFAULT_LINE", t.DefaultLine}, {"SECRET", t.Secret}},
-		crm.MegaFon:  {{"CRM_CREATE", t.CRMCreate}},
+		crm.MegaFon: {
+			{"CRM_CREATE", t.CRMCreate},
+			{"CLIENT_ID", t.ClientID},
+			{"CLIENT_SECRET", t.ClientSecret},
+			{"OAUTH_URL", t.OAuthURL},
+		},
 	}
 	for _, v := range others[preset] {
 		if v.value != "" {
@@ -149,12 +162,47 @@ func (t endpointText) checkOfPreset(preset crm.Preset, prefix string, p *problem
 		p.add(prefix+"DEFAULT_USER", "must be the number of a user of the portal, or an e-mail address; it is %q",
 			t.DefaultUser)
 	}
-	if t.URL == "" {
-		return
-	}
-	if u, err := url.Parse(t.URL); err == nil && !webhookShape.MatchString(u.Path) {
+	t.checkApplication(prefix, p)
+	u, err := url.Parse(t.URL)
+	switch isWebhook := err == nil && webhookShape.MatchString(u.Path); {
+	case t.URL == "" || err != nil:
+	case t.ClientID == "" && !isWebhook:
 		p.add(prefix+"URL", "must be the whole address of an inbound webhook of Bitrix24, "+
-			"such as https://firm.bitrix24.ru/rest/1/code/")
+			"such as https://firm.bitrix24.ru/rest/1/code/, "+
+			"or that of the portal, such as https://firm.bitrix24.ru, with %sCLIENT_ID of a local application", prefix)
+	case t.ClientID != "" && isWebhook:
+		p.add(prefix+"URL", "is that of an inbound webhook, and %sCLIENT_ID is of a local application: "+
+			"set the address of the portal alone, such as https://firm.bitrix24.ru, or remove CLIENT_ID", prefix)
+	case t.ClientID != "" && !portalShape.MatchString(u.Path):
+		p.add(prefix+"URL", "must be the address of the portal alone, such as https://firm.bitrix24.ru")
+	}
+}
+
+// defaultOAuthURL is where Bitrix24 exchanges the tokens of an application, for all portals.
+const defaultOAuthURL = "https://oauth.bitrix.info/oauth/token/"
+
+// application returns the local application of an endpoint, the zero value if it has none.
+func (t endpointText) application() crm.Application {
+	if t.ClientID == "" {
+		return crm.Application{}
+	}
+	return crm.Application{ID: t.ClientID, Secret: t.ClientSecret, OAuthURL: cmp.Or(t.OAuthURL, defaultOAuthURL)}
+}
+
+// checkApplication checks the variables of a local application of Bitrix24.
+func (t endpointText) checkApplication(prefix string, p *problems) {
+	switch {
+	case t.ClientID == "" && t.ClientSecret != "":
+		p.add(prefix+"CLIENT_ID", "is missing: the portal shows it beside the key of the local application")
+	case t.ClientID != "" && t.ClientSecret == "":
+		p.add(prefix+"CLIENT_SECRET", "is missing: it is the key that the portal shows beside the CLIENT_ID")
+	case t.ClientID != "" && len(t.ClientSecret) < minKey:
+		p.add(prefix+"CLIENT_SECRET", "must have at least %d characters", minKey)
+	case t.ClientID == "" && t.OAuthURL != "":
+		p.add(prefix+"OAUTH_URL", "has a meaning only with %sCLIENT_ID", prefix)
+	}
+	if t.OAuthURL != "" {
+		parseEndpointURL(prefix+"OAUTH_URL", t.OAuthURL, p)
 	}
 }
 
@@ -166,6 +214,9 @@ func isPortalUser(name string) bool {
 
 // webhookShape is the path of an inbound webhook: /rest/, the number of a user, and the code.
 var webhookShape = regexp.MustCompile(`^(/.*)?/rest/[0-9]+/[^/]+/?$`)
+
+// portalShape is the path of a portal, with or without that of its REST interface.
+var portalShape = regexp.MustCompile(`^/?$|/rest/?$`)
 
 var domainShape = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
 
@@ -230,12 +281,13 @@ func pairs(variable, list, example string, p *problems) func(yield func(name, va
 	}
 }
 
-// parseKey parses the key of a CRM with a preset. That of Bitrix24 is a part of the address.
+// parseKey parses the key of a CRM with a preset. That of Bitrix24 is a part of the address, or
+// that of its application.
 func (t endpointText) parseKey(prefix string, p *problems) [][]byte {
 	key := t.Secret
 	switch {
 	case t.Preset == string(crm.Bitrix24):
-		return [][]byte{[]byte(t.URL)}
+		return [][]byte{[]byte(cmp.Or(t.ClientSecret, t.URL))}
 	case key == "":
 		p.add(prefix+"SECRET", "is missing: it is the key that the CRM's settings of the virtual PBX show or take")
 	case len(key) < minKey:

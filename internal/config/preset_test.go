@@ -67,6 +67,31 @@ func TestPortalHasDefaults(t *testing.T) {
 	}
 }
 
+// withApplication is the smallest configuration of a portal with a local application.
+func withApplication(changes ...string) map[string]string {
+	return minimal(append([]string{
+		"ENDPOINT_0_PRESET=bitrix24", "ENDPOINT_0_SECRET", "ENDPOINT_0_URL=https://firm.bitrix24.ru",
+		"ENDPOINT_0_CLIENT_ID=local.1", "ENDPOINT_0_CLIENT_SECRET=s3cret-key",
+	}, changes...)...)
+}
+
+func TestApplicationHasDefaults(t *testing.T) {
+	for _, address := range []string{"https://firm.bitrix24.ru", "https://firm.bitrix24.ru/", "https://firm.ru/rest/"} {
+		cfg, err := Load(withApplication("ENDPOINT_0_URL=" + address))
+		if err != nil {
+			t.Errorf("%s: %v", address, err)
+			continue
+		}
+		want := crm.Application{ID: "local.1", Secret: "s3cret-key", OAuthURL: "https://oauth.bitrix.info/oauth/token/"}
+		if got := cfg.CRMs["crm"].Application; got != want || string(cfg.Endpoints[0].Secrets[0]) != "s3cret-key" {
+			t.Errorf("%s: the application is %+v, the secrets are %q", address, got, cfg.Endpoints[0].Secrets)
+		}
+		if err := store.ValidateEndpoints(cfg.Endpoints); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestMistakesInAPreset(t *testing.T) {
 	set := func(name, value string) map[string]string { return withPreset("ENDPOINT_0_" + name + "=" + value) }
 	for name, c := range map[string]struct {
@@ -81,6 +106,27 @@ func TestMistakesInAPreset(t *testing.T) {
 		"half an address": {
 			minimal("ENDPOINT_0_PRESET=bitrix24", "ENDPOINT_0_SECRET", "ENDPOINT_0_URL=https://firm.bitrix24.ru/rest/"),
 			"ENDPOINT_0_URL: must be the whole address of an inbound webhook",
+		},
+		"an application's address": {
+			withApplication("ENDPOINT_0_URL=https://firm.bitrix24.ru/rest/1/s3cretcode/"),
+			"ENDPOINT_0_URL: is that of an inbound webhook",
+		},
+		"a page of the portal": {
+			withApplication("ENDPOINT_0_URL=https://firm.bitrix24.ru/company/"),
+			"ENDPOINT_0_URL: must be the address of the portal alone",
+		},
+		"an application's key":   {withApplication("ENDPOINT_0_CLIENT_SECRET"), "ENDPOINT_0_CLIENT_SECRET: is missing"},
+		"a short key of one":     {withApplication("ENDPOINT_0_CLIENT_SECRET=1"), "_SECRET: must have at least 6"},
+		"no server of keys":      {withApplication("ENDPOINT_0_OAUTH_URL=here"), "OAUTH_URL: must be an address"},
+		"an application of none": {set("CLIENT_ID", "local.1"), "ENDPOINT_0_CLIENT_ID: has no meaning with"},
+		"a key without its code": {
+			minimal("ENDPOINT_0_PRESET=bitrix24", portal, "ENDPOINT_0_SECRET", "ENDPOINT_0_CLIENT_SECRET=s3cret-key"),
+			"ENDPOINT_0_CLIENT_ID: is missing",
+		},
+		"a server without a code": {
+			minimal("ENDPOINT_0_PRESET=bitrix24", portal, "ENDPOINT_0_SECRET",
+				"ENDPOINT_0_OAUTH_URL=https://oauth.bitrix24.tech/oauth/token/"),
+			"ENDPOINT_0_OAUTH_URL: has a meaning only with",
 		},
 		"a domain of a portal": {
 			minimal("ENDPOINT_0_PRESET=bitrix24", portal, "ENDPOINT_0_SECRET", "ENDPOINT_0_PBX_DOMAIN=firm"),

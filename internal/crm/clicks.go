@@ -106,6 +106,42 @@ func (c Clicks) Begin(ctx context.Context, extension, number, id string) (counts
 	return counts, isNew, err
 }
 
+// lastNote is the note of when a user clicked last, and what came of it.
+const lastNote = "clicked"
+
+// LastClick is when a user clicked last. The zero value is never.
+type LastClick struct {
+	At      time.Time `json:"at"`
+	Failure string    `json:"failure,omitempty"` // why it made no call
+}
+
+// Clicked notes that a user has clicked, and why that has made no call. It says nothing of who was
+// to be called: a note is not found by a number.
+func (c Clicks) Clicked(ctx context.Context, failure error) error {
+	const tries = 3 // the next click says as much
+	last := LastClick{At: time.Now()}
+	if failure != nil {
+		last.Failure = failure.Error()
+	}
+	value, _ := json.Marshal(last) // of a time and a text alone
+	for try := 1; ; try++ {
+		_, version, err := c.Notes.Note(ctx, c.Endpoint, lastNote, last.At)
+		if err == nil {
+			err = c.Notes.SetNote(ctx, c.Endpoint, lastNote, version, value, time.Time{})
+		}
+		if !errors.Is(err, store.ErrChanged) || try == tries {
+			return err
+		}
+	}
+}
+
+// Last returns when a user clicked last.
+func (c Clicks) Last(ctx context.Context) (last LastClick, err error) {
+	value, _, err := c.Notes.Note(ctx, c.Endpoint, lastNote, time.Now())
+	_ = json.Unmarshal(value, &last) // what cannot be read is forgotten
+	return last, err
+}
+
 // Drop forgets a click for which no call was made.
 func (c Clicks) Drop(ctx context.Context, extension, number, id string) error {
 	return c.change(ctx, clickName(extension, number), func(list *[]click) bool {

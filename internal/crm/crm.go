@@ -29,9 +29,18 @@ type Settings struct {
 	People People
 	// Create says of which unknown numbers the CRM makes a client. It is Bitrix24's.
 	Create Create
+	// Application is set if a local application of the portal takes the place of an inbound
+	// webhook. It is Bitrix24's.
+	Application Application
 	// Domain stands behind the @ of an employee's login, and DefaultLine in place of the company's
 	// own number where that is unknown. Both are MegaFon's.
 	Domain, DefaultLine string
+}
+
+// Application is a local application of a portal of Bitrix24. The zero value is none.
+type Application struct {
+	ID, Secret string // as the portal shows them
+	OAuthURL   string // where its tokens are exchanged
 }
 
 // Create says of which calls with an unknown number a CRM makes a client.

@@ -1,6 +1,7 @@
 package crm
 
 import (
+	"errors"
 	"slices"
 	"strings"
 
@@ -94,4 +95,15 @@ func (p *People) Extensions() []string {
 	}
 	slices.Sort(list)
 	return list
+}
+
+var errNoClient = errors.New("it is not the number of a client, such as +73430112233")
+
+// ClientToTry returns the number of a client of whom a missed call is to be entered.
+func (p *People) ClientToTry(number string) (string, error) {
+	client := p.Plan.Client(number)
+	if client == "" || p.Plan.IsInternal(number) {
+		return "", errNoClient
+	}
+	return client, nil
 }

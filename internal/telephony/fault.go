@@ -140,6 +140,9 @@ const (
 	CodePortalScope   Code = "portal_scope"
 	CodePortalPlan    Code = "portal_plan"
 	CodePortalAppOnly Code = "portal_app_only"
+	CodePortalInstall Code = "portal_install" // of a local application, as the two codes below
+	CodePortalClient  Code = "portal_client"
+	CodePortalOAuth   Code = "portal_oauth"
 	CodePortalBusy    Code = "portal_busy"   // no args
 	CodePortalUpload  Code = "portal_upload" // no args
 

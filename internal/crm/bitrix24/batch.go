@@ -84,7 +84,7 @@ func (t *telling) both(call, ending map[string]any) (made registered, a answer) 
 		if f, isFailed := failed[name]; isFailed {
 			a.code, _ = f.Code.(string)
 			a.text = telephony.BriefText(t.redact.Replace(f.Text))
-			a.Verdict, a.Err = meaning(statusOf(a.code), a.code, a.text)
+			a.Verdict, a.Err = t.meaning(statusOf(a.code), a.code, a.text)
 			if a.Verdict == store.Pause {
 				a.RetryAfter = pauseFor(a.code, time.Time{})
 			}

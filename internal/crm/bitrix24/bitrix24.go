@@ -1,5 +1,5 @@
 // Package bitrix24 tells a portal of Bitrix24 of calls over its REST interface, with the address of
-// an inbound webhook.
+// an inbound webhook, or with the tokens of a local application.
 //
 //	call.transfer_requested  searchCrmEntities: whom does the client belong to?
 //	call.incoming, .outgoing register, and show for each later telephone
@@ -46,6 +46,9 @@ type Options struct {
 	UserAgent  string
 	// Questions is the largest number of questions in flight.
 	Questions int
+	// HookURL is where the portal reaches the hook of the endpoint; "" if it reaches the bridge
+	// nowhere. It is for an application, which has the portal send clicks there.
+	HookURL string
 	// DialContext opens the connection below HTTP; nil dials TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -54,7 +57,10 @@ type Options struct {
 type Sender struct {
 	endpoint          store.Endpoint
 	settings          crm.Settings
-	owner             int // the user whose webhook it is
+	base              *url.URL     // of the REST interface
+	app               *application // nil: the address is that of an inbound webhook
+	owner             int          // the user whose webhook it is
+	hookURL           string
 	userAgent         string
 	bucket            *bucket
 	clicks            crm.Clicks
@@ -67,9 +73,10 @@ type Sender struct {
 	uploads           *outbound.Client
 }
 
-// New returns a sender for an endpoint, of which the URL is that of an inbound webhook.
+// New returns a sender for an endpoint, of which the URL is that of an inbound webhook, or that of
+// a portal which has a local application.
 func New(e store.Endpoint, opts Options) *Sender {
-	host, owner := parseWebhook(e.URL)
+	base, owner := parseAddress(e.URL, opts.Settings.Application.ID != "")
 	secrets := slices.Clone(e.Tokens)
 	for _, secret := range e.Secrets {
 		secrets = append(secrets, string(secret))
@@ -77,9 +84,11 @@ func New(e store.Endpoint, opts Options) *Sender {
 	s := &Sender{
 		endpoint:  e,
 		settings:  opts.Settings,
+		base:      base,
 		owner:     owner,
+		hookURL:   opts.HookURL,
 		userAgent: opts.UserAgent,
-		bucket:    opts.Portals.bucketOf(host),
+		bucket:    opts.Portals.bucketOf(base.Host),
 		users:     newUsers(),
 		clicks:    crm.Clicks{Notes: opts.Notes, Endpoint: e.Name},
 
@@ -103,27 +112,55 @@ func New(e store.Endpoint, opts Options) *Sender {
 	if e.Concurrency < 2 {
 		s.uploads = client(1, shortUpload)
 	}
+	if with := opts.Settings.Application; with.ID != "" {
+		s.app = &application{
+			Application: with,
+			host:        base.Host,
+			endpoint:    e.Name,
+			notes:       opts.Notes,
+			renewing:    make(chan struct{}, 1),
+			client: func(secrets ...string) *outbound.Client {
+				return outbound.New(outbound.Options{
+					Connections: 1,
+					Timeout:     exchangeTime,
+					DialContext: opts.DialContext,
+					Redact:      outbound.NewRedactor("", nil, secrets...),
+				})
+			},
+		}
+	}
 	return s
 }
 
-// parseWebhook returns the host of a webhook's address, /rest/<user ID>/<code>/, and the user.
-func parseWebhook(address string) (host string, owner int) {
+// parseAddress returns the base of the REST interface, and the user whose webhook it is: the
+// address is /rest/<user ID>/<code>/. For an application it is that of the portal, with or without
+// /rest/. An address that cannot be read has no host.
+func parseAddress(address string, isApplication bool) (base *url.URL, owner int) {
 	u, err := url.Parse(address)
 	if err != nil {
-		return "", 0
+		return &url.URL{}, 0
 	}
-	parts := strings.Split(strings.Trim(u.Path, "/"), "/")
+	u.Path = strings.TrimSuffix(u.Path, "/")
+	if isApplication {
+		u.Path = strings.TrimSuffix(u.Path, "/rest") + "/rest"
+		return u, 0
+	}
+	parts := strings.Split(u.Path, "/")
 	if i := slices.Index(parts, "rest"); i >= 0 && i+1 < len(parts) {
 		owner, _ = strconv.Atoi(parts[i+1])
 	}
-	return u.Host, owner
+	return u, owner
 }
 
 // NeedsCall makes it a store.CallSender.
 func (s *Sender) NeedsCall() {}
 
-// Close closes the connections that are not in use.
+// Close closes the connections that are not in use. An exchange of tokens ends before: what it
+// brings must be stored.
 func (s *Sender) Close() {
+	if s.app != nil {
+		s.app.exchanges.Wait()
+	}
 	s.events.Close()
 	s.questions.Close()
 	s.uploads.Close()

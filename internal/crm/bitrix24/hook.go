@@ -2,6 +2,7 @@ package bitrix24
 
 import (
 	"context"
+	"crypto/subtle"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -17,17 +18,31 @@ import (
 // HookPath is where a portal sends the clicks of its users: behind it stands the endpoint's name.
 const HookPath = "/hooks/bitrix24/{name}"
 
-// Hook takes the outgoing webhooks of portals: a user has clicked on a number. It is the
-// http.Handler of HookPath.
-type Hook struct {
-	gate    crm.Gate
-	senders map[string]*Sender
-	logger  *slog.Logger
+// HookOptions configures a Hook.
+type HookOptions struct {
+	Senders map[string]*Sender // by the name of the endpoint
+	// Connected reports whether calls can be made. While they cannot, no portal is asked for
+	// clicks.
+	Connected func() bool
+	// English and Russian describe an error to the person who installs an application.
+	English, Russian func(error) string
+	Logger           *slog.Logger
 }
 
-// NewHook returns the handler for some endpoints, by name.
-func NewHook(gate crm.Gate, senders map[string]*Sender, logger *slog.Logger) *Hook {
-	return &Hook{gate, senders, logger}
+// Hook takes the clicks of users on a number: from the outgoing webhooks of portals, and from the
+// events of applications, which it also installs. It is the http.Handler of HookPath, and Install
+// that of InstallPath.
+type Hook struct {
+	HookOptions
+	// Gate is set before the first request.
+	Gate crm.Gate
+	// installing holds one while an application is installed: anybody may try.
+	installing chan struct{}
+}
+
+// NewHook returns a hook without a gate.
+func NewHook(opts HookOptions) *Hook {
+	return &Hook{HookOptions: opts, installing: make(chan struct{}, 1)}
 }
 
 const (
@@ -43,39 +58,63 @@ func (h *Hook) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "the request cannot be read", http.StatusBadRequest)
 		return
 	}
-	s := h.senders[r.PathValue("name")]
-	name, wait, known := h.gate.Bearer(r, r.PostForm.Get("auth[application_token]"))
-	switch {
-	case known && s != nil && name == s.endpoint.Name && !s.isPortal(r.PostForm.Get("auth[domain]")):
-		h.logger.Warn("a click in the CRM made no call: it comes from another portal", "endpoint", name)
+	s := h.Senders[r.PathValue("name")]
+	token := r.PostForm.Get("auth[application_token]")
+	if !s.sendsEvents(r.Context(), token) {
+		name, wait, known := h.Gate.Bearer(r, token)
+		switch {
+		case !known || s == nil || name != s.endpoint.Name:
+			http.Error(w, "the token is another", http.StatusForbidden)
+			return
+		case wait > 0:
+			http.Error(w, "too many requests: see API_RATE", http.StatusTooManyRequests)
+			return
+		}
+	}
+	if !s.isPortal(r.PostForm.Get("auth[domain]")) {
+		h.Logger.Warn("a click in the CRM made no call: it comes from another portal", "endpoint", s.endpoint.Name)
 		http.Error(w, "the portal is another", http.StatusForbidden)
-		return
-	case !known || s == nil || name != s.endpoint.Name:
-		http.Error(w, "the token is another", http.StatusForbidden)
-		return
-	case wait > 0:
-		http.Error(w, "too many requests: see API_RATE", http.StatusTooManyRequests)
 		return
 	}
 	w.WriteHeader(http.StatusOK)
-	if !strings.EqualFold(r.PostForm.Get("event"), "ONEXTERNALCALLSTART") {
+	h.take(context.WithoutCancel(r.Context()), s, r.PostForm.Get("event"), false, func(name string) string {
+		return r.PostForm.Get("data[" + name + "]")
+	})
+}
+
+// take carries out an event of a portal, which is a click, and returns at once. For one that is old
+// nobody waits any more.
+func (h *Hook) take(ctx context.Context, s *Sender, event string, isOld bool, data func(name string) string) {
+	if !strings.EqualFold(event, clickEvent) {
 		return
 	}
-	user, _ := strconv.Atoi(r.PostForm.Get("data[USER_ID]"))
-	c := clicked{
-		Sender: s,
-		hook:   h,
-		callID: r.PostForm.Get("data[CALL_ID]"),
-		user:   user,
-		number: r.PostForm.Get("data[PHONE_NUMBER]"),
+	user, _ := strconv.Atoi(data("USER_ID"))
+	c := clicked{Sender: s, hook: h, callID: data("CALL_ID"), user: user, number: data("PHONE_NUMBER")}
+	if isOld {
+		logger := h.Logger.With("endpoint", s.endpoint.Name)
+		logger.Warn("a click in the CRM made no call: it was made too long ago", "user", user)
+		go c.giveUp(ctx, logger)
+		return
 	}
-	go c.call(context.WithoutCancel(r.Context()))
+	go c.call(ctx)
+}
+
+// clickEvent is the event of a click.
+const clickEvent = "OnExternalCallStart"
+
+// sendsEvents reports whether a token is that with which the portal sends the events of the
+// endpoint's application.
+func (s *Sender) sendsEvents(ctx context.Context, token string) bool {
+	if s == nil || s.app == nil || token == "" {
+		return false
+	}
+	t, _, o := s.app.read(ctx)
+	return o.Verdict == store.Done && t.Event != "" && subtle.ConstantTimeCompare([]byte(t.Event), []byte(token)) == 1
 }
 
 // isPortal reports whether a domain is that of the endpoint's portal.
 func (s *Sender) isPortal(domain string) bool {
-	host, _ := parseWebhook(s.endpoint.URL)
-	return domain != "" && strings.EqualFold(host, domain)
+	return domain != "" && strings.EqualFold(s.base.Host, domain)
 }
 
 // clicked is a click.
@@ -88,50 +127,67 @@ type clicked struct {
 }
 
 // call makes the call. Where that is not possible, the call is finished at the portal, so that its
-// card goes. A click that comes twice makes one call.
+// card goes.
 func (c *clicked) call(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, clickTimeout)
 	defer cancel()
-	logger := c.hook.logger.With("endpoint", c.endpoint.Name)
+	logger := c.hook.Logger.With("endpoint", c.endpoint.Name)
+	failure := c.make(ctx, logger)
+	if errors.Is(failure, errAgain) {
+		failure = nil
+	} else if err := c.clicks.Clicked(ctx, failure); err != nil {
+		logger.Error("a click cannot be kept", "err", err)
+	}
+	if failure != nil {
+		c.giveUp(ctx, logger)
+	}
+}
+
+var (
+	errNoNumber    = errors.New("the click names no number")
+	errNoUsers     = errors.New("the portal's users cannot be read")
+	errNoExtension = errors.New("the user has no extension")
+	errTwice       = errors.New("the user has clicked twice, and the first click counts")
+	// errAgain means that the portal has sent the same click twice.
+	errAgain = errors.New("the portal has sent it already")
+)
+
+// make makes the call, and fails with why it is not made. A click that comes twice makes one call.
+func (c *clicked) make(ctx context.Context, logger *slog.Logger) error {
 	to, err := telephony.CleanNumber(c.number)
 	extension, a := c.extensionOf(ctx, c.user)
 	switch {
 	case err != nil || to == "" || c.callID == "":
 		logger.Warn("a click in the CRM names no number")
-		c.giveUp(ctx, logger)
-		return
+		return errNoNumber
 	case a.Verdict != store.Done:
 		logger.Warn("a click in the CRM made no call: its users cannot be read", "err", failure(ctx, a))
-		c.giveUp(ctx, logger)
-		return
+		return errNoUsers
 	case extension == "":
 		logger.Warn("a click in the CRM made no call: its user has no extension", "user", c.user)
-		c.giveUp(ctx, logger)
-		return
+		return errNoExtension
 	}
 	client := strings.TrimPrefix(c.settings.People.Plan.Client(to), "+")
 	counts, isNew, err := c.clicks.Begin(ctx, extension, client, c.callID)
 	switch {
 	case err != nil:
 		logger.Error("a click cannot be kept", "err", err)
-		c.giveUp(ctx, logger)
-		return
+		return err
 	case !isNew && counts == c.callID:
-		return // the portal has sent it twice
+		return errAgain
 	case !isNew:
-		c.giveUp(ctx, logger) // the user has clicked twice
-		return
+		return errTwice
 	}
-	err = c.hook.gate.Command(ctx, c.endpoint.Name, telephony.Command{
+	err = c.hook.Gate.Command(ctx, c.endpoint.Name, telephony.Command{
 		Kind: telephony.CommandCall, From: extension, To: to,
 	})
 	if err == nil || errors.Is(err, telephony.ErrNoAnswer) { // then it may ring
-		return
+		return nil
 	}
 	if err := c.clicks.Drop(ctx, extension, client, c.callID); err != nil {
 		logger.Error("a click cannot be kept", "err", err)
 	}
-	c.giveUp(ctx, logger)
+	return err
 }
 
 // giveUp finishes the call at the portal, also if the time of the click is over.

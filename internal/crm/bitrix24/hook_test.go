@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,6 +23,7 @@ const token = "t0ken-of-the-outgoing-webhook"
 type gate struct {
 	commands []telephony.Command
 	err      error
+	isAway   atomic.Bool // the exchange
 }
 
 func (g *gate) Bearer(_ *http.Request, given string) (string, time.Duration, bool) {
@@ -42,13 +44,25 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return w.Result(), nil
 }
 
+// hook is one of the bench's sender.
+func (b *bench) hook(g *gate, log *logtest.Buffer) *Hook {
+	h := NewHook(HookOptions{
+		Senders:   map[string]*Sender{"crm": b.sender},
+		Connected: func() bool { return !g.isAway.Load() },
+		English:   func(err error) string { return "<script>" + err.Error() },
+		Russian:   func(error) string { return "по-русски" },
+		Logger:    slog.New(slog.NewTextHandler(log, nil)),
+	})
+	h.Gate = g
+	return h
+}
+
 // click has a user click at the portal, and gives what the bridge answers.
 func (b *bench) click(g *gate, user int, o bitrix24test.ClickOptions) (callID string, status int) {
 	b.t.Helper()
 	mux := http.NewServeMux()
 	var log logtest.Buffer
-	mux.Handle(http.MethodPost+" "+HookPath, NewHook(g, map[string]*Sender{"crm": b.sender},
-		slog.New(slog.NewTextHandler(&log, nil))))
+	mux.Handle(http.MethodPost+" "+HookPath, b.hook(g, &log))
 	callID, status, err := b.portal.Click(b.t.Context(), &http.Client{Transport: transport{mux}},
 		"https://bridge.example/hooks/bitrix24/crm", token, user, known, o)
 	if err != nil {
@@ -134,7 +148,7 @@ func TestDiagnose(t *testing.T) {
 		"a revoked webhook": {(*bitrix24test.Portal).Revoke, []string{"✗ the portal does not know the webhook"}},
 		"too few rights": {
 			func(p *bitrix24test.Portal) { p.WithoutScope("user") },
-			[]string{"knows", "✗ the webhook lacks the rights user", "may be", "✗ the webhook has too few", "can be"},
+			[]string{"knows", "✗ the webhook lacks the rights user", "may be", "✗ it has too few rights", "can be"},
 		},
 		"applications alone": {
 			func(p *bitrix24test.Portal) { p.AppOnly(true) },
@@ -156,7 +170,7 @@ func TestDiagnose(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, settings(t), func(b *bench) {
 				c.breaks(b.portal)
-				findings := b.sender.Diagnose(b.t.Context())
+				findings := b.sender.Check(b.t.Context())
 				for i, f := range findings {
 					text := f.Text
 					switch {

@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
-	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -95,9 +95,10 @@ func (b *bucket) wait(ctx context.Context, leave float64) error {
 type answer struct {
 	store.Outcome
 	result json.RawMessage
-	code   string // of an error
-	text   string // of an error
-	next   int    // where the next page of a list begins; 0: nowhere
+	code   string    // of an error
+	text   string    // of an error
+	next   int       // where the next page of a list begins; 0: nowhere
+	at     time.Time // by the portal's clock, or else by ours
 }
 
 // notFound is how the portal says that it does not know a call, or not any more. The text is cut
@@ -109,51 +110,100 @@ func (a *answer) isUnknownCall() bool {
 	return a.Status == http.StatusBadRequest && strings.HasPrefix(a.text, notFound)
 }
 
-// do makes a request. Its outcome is Done for a success.
-func (s *Sender) do(ctx context.Context, method string, params any, isQuestion bool, mayRedial func() bool) answer {
+// request is one that a method gets.
+type request struct {
+	method     string
+	params     map[string]any
+	isQuestion bool // a caller waits for the answer
+	mayRedial  func() bool
+}
+
+// do makes a request. Its outcome is Done for a success. An application whose token has expired
+// gets a new one, and makes the request once more.
+func (s *Sender) do(
+	ctx context.Context, method string, params map[string]any, isQuestion bool, mayRedial func() bool,
+) answer {
+	limited := ctx
+	if isQuestion { // the time counts from here
+		var cancel context.CancelFunc
+		limited, cancel = context.WithTimeout(ctx, searchTimeout)
+		defer cancel()
+	}
+	a := s.authorized(limited, request{method, params, isQuestion, mayRedial})
+	switch isOver := limited.Err() != nil; {
+	case isOver && ctx.Err() != nil && (a.Verdict == store.CutOff || errors.Is(a.Err, errBusy)):
+		return answer{}
+	case isOver && a.Verdict == store.CutOff:
+		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: errSilent}}
+	}
+	return a
+}
+
+// expiredToken is the error of a request whose token is too old.
+const expiredToken = "expired_token"
+
+// authorized makes a request with what the portal knows the bridge by.
+func (s *Sender) authorized(ctx context.Context, r request) answer {
+	if s.app == nil {
+		return s.once(ctx, r, "")
+	}
+	t, _, o := s.app.read(ctx)
+	if o.Verdict != store.Done {
+		return answer{Outcome: o}
+	}
+	a := s.once(ctx, r, t.Access)
+	if a.code != expiredToken {
+		return a
+	}
+	steps := a.Steps
+	if t, o = s.app.renew(ctx, t.Access); o.Verdict != store.Done {
+		a = answer{Outcome: o}
+	} else {
+		a = s.once(ctx, r, t.Access)
+	}
+	a.Steps = append(steps, a.Steps...)
+	return a
+}
+
+// once makes a request, with the token of an application if there is one.
+func (s *Sender) once(ctx context.Context, r request, token string) answer {
+	params := r.params
+	if token != "" {
+		params = maps.Clone(params)
+		params["auth"] = token
+	}
 	body, err := json.Marshal(params)
 	if err != nil {
 		return answer{Outcome: store.Outcome{Verdict: store.Refused, Err: err}}
 	}
 	client, leave := s.events, float64(forQuestions)
-	if isQuestion {
+	if r.isQuestion {
 		client, leave = s.questions, 0
 	}
-	limited := ctx
-	if isQuestion { // a caller waits: the time counts from here
-		var cancel context.CancelFunc
-		limited, cancel = context.WithTimeout(ctx, searchTimeout)
-		defer cancel()
-	}
-	if s.bucket.wait(limited, leave) != nil {
-		if ctx.Err() != nil {
-			return answer{}
-		}
+	if s.bucket.wait(ctx, leave) != nil {
 		return answer{Outcome: store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: errBusy}}
 	}
-	request, err := s.request(method)
+	request, err := s.request(r.method)
 	if err != nil {
 		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: errBadURL}}
 	}
-	got, err := client.Do(limited, outbound.Request{HTTP: request, Body: body, MayRedial: mayRedial})
+	got, err := client.Do(ctx, outbound.Request{HTTP: request, Body: body, MayRedial: r.mayRedial})
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return answer{}
-	case err != nil && limited.Err() != nil:
-		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: errSilent}}
 	case err != nil:
 		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: err}}
 	}
-	a := s.read(got)
-	a.Steps = []store.Step{{What: method, Status: a.Status, Response: a.Response}}
+	a := s.read(got, token)
+	a.Steps = []store.Step{{What: r.method, Status: a.Status, Response: a.Response}}
 	if a.code == "QUERY_LIMIT_EXCEEDED" {
 		s.bucket.empty(time.Now())
 	}
 	return a
 }
 
-// read reads a response.
-func (s *Sender) read(got outbound.Answer) answer {
+// read reads a response to a request with a token of an application, "" if it had none.
+func (s *Sender) read(got outbound.Answer, token string) answer {
 	var envelope struct {
 		Result json.RawMessage `json:"result"`
 		Error  any             `json:"error"`
@@ -161,22 +211,30 @@ func (s *Sender) read(got outbound.Answer) answer {
 		Next   int             `json:"next"`
 		Time   struct {
 			ResetAt int64 `json:"operating_reset_at"`
+			Started text  `json:"date_start"`
 		} `json:"time"`
 	}
 	_ = json.Unmarshal(got.Body, &envelope) // a page of a proxy is none: then the status says all
 	code, _ := envelope.Error.(string)
+	redact := func(text string) string {
+		return outbound.NewRedactor("", nil, token).Replace(s.redact.Replace(text))
+	}
 	a := answer{
 		Outcome: store.Outcome{
 			Status:     got.Status,
-			Response:   crm.Cut(s.redact.Replace(string(got.Body))),
+			Response:   crm.Cut(redact(string(got.Body))),
 			RetryAfter: got.RetryAfter,
 		},
 		result: envelope.Result,
 		code:   code,
-		text:   telephony.BriefText(s.redact.Replace(envelope.Text)),
+		text:   telephony.BriefText(redact(envelope.Text)),
 		next:   envelope.Next,
 	}
-	a.Verdict, a.Err = meaning(got.Status, code, a.text)
+	var err error
+	if a.at, err = time.Parse(time.RFC3339, string(envelope.Time.Started)); err != nil {
+		a.at = time.Now()
+	}
+	a.Verdict, a.Err = s.meaning(got.Status, code, a.text)
 	if a.Verdict == store.Pause && a.RetryAfter == 0 {
 		a.RetryAfter = pauseFor(code, time.Unix(envelope.Time.ResetAt, 0))
 	}
@@ -201,20 +259,26 @@ func pauseFor(code string, resetAt time.Time) time.Duration {
 
 // meaning is what a response means: see the table of errors in the documentation of the portal's
 // REST interface. A method's own validation has an empty code, or ERROR_CORE, with status 400.
-func meaning(status int, code, text string) (store.Verdict, error) {
+func (s *Sender) meaning(status int, code, text string) (store.Verdict, error) {
 	switch {
 	case status >= 200 && status <= 299:
 		return store.Done, nil
+	case code == expiredToken && s.app != nil: // that it has just given
+		return store.Again, nil
 	case status == http.StatusTooManyRequests, code == "QUERY_LIMIT_EXCEEDED":
 		return store.Pause, nil
 	case code == "insufficient_scope":
-		return store.Misconfigured, fault(telephony.CodePortalScope, "the webhook has too few rights", text)
+		return store.Misconfigured, fault(telephony.CodePortalScope, "it has too few rights", text)
 	case code == "WRONG_AUTH_TYPE":
 		return store.Misconfigured, fault(telephony.CodePortalAppOnly, "the portal lets no webhook tell of calls", text)
 	case code == "ACCESS_DENIED":
 		return store.Misconfigured, fault(telephony.CodePortalPlan, "the portal denies the request", text)
 	case status == http.StatusUnauthorized, status == http.StatusForbidden, status == http.StatusNotFound,
 		code == "INVALID_REQUEST":
+		if s.app != nil {
+			return store.Misconfigured,
+				fault(telephony.CodePortalInstall, "the portal does not know the application", text)
+		}
 		return store.Misconfigured, fault(telephony.CodePortalWebhook, "the portal does not know the webhook", text)
 	case status == http.StatusBadRequest:
 		if text == "" {
@@ -242,12 +306,8 @@ var (
 
 // request returns a request of a method, without a body.
 func (s *Sender) request(method string) (*http.Request, error) {
-	base, err := url.Parse(s.endpoint.URL)
-	if err != nil {
-		return nil, err
-	}
-	address := *base
-	address.Path = strings.TrimSuffix(base.Path, "/") + "/" + method + ".json"
+	address := *s.base
+	address.Path += "/" + method + ".json"
 	req, err := http.NewRequest(http.MethodPost, address.String(), nil)
 	if err != nil {
 		return nil, fmt.Errorf("the request of %s: %w", method, err)

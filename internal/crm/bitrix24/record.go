@@ -137,7 +137,7 @@ func (t *telling) upload(f io.ReadCloser, name string, size int64) answer {
 	case err != nil:
 		return answer{Outcome: t.later(store.Outcome{Err: err, Steps: a.Steps})}
 	}
-	sent := t.read(got)
+	sent := t.read(got, "")
 	sent.Response = outbound.NewRedactor(to.URL, nil).Replace(sent.Response) // error pages repeat addresses
 	sent.Steps = append(a.Steps, store.Step{What: "upload", Status: sent.Status, Response: sent.Response})
 	if sent.Verdict != store.Done { // of the address alone: the next try gets another
@@ -165,8 +165,8 @@ func (s *Sender) uploadRequest(address string) (*http.Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	own, err := url.Parse(s.endpoint.URL)
-	if err != nil || u.Scheme != own.Scheme || !strings.EqualFold(u.Hostname(), own.Hostname()) ||
+	own := s.base
+	if u.Scheme != own.Scheme || !strings.EqualFold(u.Hostname(), own.Hostname()) ||
 		portOf(u) != portOf(own) {
 		return nil, errNoUpload
 	}

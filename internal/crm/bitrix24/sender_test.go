@@ -90,6 +90,7 @@ type bench struct {
 	proxy         http.HandlerFunc
 	ignoresFaults bool
 	recordings    kept
+	hookURL       string
 }
 
 // notes are those of an engine that is opened later.
@@ -104,16 +105,23 @@ func inBubble(t *testing.T, with crm.Settings, f func(b *bench)) {
 		l := pipenet.Listen()
 		b := &bench{t: t, portal: portal, dial: l.Dial, with: with, recordings: kept{}}
 		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			if b.proxy != nil {
+			switch {
+			case b.proxy != nil:
 				b.proxy(w, r)
-				return
+			case strings.HasPrefix(r.URL.Path, "/oauth/"):
+				portal.OAuth().ServeHTTP(w, r)
+			default:
+				portal.ServeHTTP(w, r)
 			}
-			portal.ServeHTTP(w, r)
 		})}
 		var serving sync.WaitGroup
 		serving.Go(func() { _ = server.Serve(l) })
 		e := storetest.Endpoint("crm")
+		e.Tokens = []string{token}
 		e.URL, e.Events, e.RingingTTL = "http://firm.bitrix24.ru"+portal.Path(), store.Filter{"call.*"}, 5*time.Minute
+		if with.Application.ID != "" {
+			e.URL, e.Tokens = "http://firm.bitrix24.ru", nil
+		}
 		e.Concurrency = 4 // more than a portal takes, with no rate: the bucket alone holds
 		b.opts = storetest.WithDefaults(t, bolttest.Harness{}, storetest.Options{
 			Endpoints:     []store.Endpoint{e},
@@ -137,7 +145,7 @@ func (b *bench) open() {
 	late := &notes{}
 	b.sender = New(b.opts.Endpoints[0], Options{
 		Settings: b.with, Notes: late, Portals: NewPortals(), UserAgent: "pzbridge/test", Questions: 4,
-		DialContext: b.dial, Recordings: b.recordings,
+		DialContext: b.dial, Recordings: b.recordings, HookURL: b.hookURL,
 	})
 	b.opts.Senders = map[string]store.Sender{"crm": b.sender}
 	var err error

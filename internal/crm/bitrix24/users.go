@@ -148,14 +148,23 @@ func (s *Sender) userNamed(ctx context.Context, name string) (int, answer) {
 }
 
 // defaultUser returns the ID of the user for calls to a line that are nobody's: that of the
-// configuration, or the one whose webhook it is.
+// configuration, or the one whose webhook it is, or who has installed the application.
 func (s *Sender) defaultUser(ctx context.Context, line string) (int, answer) {
 	if name := s.settings.People.DefaultName(line); name != "" {
 		if id, a := s.userNamed(ctx, name); id != 0 || a.Verdict != store.Done {
 			return id, a
 		}
 	}
-	return s.owner, done
+	return s.ownerID(ctx)
+}
+
+// ownerID returns the ID of the user in whose name all requests are made.
+func (s *Sender) ownerID(ctx context.Context) (int, answer) {
+	if s.app == nil {
+		return s.owner, done
+	}
+	t, _, o := s.app.read(ctx)
+	return t.User, answer{Outcome: o}
 }
 
 // extensionOf returns the extension of a user, "" if there is none.

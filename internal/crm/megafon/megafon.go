@@ -14,6 +14,7 @@ package megafon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/url"
@@ -238,16 +239,53 @@ func (s *Sender) Test(ctx context.Context) (eventID string, made store.Attempt, 
 	return eventID, o.Attempt(began, time.Since(began)), nil
 }
 
-// Try enters a missed call of a number, as if it had just ended, and returns its ID. It fails with
-// what the CRM says, or the error of ctx.
+// Check is that of a crm.Checker: whether the CRM takes the key, and what it can do with these
+// settings.
+func (s *Sender) Check(ctx context.Context) []crm.Finding {
+	_, made, err := s.Test(ctx)
+	switch {
+	case err != nil:
+		return []crm.Finding{{Err: err}}
+	case made.Status == 0:
+		return []crm.Finding{{
+			Text: "no answer to a request: check its URL, its certificate and the proxy between",
+			Err:  made.Failure(),
+		}}
+	case made.Error != "" || made.Status < 200 || made.Status > 299:
+		return []crm.Finding{{Text: "it was asked who a number belongs to", Err: made.Failure()}}
+	}
+	list := []crm.Finding{{Text: fmt.Sprintf("it takes the key, and answers whom a number belongs to, in %d ms",
+		made.Took.Milliseconds())}}
+	people := &s.settings.People
+	if people.Default == "" && len(people.DefaultByLine) == 0 {
+		list = append(list, crm.Warning("calls that are nobody's, such as missed ones of a group, are entered for "+
+			"the user pbx: set its DEFAULT_USER"))
+	}
+	if len(s.endpoint.Tokens) == 0 {
+		return append(list, crm.Warning("nobody can call from this CRM: for that set its TOKEN, and give it to the "+
+			"CRM as the key of the PBX, with the address of this bridge's API and "+Path))
+	}
+	return append(list, crm.Finding{Text: fmt.Sprintf("it may have employees call: the address of the PBX in its "+
+		"settings is that of this bridge's API and %s, and the key its TOKEN; %d of its users have a name in USERS",
+		Path, len(people.Users))})
+}
+
+// LastClick is that of a crm.Checker.
+func (s *Sender) LastClick(ctx context.Context) (crm.LastClick, error) { return s.clicks.Last(ctx) }
+
+// Try is that of a crm.Checker: the call has just ended.
 func (s *Sender) Try(ctx context.Context, number string) (callID string, err error) {
 	if s.request == nil {
 		return "", errBadURL
 	}
+	client, err := s.settings.People.ClientToTry(number)
+	if err != nil {
+		return "", err
+	}
 	e := crm.Event{
 		Type:      telephony.EventCompleted,
 		CallID:    uuid.Must(uuid.NewV7()).String(),
-		Client:    s.settings.People.Plan.Client(number),
+		Client:    client,
 		Direction: telephony.Incoming,
 	}
 	p := s.plan(&call{}, store.Job{Event: store.Event{At: time.Now()}}, &e)

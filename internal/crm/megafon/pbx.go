@@ -158,7 +158,15 @@ func (c *caller) makeCall(w http.ResponseWriter, r *http.Request) *problem {
 			Kind: telephony.CommandCall, From: from.Extension, To: to,
 		})
 	}
-	if err != nil && !errors.Is(err, telephony.ErrNoAnswer) { // then it may ring
+	mayRing := err == nil || errors.Is(err, telephony.ErrNoAnswer)
+	failure := err
+	if mayRing {
+		failure = nil
+	}
+	if err := c.clicks.Clicked(ctx, failure); err != nil {
+		c.opts.Logger.Error("a click cannot be kept", "endpoint", c.name, "err", err)
+	}
+	if !mayRing {
 		if err := c.clicks.Drop(ctx, from.Extension, client, id); err != nil {
 			c.opts.Logger.Error("a click cannot be kept", "endpoint", c.name, "err", err)
 		}

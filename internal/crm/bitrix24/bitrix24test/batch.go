@@ -59,7 +59,9 @@ func (p *Portal) command(name, text string, results any, q query) query {
 	if err != nil {
 		p.fault("The sub-call %q has parameters that are not URL-encoded: %v.", name, err)
 	}
-	return query{user: q.user, code: q.code, base: q.base, method: method, params: parsed}
+	return query{
+		user: q.user, code: q.code, app: q.app, connector: q.connector, base: q.base, method: method, params: parsed,
+	}
 }
 
 // runCommand runs the ith sub-call of a batch.

@@ -23,6 +23,7 @@ const (
 type Call struct {
 	CallID         string
 	ExternalCallID string
+	App            string // the ClientID of the application that registered it; empty for a webhook
 	UserID         int
 	Phone          string // without letters and punctuation; a plus stays
 	Type           int    // Outgoing, Incoming, or 3 to 5
@@ -74,13 +75,16 @@ func wrongAuthType() answer {
 // register registers a call, or finds it again. The kind of authorization is checked first, and the
 // user next, so that a request without parameters tells a client whether it may register.
 func (p *Portal) register(q query) answer {
-	if p.switches.appOnly {
+	if p.switches.appOnly && q.app == nil {
 		return wrongAuthType()
 	}
 	call := Call{
 		UserID: p.employee(q), Type: q.params.number("TYPE"), Line: strings.TrimSpace(q.params.text("LINE_NUMBER")),
 		ExternalCallID: q.params.text("EXTERNAL_CALL_ID"), Started: p.Now(),
 		EntityType: q.params.text("CRM_ENTITY_TYPE"), EntityID: q.params.number("CRM_ENTITY_ID"),
+	}
+	if q.app != nil {
+		call.App = q.app.ClientID
 	}
 	if call.UserID == 0 {
 		return invalid("USER_ID or USER_PHONE_INNER should be set")
@@ -127,7 +131,8 @@ func (p *Portal) register(q query) answer {
 func (p *Portal) add(call Call, createLead bool) (added *Call, leadError string) {
 	for _, c := range p.calls {
 		if !c.Finished && p.Now().Sub(c.Started) <= duplicateAge && c.UserID == call.UserID &&
-			c.Phone == call.Phone && c.Type == call.Type && (call.Line == "" || c.Line == call.Line) &&
+			c.Phone == call.Phone && c.Type == call.Type && c.App == call.App &&
+			(call.Line == "" || c.Line == call.Line) &&
 			(call.ExternalCallID == "" || c.ExternalCallID == call.ExternalCallID) {
 			return c, ""
 		}

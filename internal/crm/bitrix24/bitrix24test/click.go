@@ -7,7 +7,11 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 )
+
+// callStart is the name of the event of a click.
+const callStart = "ONEXTERNALCALLSTART"
 
 // ClickOptions are what a click may have that is not usual.
 type ClickOptions struct {
@@ -20,6 +24,9 @@ type ClickOptions struct {
 	WrongToken bool
 	// Domain replaces the portal's domain, unless it is empty.
 	Domain string
+	// Age is how long ago the user clicked: the start of the call, and TIMESTAMP_X of an offline
+	// event.
+	Age time.Duration
 }
 
 // Click does what the portal does when a user clicks a client's number: it registers the call
@@ -29,16 +36,15 @@ type ClickOptions struct {
 func (p *Portal) Click(
 	ctx context.Context, client *http.Client, hook, token string, userID int, phone string, o ClickOptions,
 ) (callID string, status int, err error) {
-	call, err := p.clicked(userID, phone)
+	p.mu.Lock()
+	call, err := p.clicked(userID, phone, "", o)
 	if err != nil {
+		p.mu.Unlock()
 		return "", 0, err
 	}
-	deliveries := 1
-	if o.Twice {
-		deliveries = 2
-	}
 	form := p.event(call, phone, token, o)
-	for range deliveries {
+	p.mu.Unlock()
+	for range o.deliveries() {
 		if status, err = post(ctx, client, hook, form); err != nil {
 			return call.CallID, status, err
 		}
@@ -46,17 +52,23 @@ func (p *Portal) Click(
 	return call.CallID, status, nil
 }
 
-// clicked registers the call of a click.
-func (p *Portal) clicked(userID int, phone string) (Call, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
+func (o ClickOptions) deliveries() int {
+	if o.Twice {
+		return 2
+	}
+	return 1
+}
+
+// clicked registers the call of a click, for the application app or, if it is empty, a webhook.
+func (p *Portal) clicked(userID int, phone, app string, o ClickOptions) (Call, error) {
 	number := stripLetters(phone)
 	if number == "" || !p.isActive(userID) {
 		return Call{}, fmt.Errorf("bitrix24test: the user %d cannot click %q", userID, phone)
 	}
-	call, _ := p.add(Call{UserID: userID, Phone: number, Type: Outgoing, Started: p.Now()}, true)
-	call.open(userID)
-	return *call, nil
+	call := Call{UserID: userID, Phone: number, Type: Outgoing, App: app, Started: p.Now().Add(-o.Age)}
+	added, _ := p.add(call, true)
+	added.open(userID)
+	return *added, nil
 }
 
 // event returns the form of ONEXTERNALCALLSTART.
@@ -68,28 +80,17 @@ func (p *Portal) event(call Call, phone, token string, o ClickOptions) url.Value
 	if o.WrongToken {
 		token = strings.Repeat("x", len(token))
 	}
-	entityID := ""
-	if call.EntityID != 0 {
-		entityID = strconv.Itoa(call.EntityID)
-	}
 	form := url.Values{
-		"event":                            {"ONEXTERNALCALLSTART"},
-		"event_handler_id":                 {"1055"},
-		"data[PHONE_NUMBER]":               {phone},
-		"data[PHONE_NUMBER_INTERNATIONAL]": {international(phone)},
-		"data[EXTENSION]":                  {""},
-		"data[USER_ID]":                    {strconv.Itoa(call.UserID)},
-		"data[CALL_LIST_ID]":               {"0"},
-		"data[LINE_NUMBER]":                {call.Line},
-		"data[IS_MOBILE]":                  {"0"},
-		"data[CALL_ID]":                    {call.CallID},
-		"data[CRM_ENTITY_TYPE]":            {call.EntityType},
-		"data[CRM_ENTITY_ID]":              {entityID},
-		"ts":                               {strconv.FormatInt(p.Now().Unix(), 10)},
-		"auth[domain]":                     {domain},
-		"auth[client_endpoint]":            {"https://" + domain + "/rest/"},
-		"auth[member_id]":                  {"d41d8cd98f00b204e9800998ecf8427e"},
-		"auth[application_token]":          {token},
+		"event":                   {callStart},
+		"event_handler_id":        {"1055"},
+		"ts":                      {strconv.FormatInt(p.Now().Unix(), 10)},
+		"auth[domain]":            {domain},
+		"auth[client_endpoint]":   {p.endpoint(domain)},
+		"auth[member_id]":         {memberID},
+		"auth[application_token]": {token},
+	}
+	for name, value := range p.eventData(call, phone) {
+		form.Set("data["+name+"]", text(value))
 	}
 	if o.Old {
 		form.Del("event_handler_id")
@@ -97,6 +98,15 @@ func (p *Portal) event(call Call, phone, token string, o ClickOptions) url.Value
 		form.Set("auth[server_endpoint]", "https://oauth.bitrix.info/rest/")
 	}
 	return form
+}
+
+// eventData returns the data of ONEXTERNALCALLSTART.
+func (p *Portal) eventData(call Call, phone string) row {
+	return row{
+		"PHONE_NUMBER": phone, "PHONE_NUMBER_INTERNATIONAL": international(phone), "EXTENSION": "",
+		"USER_ID": call.UserID, "CALL_LIST_ID": 0, "LINE_NUMBER": call.Line, "IS_MOBILE": "0",
+		"CALL_ID": call.CallID, "CRM_ENTITY_TYPE": call.EntityType, "CRM_ENTITY_ID": p.entityID(call.EntityID),
+	}
 }
 
 // international returns a number in E.164; a national one is of Russia.
@@ -118,7 +128,7 @@ func post(ctx context.Context, client *http.Client, address string, form url.Val
 	if err != nil {
 		return 0, err
 	}
-	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	r.Header.Set("Content-Type", formType)
 	resp, err := client.Do(r)
 	if err != nil {
 		return 0, err

@@ -71,6 +71,19 @@ var brackets = regexp.MustCompile(`\[([^\]]*)\]`)
 // convert, USER_ID[0]=15 is in a list, and FILTER[ACTIVE]=1 in an object. What is not URL-encoded
 // is taken as it is, and the error says so.
 func parseParams(encoded string, convert func(string) any) (params, error) {
+	parsed, err := parseArray(encoded, convert)
+	params := params{}
+	for name, value := range parsed.values {
+		if inner, isArray := value.(*array); isArray {
+			value = inner.plain()
+		}
+		params[strings.ToUpper(name)] = value
+	}
+	return params, err
+}
+
+// parseArray does the same, and keeps the order and the case of the names.
+func parseArray(encoded string, convert func(string) any) (*array, error) {
 	parsed := &array{}
 	for pair := range strings.SplitSeq(encoded, "&") {
 		name, value, _ := strings.Cut(pair, "=")
@@ -86,15 +99,8 @@ func parseParams(encoded string, convert func(string) any) (params, error) {
 			parsed.put(path, convert(unescape(value)))
 		}
 	}
-	params := params{}
-	for name, value := range parsed.values {
-		if inner, isArray := value.(*array); isArray {
-			value = inner.plain()
-		}
-		params[strings.ToUpper(name)] = value
-	}
 	_, err := url.ParseQuery(encoded)
-	return params, err
+	return parsed, err
 }
 
 func unescape(text string) string {

@@ -1,7 +1,8 @@
 // Package bitrix24test has a fake Bitrix24 portal for tests and the demo: the REST methods that a
-// PBX calls through an inbound webhook, and the click on a number, which the portal reports to the
-// PBX. It behaves as Bitrix24's documentation says and its source does, lists what a client did
-// against them, and has switches for what goes wrong with a portal.
+// PBX calls through an inbound webhook or as a local application, the authorization server of the
+// latter, and the click on a number, which the portal reports to the PBX. It behaves as Bitrix24's
+// documentation says and its source does, lists what a client did against them, and has switches
+// for what goes wrong with a portal.
 package bitrix24test
 
 import (
@@ -23,13 +24,19 @@ const (
 	pageSize = 50
 )
 
-// Portal is a portal with one inbound webhook. It is an http.Handler for /rest/.
+// Portal is a portal with one inbound webhook, and with a local application once Install has made
+// one. It is an http.Handler for /rest/.
 type Portal struct {
-	// Now is the portal's clock, whose location is the server's time zone. It, Domain, and Burst
-	// may be replaced before the first request.
+	// Now is the portal's clock, whose location is the server's time zone. It and the other
+	// exported fields may be replaced before the first request.
 	Now func() time.Time
 	// Domain is the portal's address in the events that it sends.
 	Domain string
+	// Endpoint is the address of the REST interface in what an application is told; empty is
+	// https://, Domain, and /rest/.
+	Endpoint string
+	// ServerDomain is the address of the authorization server in what an application is told.
+	ServerDomain string
 	// Burst is how many requests fit into the portal's leaky bucket, which drains 2 a second.
 	Burst int
 
@@ -47,17 +54,27 @@ type Portal struct {
 	uploads    map[string]*Call // by token
 	comments   []Comment
 
+	app      *application // nil before the first Install
+	grants   []*grant
+	codes    []*code
+	bindings []binding
+	offline  []*offlineEvent
+
 	requests []Request
 	arrived  chan struct{} // closed and replaced when a request arrives
 	faults   []string
+
+	tokenRequests []TokenRequest
+	tokenArrived  chan struct{} // as arrived
 }
 
 // New makes a portal whose webhook has this code. Its users are a manager without an extension, the
 // employees 101 to 103, and a former one.
 func New(code string) *Portal {
 	return &Portal{
-		Now: time.Now, Domain: "firm.bitrix24.ru", Burst: 50,
-		code: code, serial: 1000, uploads: map[string]*Call{}, arrived: make(chan struct{}),
+		Now: time.Now, Domain: "firm.bitrix24.ru", ServerDomain: "oauth.bitrix24.tech", Burst: 50,
+		code: code, serial: 1000, uploads: map[string]*Call{},
+		arrived: make(chan struct{}), tokenArrived: make(chan struct{}),
 		users: []User{
 			{ID: webhookUser, Name: "Olga", LastName: "Orlova", Email: "olga@firm.example"},
 			{ID: 15, Name: "Anna", LastName: "Antonova", Email: "anna@firm.example", Extension: "101"},
@@ -80,6 +97,7 @@ type Request struct {
 	Method  string         // as documented; "upload" is the second step of attachRecord
 	Command string         // the name of a sub-call in its batch, or its index there; else empty
 	Params  map[string]any // the names are in upper case, the numbers are json.Number
+	Token   string         // the access token of an application; empty for the webhook
 	Status  int
 	Lost    bool // processed, but not answered
 }
@@ -141,7 +159,13 @@ var methods = []method{
 	{"user.current", "user", (*Portal).currentUser},
 	{"profile", "", (*Portal).profile},
 	{"scope", "", (*Portal).scope},
+	{"feature.get", "", (*Portal).getFeature},
 	{"crm.timeline.comment.add", "crm", (*Portal).addComment},
+	{"event.bind", "", forApp((*Portal).bindEvent)},
+	{"event.unbind", "", forApp((*Portal).unbindEvent)},
+	{"event.get", "", forApp((*Portal).getBindings)},
+	{"event.offline.get", "", forApp((*Portal).getOffline)},
+	{"event.offline.clear", "", forApp((*Portal).clearOffline)},
 	{batchMethod, "", nil}, // run calls it, and nothing else may
 }
 
@@ -184,14 +208,14 @@ func (p *Portal) process(q query, fault string) (logged Request, text []byte) {
 		panic(fmt.Sprintf("bitrix24test: the answer to %s: %v", name, err))
 	}
 
-	logged = Request{Time: start, Method: name, Params: q.params, Status: a.status}
+	logged = Request{Time: start, Method: name, Params: q.params, Token: q.token, Status: a.status}
 	if p.switches.lose > 0 {
 		p.switches.lose--
 		logged.Lost = p.switches.lose == 0
 	}
 	p.requests = append(p.requests, logged)
 	for _, command := range a.commands {
-		command.Lost = logged.Lost
+		command.Token, command.Lost = q.token, logged.Lost
 		p.requests = append(p.requests, command)
 	}
 	close(p.arrived)
@@ -219,10 +243,11 @@ func (p *Portal) run(q query, now time.Time) (name string, a answer) {
 		return m.name, refused(http.StatusInternalServerError, "INTERNAL_SERVER_ERROR", "Internal server error")
 	case q.upload:
 		return m.name, p.upload(q)
-	case q.code == "":
-		return m.name, refused(http.StatusUnauthorized, "NO_AUTH_FOUND", "Wrong authorization data")
-	case q.user != webhookUser || q.code != p.code || p.switches.revoked:
-		return m.name, refused(http.StatusUnauthorized, "INVALID_CREDENTIALS", "Invalid request credentials")
+	}
+	refusal := p.authorize(&q, now)
+	switch {
+	case refusal != nil:
+		return m.name, *refusal
 	case p.switches.freePlan:
 		return m.name, refused(http.StatusForbidden, "ACCESS_DENIED", "REST API is available only on commercial plans.")
 	case m.name == batchMethod:
@@ -233,12 +258,15 @@ func (p *Portal) run(q query, now time.Time) (name string, a answer) {
 
 const insufficientScope = "insufficient_scope"
 
-// invoke calls a method, by a request or in a batch, if it exists and the webhook has its scope.
+// invoke calls a method, by a request or in a batch, if it exists and the caller has its scope.
 func (p *Portal) invoke(m method, q query) answer {
 	switch {
 	case m.handle == nil:
 		return refused(http.StatusNotFound, "ERROR_METHOD_NOT_FOUND", "Method not found!")
-	case m.scope != "" && !slices.Contains(p.scopes(), m.scope):
+	case m.scope != "" && q.app != nil && !slices.Contains(q.app.Scopes, m.scope):
+		return refused(http.StatusUnauthorized, insufficientScope,
+			"The request requires higher privileges than provided by the access token")
+	case m.scope != "" && q.app == nil && !slices.Contains(p.scopes(), m.scope):
 		return refused(http.StatusForbidden, insufficientScope,
 			"The request requires higher privileges than provided by the webhook token")
 	}

@@ -1,10 +1,12 @@
 package bitrix24test
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net/http"
 	"strconv"
 	"strings"
@@ -24,10 +26,25 @@ type query struct {
 	file   []byte // what it uploads
 
 	commands array // CMD of a batch, with its order
+
+	token     string       // the access token
+	app       *application // whose token it is; nil for the webhook
+	connector string       // the queue of offline events that the request is about
 }
 
 // read reads a request, as far as that is possible, and says what is wrong with it, if anything is.
 func read(w http.ResponseWriter, r *http.Request) (q query, fault string) {
+	q, fault = parse(w, r)
+	if q.code == "" {
+		q.token, q.connector = q.params.text("AUTH"), q.params.text("AUTH_CONNECTOR")
+		delete(q.params, "AUTH")
+		delete(q.params, "AUTH_CONNECTOR")
+	}
+	return q, fault
+}
+
+// parse does so without the authorization of an application, which is among the parameters.
+func parse(w http.ResponseWriter, r *http.Request) (q query, fault string) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	q = query{params: params{}, base: "http://" + r.Host}
 	if r.TLS != nil {
@@ -50,6 +67,9 @@ func read(w http.ResponseWriter, r *http.Request) (q query, fault string) {
 		return q, q.readFile(r)
 	}
 
+	if kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); len(path) == 1 && kind == formType {
+		return q, q.readForm(r)
+	}
 	var body map[string]json.RawMessage
 	if err := json.NewDecoder(r.Body).Decode(&body); err != nil && !errors.Is(err, io.EOF) {
 		return q, fmt.Sprintf("has a body that is no JSON object: %v", err)
@@ -62,6 +82,30 @@ func read(w http.ResponseWriter, r *http.Request) (q query, fault string) {
 		}
 	}
 	return q, ""
+}
+
+// formType is the type of a URL-encoded form.
+const formType = "application/x-www-form-urlencoded"
+
+// readForm reads a form, in which an application may have its parameters, and says what is wrong
+// with it.
+func (q *query) readForm(r *http.Request) (fault string) {
+	text, err := io.ReadAll(r.Body)
+	form, parseErr := parseArray(string(text), func(value string) any { return value })
+	for name, value := range form.values {
+		name = strings.ToUpper(name)
+		if inner, isArray := value.(*array); isArray {
+			value = inner.plain()
+			if name == "CMD" {
+				q.commands = *inner
+			}
+		}
+		q.params[name] = value
+	}
+	if err := cmp.Or(err, parseErr); err != nil {
+		return fmt.Sprintf("has a body that is no form: %v", err)
+	}
+	return ""
 }
 
 // readFile reads the file of an upload, and says what is wrong with it.

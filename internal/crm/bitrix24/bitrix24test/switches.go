@@ -11,6 +11,9 @@ type switches struct {
 	noStatistics, refuseLeads, textIDs bool
 	without                            []string // scopes
 	fail, lose                         int      // countdowns; 0 is off
+
+	unpaid, wrongClient, noReserving bool
+	failToken, loseToken             int // countdowns
 }
 
 func (p *Portal) set(change func(*switches)) {
@@ -20,7 +23,7 @@ func (p *Portal) set(change func(*switches)) {
 }
 
 // Revoke deletes the webhook until Restore: its requests get 401 INVALID_CREDENTIALS. A request
-// whose path has no webhook always gets 401 NO_AUTH_FOUND.
+// that has neither a webhook in its path nor an access token always gets 401 NO_AUTH_FOUND.
 func (p *Portal) Revoke() {
 	p.set(func(s *switches) { s.revoked = true })
 }
@@ -31,7 +34,8 @@ func (p *Portal) Restore() {
 }
 
 // WithoutScope leaves the webhook all scopes (crm, telephony, and user) but these; without any, it
-// has them all again. The methods of a missing scope answer 403 insufficient_scope.
+// has them all again. The methods of a missing scope answer 403 insufficient_scope. An application
+// has the scopes of its App.
 func (p *Portal) WithoutScope(names ...string) {
 	p.set(func(s *switches) { s.without = slices.Clone(names) })
 }
@@ -76,6 +80,35 @@ func (p *Portal) Lose(n int) {
 	p.set(func(s *switches) { s.lose = n })
 }
 
+// RequirePayment makes the authorization server give no tokens: PAYMENT_REQUIRED.
+func (p *Portal) RequirePayment(on bool) {
+	p.set(func(s *switches) { s.unpaid = on })
+}
+
+// WrongClient makes the authorization server answer wrong_client, with the status 200, as it does
+// to some clients that it does not know.
+func (p *Portal) WrongClient(on bool) {
+	p.set(func(s *switches) { s.wrongClient = on })
+}
+
+// FailToken makes the authorization server answer the next n requests with 500, and not process
+// them.
+func (p *Portal) FailToken(n int) {
+	p.set(func(s *switches) { s.failToken = n })
+}
+
+// LoseToken makes the authorization server process the nth request from now, 1 being the next one,
+// and close the connection instead of answering.
+func (p *Portal) LoseToken(n int) {
+	p.set(func(s *switches) { s.loseToken = n })
+}
+
+// WithoutReserving makes the portal's plan one without clear=0 in event.offline.get:
+// 403 WRONG_LICENSE.
+func (p *Portal) WithoutReserving(on bool) {
+	p.set(func(s *switches) { s.noReserving = on })
+}
+
 // scopes returns the webhook's scopes.
 func (p *Portal) scopes() []string {
 	return slices.DeleteFunc(slices.Clone(allScopes), func(name string) bool {
@@ -83,6 +116,9 @@ func (p *Portal) scopes() []string {
 	})
 }
 
-func (p *Portal) scope(query) answer {
+func (p *Portal) scope(q query) answer {
+	if q.app != nil {
+		return done(slices.Clone(q.app.Scopes))
+	}
 	return done(p.scopes())
 }

@@ -86,13 +86,13 @@ func (p *Portal) getUsers(q query) answer {
 	return page(rows, q)
 }
 
-func (p *Portal) currentUser(query) answer {
-	return done(p.user(webhookUser).row())
+func (p *Portal) currentUser(q query) answer {
+	return done(p.user(q.user).row())
 }
 
-func (p *Portal) profile(query) answer {
-	user := p.user(webhookUser)
-	return done(row{"ID": strconv.Itoa(user.ID), "ADMIN": true, "NAME": user.Name, "LAST_NAME": user.LastName})
+func (p *Portal) profile(q query) answer {
+	user := p.user(q.user)
+	return done(row{"ID": strconv.Itoa(user.ID), "ADMIN": q.isAdmin(), "NAME": user.Name, "LAST_NAME": user.LastName})
 }
 
 func (p *Portal) getStatistics(q query) answer {
