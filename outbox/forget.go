@@ -18,10 +18,11 @@ type Recordings interface {
 }
 
 // Forget removes all calls with a number, which may be in any form, whole: their events,
-// deliveries, attempts and routes, also those that an endpoint waits for; or with dryRun only
-// counts them. It reaches neither attempts under way nor what has left the outbox. Fails with
-// ErrNoPerson for an extension and for what is no number, and with store.ErrUnindexed. If the
-// engine fails on the way, what was done until then stays done, and is counted.
+// deliveries, attempts and routes, also those that an endpoint waits for, and what senders keep of
+// the number; or with dryRun only counts the calls. It reaches neither attempts under way nor what
+// has left the outbox. Fails with ErrNoPerson for an extension and for what is no number, and with
+// store.ErrUnindexed. If the engine fails on the way, what was done until then stays done, and is
+// counted.
 func (o *Outbox) Forget(ctx context.Context, number string, dryRun bool) (sum store.Forgotten, err error) {
 	const minDigits = 5 // fewer are an extension of some company, or a mistake
 	key := o.opts.Numbers.Key(number)
@@ -40,6 +41,13 @@ func (o *Outbox) Forget(ctx context.Context, number string, dryRun bool) (sum st
 		sum.Pending += f.Pending
 		if more = f.More; ctx.Err() != nil {
 			return sum, ctx.Err()
+		}
+	}
+	for _, l := range o.lanes {
+		if sender, ok := l.sender.(store.Forgetter); ok && !dryRun {
+			if err := sender.Forget(ctx, key); err != nil {
+				return sum, err
+			}
 		}
 	}
 	// After the calls: a recording that is fetched meanwhile is left out, or found here.

@@ -29,8 +29,10 @@ func TestCRMWithAPresetIsChecked(t *testing.T) {
 	sender := megafon.New(store.Endpoint{
 		Name: "crm", URL: server.URL, Secrets: [][]byte{[]byte(key)}, Concurrency: 1, Timeout: 15e9,
 	}, megafon.Options{
-		Settings: crm.Settings{Preset: crm.MegaFon, People: crm.People{Plan: plan, Users: map[string]string{"101": "anna"}}},
-		Notes:    b.engine,
+		Settings: crm.Settings{
+			Preset: crm.MegaFon, People: crm.People{Plan: plan, Users: map[string]string{"101": "anna"}},
+		},
+		Notes: b.engine,
 	})
 	defer sender.Close()
 	a.opts.CRMs = map[string]crm.Checker{"crm": sender}
@@ -56,12 +58,13 @@ func TestCRMWithAPresetIsChecked(t *testing.T) {
 			t.Errorf("%d: %s, want %q", status, said, want)
 		}
 	}
-	if _, said := check(`{"try":"101"}`); !strings.Contains(said, "bad a missed call of 101 could not be entered: it is "+
-		"not the number of a client") {
+	const noClient = "bad a missed call of 101 could not be entered: it is not the number of a client"
+	if _, said := check(`{"try":"101"}`); !strings.Contains(said, noClient) {
 		t.Errorf("an extension to try: %s", said)
 	}
 	server.Close()
-	if _, said := check(`{}`); !strings.HasPrefix(said, "bad no answer to a request") || strings.Count(said, "\n") != 1 {
+	_, said = check(`{}`)
+	if !strings.HasPrefix(said, "bad no answer to a request") || strings.Count(said, "\n") != 1 {
 		t.Errorf("a CRM that is away: %s", said)
 	}
 	for path, want := range map[string]int{"crm": 400, "other": 404} {

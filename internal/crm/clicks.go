@@ -33,14 +33,17 @@ const (
 	clockSkew = 5 * time.Second
 	// clickLife is how long a click is kept for a call whose events wait for the CRM.
 	clickLife = 24 * time.Hour
-	// maxClicks bounds those of the same two numbers.
+	// maxClicks bounds those on one number.
 	maxClicks = 16
+	// national is how many digits of a number count: the rest is written in several ways.
+	national = 10
 	// calledLife is how long the ID of a call is kept for the list of calls.
 	calledLife = 8 * 24 * time.Hour
 )
 
 type click struct {
 	ID   string    `json:"id"`
+	By   string    `json:"by"` // the extension of the user
 	At   time.Time `json:"at"`
 	Call string    `json:"call,omitempty"` // that has begun
 	// Nonce makes the notes of two that write the same differ: else the second would count as the
@@ -48,15 +51,24 @@ type click struct {
 	Nonce string `json:"nonce"`
 }
 
-// clickName is the name of the note with the clicks of an extension and a number. The number is not
-// to be read in it: a note is not found by the number of a person who wants to be forgotten.
-func clickName(extension, number string) string {
-	const national = 10 // digits: the rest is written in several ways
+// clickName is the name of the note with the clicks on a number, which is not to be read in it.
+func clickName(number string) string {
 	if n := len(number); n > national {
 		number = number[n-national:]
 	}
-	sum := sha256.Sum256([]byte(extension + "\x00" + number))
+	sum := sha256.Sum256([]byte(number))
 	return "click:" + hex.EncodeToString(sum[:16])
+}
+
+// Forget removes the clicks on a number. Key is of the number: see store.Rules.NumberKey.
+func (c Clicks) Forget(ctx context.Context, key string) error {
+	number := []byte(key[:min(len(key), national)])
+	slices.Reverse(number) // the digits of a key stand in reverse order
+	return c.change(ctx, clickName(string(number)), func(list *[]click) bool {
+		had := len(*list) > 0
+		*list = nil
+		return had
+	})
 }
 
 func calledName(callID string) string { return "called:" + callID }
@@ -89,18 +101,23 @@ func (c Clicks) change(ctx context.Context, name string, do func(list *[]click) 
 // Begin notes a click with the ID that it has at the CRM, and returns the ID that counts. IsNew is
 // false for a click that is the same as the last one, or has the ID of one.
 func (c Clicks) Begin(ctx context.Context, extension, number, id string) (counts string, isNew bool, err error) {
-	err = c.change(ctx, clickName(extension, number), func(list *[]click) bool {
+	err = c.change(ctx, clickName(number), func(list *[]click) bool {
 		now := time.Now()
 		counts, isNew = id, false
-		if slices.ContainsFunc(*list, func(x click) bool { return x.ID == id }) {
-			return false
+		for _, x := range *list {
+			if x.ID == id {
+				counts = id
+				return false
+			}
+			if x.By == extension && now.Sub(x.At).Abs() < twiceWindow {
+				counts = x.ID
+			}
 		}
-		if n := len(*list); n > 0 && now.Sub((*list)[n-1].At).Abs() < twiceWindow {
-			counts = (*list)[n-1].ID
+		if counts != id {
 			return false
 		}
 		isNew = true
-		*list = append(*list, click{ID: id, At: now, Nonce: rand.Text()})
+		*list = append(*list, click{ID: id, By: extension, At: now, Nonce: rand.Text()})
 		return true
 	})
 	return counts, isNew, err
@@ -143,8 +160,8 @@ func (c Clicks) Last(ctx context.Context) (last LastClick, err error) {
 }
 
 // Drop forgets a click for which no call was made.
-func (c Clicks) Drop(ctx context.Context, extension, number, id string) error {
-	return c.change(ctx, clickName(extension, number), func(list *[]click) bool {
+func (c Clicks) Drop(ctx context.Context, number, id string) error {
+	return c.change(ctx, clickName(number), func(list *[]click) bool {
 		*list = slices.DeleteFunc(*list, func(x click) bool { return x.ID == id })
 		return true
 	})
@@ -153,11 +170,11 @@ func (c Clicks) Drop(ctx context.Context, extension, number, id string) error {
 // take returns the ID of the click that has led to a call, "" if there was none. A click leads to
 // one call.
 func (c Clicks) take(ctx context.Context, extension, number, callID string, at time.Time) (id string, err error) {
-	err = c.change(ctx, clickName(extension, number), func(list *[]click) bool {
-		own := slices.IndexFunc(*list, func(x click) bool { return x.Call == callID })
+	err = c.change(ctx, clickName(number), func(list *[]click) bool {
+		own := slices.IndexFunc(*list, func(x click) bool { return x.By == extension && x.Call == callID })
 		free := -1 // the latest: an earlier one has come to nothing
 		for i, x := range *list {
-			if after := at.Sub(x.At); x.Call == "" && after > -clockSkew && after < clickWindow {
+			if after := at.Sub(x.At); x.By == extension && x.Call == "" && after > -clockSkew && after < clickWindow {
 				free = i
 			}
 		}

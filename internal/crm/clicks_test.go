@@ -59,7 +59,7 @@ func TestClickLeadsToOneCall(t *testing.T) {
 			t.Errorf("the CRM knows call %s by %q (%v)", call, got, err)
 		}
 	}
-	if err := c.Drop(t.Context(), "102", "73430112233", "other"); err != nil {
+	if err := c.Drop(t.Context(), "73430112233", "other"); err != nil {
 		t.Error(err)
 	}
 	begin("102", "73430112233", "new", "new", true)

@@ -29,6 +29,13 @@ type CallSender interface {
 	NeedsCall()
 }
 
+// Forgetter is a Sender that keeps something of numbers beside its calls.
+type Forgetter interface {
+	Sender
+	// Forget removes what it keeps of a number. Key is of the number: see Rules.NumberKey.
+	Forget(ctx context.Context, key string) error
+}
+
 // Job is a delivery to be made.
 type Job struct {
 	Number   uint64 // of the event

@@ -124,6 +124,9 @@ func (s *Sender) checkStatistics(ctx context.Context) crm.Finding {
 		"give the user of the " + s.login() + " the right to view them")
 }
 
+// Forget makes it a store.Forgetter: it removes the clicks on a number.
+func (s *Sender) Forget(ctx context.Context, key string) error { return s.clicks.Forget(ctx, key) }
+
 // LastClick is that of a crm.Checker.
 func (s *Sender) LastClick(ctx context.Context) (crm.LastClick, error) { return s.clicks.Last(ctx) }
 

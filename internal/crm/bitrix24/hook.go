@@ -184,7 +184,7 @@ func (c *clicked) make(ctx context.Context, logger *slog.Logger) error {
 	if err == nil || errors.Is(err, telephony.ErrNoAnswer) { // then it may ring
 		return nil
 	}
-	if err := c.clicks.Drop(ctx, extension, client, c.callID); err != nil {
+	if err := c.clicks.Drop(ctx, client, c.callID); err != nil {
 		logger.Error("a click cannot be kept", "err", err)
 	}
 	return err

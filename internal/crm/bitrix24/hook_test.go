@@ -120,6 +120,31 @@ func TestClickWithoutACallClosesItsCard(t *testing.T) {
 	})
 }
 
+// Who wants to be forgotten is forgotten as the aim of a click too, and in what is kept of a call.
+func TestForgetReachesClicksAndWhatIsKept(t *testing.T) {
+	inBubble(t, settings(t), func(b *bench) {
+		forget := func() {
+			t.Helper()
+			if _, err := b.box.Outbox.Forget(b.t.Context(), known, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.says(telephony.EventIncoming, "6", client, "101")
+		forget()
+		b.says(telephony.EventIncoming, "6", client, "101") // of what was kept nothing is known
+		if calls := b.portal.Calls(); len(calls) != 1 || len(b.made()) != 2 {
+			t.Errorf("the portal has %+v, it was asked %q", calls, b.made())
+		}
+		clicked, _ := b.click(&gate{}, 16, bitrix24test.ClickOptions{})
+		forget()
+		b.says(telephony.EventOutgoing, "7", "102", client)
+		calls := b.portal.Calls()
+		if len(calls) != 3 || calls[2].CallID == clicked || calls[2].ExternalCallID != "7" {
+			t.Errorf("the calls are %+v", calls)
+		}
+	})
+}
+
 func TestStrangersCannotClick(t *testing.T) {
 	for name, o := range map[string]bitrix24test.ClickOptions{
 		"a wrong token": {WrongToken: true}, "another portal": {Domain: "other.bitrix24.ru"},

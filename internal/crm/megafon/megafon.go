@@ -270,6 +270,9 @@ func (s *Sender) Check(ctx context.Context) []crm.Finding {
 		Path, len(people.Users))})
 }
 
+// Forget makes it a store.Forgetter: it removes the clicks on a number.
+func (s *Sender) Forget(ctx context.Context, key string) error { return s.clicks.Forget(ctx, key) }
+
 // LastClick is that of a crm.Checker.
 func (s *Sender) LastClick(ctx context.Context) (crm.LastClick, error) { return s.clicks.Last(ctx) }
 

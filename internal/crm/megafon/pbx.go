@@ -167,7 +167,7 @@ func (c *caller) makeCall(w http.ResponseWriter, r *http.Request) *problem {
 		c.opts.Logger.Error("a click cannot be kept", "endpoint", c.name, "err", err)
 	}
 	if !mayRing {
-		if err := c.clicks.Drop(ctx, from.Extension, client, id); err != nil {
+		if err := c.clicks.Drop(ctx, client, id); err != nil {
 			c.opts.Logger.Error("a click cannot be kept", "endpoint", c.name, "err", err)
 		}
 	}
