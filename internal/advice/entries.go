@@ -354,6 +354,15 @@ var entries = map[telephony.Code]entry{
 		"локальное приложение не подключено, или портал его больше не признаёт[: «{1}»]: откройте в браузере адрес " +
 			"этого моста и /hooks/bitrix24/ИМЯ/install, где ИМЯ — имя этой CRM, и войдите на портал как администратор",
 	},
+	telephony.CodePortalAdmin: {
+		": log in to the portal as an administrator, and open the same address again",
+		"подключить приложение должен администратор портала: войдите на портал администратором и откройте тот же " +
+			"адрес ещё раз",
+	},
+	telephony.CodePortalOther: {
+		": the address of the portal in the endpoint's URL has to be the one where the application was made",
+		"ключи выданы другим порталом: адрес в URL этой CRM должен быть адресом того портала, где создано приложение",
+	},
 	telephony.CodePortalClient: {
 		": set its CLIENT_ID and CLIENT_SECRET as the portal shows them on the page of the local application",
 		"Битрикс24 не знает такого приложения[: «{1}»]: укажите CLIENT_ID и CLIENT_SECRET так, как их показывает " +

@@ -396,9 +396,10 @@ func parseSecrets(variable, list string, p *problems) [][]byte {
 	return secrets
 }
 
-// checkEndpoints checks that no two endpoints share a name, and that no token is used twice.
+// checkEndpoints checks that no two endpoints share a name or an application, and that no token is
+// used twice.
 func (c Config) checkEndpoints(numbers []int, p *problems) {
-	names, tokens := map[string]string{}, map[string]string{}
+	names, tokens, applications := map[string]string{}, map[string]string{}, map[string]string{}
 	for _, token := range c.APITokens {
 		tokens[token] = "API_TOKEN"
 	}
@@ -408,6 +409,12 @@ func (c Config) checkEndpoints(numbers []int, p *problems) {
 			p.add(name, "is the same as %s: each endpoint needs a name of its own", first)
 		}
 		names[e.Name] = name
+		id := c.CRMs[e.Name].Application.ID
+		if first := applications[id]; id != "" && first != "" {
+			p.add(endpointPrefix(numbers[i])+"CLIENT_ID", "is the same as %s: each endpoint needs an application of "+
+				"its own, since each new key ends the one before", first)
+		}
+		applications[id] = endpointPrefix(numbers[i]) + "CLIENT_ID"
 		if i := slices.IndexFunc(e.Tokens, func(t string) bool { return tokens[t] != "" }); i >= 0 {
 			p.add(token, "is the same as %s: each token must identify one caller", tokens[e.Tokens[i]])
 		}
@@ -444,6 +451,11 @@ func (c Config) Warnings() []string {
 		if u, err := url.Parse(e.URL); err == nil && u.Scheme == "http" && e.URL != "" && !isPrivate(u.Hostname()) {
 			list = append(list, endpointPrefix(i)+"URL begins with http:// and is not in your own network: "+
 				"anybody on the way can read the calls")
+		}
+		oauth, err := url.Parse(c.CRMs[e.Name].Application.OAuthURL)
+		if err == nil && oauth.Scheme == "http" && !isPrivate(oauth.Hostname()) {
+			list = append(list, endpointPrefix(i)+"OAUTH_URL begins with http:// and is not in your own network: "+
+				"anybody on the way can read the application's keys")
 		}
 	}
 	if c.database != nil && c.database.warning() != "" {

@@ -173,7 +173,7 @@ func (t endpointText) checkOfPreset(preset crm.Preset, prefix string, p *problem
 	case t.ClientID != "" && isWebhook:
 		p.add(prefix+"URL", "is that of an inbound webhook, and %sCLIENT_ID is of a local application: "+
 			"set the address of the portal alone, such as https://firm.bitrix24.ru, or remove CLIENT_ID", prefix)
-	case t.ClientID != "" && !portalShape.MatchString(u.Path):
+	case t.ClientID != "" && (u.RawQuery != "" || !portalShape.MatchString(u.Path)):
 		p.add(prefix+"URL", "must be the address of the portal alone, such as https://firm.bitrix24.ru")
 	}
 }
@@ -186,7 +186,9 @@ func (t endpointText) application() crm.Application {
 	if t.ClientID == "" {
 		return crm.Application{}
 	}
-	return crm.Application{ID: t.ClientID, Secret: t.ClientSecret, OAuthURL: cmp.Or(t.OAuthURL, defaultOAuthURL)}
+	return crm.Application{
+		ID: t.ClientID, Secret: t.ClientSecret, OAuthURL: cmp.Or(strings.TrimSpace(t.OAuthURL), defaultOAuthURL),
+	}
 }
 
 // checkApplication checks the variables of a local application of Bitrix24.
@@ -196,13 +198,20 @@ func (t endpointText) checkApplication(prefix string, p *problems) {
 		p.add(prefix+"CLIENT_ID", "is missing: the portal shows it beside the key of the local application")
 	case t.ClientID != "" && t.ClientSecret == "":
 		p.add(prefix+"CLIENT_SECRET", "is missing: it is the key that the portal shows beside the CLIENT_ID")
+	case t.ClientID != "" && !clientIDShape.MatchString(t.ClientID):
+		p.add(prefix+"CLIENT_ID", "may hold letters, digits and . _ - only, such as local.68a1b2c3d4e5f6.01234567; "+
+			"it is %q", t.ClientID)
 	case t.ClientID != "" && len(t.ClientSecret) < minKey:
 		p.add(prefix+"CLIENT_SECRET", "must have at least %d characters", minKey)
 	case t.ClientID == "" && t.OAuthURL != "":
 		p.add(prefix+"OAUTH_URL", "has a meaning only with %sCLIENT_ID", prefix)
 	}
-	if t.OAuthURL != "" {
-		parseEndpointURL(prefix+"OAUTH_URL", t.OAuthURL, p)
+	if t.OAuthURL == "" {
+		return
+	}
+	u, err := url.Parse(parseEndpointURL(prefix+"OAUTH_URL", t.OAuthURL, p))
+	if err == nil && u.RawQuery != "" {
+		p.add(prefix+"OAUTH_URL", "has a ?, and what stands behind it is what the bridge sends: remove it")
 	}
 }
 
@@ -217,6 +226,8 @@ var webhookShape = regexp.MustCompile(`^(/.*)?/rest/[0-9]+/[^/]+/?$`)
 
 // portalShape is the path of a portal, with or without that of its REST interface.
 var portalShape = regexp.MustCompile(`^/?$|/rest/?$`)
+
+var clientIDShape = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
 
 var domainShape = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`)
 

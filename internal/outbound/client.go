@@ -8,6 +8,7 @@ package outbound
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -28,9 +29,9 @@ const (
 	maxRedials = 2
 	redialWait = 200 * time.Millisecond
 
-	// maxBody is how many bytes of a response are read: for its content, and so that the connection
-	// can be used again.
-	maxBody = 64 << 10
+	// defaultMaxBody is how many bytes of a response are read: for its content, and so that the
+	// connection can be used again.
+	defaultMaxBody = 64 << 10
 	// maxHead is how many bytes the header of a response may have. With the default of net/http,
 	// the responses of one endpoint could exhaust the memory.
 	maxHead = 64 << 10
@@ -47,8 +48,10 @@ type Options struct {
 	TLS         *tls.Config   // nil trusts the system's certificates
 	// DialContext opens the connection below HTTP; nil dials TCP.
 	DialContext func(ctx context.Context, network, address string) (net.Conn, error)
-	// Redact removes secrets from errors and responses.
+	// Redact removes secrets from errors.
 	Redact *Redactor
+	// MaxBody is how many bytes of a response are read; 0: 64 KiB.
+	MaxBody int64
 }
 
 // Client makes requests to one endpoint, with connections of its own.
@@ -113,9 +116,11 @@ type Request struct {
 	// MayRedial is called before the request is sent once more, and reports whether it may be. Nil
 	// always allows it.
 	MayRedial func() bool
-	// Read reads the body of a response, 64 KiB at most; giveUp ends the reading. Nil reads the
-	// body to its end.
+	// Read reads the body of a response, Options.MaxBody at most; giveUp ends the reading. Nil
+	// reads the body to its end.
 	Read func(body io.Reader, giveUp func()) []byte
+	// Redact removes secrets from errors that this request alone has. May be nil.
+	Redact *Redactor
 }
 
 // Stream is a body that is read while it is sent.
@@ -127,7 +132,7 @@ type Stream struct {
 // Answer is the response to a request.
 type Answer struct {
 	Status     int
-	Body       []byte        // the first 64 KiB
+	Body       []byte        // the first Options.MaxBody bytes
 	RetryAfter time.Duration // from the header; 0 if there is none, an hour at most
 }
 
@@ -140,7 +145,7 @@ func (c *Client) Do(ctx context.Context, r Request) (Answer, error) {
 	x := &exchange{req: &r}
 	req := &retryablehttp.Request{Request: r.HTTP.WithContext(x.watch(limited))}
 	if err := setBody(req, &r); err != nil {
-		return Answer{}, c.redact(err)
+		return Answer{}, c.redact(err, r.Redact)
 	}
 	req.Header = r.HTTP.Header.Clone()
 	if r.Sign != nil {
@@ -156,13 +161,13 @@ func (c *Client) Do(ctx context.Context, r Request) (Answer, error) {
 	case limited.Err() != nil && err != nil:
 		return Answer{}, coded(codeNoResponse, c.opts.Timeout.String(), "no answer within %s")
 	case err != nil:
-		return Answer{}, c.redact(err)
+		return Answer{}, c.redact(err, r.Redact)
 	}
 	read := r.Read
 	if read == nil {
 		read = readAll
 	}
-	body := read(io.LimitReader(resp.Body, maxBody), cancel)
+	body := read(io.LimitReader(resp.Body, cmp.Or(c.opts.MaxBody, defaultMaxBody)), cancel)
 	_ = resp.Body.Close()
 	if resp.StatusCode < 100 { // net/http accepts any three digits
 		return Answer{}, coded(codeBadStatus, fmt.Sprintf("%03d", resp.StatusCode),

@@ -48,8 +48,9 @@ func (e *redactedError) Error() string { return e.text }
 func (e *redactedError) Unwrap() error { return e.kind }
 
 // redact removes the URL from an error, since its path and query may hold a token, and secrets from
-// the rest: net/http quotes responses that it cannot parse.
-func (c *Client) redact(err error) error {
+// the rest: net/http quotes responses that it cannot parse. Own are those of the request; nil:
+// none.
+func (c *Client) redact(err error, own *Redactor) error {
 	var urlErr *url.Error
 	for errors.As(err, &urlErr) {
 		err = urlErr.Err
@@ -57,7 +58,11 @@ func (c *Client) redact(err error) error {
 	if isBadLocation(err) {
 		return &codedError{code: codeBadRedirect, text: "the answer redirects to an address that cannot be read"}
 	}
-	return &redactedError{c.opts.Redact.Replace(err.Error()), c.kind(err)}
+	text := c.opts.Redact.Replace(err.Error())
+	if own != nil {
+		text = own.Replace(text)
+	}
+	return &redactedError{text, c.kind(err)}
 }
 
 // kind returns an error of the kinds that people often meet, without anything that may hold a

@@ -140,7 +140,9 @@ const (
 	CodePortalScope   Code = "portal_scope"
 	CodePortalPlan    Code = "portal_plan"
 	CodePortalAppOnly Code = "portal_app_only"
-	CodePortalInstall Code = "portal_install" // of a local application, as the two codes below
+	CodePortalInstall Code = "portal_install" // of a local application, as the codes below
+	CodePortalAdmin   Code = "portal_admin"   // no args
+	CodePortalOther   Code = "portal_other"   // no args
 	CodePortalClient  Code = "portal_client"
 	CodePortalOAuth   Code = "portal_oauth"
 	CodePortalBusy    Code = "portal_busy"   // no args

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -31,8 +32,11 @@ type application struct {
 	endpoint string
 	notes    store.Notes
 	client   func(secret ...string) *outbound.Client
-	// renewing holds one while tokens are exchanged.
-	renewing  chan struct{}
+	// renewing holds one while tokens are renewed.
+	renewing chan struct{}
+
+	mu        sync.Mutex // guards the rest
+	isClosed  bool
 	exchanges sync.WaitGroup
 }
 
@@ -43,8 +47,9 @@ type tokens struct {
 	User    int    `json:"user"`    // the administrator in whose name requests are made
 	// Event comes with the events that the portal sends, as a proof; "" if it is not known.
 	Event string `json:"event,omitempty"`
-	// Installed tells the installation from others.
-	Installed string `json:"installed"`
+	// Of is whose they are: those of another portal, or of another application, count for nothing.
+	Of        string `json:"of"`
+	Installed string `json:"installed"` // tells the installation from others
 	// Claim is of the bridge that exchanges Refresh, until ClaimedUntil: if that bridge is killed,
 	// another one tries it.
 	Claim        string    `json:"claim,omitempty"`
@@ -53,17 +58,24 @@ type tokens struct {
 
 const (
 	tokensNote = "application"
-	// exchangeTime bounds an exchange of tokens.
-	exchangeTime = 15 * time.Second
-	// claimTime is how long other bridges leave it to the one that has begun it.
-	claimTime = 2 * exchangeTime
-	// claimPoll is how often they look.
+	// exchangeTime bounds a request for tokens, and keepTime how long it is tried to store what it
+	// brings: the database may be away just then.
+	exchangeTime, keepTime = 15 * time.Second, 30 * time.Second
+	// claimTime is how long other bridges leave an exchange to the one that has begun it.
+	claimTime = exchangeTime + keepTime
+	// claimPoll is how often they look, and how often it is tried to store.
 	claimPoll = 200 * time.Millisecond
+	// takeoverWait is how long a refusal is doubted: the bridge whose claim was taken over may be
+	// about to store what it got.
+	takeoverWait = 2 * time.Second
 )
 
 var errNotInstalled = &telephony.Fault{
 	Code: telephony.CodePortalInstall, Text: "the application is not installed in the portal yet",
 }
+
+// identity tells the application from others.
+func (a *application) identity() string { return a.ID + "@" + a.host }
 
 // read returns the tokens, and the version of their note. The outcome is Done if there are some.
 func (a *application) read(ctx context.Context) (t tokens, version uint64, o store.Outcome) {
@@ -72,39 +84,58 @@ func (a *application) read(ctx context.Context) (t tokens, version uint64, o sto
 	case ctx.Err() != nil:
 		return tokens{}, 0, store.Outcome{}
 	case err != nil:
-		return tokens{}, 0, store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: err}
+		return tokens{}, 0, notKept(err)
 	}
-	if json.Unmarshal(value, &t) != nil || t.Access == "" {
+	if json.Unmarshal(value, &t) != nil || t.Access == "" || t.Of != a.identity() {
 		return tokens{}, version, store.Outcome{Verdict: store.Misconfigured, Err: errNotInstalled}
 	}
 	return t, version, store.Outcome{Verdict: store.Done}
 }
 
+// notKept is the outcome when the outbox fails.
+func notKept(err error) store.Outcome {
+	return store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: err}
+}
+
 func (a *application) write(ctx context.Context, t tokens, version uint64) error {
+	t.Of = a.identity()
 	value, _ := json.Marshal(t) // of texts and a time alone
 	return a.notes.SetNote(ctx, a.endpoint, tokensNote, version, value, time.Time{})
 }
 
-// renew returns the tokens that follow those that the portal has refused. They are exchanged once
-// at a time; what the exchange brings is stored before it is used, also if ctx ends meanwhile.
+var (
+	errOthersRenew = errors.New("another bridge renews the application's tokens")
+	errEnding      = errors.New("the bridge ends, and renews no tokens any more")
+)
+
+// renew returns the tokens that follow those that the portal has refused. They are renewed once at
+// a time. From the exchange on, it is finished also if ctx ends: what it brings is stored before it
+// is used.
 func (a *application) renew(ctx context.Context, refused string) (tokens, store.Outcome) {
 	select {
 	case a.renewing <- struct{}{}:
 	case <-ctx.Done():
 		return tokens{}, store.Outcome{}
 	}
+	t, version, o := a.claim(ctx, refused)
+	if o.Verdict != store.More {
+		<-a.renewing
+		return t, o
+	}
 	type result struct {
 		tokens
 		store.Outcome
 	}
 	done := make(chan result, 1)
-	a.exchanges.Go(func() {
+	isBegun := a.begin(func() {
 		defer func() { <-a.renewing }()
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), claimTime+exchangeTime)
-		defer cancel()
-		t, o := a.renewAlone(ctx, refused)
+		t, o := a.exchangeClaimed(context.WithoutCancel(ctx), t, version)
 		done <- result{t, o}
 	})
+	if !isBegun {
+		<-a.renewing
+		return tokens{}, store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: errEnding}
+	}
 	select {
 	case r := <-done:
 		return r.tokens, r.Outcome
@@ -113,64 +144,118 @@ func (a *application) renew(ctx context.Context, refused string) (tokens, store.
 	}
 }
 
-// renewAlone exchanges the tokens unless they have changed since, or another bridge does it.
-func (a *application) renewAlone(ctx context.Context, refused string) (tokens, store.Outcome) {
+// begin runs an exchange beside its caller, unless the application is closed.
+func (a *application) begin(exchange func()) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !a.isClosed {
+		a.exchanges.Go(exchange)
+	}
+	return !a.isClosed
+}
+
+// close waits for the exchange under way, and lets no other begin: nobody could store what it
+// brings.
+func (a *application) close() {
+	a.mu.Lock()
+	a.isClosed = true
+	a.mu.Unlock()
+	a.exchanges.Wait()
+}
+
+// claim claims the exchange for this bridge. The outcome is More if it has it, and Done if the
+// tokens have changed since they were refused.
+func (a *application) claim(ctx context.Context, refused string) (tokens, uint64, store.Outcome) {
 	own := rand.Text()
-	for {
+	for giveUp := time.Now().Add(2 * claimTime); ; {
 		t, version, o := a.read(ctx)
+		left := time.Until(t.ClaimedUntil)
 		switch {
 		case o.Verdict != store.Done:
-			return tokens{}, o
+			return tokens{}, 0, o
 		case t.Access != refused: // by another bridge, or it was installed anew
-			return t, o
+			return t, version, o
 		case t.Claim == own:
-			return a.exchangeClaimed(ctx, t, version)
-		case t.Claim != "" && time.Until(t.ClaimedUntil) > 0:
-			if !sleep.For(ctx, claimPoll) {
-				return tokens{}, store.Outcome{}
+			return t, version, store.Outcome{Verdict: store.More}
+		case t.Claim != "" && left > 0 && left <= claimTime: // a longer one is of a wrong clock
+			switch {
+			case time.Now().After(giveUp):
+				return tokens{}, 0, store.Outcome{Verdict: store.Later, RetryAfter: claimPoll, Err: errOthersRenew}
+			case !sleep.For(ctx, claimPoll):
+				return tokens{}, 0, store.Outcome{}
 			}
 			continue
 		}
 		t.Claim, t.ClaimedUntil = own, time.Now().Add(claimTime)
-		if err := a.write(ctx, t, version); err != nil && !errors.Is(err, store.ErrChanged) {
-			return tokens{}, store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: err}
+		switch err := a.write(ctx, t, version); {
+		case ctx.Err() != nil:
+			return tokens{}, 0, store.Outcome{}
+		case err != nil && !errors.Is(err, store.ErrChanged):
+			return tokens{}, 0, notKept(err)
 		}
 	}
 }
 
-// exchangeClaimed exchanges tokens that have a claim of this bridge.
+// exchangeClaimed exchanges tokens that have a claim of this bridge, and stores what that brings.
 func (a *application) exchangeClaimed(ctx context.Context, t tokens, version uint64) (tokens, store.Outcome) {
 	got, o := a.exchange(ctx, "refresh_token", t.Refresh)
-	t.Claim, t.ClaimedUntil = "", time.Time{}
-	if o.Verdict == store.Done {
-		t.Access, t.Refresh = got.Access, got.Refresh
+	if o.Verdict == store.Misconfigured {
+		sleep.For(ctx, takeoverWait)
 	}
-	err := a.write(ctx, t, version)
-	switch {
-	case errors.Is(err, store.ErrChanged): // it was installed anew meanwhile
-		t, _, o = a.read(ctx)
-	case err != nil && o.Verdict == store.Done:
-		return tokens{}, store.Outcome{Verdict: store.Later, RetryAfter: time.Second, Err: err}
+	return a.keep(ctx, t, version, got, o)
+}
+
+// keep stores the outcome of an exchange. What was stored meanwhile counts only if it is newer: the
+// claim may have been taken over.
+func (a *application) keep(
+	ctx context.Context, t tokens, version uint64, got tokens, o store.Outcome,
+) (tokens, store.Outcome) {
+	ctx, cancel := context.WithTimeout(ctx, keepTime)
+	defer cancel()
+	spent := t.Refresh
+	for {
+		t.Claim, t.ClaimedUntil = "", time.Time{}
+		if o.Verdict == store.Done {
+			t.Access, t.Refresh = got.Access, got.Refresh
+		}
+		err := a.write(ctx, t, version)
+		switch {
+		case err == nil:
+			return t, o
+		case errors.Is(err, store.ErrChanged):
+			stored, newer, found := a.read(ctx)
+			switch {
+			case found.Verdict == store.Done && stored.Refresh != spent: // also of an installation
+				return stored, found
+			case found.Verdict == store.Done:
+				t, version = stored, newer
+			}
+		}
+		if !sleep.For(ctx, claimPoll) {
+			return tokens{}, notKept(err)
+		}
 	}
-	return t, o
 }
 
 // install stores the tokens of an installation. Event is "" if the portal has not said it.
-func (a *application) install(ctx context.Context, got tokens, event string) error {
-	const tries = 10
-	for try := 1; ; try++ {
+func (a *application) install(ctx context.Context, got tokens, event string) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, keepTime)
+	defer cancel()
+	for {
 		t, version, o := a.read(ctx)
-		if o.Verdict != store.Done && o.Verdict != store.Misconfigured {
-			return o.Err
+		if err = o.Err; o.Verdict == store.Done || o.Verdict == store.Misconfigured {
+			err = a.write(ctx, tokens{
+				Access:    got.Access,
+				Refresh:   got.Refresh,
+				User:      got.User,
+				Event:     cmp.Or(event, t.Event),
+				Installed: rand.Text(),
+			}, version)
 		}
-		err := a.write(ctx, tokens{
-			Access:    got.Access,
-			Refresh:   got.Refresh,
-			User:      got.User,
-			Event:     cmp.Or(event, t.Event),
-			Installed: rand.Text(),
-		}, version)
-		if !errors.Is(err, store.ErrChanged) || try == tries {
+		if err == nil && o.Verdict != store.CutOff {
+			return nil
+		}
+		if !sleep.For(ctx, claimPoll) {
 			return err
 		}
 	}
@@ -201,7 +286,7 @@ func (a *application) exchange(ctx context.Context, grant, value string) (got to
 	answer, err := client.Do(ctx, outbound.Request{HTTP: request, MayRedial: never})
 	switch {
 	case ctx.Err() != nil:
-		return tokens{}, store.Outcome{}
+		return tokens{}, store.Outcome{Verdict: store.Again, Err: errSlowOAuth}
 	case err != nil:
 		return tokens{}, store.Outcome{Verdict: store.Again, Err: err}
 	}
@@ -233,15 +318,27 @@ func (a *application) isPortal(address string) bool {
 func hostname(host string) string { return (&url.URL{Host: host}).Hostname() }
 
 var (
-	errNoTokens    = errors.New("the server of Bitrix24 has answered without tokens")
+	errSlowOAuth = &telephony.Fault{
+		Code: telephony.CodePortalOAuth, Text: "the server of Bitrix24 does not answer in time",
+	}
+	errNoTokens = &telephony.Fault{
+		Code: telephony.CodePortalOAuth, Text: "the server of Bitrix24 has answered without tokens",
+	}
 	errOtherPortal = &telephony.Fault{
-		Code: telephony.CodePortalInstall, Text: "the tokens are of another portal",
+		Code: telephony.CodePortalOther, Text: "the tokens are of another portal",
 	}
 )
 
+// errorCode is the form of an error of the server of Bitrix24. What has another form is not shown:
+// a proxy may repeat the request there, which has secrets.
+var errorCode = regexp.MustCompile(`^[A-Za-z_]{1,40}$`)
+
 // exchangeFault is what an error of the server of Bitrix24 means.
 func exchangeFault(status int, code string) (store.Verdict, error) {
-	said := telephony.BriefText(code)
+	said := ""
+	if errorCode.MatchString(code) {
+		said = code
+	}
 	switch strings.ToLower(code) {
 	case "invalid_grant", "expired_token", "invalid_token":
 		return store.Misconfigured, fault(telephony.CodePortalInstall, "the application is to be installed anew", said)

@@ -2,12 +2,16 @@ package bitrix24
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -421,8 +425,8 @@ func TestPortalIsAskedForClicks(t *testing.T) {
 				callID, _ := a.clickInApp(o)
 				stop()
 				want := []telephony.Command{{Kind: telephony.CommandCall, From: "102", To: known}}
-				if !slices.Equal(a.gate.commands, want) {
-					t.Errorf("the commands are %+v", a.gate.commands)
+				if !slices.Equal(a.gate.commands(), want) {
+					t.Errorf("the commands are %+v", a.gate.commands())
 				}
 				a.says(telephony.EventOutgoing, "7", "102", client)
 				a.says(telephony.EventCompleted, "7", "102", client, time.Minute)
@@ -447,8 +451,8 @@ func TestOldClickMakesNoCall(t *testing.T) {
 		a.install(bitrix24test.InstallOptions{})
 		defer a.listen()()
 		a.clickInApp(bitrix24test.ClickOptions{Age: time.Hour})
-		if c := a.one(); len(a.gate.commands) > 0 || !c.Finished || c.StatusCode != "480" {
-			t.Errorf("the commands are %+v, the call %+v", a.gate.commands, c)
+		if c := a.one(); len(a.gate.commands()) > 0 || !c.Finished || c.StatusCode != "480" {
+			t.Errorf("the commands are %+v, the call %+v", a.gate.commands(), c)
 		}
 	})
 }
@@ -460,14 +464,14 @@ func TestPortalIsNotAskedWhileTheExchangeIsAway(t *testing.T) {
 		a.gate.isAway.Store(true)
 		defer a.listen()()
 		a.clickInApp(bitrix24test.ClickOptions{})
-		if waiting, _ := a.portal.Offline(); waiting != 1 || len(a.gate.commands) > 0 {
-			t.Errorf("%d clicks wait, the commands are %+v", waiting, a.gate.commands)
+		if waiting, _ := a.portal.Offline(); waiting != 1 || len(a.gate.commands()) > 0 {
+			t.Errorf("%d clicks wait, the commands are %+v", waiting, a.gate.commands())
 		}
 		a.gate.isAway.Store(false)
 		time.Sleep(2 * pollEvery)
 		synctest.Wait()
-		if len(a.gate.commands) != 1 {
-			t.Errorf("the commands are %+v", a.gate.commands)
+		if len(a.gate.commands()) != 1 {
+			t.Errorf("the commands are %+v", a.gate.commands())
 		}
 	})
 }
@@ -483,8 +487,8 @@ func TestPortalSendsClicks(t *testing.T) {
 		a.install(bitrix24test.InstallOptions{})
 		defer a.listen()()
 		if _, status := a.clickInApp(bitrix24test.ClickOptions{Twice: true}); status != http.StatusOK ||
-			len(a.gate.commands) != 1 {
-			t.Errorf("HTTP %d, the commands are %+v", status, a.gate.commands)
+			len(a.gate.commands()) != 1 {
+			t.Errorf("HTTP %d, the commands are %+v", status, a.gate.commands())
 		}
 		if _, status := a.clickInApp(bitrix24test.ClickOptions{WrongToken: true}); status != http.StatusForbidden {
 			t.Errorf("a wrong token: HTTP %d", status)
@@ -508,8 +512,8 @@ func TestPortalSendsClicks(t *testing.T) {
 		a.install(bitrix24test.InstallOptions{})
 		time.Sleep(2 * lookEvery)
 		_, status := a.clickInApp(bitrix24test.ClickOptions{})
-		if status != http.StatusOK || len(a.gate.commands) != 2 {
-			t.Errorf("after an update: HTTP %d, the commands are %+v", status, a.gate.commands)
+		if status != http.StatusOK || len(a.gate.commands()) != 2 {
+			t.Errorf("after an update: HTTP %d, the commands are %+v", status, a.gate.commands())
 		}
 		before, _, _ := a.sender.app.read(a.t.Context())
 		a.open(a.portal.RedirectQuery(a.portal.AuthorizeCode(), "").Encode())
@@ -531,6 +535,288 @@ func TestListenerSaysWhatIsWrong(t *testing.T) {
 		if strings.Count(log, "the portal tells of no clicks") != 1 ||
 			strings.Count(log, `msg="the portal tells of clicks"`) != 2 {
 			t.Errorf("the log is %s", log)
+		}
+	})
+}
+
+// failingNotes fail to store the tokens some times, after they were claimed.
+type failingNotes struct {
+	store.Notes
+	fails atomic.Int64
+}
+
+func (f *failingNotes) SetNote(
+	ctx context.Context, endpoint, name string, version uint64, value []byte, until time.Time,
+) error {
+	if name == tokensNote && !strings.Contains(string(value), `"claim"`) && f.fails.Add(-1) >= 0 {
+		return errors.New("the database is restarting")
+	}
+	return f.Notes.SetNote(ctx, endpoint, name, version, value, until)
+}
+
+// New tokens are stored also if the outbox fails for a while just then: there are no others.
+func TestTokensAreStoredOnceTheOutboxCan(t *testing.T) {
+	inApp(t, func(a *app) {
+		a.install(bitrix24test.InstallOptions{})
+		failing := &failingNotes{Notes: a.sender.app.notes}
+		failing.fails.Store(50)
+		a.sender.app.notes = failing
+		a.portal.ExpireTokens()
+		a.says(telephony.EventCompleted, "7", client, "101", time.Minute)
+		time.Sleep(time.Minute)
+		a.delivered(1)
+	})
+}
+
+// A bridge whose claim was taken over, as by one with another clock, stores what it got all the
+// same: the other was refused with the tokens that were spent.
+func TestTokensOfATakenClaimCount(t *testing.T) {
+	inApp(t, func(a *app) {
+		a.install(bitrix24test.InstallOptions{})
+		second := New(a.opts.Endpoints[0], Options{
+			Settings: a.with, Notes: a.box.Engine, Portals: NewPortals(), Questions: 4, DialContext: a.dial,
+		})
+		defer second.Close()
+		a.ignoresFaults = true // the tokens are spent twice
+		a.portal.ExpireTokens()
+		var first atomic.Bool
+		a.proxy = func(w http.ResponseWriter, r *http.Request) {
+			if !strings.HasPrefix(r.URL.Path, "/oauth/") {
+				a.portal.ServeHTTP(w, r)
+				return
+			}
+			isFirst := first.CompareAndSwap(false, true)
+			a.portal.OAuth().ServeHTTP(w, r)
+			if isFirst {
+				time.Sleep(2 * time.Second)
+			}
+		}
+		var both sync.WaitGroup
+		both.Go(func() { a.sender.search(a.t.Context(), known, false, nil) })
+		time.Sleep(time.Second)
+		claimed, version, _ := second.app.read(a.t.Context())
+		claimed.ClaimedUntil = time.Now() // for one whose clock is ahead
+		if err := second.app.write(a.t.Context(), claimed, version); err != nil {
+			t.Fatal(err)
+		}
+		both.Go(func() {
+			if _, o := second.search(a.t.Context(), known, false, nil); o.Verdict != store.Done {
+				t.Errorf("the second ends with %+v", o.Outcome)
+			}
+		})
+		both.Wait()
+		access, _ := a.portal.Tokens()
+		if kept, _, _ := a.sender.app.read(a.t.Context()); kept.Access != access {
+			t.Errorf("the tokens are %+v, want %s", kept, access)
+		}
+	})
+}
+
+// A claim that is longer than any is of a wrong clock, and holds nobody up. One that is not given
+// up is no end of the process: the delivery is tried later.
+func TestClaimsHoldNobodyUp(t *testing.T) {
+	inApp(t, func(a *app) {
+		var hangs atomic.Bool
+		a.proxy = func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case !strings.HasPrefix(r.URL.Path, "/oauth/"):
+				a.portal.ServeHTTP(w, r)
+			case hangs.Load():
+				<-r.Context().Done()
+			default:
+				a.portal.OAuth().ServeHTTP(w, r)
+			}
+		}
+		a.install(bitrix24test.InstallOptions{})
+		claim := func(until time.Duration) {
+			kept, version, _ := a.sender.app.read(a.t.Context())
+			kept.Claim, kept.ClaimedUntil = "of a bridge that is gone", time.Now().Add(until)
+			if err := a.sender.app.write(a.t.Context(), kept, version); err != nil {
+				t.Fatal(err)
+			}
+			a.portal.ExpireTokens()
+		}
+		claim(24 * time.Hour)
+		a.says(telephony.EventCompleted, "7", client, "101", time.Minute)
+		a.delivered(1)
+
+		claim(claimTime)
+		hangs.Store(true)
+		a.says(telephony.EventCompleted, "8", client, "101", time.Minute)
+		time.Sleep(2 * claimTime)
+		if said := fmt.Sprint(a.attempts()); !strings.Contains(said, "no answer within 15s") {
+			t.Errorf("the attempts are %s", said)
+		}
+		hangs.Store(false)
+		time.Sleep(time.Hour)
+		a.delivered(2)
+	})
+}
+
+// What a server or a proxy repeats of a request is shown nowhere.
+func TestRepeatedRequestIsNotShown(t *testing.T) {
+	inApp(t, func(a *app) {
+		a.install(bitrix24test.InstallOptions{})
+		access, refresh := a.portal.Tokens()
+		var answers atomic.Bool
+		a.proxy = func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case strings.HasPrefix(r.URL.Path, "/oauth/"):
+				w.WriteHeader(http.StatusBadRequest)
+				_ = json.NewEncoder(w).Encode(map[string]string{"error": "bad request " + r.URL.RawQuery})
+				return
+			case answers.Load():
+				a.portal.ServeHTTP(w, r)
+				return
+			}
+			body, _ := io.ReadAll(r.Body)
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = conn.Write(body) // which is no response
+			_ = conn.Close()
+		}
+		said := a.open("code=the-code-of-a-browser").Body.String()
+		_, o := a.sender.search(a.t.Context(), known, false, nil)
+		said += o.Err.Error()
+		answers.Store(true)
+		a.portal.ExpireTokens()
+		_, o = a.sender.search(a.t.Context(), known, false, nil)
+		said += o.Err.Error() + a.log.String()
+		for _, secret := range []string{access, refresh, clientSecret, "the-code-of-a-browser"} {
+			if strings.Contains(said, secret) {
+				t.Errorf("%s is shown: %s", secret, said)
+			}
+		}
+	})
+}
+
+// The tokens, and the proof of events, of another application count for nothing.
+func TestTokensOfAnotherApplicationAreForgotten(t *testing.T) {
+	inApp(t, func(a *app) {
+		a.install(bitrix24test.InstallOptions{})
+		a.close()
+		a.with.Application.ID = "local.another"
+		a.bench.open()
+		a.openHook()
+		if _, _, o := a.sender.app.read(a.t.Context()); !errors.Is(o.Err, errNotInstalled) {
+			t.Errorf("reading ends with %+v", o)
+		}
+		a.portal.Install(bitrix24test.App{
+			ClientID: "local.another", ClientSecret: clientSecret, Scopes: []string{"crm", "telephony", "user"},
+		})
+		a.open(a.portal.RedirectQuery(a.portal.AuthorizeCode(), "").Encode())
+		if kept, _, o := a.sender.app.read(a.t.Context()); o.Verdict != store.Done || kept.Event != "" {
+			t.Errorf("the tokens are %+v (%+v)", kept, o)
+		}
+	})
+}
+
+// Once the process ends no exchange begins, whose tokens nobody could store; and what other bridges
+// do is not waited for.
+func TestNoExchangeBeginsAtTheEnd(t *testing.T) {
+	inApp(t, func(a *app) {
+		a.install(bitrix24test.InstallOptions{})
+		a.portal.ExpireTokens()
+		a.sender.Close()
+		if _, o := a.sender.search(a.t.Context(), known, false, nil); !errors.Is(o.Err, errEnding) {
+			t.Errorf("it ends with %+v", o)
+		}
+		if got := a.exchanges(); len(got) != 1 {
+			t.Errorf("it exchanged %q", got)
+		}
+		kept, version, _ := a.sender.app.read(a.t.Context())
+		kept.Claim, kept.ClaimedUntil = "of another bridge", time.Now().Add(claimTime)
+		if err := a.sender.app.write(a.t.Context(), kept, version); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(a.t.Context(), time.Second)
+		defer cancel()
+		a.sender.search(ctx, known, false, nil)
+		began := time.Now()
+		if a.sender.Close(); time.Since(began) > 0 {
+			t.Errorf("closing took %s", time.Since(began))
+		}
+	})
+}
+
+// An answer that is not what is documented is neither a click of now nor the end of all clicks.
+func TestOddEventsOfAPortal(t *testing.T) {
+	inApp(t, func(a *app) {
+		a.install(bitrix24test.InstallOptions{})
+		var asked atomic.Int64
+		events := make(chan string, 1)
+		a.proxy = func(w http.ResponseWriter, r *http.Request) {
+			switch {
+			case strings.HasSuffix(r.URL.Path, "event.get.json"):
+				_, _ = io.WriteString(w, `{"result":{"0":{"event":"ONEXTERNALCALLSTART","offline":true}}}`)
+			case strings.HasSuffix(r.URL.Path, "event.bind.json"):
+				w.WriteHeader(http.StatusBadRequest)
+				_, _ = io.WriteString(w, `{"error":"ERROR_CORE","error_description":"Unable to set event handler: `+
+					`Handler already binded"}`)
+			case strings.HasSuffix(r.URL.Path, "event.offline.get.json"):
+				asked.Add(1)
+				list := `[]`
+				select {
+				case list = <-events:
+				default:
+				}
+				_, _ = io.WriteString(w, `{"result":{"events":`+list+`}}`)
+			default:
+				a.portal.ServeHTTP(w, r)
+			}
+		}
+		defer a.listen()()
+		for _, at := range []string{"1999-12-30 10:00:00", "", "yesterday", "1999-12-30T10:00:00+03:00"} {
+			events <- `[{"EVENT_NAME":"ONEXTERNALCALLSTART","TIMESTAMP_X":"` + at + `","EVENT_DATA":` +
+				`{"USER_ID":16,"PHONE_NUMBER":"` + known + `","CALL_ID":"externalCall.1"}}]`
+			time.Sleep(2 * pollEvery)
+		}
+		synctest.Wait()
+		if asked.Load() < 5 || len(a.gate.commands()) > 0 {
+			t.Errorf("it asked %d times, the commands are %+v", asked.Load(), a.gate.commands())
+		}
+		at := time.Now().UTC().Format(time.DateTime)
+		events <- `[{"EVENT_NAME":"ONEXTERNALCALLSTART","TIMESTAMP_X":"` + at + `","EVENT_DATA":` +
+			`{"USER_ID":16,"PHONE_NUMBER":"` + known + `","CALL_ID":"externalCall.2"}},7,"x",null]`
+		time.Sleep(2 * pollEvery)
+		synctest.Wait()
+		if len(a.gate.commands()) != 1 {
+			t.Errorf("without a zone: the commands are %+v", a.gate.commands())
+		}
+	})
+}
+
+// A list that is longer than most answers is read whole, and one that cannot be read is not empty.
+func TestLongListOfUsersIsRead(t *testing.T) {
+	inBubble(t, settings(t), func(b *bench) {
+		page := func() string {
+			var users []map[string]any
+			for i := range 50 {
+				id, extension := fmt.Sprint(i+1), fmt.Sprint(1000+i)
+				users = append(users, map[string]any{
+					"ID": id, "UF_PHONE_INNER": extension, "ABOUT": strings.Repeat("x", 4<<10),
+				})
+			}
+			text, _ := json.Marshal(map[string]any{"result": users})
+			return string(text)
+		}()
+		isCut := false
+		b.proxy = func(w http.ResponseWriter, r *http.Request) {
+			text := page
+			if isCut {
+				text = text[:len(text)/2]
+			}
+			_, _ = io.WriteString(w, text)
+		}
+		if users, a := b.sender.readUsers(b.t.Context()); len(users) != 50 || a.Verdict != store.Done {
+			t.Errorf("%d users were read: %v", len(users), a.Err)
+		}
+		isCut = true
+		if users, a := b.sender.readUsers(b.t.Context()); len(users) > 0 || a.Verdict != store.Again {
+			t.Errorf("of half a list %d users were read: verdict %v", len(users), a.Verdict)
 		}
 	})
 }

@@ -35,6 +35,12 @@ import (
 // searchTimeout bounds a question: a caller is waiting on the line.
 const searchTimeout = 2 * time.Second
 
+// maxList bounds a response in bytes: a page of 50 users may be larger than 64 KiB.
+const maxList = 2 << 20
+
+// maxClicking bounds the clicks of a portal that are under way.
+const maxClicking = 64
+
 // Options configures a Sender.
 type Options struct {
 	Settings crm.Settings
@@ -69,6 +75,7 @@ type Sender struct {
 	recordings        crm.Recordings
 	strangers         *crm.Strangers
 	uploading         chan struct{} // holds one while a recording is uploaded
+	clicking          chan struct{} // holds one for each click under way
 	events, questions *outbound.Client
 	uploads           *outbound.Client
 }
@@ -95,6 +102,7 @@ func New(e store.Endpoint, opts Options) *Sender {
 		recordings: opts.Recordings,
 		strangers:  opts.Strangers,
 		uploading:  make(chan struct{}, 1),
+		clicking:   make(chan struct{}, maxClicking),
 		redact:     outbound.NewRedactor(e.URL, e.Headers, secrets...),
 	}
 	client := func(connections int, timeout time.Duration) *outbound.Client {
@@ -104,6 +112,7 @@ func New(e store.Endpoint, opts Options) *Sender {
 			TLS:         e.TLS,
 			DialContext: opts.DialContext,
 			Redact:      s.redact,
+			MaxBody:     maxList,
 		})
 	}
 	s.events = client(e.Concurrency, e.Timeout)
@@ -159,7 +168,7 @@ func (s *Sender) NeedsCall() {}
 // brings must be stored.
 func (s *Sender) Close() {
 	if s.app != nil {
-		s.app.exchanges.Wait()
+		s.app.close()
 	}
 	s.events.Close()
 	s.questions.Close()
@@ -211,9 +220,12 @@ func (t *text) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// searchEntities is the method that looks for a client.
+const searchEntities = "telephony.externalCall.searchCrmEntities"
+
 // search looks for a client by number; the portal gives contacts first, then leads and companies.
 func (s *Sender) search(ctx context.Context, client string, isQuestion bool, mayRedial func() bool) ([]entity, answer) {
-	a := s.do(ctx, "telephony.externalCall.searchCrmEntities",
+	a := s.do(ctx, searchEntities,
 		map[string]any{"PHONE_NUMBER": client}, isQuestion, mayRedial)
 	if a.Verdict != store.Done {
 		return nil, a

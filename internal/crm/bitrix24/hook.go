@@ -35,14 +35,16 @@ type HookOptions struct {
 type Hook struct {
 	HookOptions
 	// Gate is set before the first request.
-	Gate crm.Gate
-	// installing holds one while an application is installed: anybody may try.
-	installing chan struct{}
+	Gate       crm.Gate
+	installing installGate
 }
 
 // NewHook returns a hook without a gate.
 func NewHook(opts HookOptions) *Hook {
-	return &Hook{HookOptions: opts, installing: make(chan struct{}, 1)}
+	return &Hook{HookOptions: opts, installing: installGate{
+		underWay: make(chan struct{}, maxInstalling),
+		last:     map[string]time.Time{},
+	}}
 }
 
 const (
@@ -90,13 +92,25 @@ func (h *Hook) take(ctx context.Context, s *Sender, event string, isOld bool, da
 	}
 	user, _ := strconv.Atoi(data("USER_ID"))
 	c := clicked{Sender: s, hook: h, callID: data("CALL_ID"), user: user, number: data("PHONE_NUMBER")}
+	select {
+	case s.clicking <- struct{}{}:
+	default: // more than anybody clicks
+		h.Logger.Warn("a click in the CRM made no call: too many are under way", "endpoint", s.endpoint.Name)
+		return
+	}
 	if isOld {
 		logger := h.Logger.With("endpoint", s.endpoint.Name)
 		logger.Warn("a click in the CRM made no call: it was made too long ago", "user", user)
-		go c.giveUp(ctx, logger)
+		go func() {
+			defer func() { <-s.clicking }()
+			c.giveUp(ctx, logger)
+		}()
 		return
 	}
-	go c.call(ctx)
+	go func() {
+		defer func() { <-s.clicking }()
+		c.call(ctx)
+	}()
 }
 
 // clickEvent is the event of a click.

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -21,9 +22,18 @@ const token = "t0ken-of-the-outgoing-webhook"
 
 // gate is an API that knows one token, and an exchange that answers with err.
 type gate struct {
-	commands []telephony.Command
-	err      error
-	isAway   atomic.Bool // the exchange
+	err    error
+	isAway atomic.Bool // the exchange
+
+	mu    sync.Mutex
+	given []telephony.Command
+}
+
+// commands are those that were given.
+func (g *gate) commands() []telephony.Command {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.given)
 }
 
 func (g *gate) Bearer(_ *http.Request, given string) (string, time.Duration, bool) {
@@ -31,7 +41,9 @@ func (g *gate) Bearer(_ *http.Request, given string) (string, time.Duration, boo
 }
 
 func (g *gate) Command(_ context.Context, _ string, cmd telephony.Command) error {
-	g.commands = append(g.commands, cmd)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.given = append(g.given, cmd)
 	return g.err
 }
 
@@ -86,8 +98,8 @@ func TestClickIsOneCall(t *testing.T) {
 				g := &gate{}
 				callID, status := b.click(g, 16, o)
 				want := []telephony.Command{{Kind: telephony.CommandCall, From: "102", To: known}}
-				if status != http.StatusOK || !slices.Equal(g.commands, want) {
-					t.Errorf("HTTP %d, the commands are %+v", status, g.commands)
+				if status != http.StatusOK || !slices.Equal(g.commands(), want) {
+					t.Errorf("HTTP %d, the commands are %+v", status, g.commands())
 				}
 				b.says(telephony.EventOutgoing, "7", "102", client)
 				b.says(telephony.EventOutgoingAnswered, "7", "102", client)
@@ -114,8 +126,8 @@ func TestClickWithoutACallClosesItsCard(t *testing.T) {
 	inBubble(t, settings(t), func(b *bench) {
 		g := &gate{}
 		b.click(g, 1, bitrix24test.ClickOptions{}) // who has no extension
-		if c := b.one(); !c.Finished || len(g.commands) > 0 {
-			t.Errorf("the call is %+v, the commands %+v", c, g.commands)
+		if c := b.one(); !c.Finished || len(g.commands()) > 0 {
+			t.Errorf("the call is %+v, the commands %+v", c, g.commands())
 		}
 	})
 }
@@ -152,8 +164,8 @@ func TestStrangersCannotClick(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, settings(t), func(b *bench) {
 				g := &gate{}
-				if _, status := b.click(g, 16, o); status != http.StatusForbidden || len(g.commands) > 0 {
-					t.Errorf("HTTP %d, the commands are %+v", status, g.commands)
+				if _, status := b.click(g, 16, o); status != http.StatusForbidden || len(g.commands()) > 0 {
+					t.Errorf("HTTP %d, the commands are %+v", status, g.commands())
 				}
 			})
 		})

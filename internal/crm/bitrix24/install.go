@@ -1,13 +1,17 @@
 package bitrix24
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"html"
+	"maps"
+	"net"
 	"net/http"
 	"strconv"
+	"sync"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -18,8 +22,43 @@ import (
 // posts to it that it has the application, and an administrator may open it in a browser.
 const InstallPath = "/hooks/bitrix24/{name}/install"
 
-// installPause is the least time between two tries to install an application.
-const installPause = time.Second
+const (
+	// installPause is the least time between two tries to install an application from one address:
+	// anybody may try, and each asks the server of Bitrix24.
+	installPause = time.Second
+	// maxInstalling bounds the tries under way, and maxTriers the addresses that are remembered.
+	maxInstalling, maxTriers = 8, 1000
+)
+
+// installGate bounds the tries to install an application.
+type installGate struct {
+	underWay chan struct{}
+	mu       sync.Mutex
+	last     map[string]time.Time // by address
+}
+
+// enter reports whether an address may try now. If so, leave is to be called.
+func (g *installGate) enter(address string, now time.Time) bool {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		host = address
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	maps.DeleteFunc(g.last, func(_ string, at time.Time) bool { return now.Sub(at).Abs() >= installPause })
+	if _, isKnown := g.last[host]; isKnown || len(g.last) >= maxTriers {
+		return false
+	}
+	select {
+	case g.underWay <- struct{}{}:
+		g.last[host] = now
+		return true
+	default:
+		return false
+	}
+}
+
+func (g *installGate) leave() { <-g.underWay }
 
 // Install takes the tokens of an application, in any of the forms in which a portal gives them:
 //
@@ -40,61 +79,67 @@ func (h *Hook) Install(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "there is no such endpoint with a local application", http.StatusNotFound)
 		return
 	}
-	grant, value := "refresh_token", r.PostForm.Get("auth[refresh_token]")
+	grant, value := grantOf(r)
 	switch {
-	case r.Form.Get("code") != "":
-		grant, value = "authorization_code", r.Form.Get("code")
-	case value == "":
-		value = r.PostForm.Get("REFRESH_ID")
-	}
-	if value == "" {
-		if r.Method != http.MethodGet {
-			http.Error(w, "the request has no tokens", http.StatusBadRequest)
-			return
-		}
+	case value == "" && r.Method == http.MethodGet:
 		http.Redirect(w, r, s.app.authorizeURL(s.base.Scheme), http.StatusFound)
 		return
-	}
-	select {
-	case h.installing <- struct{}{}:
-	default:
+	case value == "":
+		http.Error(w, "the request has no tokens", http.StatusBadRequest)
+		return
+	case !h.installing.enter(r.RemoteAddr, time.Now()):
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, "an application is being installed: try again", http.StatusTooManyRequests)
 		return
 	}
-	time.AfterFunc(installPause, func() { <-h.installing })
+	defer h.installing.leave()
 	o := s.install(context.WithoutCancel(r.Context()), grant, value, r.PostForm.Get("auth[application_token]"))
 	logger := h.Logger.With("endpoint", s.endpoint.Name)
-	if o.Verdict == store.CutOff {
-		o.Err = errNoAnswerInTime
-	}
-	if o.Verdict != store.Done {
-		logger.Warn("the application could not be installed", "err", o.Failure())
-		h.page(w, http.StatusBadGateway, "Приложение не подключено: "+h.Russian(o.Failure())+".",
-			"The application is not installed: "+h.English(o.Failure())+".")
+	switch o.Verdict {
+	case store.Done:
+		logger.Info("the application is installed")
+		h.page(w, http.StatusOK, "Приложение подключено: звонки пойдут в портал.",
+			"The application is installed: the portal will be told of calls.")
 		return
+	case store.Later: // of the outbox, of which a stranger is not to read
+		h.page(w, http.StatusServiceUnavailable, "Не получилось: почему — в журнале моста. Попробуйте ещё раз.",
+			"It did not work: the log of the bridge says why. Try again.")
+	default:
+		h.page(w, http.StatusBadGateway, "Не получилось: "+h.Russian(o.Failure())+".",
+			"It did not work: "+h.English(o.Failure())+".")
 	}
-	logger.Info("the application is installed")
-	h.page(w, http.StatusOK, "Приложение подключено: звонки пойдут в портал.",
-		"The application is installed: the portal will be told of calls.")
+	logger.Warn("the application could not be installed", "err", o.Failure())
+}
+
+// grantOf returns what a request has for an exchange; value is "" if it has nothing.
+func grantOf(r *http.Request) (grant, value string) {
+	if code := r.Form.Get("code"); code != "" {
+		return "authorization_code", code
+	}
+	return "refresh_token", cmp.Or(r.PostForm.Get("auth[refresh_token]"), r.PostForm.Get("REFRESH_ID"))
 }
 
 // install exchanges what an application was given, and stores the tokens.
 func (s *Sender) install(ctx context.Context, grant, value, event string) store.Outcome {
-	ctx, cancel := context.WithTimeout(ctx, exchangeTime)
+	limited, cancel := context.WithTimeout(ctx, 2*exchangeTime) // for two requests
 	defer cancel()
-	got, o := s.app.exchange(ctx, grant, value)
+	got, o := s.app.exchange(limited, grant, value)
 	if o.Verdict != store.Done {
 		return o
 	}
-	if got.User, o = s.administrator(ctx, got.Access); o.Verdict != store.Done {
+	if got.User, o = s.administrator(limited, got.Access); o.Verdict != store.Done {
+		if o.Verdict == store.CutOff || errors.Is(o.Err, errBusy) {
+			return store.Outcome{Verdict: store.Again, Err: errSlowPortal}
+		}
 		return o
 	}
 	if err := s.app.install(ctx, got, event); err != nil {
-		return store.Outcome{Verdict: store.Later, Err: err}
+		return notKept(err)
 	}
 	return o
 }
+
+var errSlowPortal = &telephony.Fault{Code: telephony.CodePortalOAuth, Text: "the portal does not answer in time"}
 
 // administrator returns whose a token is. It must be an administrator's: anybody of the portal may
 // open the address, and offline events are for administrators alone.
@@ -115,10 +160,8 @@ func (s *Sender) administrator(ctx context.Context, token string) (id int, o sto
 	return id, a.Outcome
 }
 
-var errNoAnswerInTime = errors.New("Bitrix24 does not answer in time")
-
 var errNoAdministrator = &telephony.Fault{
-	Code: telephony.CodePortalInstall, Text: "an administrator of the portal has to install the application",
+	Code: telephony.CodePortalAdmin, Text: "an administrator of the portal has to install the application",
 }
 
 // page says how it went, in Russian and in English.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -99,6 +100,8 @@ type answer struct {
 	text   string    // of an error
 	next   int       // where the next page of a list begins; 0: nowhere
 	at     time.Time // by the portal's clock, or else by ours
+
+	isUnreadable bool // the body is no JSON, or was cut off
 }
 
 // notFound is how the portal says that it does not know a call, or not any more. The text is cut
@@ -137,6 +140,12 @@ func (s *Sender) do(
 		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: errSilent}}
 	}
 	return a
+}
+
+// reads are the methods of which the result counts: without it nothing is known, and there is not
+// nothing.
+var reads = []string{
+	searchEntities, "voximplant.statistic.get", "user.get", "profile", "event.get", "event.offline.get",
 }
 
 // expiredToken is the error of a request whose token is too old.
@@ -187,7 +196,12 @@ func (s *Sender) once(ctx context.Context, r request, token string) answer {
 	if err != nil {
 		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: errBadURL}}
 	}
-	got, err := client.Do(ctx, outbound.Request{HTTP: request, Body: body, MayRedial: r.mayRedial})
+	got, err := client.Do(ctx, outbound.Request{
+		HTTP:      request,
+		Body:      body,
+		MayRedial: r.mayRedial,
+		Redact:    outbound.NewRedactor("", nil, token),
+	})
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return answer{}
@@ -195,6 +209,9 @@ func (s *Sender) once(ctx context.Context, r request, token string) answer {
 		return answer{Outcome: store.Outcome{Verdict: store.Again, Err: err}}
 	}
 	a := s.read(got, token)
+	if a.Verdict == store.Done && a.isUnreadable && slices.Contains(reads, r.method) {
+		a.Verdict, a.Err = store.Again, errNoResult
+	}
 	a.Steps = []store.Step{{What: r.method, Status: a.Status, Response: a.Response}}
 	if a.code == "QUERY_LIMIT_EXCEEDED" {
 		s.bucket.empty(time.Now())
@@ -214,7 +231,8 @@ func (s *Sender) read(got outbound.Answer, token string) answer {
 			Started text  `json:"date_start"`
 		} `json:"time"`
 	}
-	_ = json.Unmarshal(got.Body, &envelope) // a page of a proxy is none: then the status says all
+	err := json.Unmarshal(got.Body, &envelope) // a page of a proxy is none: then the status says all
+	var syntax *json.SyntaxError
 	code, _ := envelope.Error.(string)
 	redact := func(text string) string {
 		return outbound.NewRedactor("", nil, token).Replace(s.redact.Replace(text))
@@ -229,8 +247,9 @@ func (s *Sender) read(got outbound.Answer, token string) answer {
 		code:   code,
 		text:   telephony.BriefText(redact(envelope.Text)),
 		next:   envelope.Next,
+
+		isUnreadable: errors.As(err, &syntax),
 	}
-	var err error
 	if a.at, err = time.Parse(time.RFC3339, string(envelope.Time.Started)); err != nil {
 		a.at = time.Now()
 	}
@@ -302,6 +321,8 @@ func fault(code telephony.Code, meaning, said string) error {
 var (
 	errBadURL = &telephony.Fault{Code: telephony.CodeBadURL, Text: "the endpoint's URL cannot be read"}
 	errNoID   = errors.New("the portal's answer has no ID of the call")
+	// errNoResult is of an answer that is no JSON, or was cut off.
+	errNoResult = errors.New("the portal's answer cannot be read")
 )
 
 // request returns a request of a method, without a body.
