@@ -31,6 +31,7 @@ func history(call, from, to, direction, talk string) pz.Attrs {
 // calls finds calls by a number in any form and by filters, at a running bridge, and shows whether
 // the CRM has got them.
 func TestCallsCommandAtARunningBridge(t *testing.T) {
+	t.Parallel() // most of it is waiting for processes
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

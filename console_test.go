@@ -22,6 +22,7 @@ import (
 // The console reads commands from a pipe, in upper and lower case. The exit code is 1 if one of
 // them has failed.
 func TestConsoleRunsCommandsFromAPipe(t *testing.T) {
+	t.Parallel() // most of it is waiting for processes
 	plain := pztest.NewServer(pztest.Options{Password: "geheim"})
 	defer plain.Close()
 	old := pztest.NewServer(pztest.Options{TLS: pztest.LegacyTLS()})

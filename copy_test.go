@@ -276,6 +276,9 @@ func TestBridgeDeliversWhileTheHistoryFollows(t *testing.T) {
 // The command says what is wrong before it changes anything, and takes a copy back: then the file
 // is used again, and the database is not.
 func TestCopyIsTakenBack(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts the bridge again and again")
+	}
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	crm := newReceiver(t, nil)

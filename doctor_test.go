@@ -32,6 +32,7 @@ import (
 
 // doctor names each fault of the server and the CRM, in one line.
 func TestDoctorNamesEachFault(t *testing.T) {
+	t.Parallel() // most of it is waiting for processes
 	open := pztest.NewServer(pztest.Options{})
 	defer open.Close()
 	locked := pztest.NewServer(pztest.Options{Password: "пароль"})
@@ -462,6 +463,7 @@ func TestPrivateAuthorityAndTokenRotation(t *testing.T) {
 
 // The commands deliveries, redeliver and tail, at a running bridge.
 func TestDeliveryCommandsAtARunningBridge(t *testing.T) {
+	t.Parallel() // most of it is waiting for processes
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	var refuses atomic.Bool

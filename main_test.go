@@ -299,6 +299,9 @@ var stored = regexp.MustCompile(`"msg":"event stored","event_id":"([^"]+)","type
 // killed again and again. Every event whose Append has returned arrives, with the ID that it had
 // then.
 func TestNoStoredEventIsLostWhenKilled(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts the bridge again and again")
+	}
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	crm := newReceiver(t, func(n int) bool { return n%3 == 0 })
@@ -384,6 +387,7 @@ func TestNoStoredEventIsLostWhenKilled(t *testing.T) {
 
 // The reader of the log has stopped reading, or is gone. The bridge goes on, and ends in time.
 func TestBridgeRunsOnWithoutALogReader(t *testing.T) {
+	t.Parallel() // most of it is waiting for processes
 	for name, leave := range map[string]func(log *os.File){
 		"the reader stops": func(*os.File) {},
 		"the reader goes":  func(log *os.File) { _ = log.Close() },
@@ -716,6 +720,7 @@ func TestMissedCallsArriveOnceAfterAnOutage(t *testing.T) {
 // A mistake of the administrator ends the program with one clear sentence and the exit code that
 // fits.
 func TestStartErrorsAreOneSentence(t *testing.T) {
+	t.Parallel() // most of it is waiting for processes
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	crm := newReceiver(t, nil)

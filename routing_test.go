@@ -742,6 +742,9 @@ func TestUnsentTransferIsWrittenWhenTheServerIsBack(t *testing.T) {
 // call is transferred twice, those that ask while the bridge runs are transferred, and every
 // transfer goes to the number that the CRM gave.
 func TestKilledBridgeTransfersNoCallTwice(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it starts the bridge again and again")
+	}
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	crm := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -50,6 +50,7 @@ type Server struct {
 	stdin  io.WriteCloser // of keeper
 
 	databases atomic.Int64 // how many were made
+	strategy  string       // of making one
 	address   string       // of the loopback interface: see OverTCP
 }
 
@@ -74,10 +75,13 @@ var shared = sync.OnceValues(func() (*Server, error) {
 })
 
 // New starts a server that ends with the test. Its settings have the form "fsync=on". The test is
-// skipped where there is no PostgreSQL: see need.
+// skipped where there is no PostgreSQL, see need, and where IsBrief.
 func New(t testing.TB, more ...string) *Server {
 	t.Helper()
 	need(t)
+	if IsBrief() {
+		t.Skip("a server of its own takes seconds to start")
+	}
 	s, err := create(append(settings[:len(settings):len(settings)], more...))
 	if err != nil {
 		t.Fatal(err)
@@ -85,6 +89,10 @@ func New(t testing.TB, more ...string) *Server {
 	s.endWith(t)
 	return s
 }
+
+// IsBrief reports whether tests of PostgreSQL are to take little time, as with -short. If
+// POSTGRES_WHOLE is set, they are not.
+func IsBrief() bool { return testing.Short() && os.Getenv("POSTGRES_WHOLE") == "" }
 
 // need skips a test where there is no PostgreSQL. If NEED_POSTGRES is set, the test fails
 // instead, so that the tests cannot be left out unnoticed where they must run.
@@ -134,6 +142,7 @@ func (s *Server) makeTemplate() error {
 	order := ""
 	if version >= "150000" {
 		order = " LOCALE_PROVIDER icu ICU_LOCALE 'en-US'"
+		s.strategy = " STRATEGY FILE_COPY" // twice as fast as through the log, and all that there was before
 	}
 	_, err = query(s.URL("postgres"), "CREATE DATABASE "+template+" TEMPLATE template0"+order)
 	return err
@@ -333,7 +342,7 @@ func (s *Server) Promote(t testing.TB) {
 func (s *Server) Database(t testing.TB) (address string) {
 	t.Helper()
 	name := fmt.Sprint("test", s.databases.Add(1))
-	s.SQL(t, "CREATE DATABASE "+name+" TEMPLATE "+template)
+	s.SQL(t, "CREATE DATABASE "+name+" TEMPLATE "+template+s.strategy)
 	if s.isShared { // otherwise it goes with the server
 		t.Cleanup(func() { s.SQL(t, "DROP DATABASE "+name+" WITH (FORCE)") })
 	}
