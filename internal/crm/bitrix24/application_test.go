@@ -7,13 +7,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"pzbridge/internal/crm"
@@ -94,14 +92,6 @@ func (a *app) install(o bitrix24test.InstallOptions) (status int) {
 	return status
 }
 
-// open makes a request of a browser.
-func (a *app) open(query string) *httptest.ResponseRecorder {
-	w := httptest.NewRecorder()
-	a.mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, installURL+"?"+query, http.NoBody))
-	time.Sleep(2 * installPause)
-	return w
-}
-
 // exchanges are the grants that were exchanged.
 func (a *app) exchanges() (list []string) {
 	requests, _ := a.portal.TokenRequests()
@@ -144,92 +134,6 @@ func TestApplicationTellsOfCalls(t *testing.T) {
 				t.Errorf("a call is %+v", c)
 			}
 		}
-	})
-}
-
-// Until the application is installed, events wait, and it is said what to do.
-func TestApplicationIsInstalledLater(t *testing.T) {
-	inApp(t, func(a *app) {
-		a.says(telephony.EventCompleted, "7", client, "101", time.Minute)
-		if got := a.state(); !strings.Contains(got, "failing the application is not installed in the portal yet") {
-			t.Errorf("the endpoint is %s", got)
-		}
-		a.install(bitrix24test.InstallOptions{})
-		time.Sleep(10 * time.Minute)
-		a.delivered(1)
-	})
-}
-
-// An administrator installs the application in a browser: the bridge leads to the portal, and the
-// portal back with a code. That works where the portal does not reach the bridge.
-func TestApplicationIsInstalledInABrowser(t *testing.T) {
-	inApp(t, func(a *app) {
-		w := a.open("")
-		if to := w.Header().Get("Location"); w.Code != http.StatusFound ||
-			to != "http://firm.bitrix24.ru/oauth/authorize/?client_id="+clientID {
-			t.Errorf("HTTP %d leads to %s", w.Code, to)
-		}
-		w = a.open(a.portal.RedirectQuery(a.portal.AuthorizeCode(), "").Encode())
-		if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "Приложение подключено") ||
-			!strings.Contains(a.log.String(), "the application is installed") {
-			t.Errorf("HTTP %d: %s; %s", w.Code, w.Body, a.log.String())
-		}
-		a.says(telephony.EventCompleted, "7", client, "199", time.Minute) // of nobody
-		if c := a.one(); c.FinishedBy != 1 {
-			t.Errorf("the call is %+v", c)
-		}
-	})
-}
-
-// What is not of the application, or not of an administrator, changes nothing.
-func TestStrangersInstallNothing(t *testing.T) {
-	inApp(t, func(a *app) {
-		a.install(bitrix24test.InstallOptions{})
-		if status := a.install(bitrix24test.InstallOptions{Forged: true}); status != http.StatusBadGateway {
-			t.Errorf("forged tokens: HTTP %d", status)
-		}
-		for name, query := range map[string]string{
-			"a wrong code":        "code=wrong&domain=firm.bitrix24.ru",
-			"one who may not":     a.portal.RedirectQuery(a.portal.AuthorizeCodeOf(15), "").Encode(),
-			"a code with mark-up": "code=<script>",
-		} {
-			w := a.open(query)
-			if w.Code != http.StatusBadGateway || !strings.Contains(w.Body.String(), "по-русски") ||
-				strings.Contains(w.Body.String(), "<script>") {
-				t.Errorf("%s: HTTP %d: %s", name, w.Code, w.Body)
-			}
-		}
-		a.portal.Endpoint = "https://other.bitrix24.ru/rest/"
-		if w := a.open(a.portal.RedirectQuery(a.portal.AuthorizeCode(), "").Encode()); w.Code != http.StatusBadGateway {
-			t.Errorf("the tokens of another portal: HTTP %d", w.Code)
-		}
-		const form = "application/x-www-form-urlencoded"
-		if r, err := a.client().Post(installURL, form, strings.NewReader("a=b")); err != nil ||
-			r.StatusCode != http.StatusBadRequest {
-			t.Errorf("without tokens: %v (%v)", r, err)
-		}
-		if r, err := a.client().Get("https://bridge.example/hooks/bitrix24/other/install"); err != nil ||
-			r.StatusCode != http.StatusNotFound {
-			t.Errorf("another endpoint: %v (%v)", r, err)
-		}
-		a.says(telephony.EventCompleted, "7", client, "101", time.Minute)
-		a.delivered(1)
-	})
-}
-
-// One tries to install at a time, and one in a second: each try asks the server of Bitrix24.
-func TestInstallationsAreBounded(t *testing.T) {
-	inApp(t, func(a *app) {
-		statuses := map[int]int{}
-		for range 5 {
-			w := httptest.NewRecorder()
-			a.mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, installURL+"?code=wrong", http.NoBody))
-			statuses[w.Code]++
-		}
-		if statuses[http.StatusBadGateway] != 1 || statuses[http.StatusTooManyRequests] != 4 {
-			t.Errorf("the answers are %v", statuses)
-		}
-		time.Sleep(2 * installPause)
 	})
 }
 
@@ -392,153 +296,6 @@ func TestKilledRenewalIsTakenOver(t *testing.T) {
 	})
 }
 
-// listen has the portal tell of clicks, until the function that it returns is called.
-func (a *app) listen() (stop func()) {
-	ctx, cancel := context.WithCancel(a.t.Context())
-	var running sync.WaitGroup
-	running.Go(func() { _ = a.hook.Run(ctx) })
-	time.Sleep(lookEvery + pollEvery)
-	return func() {
-		cancel()
-		running.Wait()
-	}
-}
-
-func (a *app) clickInApp(o bitrix24test.ClickOptions) (callID string, status int) {
-	a.t.Helper()
-	callID, status, err := a.portal.ClickInApp(a.t.Context(), a.client(), 16, known, o)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	time.Sleep(2 * pollEvery)
-	synctest.Wait()
-	return callID, status
-}
-
-// A portal that does not reach the bridge is asked for clicks.
-func TestPortalIsAskedForClicks(t *testing.T) {
-	for name, o := range map[string]bitrix24test.ClickOptions{"once": {}, "twice": {Twice: true}} {
-		t.Run(name, func(t *testing.T) {
-			inApp(t, func(a *app) {
-				a.install(bitrix24test.InstallOptions{})
-				stop := a.listen()
-				callID, _ := a.clickInApp(o)
-				stop()
-				want := []telephony.Command{{Kind: telephony.CommandCall, From: "102", To: known}}
-				if !slices.Equal(a.gate.commands(), want) {
-					t.Errorf("the commands are %+v", a.gate.commands())
-				}
-				a.says(telephony.EventOutgoing, "7", "102", client)
-				a.says(telephony.EventCompleted, "7", "102", client, time.Minute)
-				if c := a.one(); c.CallID != callID || !c.Finished || c.Duration != time.Minute {
-					t.Errorf("the call is %+v", c)
-				}
-				last, err := a.sender.LastClick(a.t.Context())
-				if err != nil || last.At.IsZero() || last.Failure != "" {
-					t.Errorf("the last click is %+v (%v)", last, err)
-				}
-				if !strings.Contains(a.log.String(), "the portal tells of clicks") {
-					t.Errorf("the log is %s", a.log.String())
-				}
-			})
-		})
-	}
-}
-
-// A click for which nobody waits any more makes no call, and its card goes.
-func TestOldClickMakesNoCall(t *testing.T) {
-	inApp(t, func(a *app) {
-		a.install(bitrix24test.InstallOptions{})
-		defer a.listen()()
-		a.clickInApp(bitrix24test.ClickOptions{Age: time.Hour})
-		if c := a.one(); len(a.gate.commands()) > 0 || !c.Finished || c.StatusCode != "480" {
-			t.Errorf("the commands are %+v, the call %+v", a.gate.commands(), c)
-		}
-	})
-}
-
-// While calls cannot be made, no click is taken from the portal.
-func TestPortalIsNotAskedWhileTheExchangeIsAway(t *testing.T) {
-	inApp(t, func(a *app) {
-		a.install(bitrix24test.InstallOptions{})
-		a.gate.isAway.Store(true)
-		defer a.listen()()
-		a.clickInApp(bitrix24test.ClickOptions{})
-		if waiting, _ := a.portal.Offline(); waiting != 1 || len(a.gate.commands()) > 0 {
-			t.Errorf("%d clicks wait, the commands are %+v", waiting, a.gate.commands())
-		}
-		a.gate.isAway.Store(false)
-		time.Sleep(2 * pollEvery)
-		synctest.Wait()
-		if len(a.gate.commands()) != 1 {
-			t.Errorf("the commands are %+v", a.gate.commands())
-		}
-	})
-}
-
-// A portal that reaches the bridge sends its clicks there, with the token that it has named when
-// the application was installed. The handler is bound once, and again after an update.
-func TestPortalSendsClicks(t *testing.T) {
-	inApp(t, func(a *app) {
-		a.hookURL = "https://bridge.example/hooks/bitrix24/crm"
-		a.close()
-		a.bench.open()
-		a.openHook()
-		a.install(bitrix24test.InstallOptions{})
-		defer a.listen()()
-		if _, status := a.clickInApp(bitrix24test.ClickOptions{Twice: true}); status != http.StatusOK ||
-			len(a.gate.commands()) != 1 {
-			t.Errorf("HTTP %d, the commands are %+v", status, a.gate.commands())
-		}
-		if _, status := a.clickInApp(bitrix24test.ClickOptions{WrongToken: true}); status != http.StatusForbidden {
-			t.Errorf("a wrong token: HTTP %d", status)
-		}
-		time.Sleep(2*bindEvery + bindEvery/2)
-		bound, asked := 0, 0
-		for _, method := range a.made() {
-			switch method {
-			case "bind":
-				bound++
-			case "get":
-				asked++
-			}
-		}
-		if bound != 1 || asked < 3 {
-			t.Errorf("the handler was bound %d times, and looked for %d times", bound, asked)
-		}
-		a.portal.Install(bitrix24test.App{
-			ClientID: clientID, ClientSecret: clientSecret, Scopes: []string{"crm", "telephony", "user"},
-		})
-		a.install(bitrix24test.InstallOptions{})
-		time.Sleep(2 * lookEvery)
-		_, status := a.clickInApp(bitrix24test.ClickOptions{})
-		if status != http.StatusOK || len(a.gate.commands()) != 2 {
-			t.Errorf("after an update: HTTP %d, the commands are %+v", status, a.gate.commands())
-		}
-		before, _, _ := a.sender.app.read(a.t.Context())
-		a.open(a.portal.RedirectQuery(a.portal.AuthorizeCode(), "").Encode())
-		if kept, _, _ := a.sender.app.read(a.t.Context()); kept.Event != before.Event || kept.Access == before.Access {
-			t.Errorf("a code, which comes without the token of events, leaves %+v", kept)
-		}
-	})
-}
-
-// That no clicks come is said once, and that they come again.
-func TestListenerSaysWhatIsWrong(t *testing.T) {
-	inApp(t, func(a *app) {
-		a.install(bitrix24test.InstallOptions{})
-		defer a.listen()()
-		a.portal.Fail(3)
-		time.Sleep(10 * pollRetry)
-		synctest.Wait()
-		log := a.log.String()
-		if strings.Count(log, "the portal tells of no clicks") != 1 ||
-			strings.Count(log, `msg="the portal tells of clicks"`) != 2 {
-			t.Errorf("the log is %s", log)
-		}
-	})
-}
-
 // failingNotes fail to store the tokens some times, after they were claimed.
 type failingNotes struct {
 	store.Notes
@@ -693,27 +450,6 @@ func TestRepeatedRequestIsNotShown(t *testing.T) {
 	})
 }
 
-// The tokens, and the proof of events, of another application count for nothing.
-func TestTokensOfAnotherApplicationAreForgotten(t *testing.T) {
-	inApp(t, func(a *app) {
-		a.install(bitrix24test.InstallOptions{})
-		a.close()
-		a.with.Application.ID = "local.another"
-		a.bench.open()
-		a.openHook()
-		if _, _, o := a.sender.app.read(a.t.Context()); !errors.Is(o.Err, errNotInstalled) {
-			t.Errorf("reading ends with %+v", o)
-		}
-		a.portal.Install(bitrix24test.App{
-			ClientID: "local.another", ClientSecret: clientSecret, Scopes: []string{"crm", "telephony", "user"},
-		})
-		a.open(a.portal.RedirectQuery(a.portal.AuthorizeCode(), "").Encode())
-		if kept, _, o := a.sender.app.read(a.t.Context()); o.Verdict != store.Done || kept.Event != "" {
-			t.Errorf("the tokens are %+v (%+v)", kept, o)
-		}
-	})
-}
-
 // Once the process ends no exchange begins, whose tokens nobody could store; and what other bridges
 // do is not waited for.
 func TestNoExchangeBeginsAtTheEnd(t *testing.T) {
@@ -738,85 +474,6 @@ func TestNoExchangeBeginsAtTheEnd(t *testing.T) {
 		began := time.Now()
 		if a.sender.Close(); time.Since(began) > 0 {
 			t.Errorf("closing took %s", time.Since(began))
-		}
-	})
-}
-
-// An answer that is not what is documented is neither a click of now nor the end of all clicks.
-func TestOddEventsOfAPortal(t *testing.T) {
-	inApp(t, func(a *app) {
-		a.install(bitrix24test.InstallOptions{})
-		var asked atomic.Int64
-		events := make(chan string, 1)
-		a.proxy = func(w http.ResponseWriter, r *http.Request) {
-			switch {
-			case strings.HasSuffix(r.URL.Path, "event.get.json"):
-				_, _ = io.WriteString(w, `{"result":{"0":{"event":"ONEXTERNALCALLSTART","offline":true}}}`)
-			case strings.HasSuffix(r.URL.Path, "event.bind.json"):
-				w.WriteHeader(http.StatusBadRequest)
-				_, _ = io.WriteString(w, `{"error":"ERROR_CORE","error_description":"Unable to set event handler: `+
-					`Handler already binded"}`)
-			case strings.HasSuffix(r.URL.Path, "event.offline.get.json"):
-				asked.Add(1)
-				list := `[]`
-				select {
-				case list = <-events:
-				default:
-				}
-				_, _ = io.WriteString(w, `{"result":{"events":`+list+`}}`)
-			default:
-				a.portal.ServeHTTP(w, r)
-			}
-		}
-		defer a.listen()()
-		for _, at := range []string{"1999-12-30 10:00:00", "", "yesterday", "1999-12-30T10:00:00+03:00"} {
-			events <- `[{"EVENT_NAME":"ONEXTERNALCALLSTART","TIMESTAMP_X":"` + at + `","EVENT_DATA":` +
-				`{"USER_ID":16,"PHONE_NUMBER":"` + known + `","CALL_ID":"externalCall.1"}}]`
-			time.Sleep(2 * pollEvery)
-		}
-		synctest.Wait()
-		if asked.Load() < 5 || len(a.gate.commands()) > 0 {
-			t.Errorf("it asked %d times, the commands are %+v", asked.Load(), a.gate.commands())
-		}
-		at := time.Now().UTC().Format(time.DateTime)
-		events <- `[{"EVENT_NAME":"ONEXTERNALCALLSTART","TIMESTAMP_X":"` + at + `","EVENT_DATA":` +
-			`{"USER_ID":16,"PHONE_NUMBER":"` + known + `","CALL_ID":"externalCall.2"}},7,"x",null]`
-		time.Sleep(2 * pollEvery)
-		synctest.Wait()
-		if len(a.gate.commands()) != 1 {
-			t.Errorf("without a zone: the commands are %+v", a.gate.commands())
-		}
-	})
-}
-
-// A list that is longer than most answers is read whole, and one that cannot be read is not empty.
-func TestLongListOfUsersIsRead(t *testing.T) {
-	inBubble(t, settings(t), func(b *bench) {
-		page := func() string {
-			var users []map[string]any
-			for i := range 50 {
-				id, extension := fmt.Sprint(i+1), fmt.Sprint(1000+i)
-				users = append(users, map[string]any{
-					"ID": id, "UF_PHONE_INNER": extension, "ABOUT": strings.Repeat("x", 4<<10),
-				})
-			}
-			text, _ := json.Marshal(map[string]any{"result": users})
-			return string(text)
-		}()
-		isCut := false
-		b.proxy = func(w http.ResponseWriter, r *http.Request) {
-			text := page
-			if isCut {
-				text = text[:len(text)/2]
-			}
-			_, _ = io.WriteString(w, text)
-		}
-		if users, a := b.sender.readUsers(b.t.Context()); len(users) != 50 || a.Verdict != store.Done {
-			t.Errorf("%d users were read: %v", len(users), a.Err)
-		}
-		isCut = true
-		if users, a := b.sender.readUsers(b.t.Context()); len(users) > 0 || a.Verdict != store.Again {
-			t.Errorf("of half a list %d users were read: verdict %v", len(users), a.Verdict)
 		}
 	})
 }

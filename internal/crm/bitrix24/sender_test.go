@@ -2,6 +2,7 @@ package bitrix24
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -768,6 +769,38 @@ func TestQuestionIsAnsweredByTheFirstWithAnExtension(t *testing.T) {
 		b.portal.Fail(1)
 		if to := ask(); to != "" {
 			t.Errorf("a portal that fails sends the call to %q", to)
+		}
+	})
+}
+
+// A list that is longer than most answers is read whole, and one that cannot be read is not empty.
+func TestLongListOfUsersIsRead(t *testing.T) {
+	inBubble(t, settings(t), func(b *bench) {
+		page := func() string {
+			var users []map[string]any
+			for i := range 50 {
+				id, extension := fmt.Sprint(i+1), fmt.Sprint(1000+i)
+				users = append(users, map[string]any{
+					"ID": id, "UF_PHONE_INNER": extension, "ABOUT": strings.Repeat("x", 4<<10),
+				})
+			}
+			text, _ := json.Marshal(map[string]any{"result": users})
+			return string(text)
+		}()
+		isCut := false
+		b.proxy = func(w http.ResponseWriter, r *http.Request) {
+			text := page
+			if isCut {
+				text = text[:len(text)/2]
+			}
+			_, _ = io.WriteString(w, text)
+		}
+		if users, a := b.sender.readUsers(b.t.Context()); len(users) != 50 || a.Verdict != store.Done {
+			t.Errorf("%d users were read: %v", len(users), a.Err)
+		}
+		isCut = true
+		if users, a := b.sender.readUsers(b.t.Context()); len(users) > 0 || a.Verdict != store.Again {
+			t.Errorf("of half a list %d users were read: verdict %v", len(users), a.Verdict)
 		}
 	})
 }
