@@ -17,10 +17,8 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
-	"strings"
 	"syscall"
 	"time"
-	_ "time/tzdata" // the container has none; TZ sets the time zone of the dashboard and the commands
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
 	"github.com/google/uuid"
@@ -37,7 +35,6 @@ import (
 	"pzbridge/internal/connlimit"
 	"pzbridge/internal/dashboard"
 	"pzbridge/internal/metrics"
-	"pzbridge/internal/repeat"
 	"pzbridge/internal/routing"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
@@ -399,48 +396,6 @@ func isWorthCopying(engine *bolt.Engine) func(context.Context) error {
 	}
 }
 
-// sink stores the events that the session reads, and passes the questions among them to the
-// dispatcher.
-type sink struct {
-	box       *outbox.Outbox
-	questions *routing.Dispatcher
-}
-
-// Append stores events: see relay.Sink.
-func (s *sink) Append(ctx context.Context, events []telephony.Event) error {
-	questions, err := s.box.Append(ctx, events)
-	s.questions.Ask(questions)
-	return err
-}
-
-// Ask asks questions that were just stored.
-func (s *sink) Ask(questions []uint64) { s.questions.Ask(questions) }
-
-// observers passes what it observes to both the metrics and the dashboard.
-type observers struct {
-	*metrics.Metrics
-	stats *dashboard.Stats
-}
-
-// refusalObservers passes refused commands to both.
-type refusalObservers [2]callpolicy.Observer
-
-func (o refusalObservers) CommandRefused(by string, kind telephony.CommandKind, reason string) {
-	for _, to := range o {
-		to.CommandRefused(by, kind, reason)
-	}
-}
-
-func (o observers) EventReceived(kind telephony.EventType) {
-	o.Metrics.EventReceived(kind)
-	o.stats.EventReceived(kind)
-}
-
-func (o observers) AttemptEnded(endpoint, outcome string, took, age time.Duration) {
-	o.Metrics.AttemptEnded(endpoint, outcome, took, age)
-	o.stats.AttemptEnded(endpoint, outcome, took, age)
-}
-
 // connectionsNeeded returns the number of connections to budget for: two to the server, since a new
 // one may open before the old one has closed, and those to the CRMs. Routing may open more to a CRM
 // that is slow to answer, up to routing.MaxQuestions, and those come out of what is left.
@@ -562,79 +517,4 @@ func runAll(ctx context.Context, stopping func(), parts ...func(context.Context)
 		err = errors.Join(err, <-results[i])
 	}
 	return err
-}
-
-// writeTimeout bounds a request from the end of its header to the last byte of the response.
-// Handlers that need longer (a backup, a page with live updates) set their own deadline. A read of
-// events may wait for a minute.
-const writeTimeout = 2 * time.Minute
-
-// responseReserve is the part of the grace that is left for writing the responses of the requests
-// whose contexts end with the grace.
-const responseReserve = 100 * time.Millisecond
-
-// serve returns a part that runs an HTTP server. When its context ends, requests under way have
-// grace to end; shortly before, the contexts of those that are left end. Drain is called at the
-// start of the shutdown, to end the requests that would wait long.
-func serve(
-	l net.Listener, h http.Handler, grace time.Duration, logger *slog.Logger, drain ...func(),
-) func(context.Context) error {
-	return func(ctx context.Context) error {
-		requests, timeUp := context.WithCancel(context.WithoutCancel(ctx))
-		defer timeUp()
-		server := &http.Server{
-			BaseContext:       func(net.Listener) context.Context { return requests },
-			ConnContext:       connlimit.Context,
-			Handler:           h,
-			ReadHeaderTimeout: 5 * time.Second,
-			ReadTimeout:       30 * time.Second,
-			WriteTimeout:      writeTimeout,
-			IdleTimeout:       30 * time.Second,
-			MaxHeaderBytes:    64 << 10,
-			ErrorLog:          log.New(serverErrors{logger, repeat.NewTally(logger)}, "", 0),
-		}
-		for _, f := range drain {
-			server.RegisterOnShutdown(f)
-		}
-		stopped := make(chan struct{})
-		defer context.AfterFunc(ctx, func() {
-			defer close(stopped)
-			defer time.AfterFunc(max(grace/2, grace-responseReserve), timeUp).Stop()
-			// Not ctx, which has ended already.
-			graceCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-			defer cancel()
-			if server.Shutdown(graceCtx) != nil {
-				_ = server.Close()
-			}
-		})()
-		err := server.Serve(l)
-		if !errors.Is(err, http.ErrServerClosed) {
-			return fmt.Errorf("the API stopped: %w", err)
-		}
-		<-stopped
-		return nil
-	}
-}
-
-// serverErrors writes the errors of an HTTP server to the log. Those of TLS handshakes go through a
-// tally, since strangers can cause any number of them.
-type serverErrors struct {
-	logger     *slog.Logger
-	handshakes *repeat.Tally
-}
-
-// Write takes one line of the server.
-func (s serverErrors) Write(line []byte) (int, error) {
-	text := strings.TrimSuffix(string(line), "\n")
-	failed, isHandshake := strings.CutPrefix(text, "http: TLS handshake error from ")
-	remote, reason, _ := strings.Cut(failed, ": ")
-	switch {
-	case !isHandshake:
-		s.logger.Warn(text)
-	case reason == "EOF": // a check whether the port is open, or a connection that was displaced
-		s.logger.Debug("a client has hung up before the TLS handshake", "remote", remote)
-	default:
-		s.handshakes.Happened("clients cannot agree on HTTPS with the API", "remote", remote, "err", reason)
-	}
-	return len(line), nil
 }
