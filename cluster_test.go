@@ -47,28 +47,6 @@ func ready(vars map[string]string) int {
 	return r.StatusCode
 }
 
-const operatorToken = "operator-token-0123456789"
-
-// getFrom reads from a bridge's API as the operator.
-func getFrom(t *testing.T, vars map[string]string, path string) (status int, body []byte) {
-	t.Helper()
-	r, err := http.NewRequest(http.MethodGet, "http://"+vars["LISTEN_ADDR"]+path, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Header.Set("Authorization", "Bearer "+operatorToken)
-	answer, err := http.DefaultClient.Do(r)
-	if err != nil {
-		return 0, []byte("{}") // it has not started yet
-	}
-	defer answer.Body.Close()
-	body, err = io.ReadAll(answer.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return answer.StatusCode, body
-}
-
 // startBoth starts two bridges, of which the first is at work and the second its spare.
 func startBoth(t *testing.T, list []map[string]string) []*process {
 	t.Helper()
