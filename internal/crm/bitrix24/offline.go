@@ -36,6 +36,7 @@ func (h *Hook) Run(ctx context.Context) error {
 			each.Go(func() { (&listener{Sender: s, hook: h}).run(ctx) })
 		}
 	}
+	<-ctx.Done() // also where no portal has an application
 	each.Wait()
 	return nil
 }

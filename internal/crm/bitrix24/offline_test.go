@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"pzbridge/internal/crm/bitrix24/bitrix24test"
+	"pzbridge/internal/logtest"
 	"pzbridge/internal/telephony"
 )
 
@@ -206,6 +207,20 @@ func TestOddEventsOfAPortal(t *testing.T) {
 		synctest.Wait()
 		if len(a.gate.commands()) != 1 {
 			t.Errorf("without a zone: the commands are %+v", a.gate.commands())
+		}
+	})
+}
+
+// A hook without applications runs until it is to end, as each part of a bridge: if one ends, all
+// do.
+func TestHookRunsUntilItIsToEnd(t *testing.T) {
+	inBubble(t, settings(t), func(b *bench) {
+		var log logtest.Buffer
+		ctx, cancel := context.WithTimeout(b.t.Context(), time.Hour)
+		defer cancel()
+		began := time.Now()
+		if err := b.hook(&gate{}, &log).Run(ctx); err != nil || time.Since(began) != time.Hour {
+			t.Errorf("it ended after %s (%v)", time.Since(began), err)
 		}
 	})
 }
