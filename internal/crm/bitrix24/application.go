@@ -32,6 +32,7 @@ type application struct {
 	endpoint string
 	notes    store.Notes
 	client   func(secret ...string) *outbound.Client
+	own      string // the name of this process in claims
 	// renewing holds one while tokens are renewed.
 	renewing chan struct{}
 
@@ -166,7 +167,6 @@ func (a *application) close() {
 // claim claims the exchange for this bridge. The outcome is More if it has it, and Done if the
 // tokens have changed since they were refused.
 func (a *application) claim(ctx context.Context, refused string) (tokens, uint64, store.Outcome) {
-	own := rand.Text()
 	for giveUp := time.Now().Add(2 * claimTime); ; {
 		t, version, o := a.read(ctx)
 		left := time.Until(t.ClaimedUntil)
@@ -175,7 +175,7 @@ func (a *application) claim(ctx context.Context, refused string) (tokens, uint64
 			return tokens{}, 0, o
 		case t.Access != refused: // by another bridge, or it was installed anew
 			return t, version, o
-		case t.Claim == own:
+		case t.Claim == a.own: // also one whose request was cut off before its exchange
 			return t, version, store.Outcome{Verdict: store.More}
 		case t.Claim != "" && left > 0 && left <= claimTime: // a longer one is of a wrong clock
 			switch {
@@ -186,7 +186,7 @@ func (a *application) claim(ctx context.Context, refused string) (tokens, uint64
 			}
 			continue
 		}
-		t.Claim, t.ClaimedUntil = own, time.Now().Add(claimTime)
+		t.Claim, t.ClaimedUntil = a.own, time.Now().Add(claimTime)
 		switch err := a.write(ctx, t, version); {
 		case ctx.Err() != nil:
 			return tokens{}, 0, store.Outcome{}

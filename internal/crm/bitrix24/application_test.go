@@ -410,6 +410,24 @@ func TestClaimsHoldNobodyUp(t *testing.T) {
 	})
 }
 
+// A claim of this process whose request was cut off before its exchange holds up no later request.
+func TestOwnClaimIsGoneOnWith(t *testing.T) {
+	inApp(t, func(a *app) {
+		a.install(bitrix24test.InstallOptions{})
+		kept, version, _ := a.sender.app.read(a.t.Context())
+		kept.Claim, kept.ClaimedUntil = a.sender.app.own, time.Now().Add(claimTime)
+		if err := a.sender.app.write(a.t.Context(), kept, version); err != nil {
+			t.Fatal(err)
+		}
+		a.portal.ExpireTokens()
+		began := time.Now()
+		_, o := a.sender.search(a.t.Context(), known, false, nil)
+		if took := time.Since(began); o.Verdict != store.Done || took > 0 {
+			t.Errorf("after %s: %+v", took, o.Outcome)
+		}
+	})
+}
+
 // What a server or a proxy repeats of a request is shown nowhere.
 func TestRepeatedRequestIsNotShown(t *testing.T) {
 	inApp(t, func(a *app) {

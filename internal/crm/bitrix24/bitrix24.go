@@ -16,6 +16,7 @@ package bitrix24
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"net"
 	"net/url"
@@ -127,6 +128,7 @@ func New(e store.Endpoint, opts Options) *Sender {
 			host:        base.Host,
 			endpoint:    e.Name,
 			notes:       opts.Notes,
+			own:         rand.Text(),
 			renewing:    make(chan struct{}, 1),
 			client: func(secrets ...string) *outbound.Client {
 				return outbound.New(outbound.Options{

@@ -106,8 +106,8 @@ func (s *Sender) checkUsers(ctx context.Context) (list []crm.Finding) {
 	list = append(list, f)
 	for extension, names := range byExtension {
 		if len(names) > 1 {
-			list = append(list, crm.Finding{IsWarning: true, Text: fmt.Sprintf("extension %s belongs to several: %s; "+
-				"its calls go to the first", extension, strings.Join(names, ", "))})
+			list = append(list, crm.Warning(fmt.Sprintf("extension %s belongs to several: %s; "+
+				"its calls go to the first", extension, strings.Join(names, ", "))))
 		}
 	}
 	return list
