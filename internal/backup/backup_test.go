@@ -17,6 +17,12 @@ import (
 	"pzbridge/internal/logtest"
 )
 
+// The nights of the tests are those of UTC, wherever they run.
+func TestMain(m *testing.M) {
+	time.Local = time.UTC
+	m.Run()
+}
+
 // names gives the names of the files in a folder.
 func names(t *testing.T, folder string) (list []string) {
 	t.Helper()
@@ -166,9 +172,6 @@ func (n *night) BackupFailed()            { n.failed++ }
 // runs runs a Nightly in a bubble, in which it is midnight in UTC.
 func runs(t *testing.T, n *night, f func()) {
 	t.Helper()
-	local := time.Local
-	time.Local = time.UTC
-	defer func() { time.Local = local }()
 	nightly, err := New(Options{
 		Folder: n.folder,
 		Copy: func(begin func(int64) io.Writer) error {

@@ -12,7 +12,7 @@ import (
 )
 
 // eventLine describes an event of the server in words, those of the dashboard: what happened, from
-// and to whom, and what else is known.
+// and to whom, and what else is known, with times in the time zone of now.
 func eventLine(wire pz.Event, now time.Time) string {
 	e := relay.Translate(wire, now)
 	what := dashboard.EventName(e.Type)
@@ -32,7 +32,7 @@ func eventLine(wire pz.Event, now time.Time) string {
 		add("line %s", telephony.Brief(e.Line))
 	}
 	if e.Type == telephony.EventCompleted {
-		details = append(details, completedDetails(e)...)
+		details = append(details, completedDetails(e, now.Location())...)
 	}
 	if e.Text != "" {
 		add("%q", telephony.BriefText(e.Text))
@@ -46,13 +46,13 @@ func eventLine(wire pz.Event, now time.Time) string {
 	return what + ": " + strings.Join(details, " · ")
 }
 
-// completedDetails lists what only the event of a call that is over has.
-func completedDetails(e telephony.Event) (details []string) {
+// completedDetails lists what only the event of a call that is over has, its time in zone.
+func completedDetails(e telephony.Event, zone *time.Location) (details []string) {
 	if e.Direction != "" {
 		details = append(details, string(e.Direction))
 	}
 	if !e.StartedAt.IsZero() {
-		details = append(details, "began "+e.StartedAt.Local().Format(time.DateTime))
+		details = append(details, "began "+e.StartedAt.In(zone).Format(time.DateTime))
 	}
 	switch {
 	case e.Duration == nil:
