@@ -224,20 +224,23 @@ func (t *telling) employee() crm.Person {
 func (t *telling) accepted(p crm.Person) {
 	if len(t.before.Rang) == 0 {
 		t.tell(t.ringing(), p)
-		t.rings(p)
 	}
-	t.cancelOthers(p)
+	t.closeOthers(p)
 	t.tell("ACCEPTED", p)
+	t.after.Rang = []string{key(p)}
 }
 
-// cancelOthers closes the cards of all but one.
-func (t *telling) cancelOthers(but crm.Person) {
+// closeOthers closes the cards of all but one. Who had picked up before has transferred the call.
+func (t *telling) closeOthers(but crm.Person) {
 	for _, other := range t.before.Rang {
-		if other != key(but) {
+		switch other {
+		case key(but):
+		case t.before.Answered:
+			t.tell("TRANSFERRED", t.who(other))
+		default:
 			t.tell("CANCELLED", t.who(other))
 		}
 	}
-	t.after.Rang = slices.DeleteFunc(t.after.Rang, func(x string) bool { return x != key(but) })
 }
 
 // ringing is the event with which a call begins.
@@ -306,12 +309,12 @@ func (t *telling) closeCards(owner crm.Person, answered bool) {
 	}
 	switch {
 	case answered:
-		t.cancelOthers(owner)
+		t.closeOthers(owner)
 		t.tell("COMPLETED", owner)
 	case isUnknown:
 		t.tell("CANCELLED", owner)
 	default: // at all that rang: the owner need not be one of them
-		t.cancelOthers(crm.Person{})
+		t.closeOthers(crm.Person{})
 	}
 }
 

@@ -125,7 +125,15 @@ func TestPlanOfEachEvent(t *testing.T) {
 		},
 		"one picks up who did not ring": {
 			event: ev(inAnswered, "104"), before: call{Rang: []string{"101"}},
-			want: "CANCELLED anna, ACCEPTED 104", rang: "", outcome: "104",
+			want: "CANCELLED anna, ACCEPTED 104", rang: "104", outcome: "104",
+		},
+		"it is transferred": {
+			event: ev(inAnswered, "103"), before: call{Answered: "101", Rang: []string{"101", "102", "103"}},
+			want: "TRANSFERRED anna, CANCELLED 102, ACCEPTED 103", rang: "103", outcome: "103",
+		},
+		"over after it was not transferred": {
+			event: talked(ev(over, "101")), before: call{Answered: "101", Rang: []string{"101", "102"}},
+			want: "CANCELLED 102, COMPLETED anna, history in Success anna", outcome: "over",
 		},
 		"one picks up an unknown call": {
 			event: ev(inAnswered, "102"),

@@ -3,7 +3,7 @@
 // of calls (Sender), and takes calls from it (PBX).
 //
 //	call.transfer_requested  cmd=contact: whom does the client belong to?
-//	call.incoming …          cmd=event with INCOMING, ACCEPTED, OUTGOING
+//	call.incoming …          cmd=event with INCOMING, ACCEPTED, TRANSFERRED, OUTGOING
 //	call.completed           cmd=event with COMPLETED or CANCELLED, then cmd=history
 //	call.recording_ready     cmd=history again, with the link
 //

@@ -168,27 +168,33 @@ func wantNoFaults(t *testing.T, c *megafontest.CRM) {
 	}
 }
 
-func TestGroupRingIsOneCall(t *testing.T) {
-	webasyst, salesman, rukovoditel, strict := megafontest.NewWebasyst(crmKey), megafontest.NewSalesMan(crmKey),
-		megafontest.NewRukovoditel(crmKey), megafontest.NewStrict(crmKey)
+// fakes are one CRM of each kind.
+type fakes struct {
+	webasyst    *megafontest.Webasyst
+	salesman    *megafontest.SalesMan
+	rukovoditel *megafontest.Rukovoditel
+	strict      *megafontest.Strict
+}
+
+// atEach runs f with each CRM, which must be told what is wanted, and find no fault with it.
+func atEach(t *testing.T, want []string, f func(b *bench)) fakes {
+	t.Helper()
+	c := fakes{
+		megafontest.NewWebasyst(crmKey), megafontest.NewSalesMan(crmKey),
+		megafontest.NewRukovoditel(crmKey), megafontest.NewStrict(crmKey),
+	}
 	for name, fake := range map[string]struct {
 		http.Handler
 		*megafontest.CRM
 	}{
-		"webasyst":    {webasyst, &webasyst.CRM},
-		"salesman":    {salesman, &salesman.CRM},
-		"rukovoditel": {rukovoditel, &rukovoditel.CRM},
-		"strict":      {strict, &strict.CRM},
+		"webasyst":    {c.webasyst, &c.webasyst.CRM},
+		"salesman":    {c.salesman, &c.salesman.CRM},
+		"rukovoditel": {c.rukovoditel, &c.rukovoditel.CRM},
+		"strict":      {c.strict, &c.strict.CRM},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inBubble(t, fake, settings(t), func(b *bench) {
-				b.rings("7")
-				b.delivered(5)
-				want := []string{
-					"event INCOMING 101", "event INCOMING 102", "event INCOMING 103",
-					"event CANCELLED 101", "event CANCELLED 103", "event ACCEPTED 102",
-					"event COMPLETED 102", "history in Success 102",
-				}
+				f(b)
 				if got := told(fake.CRM); !slices.Equal(got, want) {
 					t.Errorf("it was told\n%q, want\n%q", got, want)
 				}
@@ -196,12 +202,46 @@ func TestGroupRingIsOneCall(t *testing.T) {
 			})
 		})
 	}
-	if calls := webasyst.Calls(); len(calls) != 1 || calls[0].State != megafontest.Completed ||
+	return c
+}
+
+func TestGroupRingIsOneCall(t *testing.T) {
+	crms := atEach(t, []string{
+		"event INCOMING 101", "event INCOMING 102", "event INCOMING 103",
+		"event CANCELLED 101", "event CANCELLED 103", "event ACCEPTED 102",
+		"event COMPLETED 102", "history in Success 102",
+	}, func(b *bench) {
+		b.rings("7")
+		b.delivered(5)
+	})
+	if calls := crms.webasyst.Calls(); len(calls) != 1 || calls[0].State != megafontest.Completed ||
 		calls[0].Duration != time.Minute || calls[0].Link != "https://office.example/7.mp3" {
 		t.Errorf("Webasyst has %+v", calls)
 	}
-	if records := salesman.Records(); len(records) != 1 || records[0].Ext != "102" ||
+	if records := crms.salesman.Records(); len(records) != 1 || records[0].Ext != "102" ||
 		records[0].Duration != time.Minute || records[0].Link == "" {
+		t.Errorf("SalesMan has %+v", records)
+	}
+}
+
+// Who has picked up hands the call on: the CRM is told so, and has the call of the other.
+func TestTransferIsOneCall(t *testing.T) {
+	crms := atEach(t, []string{
+		"event INCOMING 101", "event ACCEPTED 101",
+		"event INCOMING 102", "event TRANSFERRED 101", "event ACCEPTED 102",
+		"event COMPLETED 102", "history in Success 102",
+	}, func(b *bench) {
+		for _, extension := range []string{"101", "102"} {
+			b.says(telephony.EventIncoming, "7", client, extension)
+			b.says(telephony.EventIncomingAnswered, "7", client, extension)
+		}
+		b.says(telephony.EventCompleted, "7", client, "102", time.Minute)
+		b.delivered(5)
+	})
+	if calls := crms.webasyst.Calls(); len(calls) != 1 || calls[0].State != megafontest.Completed {
+		t.Errorf("Webasyst has %+v", calls)
+	}
+	if records := crms.salesman.Records(); len(records) != 1 || records[0].Ext != "102" {
 		t.Errorf("SalesMan has %+v", records)
 	}
 }
