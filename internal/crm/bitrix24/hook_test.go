@@ -2,6 +2,7 @@ package bitrix24
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -23,7 +24,8 @@ const token = "t0ken-of-the-outgoing-webhook"
 // gate is an API that knows one token, and an exchange that answers with err.
 type gate struct {
 	err    error
-	isAway atomic.Bool // the exchange
+	isAway atomic.Bool   // the exchange
+	hold   chan struct{} // a command waits until it is closed, unless it is nil
 
 	mu    sync.Mutex
 	given []telephony.Command
@@ -41,6 +43,9 @@ func (g *gate) Bearer(_ *http.Request, given string) (string, time.Duration, boo
 }
 
 func (g *gate) Command(_ context.Context, _ string, cmd telephony.Command) error {
+	if g.hold != nil {
+		<-g.hold
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.given = append(g.given, cmd)
@@ -239,6 +244,34 @@ func TestTryIsAMissedCall(t *testing.T) {
 		_, err = b.sender.Try(b.t.Context(), client)
 		if err == nil || !strings.Contains(err.Error(), "lets no webhook") {
 			t.Errorf("it fails with %v", err)
+		}
+	})
+}
+
+// More clicks than anybody makes are answered, and make no calls: each waits for the exchange.
+func TestClicksUnderWayAreBounded(t *testing.T) {
+	inBubble(t, settings(t), func(b *bench) {
+		g := &gate{hold: make(chan struct{})}
+		var log logtest.Buffer
+		mux := http.NewServeMux()
+		mux.Handle(http.MethodPost+" "+HookPath, b.hook(g, &log))
+		for n := range maxClicking + 2 {
+			_, status, err := b.portal.Click(
+				b.t.Context(), &http.Client{Transport: transport{mux}}, "https://bridge.example/hooks/bitrix24/crm",
+				token, 16, fmt.Sprint(79120000000+n), bitrix24test.ClickOptions{},
+			)
+			if err != nil || status != http.StatusOK {
+				b.t.Fatalf("click %d: HTTP %d, %v", n, status, err)
+			}
+		}
+		synctest.Wait()
+		if got := strings.Count(log.String(), "too many are under way"); got != 2 {
+			b.t.Errorf("%d are too many: %s", got, log.String())
+		}
+		close(g.hold)
+		time.Sleep(time.Minute)
+		if got := len(g.commands()); got != maxClicking {
+			b.t.Errorf("%d calls are made", got)
 		}
 	})
 }

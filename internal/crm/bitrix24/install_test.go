@@ -55,6 +55,19 @@ func TestApplicationIsInstalledInABrowser(t *testing.T) {
 	})
 }
 
+// An application with pages is installed as soon as one is opened in its frame.
+func TestApplicationIsInstalledInAFrame(t *testing.T) {
+	inApp(t, func(a *app) {
+		status, err := a.portal.PostFrame(a.t.Context(), a.client(), installURL)
+		if err != nil || status != http.StatusOK {
+			t.Fatalf("HTTP %d, %v", status, err)
+		}
+		time.Sleep(2 * installPause)
+		a.says(telephony.EventCompleted, "7", client, "101", time.Minute)
+		a.delivered(1)
+	})
+}
+
 // What is not of the application, or not of an administrator, changes nothing.
 func TestStrangersInstallNothing(t *testing.T) {
 	inApp(t, func(a *app) {

@@ -68,6 +68,39 @@ func (p *Portal) installation(o InstallOptions) (url.Values, error) {
 	}, nil
 }
 
+// PostFrame does what the portal does when an administrator opens the page of an application: it
+// has the browser post a form with a pair of tokens, which are named unlike those of events, from a
+// frame. status is that of the answer.
+func (p *Portal) PostFrame(ctx context.Context, client *http.Client, address string) (status int, err error) {
+	form, query, err := p.frame()
+	if err != nil {
+		return 0, err
+	}
+	return post(ctx, client, address+"?"+query.Encode(), form)
+}
+
+// frame returns the form of a frame, and what stands in its address.
+func (p *Portal) frame() (form, query url.Values, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.app == nil || p.app.uninstalled {
+		return nil, nil, errNoApp
+	}
+	g := p.grant(webhookUser)
+	g.installed = true
+	query = url.Values{"DOMAIN": {p.Domain}, "PROTOCOL": {"1"}, "LANG": {"ru"}, "APP_SID": {strings.Repeat("a", 32)}}
+	return url.Values{
+		"AUTH_ID":           {g.access},
+		"AUTH_EXPIRES":      {strconv.Itoa(int(accessAge.Seconds()))},
+		"REFRESH_ID":        {g.refresh},
+		"SERVER_ENDPOINT":   {p.serverEndpoint()},
+		"member_id":         {memberID},
+		"status":            {statusLocal},
+		"PLACEMENT":         {"DEFAULT"},
+		"PLACEMENT_OPTIONS": {"{}"},
+	}, query, nil
+}
+
 // ClickInApp does what the portal does when a user clicks a client's number, and calls go through
 // the application: it registers the call, opens its card, and reports ONEXTERNALCALLSTART to the
 // handlers that the application has bound, by a request for each one that has an address, and by
