@@ -49,13 +49,15 @@ type deliveryView struct {
 	Again   bool   // it can be sent again: its endpoint is configured and has a URL
 	TooLate bool   // it cannot be, as it is a question whose time is over
 	Open    bool   // its fold is open
+	Made    string // what the CRM made of the event, or why nothing was sent
 }
 
 // pastAttempt is an attempt, and its failure in the page's language.
 type pastAttempt struct {
 	store.Attempt
-	Failure string // empty if it succeeded
-	Nothing string // why nothing was sent; empty if something was
+	Failure  string // empty if it succeeded
+	Nothing  string // why nothing was sent; empty if something was
+	Requests []string
 }
 
 // call serves the page of one call.
@@ -165,8 +167,12 @@ func (s *shownCall) delivery(ctx context.Context, delivery *store.DeliveryView) 
 		if past.Nothing == "" && (a.Error != "" || a.Status < 200 || a.Status > 299) {
 			past.Failure = s.t.explain(a.Failure())
 		}
+		for i := range a.Steps {
+			past.Requests = append(past.Requests, s.t.request(&a.Steps[i]))
+		}
 		v.Past = append(v.Past, past)
 	}
+	v.Made = s.t.made(attempts)
 	set := s.d.opts.Headers(delivery.Endpoint)
 	v.IsHook = set != nil
 	if v.IsHook && s.budget > 0 {
@@ -177,15 +183,6 @@ func (s *shownCall) delivery(ctx context.Context, delivery *store.DeliveryView) 
 		v.Headers = requestHeaders(s.t, delivery, set, contentType, len(body))
 	}
 	return v
-}
-
-// nothing returns why an attempt has sent nothing, "" if it has sent something.
-func (t words) nothing(a *store.Attempt) string {
-	why, found := strings.CutPrefix(a.Response, store.NothingToSend)
-	if !found || a.Status != 0 || a.Error != "" {
-		return ""
-	}
-	return t["nothing to send"] + ": " + cmp.Or(t[why], why)
 }
 
 // isOpen reports whether an event is the question where its call goes, and an answer still counts.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/chromedp/chromedp"
 
+	"pzbridge/internal/crm"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox"
 	"pzbridge/outbox/store"
@@ -476,6 +477,7 @@ func TestNoTextIsMissing(t *testing.T) {
 		{"span.hour", "span.day", "span.week"},
 		{"stands.connected", "stands.spare", "stands.unconnected", "stands.gone"},
 		{errBadTime.Error(), errBadOrder.Error(), noToken, badSwitch, notSignedOut},
+		crm.Remarks(),
 	} {
 		for _, name := range list {
 			names[name] = true

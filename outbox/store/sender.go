@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"pzbridge/internal/telephony"
@@ -123,9 +124,45 @@ const NothingToSend = "nothing to send: "
 
 // Step is one request of an attempt.
 type Step struct {
-	What     string // for people: "look for the contact"
+	What     string // for people: "look for the contact", and behind it what came of it: see Remark
 	Status   int
 	Response string // the first 1 KiB, without secrets
+}
+
+// Remark is what came of a step, in words that the pages have in each language, with a value.
+type Remark struct {
+	Words string // such as "new lead"
+	Value string // may be empty
+}
+
+const (
+	beforeRemark = " · "
+	beforeValue  = ": "
+)
+
+// Remark adds a remark to what stands of a step.
+func (s *Step) Remark(words, value string) {
+	s.What += beforeRemark + Remark{words, value}.String()
+}
+
+// Remarks returns what a step was, and the remarks behind it.
+func (s *Step) Remarks() (what string, list []Remark) {
+	what, rest, isMore := strings.Cut(s.What, beforeRemark)
+	for isMore {
+		var one string
+		one, rest, isMore = strings.Cut(rest, beforeRemark)
+		words, value, _ := strings.Cut(one, beforeValue)
+		list = append(list, Remark{words, value})
+	}
+	return what, list
+}
+
+// String returns the remark as it stands in a step.
+func (r Remark) String() string {
+	if r.Value == "" {
+		return r.Words
+	}
+	return r.Words + beforeValue + r.Value
 }
 
 // RouteReply is a reply to the question where a call should go.

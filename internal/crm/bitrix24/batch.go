@@ -30,7 +30,8 @@ func (t *telling) enter() store.Outcome {
 	switch {
 	case made.ID != "" && len(made.ID) <= maxID:
 		t.call.ID, t.call.Params = made.ID, nil
-		t.noteLead(&a, &made)
+		t.remarkClient(&a, &made)
+		a.remarkEnd(a.result)
 		if t.call.IsOver = a.Verdict == store.Done; a.Verdict == store.Refused {
 			a.Verdict, a.Err = store.More, nil // it is finished alone
 		}
@@ -43,23 +44,8 @@ func (t *telling) enter() store.Outcome {
 // The names of the two calls of a batch.
 const register, finish = "register", "finish"
 
-// registered is what the portal answers to registerCall.
-type registered struct {
-	ID string `json:"CALL_ID"`
-	// LeadError is why no client was made of an unknown number, which is no error of the call.
-	LeadError text `json:"LEAD_CREATION_ERROR"`
-}
-
-// noteLead says in the steps of a request why the portal has made no client.
-func (t *telling) noteLead(a *answer, made *registered) {
-	if made.LeadError != "" && len(a.Steps) > 0 {
-		why := telephony.BriefText(t.redact.Replace(string(made.LeadError)))
-		a.Steps[len(a.Steps)-1].What += ": no client was made: " + why
-	}
-}
-
 // both registers and finishes a call in one request. The outcome is that of the first of the two
-// that fails.
+// that fails, the result that of the second.
 func (t *telling) both(call, ending map[string]any) (made registered, a answer) {
 	a = t.do(t.ctx, "batch", map[string]any{"halt": 1, "cmd": commands{
 		{register, registerCall, call}, {finish, finishCall, ending},
@@ -80,6 +66,7 @@ func (t *telling) both(call, ending map[string]any) (made registered, a answer) 
 	_ = json.Unmarshal(results.Results, &each)  // an empty one is a list, as PHP has it
 	_ = json.Unmarshal(results.Errors, &failed) // likewise
 	_ = json.Unmarshal(each[register], &made)   // what it lacks is found by its caller
+	a.result = each[finish]
 	for _, name := range []string{register, finish} {
 		if f, isFailed := failed[name]; isFailed {
 			a.code, _ = f.Code.(string)

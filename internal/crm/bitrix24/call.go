@@ -3,6 +3,7 @@ package bitrix24
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -146,7 +147,7 @@ func (t *telling) step() store.Outcome {
 	case c.ID == "":
 		return t.register(true)
 	case isPickedUp && len(others) > 0:
-		o := t.change("telephony.externalCall.hide", others)
+		o := t.change(hideCard, others)
 		if o.Verdict == store.Done {
 			c.Shown = slices.DeleteFunc(c.Shown, func(id int) bool { return id != t.user })
 			if !isShown {
@@ -155,7 +156,7 @@ func (t *telling) step() store.Outcome {
 		}
 		return o
 	case !isShown && !c.IsClick && t.event.Type != telephony.EventOutgoingAnswered && len(c.Shown) < maxShown:
-		o := t.change("telephony.externalCall.show", []int{t.user})
+		o := t.change(showCard, []int{t.user})
 		if o.Verdict == store.Done {
 			c.Shown = append(c.Shown, t.user)
 		}
@@ -169,11 +170,24 @@ func (t *telling) step() store.Outcome {
 func (t *telling) change(method string, users []int) store.Outcome {
 	params := map[string]any{"CALL_ID": t.call.ID, "USER_ID": users}
 	a := t.do(t.ctx, method, params, false, t.job.MayRedial)
+	if a.Verdict == store.Done {
+		for _, id := range users {
+			a.remark(cardRemarks[method], strconv.Itoa(id))
+		}
+	}
 	if a.Verdict == store.Refused { // a user who is gone has no card, and the call counts
 		a.Verdict, a.Err = store.Done, nil
 	}
 	return a.Outcome
 }
+
+// showCard and hideCard are the methods that open and close a call's card.
+const (
+	showCard = "telephony.externalCall.show"
+	hideCard = "telephony.externalCall.hide"
+)
+
+var cardRemarks = map[string]string{showCard: crm.RemarkShown, hideCard: crm.RemarkHidden}
 
 // registerCall is the method that makes a call known.
 const registerCall = "telephony.externalCall.register"
@@ -198,8 +212,10 @@ func (t *telling) register(show bool) store.Outcome {
 		return a.Outcome
 	}
 	t.call.ID, t.call.Params = made.ID, nil
-	t.noteLead(&a, &made)
-	if !show {
+	t.remarkClient(&a, &made)
+	if show {
+		a.remark(crm.RemarkShown, fmt.Sprint(params["USER_ID"]))
+	} else {
 		a.Verdict = store.More // to finish it
 	}
 	return a.Outcome
@@ -255,7 +271,7 @@ func (t *telling) end() store.Outcome {
 	owner := t.owns()
 	others := slices.DeleteFunc(slices.Clone(c.Shown), func(id int) bool { return id == owner })
 	if len(others) > 0 { // the portal closes the card of the one for whom the call is finished, and no other
-		o := t.change("telephony.externalCall.hide", others)
+		o := t.change(hideCard, others)
 		if o.Verdict == store.Done {
 			c.Shown = slices.DeleteFunc(c.Shown, func(id int) bool { return id != owner })
 			o.Verdict = store.More
@@ -301,13 +317,15 @@ func (t *telling) findOwner() store.Outcome {
 	if a.Verdict == store.CutOff || a.Verdict == store.Misconfigured || a.Verdict == store.Pause {
 		return a.Outcome
 	}
-	owner := 0
+	owner, name := 0, ""
 	for _, found := range list {
 		if owner, _ = strconv.Atoi(string(found.AssignedByID)); owner > 0 {
+			name = strconv.Itoa(owner)
 			break
 		}
 	}
 	t.call.Owner = &owner
+	a.remark(crm.Responsible(name))
 	a.Verdict, a.Err = store.More, nil
 	return a.Outcome
 }
@@ -334,6 +352,7 @@ func (t *telling) finish() store.Outcome {
 	a := t.do(t.ctx, finishCall, t.ending(c.ID), false, t.job.MayRedial)
 	if a.Verdict == store.Done {
 		c.IsOver = true
+		a.remarkEnd(a.result)
 	}
 	if !a.isUnknownCall() {
 		return a.Outcome

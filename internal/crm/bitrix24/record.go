@@ -81,6 +81,7 @@ func (t *telling) attach() store.Outcome {
 	if a.isUnknownCall() {
 		return t.later(a.Outcome)
 	}
+	a.remarkFile()
 	return a.Outcome
 }
 

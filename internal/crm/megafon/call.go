@@ -87,15 +87,16 @@ func (s *Sender) findResponsible(ctx context.Context, c call, e *crm.Event) stor
 	if o.Verdict == store.CutOff || o.Verdict == store.Misconfigured || o.Verdict == store.Pause {
 		return o
 	}
+	step := store.Step{What: "contact", Status: o.Status, Response: o.Response}
 	owner := ""
 	if o.Verdict == store.Done {
 		person, _ := s.responsible(answer)
 		owner = key(person)
 	}
+	step.Remark(crm.Responsible(owner))
 	c.Responsible = &owner
 	return store.Outcome{
-		Verdict: store.More, Status: o.Status, Response: o.Response, Keep: c.encode(),
-		Steps: []store.Step{{What: "contact", Status: o.Status, Response: o.Response}},
+		Verdict: store.More, Status: o.Status, Response: o.Response, Keep: c.encode(), Steps: []store.Step{step},
 	}
 }
 

@@ -246,6 +246,30 @@ func TestTransferIsOneCall(t *testing.T) {
 	}
 }
 
+// Whose a missed call is, the CRM says, and the attempt says what it said.
+func TestMissedCallIsOfWhoIsResponsible(t *testing.T) {
+	for responsible, want := range map[string]string{
+		"103": "contact · responsible user: 103", "": "contact · nobody is responsible",
+	} {
+		fake := megafontest.NewSalesMan(crmKey)
+		if responsible != "" {
+			fake.Assign("7"+client[1:], responsible)
+		}
+		inBubble(t, fake, settings(t), func(b *bench) {
+			b.says(telephony.EventIncoming, "7", client, "101")
+			b.says(telephony.EventCompleted, "7", client, "101")
+			page, err := b.box.Outbox.Deliveries(b.t.Context(), store.DeliveryQuery{Limit: 1})
+			if err != nil || len(page.Deliveries) != 1 {
+				b.t.Fatalf("the deliveries are %+v (%v)", page, err)
+			}
+			_, attempts, err := b.box.Outbox.Delivery(b.t.Context(), page.Deliveries[0].ID)
+			if err != nil || len(attempts[0].Steps) != 1 || attempts[0].Steps[0].What != want {
+				b.t.Errorf("the attempts are %+v (%v), want %q", attempts, err, want)
+			}
+		})
+	}
+}
+
 // The answer to each request is lost once: the request is made again, in its place, and the CRM has
 // one call all the same.
 func TestLostAnswerMakesNoSecondCall(t *testing.T) {
