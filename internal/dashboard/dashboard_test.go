@@ -637,9 +637,13 @@ func eventually(t *testing.T, what string, condition func() bool) {
 	}
 }
 
-// browser starts Chromium and returns a tab of it. Without Chromium, it skips the test.
+// browser starts Chromium and returns a tab of it. Without Chromium, and with -short, it skips the
+// test.
 func browser(t *testing.T) context.Context {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("a browser takes its time")
+	}
 	path, err := exec.LookPath("chromium")
 	if err != nil {
 		t.Skip("there is no chromium on this machine")

@@ -108,8 +108,11 @@ func anyDigitsAtEnd(re *syntax.Regexp) int {
 // PZBRIDGE_SLOW=1 all ranges are compared.
 func TestFormsUnderCode7AreThoseOfTheLibrary(t *testing.T) {
 	step := 100
-	if os.Getenv("PZBRIDGE_SLOW") != "" {
+	switch {
+	case os.Getenv("PZBRIDGE_SLOW") != "":
 		step = 1
+	case testing.Short():
+		step = 1000
 	}
 	forms := []string{
 		"+7%s", "7%s", "8%s", "%s", "+7 (%.3[1]s) %.3[2]s-%.2[3]s-%.2[4]s", "8 (%.3[1]s)%.3[2]s-%.2[3]s-%.2[4]s",

@@ -137,6 +137,9 @@ func (slowExchange) Answer(context.Context, string, string, string, string) erro
 // TestSlowExchangeHoldsNoPlaces checks that a place is for an attempt, not for what the exchange
 // does with its answer: where that takes seconds all are asked nevertheless.
 func TestSlowExchangeHoldsNoPlaces(t *testing.T) {
+	if testing.Short() {
+		t.Skip("three thousand questions")
+	}
 	var made atomic.Int64
 	c := &storetest.CRM{Forget: true, Answer: func(_ int, _ storetest.Received, w http.ResponseWriter) {
 		made.Add(1)

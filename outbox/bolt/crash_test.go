@@ -123,6 +123,9 @@ func (w *witness) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 // arrives with its first ID, in order within its call, and of what had arrived before a kill no
 // more comes again than was under way or not recorded yet.
 func TestKilledBridgeLosesNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a bridge is killed again and again")
+	}
 	w := &witness{arrived: map[string]bool{}, last: map[string]int{}}
 	crm := httptest.NewServer(w)
 	defer crm.Close()

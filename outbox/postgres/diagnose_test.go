@@ -527,7 +527,10 @@ func TestTooFewConnections(t *testing.T) {
 	warns()
 	pgtest.SQL(t, address, "ALTER ROLE "+name+" CONNECTION LIMIT 11")
 	warns("has only 11 connections for the bridges", "need 12, 6 each")
+}
 
+// TestServerOfTooFewConnections checks that the limit of the whole server counts too.
+func TestServerOfTooFewConnections(t *testing.T) {
 	small := pgtest.New(t, "max_connections=8")
 	diagnose(t, small.URL("postgres")).has(t, Warning, "has only 5 connections for the bridges", "(max_connections)")
 }
