@@ -159,15 +159,26 @@ func TestRoundsOfKillingOneOfTwoListeners(t *testing.T) {
 }
 
 // Bridges are restarted one after the other, as for an upgrade, while two of them listen. Nothing
-// is lost, and nothing but what was in flight may be delivered twice.
+// is lost, and nothing but what was in flight may be delivered twice. VERSION_BEFORE names a program
+// of the version before: then both bridges begin with it, and each restart changes a bridge's
+// version, back and forth.
 func TestRoundsOfRollingRestarts(t *testing.T) {
 	n := rounds(t)
+	before := os.Getenv("VERSION_BEFORE")
+	startAt := func(round int, vars map[string]string) *process {
+		p := prepare(t, vars)
+		if before != "" && round/2%2 == 0 {
+			p.Path = before
+		}
+		p.mustStart(t)
+		return p
+	}
 	url := pgtest.Shared(t).Database(t)
 	server := pztest.NewServer(pztest.Options{})
 	defer server.Close()
 	crm := newReceiver(t, nil)
 	list := bridges(t, server, crm, url, "LOG_LEVEL=warn", "LISTENERS=2", "ENDPOINT_0_RINGING_TTL=1h")
-	processes := []*process{start(t, list[0]), start(t, list[1])}
+	processes := []*process{startAt(0, list[0]), startAt(1, list[1])}
 	bothListen(t, list)
 	ring := startLoad(t, server, 500, 0)
 	for round := range n {
@@ -175,7 +186,7 @@ func TestRoundsOfRollingRestarts(t *testing.T) {
 		p := round % 2
 		_ = processes[p].Process.Signal(syscall.SIGTERM)
 		processes[p].endsWell(t)
-		processes[p] = start(t, list[p])
+		processes[p] = startAt(round+2, list[p])
 		bothListen(t, list)
 	}
 	lost, twice, repeated := settle(t, ring.stop(), crm)

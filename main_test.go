@@ -61,11 +61,17 @@ type process struct {
 func start(t *testing.T, vars map[string]string, args ...string) *process {
 	t.Helper()
 	p := prepare(t, vars, args...)
+	p.mustStart(t)
+	return p
+}
+
+// mustStart starts a process that ends with the test.
+func (p *process) mustStart(t *testing.T) {
+	t.Helper()
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = p.Process.Kill() })
-	return p
 }
 
 // prepare gives what start starts.
