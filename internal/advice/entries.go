@@ -11,9 +11,9 @@ var entries = map[telephony.Code]entry{
 			"[; занято {1}, разрешено {2}] (OUTBOX_MAX_BYTES)",
 	},
 	telephony.CodeDatabase: {
-		": check that it runs and accepts changes, and that OUTBOX_URL is right",
-		"база данных хранилища недоступна[: {1}]. Проверьте, работает ли она, принимает ли изменения " +
-			"и верен ли её адрес (OUTBOX_URL)",
+		": check that it runs, accepts changes and has room on its disk, and that OUTBOX_URL is right",
+		"база данных хранилища недоступна[: {1}]. Проверьте, работает ли она, принимает ли изменения, " +
+			"есть ли место на её диске и верен ли её адрес (OUTBOX_URL)",
 	},
 	telephony.CodeNoPerson: {
 		": give the whole number of a person, such as +7 343 011-22-33; an extension is none",
