@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"encoding/json"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,11 +22,15 @@ func (s *Engine) Announce(ctx context.Context, b store.Bridge) error {
 	return s.change(ctx, func(tx *txn) error {
 		tx.write(`INSERT INTO bridge (name, seen, value) VALUES ($1, $2, $3)
 			ON CONFLICT (name) DO UPDATE SET seen = excluded.seen, value = excluded.value`,
-			b.Name, b.Seen.UnixMilli(), value)
+			b.Name, b.Seen.UnixMilli(), withoutZeros.Replace(string(value)))
 		tx.write(`DELETE FROM bridge WHERE seen < $1`, b.Seen.Add(-24*time.Hour).UnixMilli())
 		return nil
 	})
 }
+
+// withoutZeros replaces zero bytes in JSON, which an error of a CRM may have and the database does
+// not take. A backslash before such a byte is no escape of it.
+var withoutZeros = strings.NewReplacer(`\\`, `\\`, `\u0000`, `\ufffd`)
 
 // Bridges returns the bridges that were seen since a time: see store.Shared.
 func (s *Engine) Bridges(ctx context.Context, since time.Time) (list []store.Bridge, err error) {

@@ -290,25 +290,27 @@ func TestAListenerIsToldThatAnotherWasFaster(t *testing.T) {
 	}
 }
 
+// with makes an engine that of a bridge with some endpoints.
+func with(name string, endpoints ...store.Endpoint) func(*Options) {
+	return func(o *Options) {
+		o.Name = name
+		box := storetest.Options{Endpoints: endpoints}
+		o.Rules = box.Rules()
+		for i := range endpoints {
+			o.Subscriptions = append(o.Subscriptions, endpoints[i].Subscription())
+		}
+		o.Extend = func(others []store.Subscription) store.Rules {
+			box := storetest.Options{Endpoints: store.WithSubscriptions(endpoints, others)}
+			return box.Rules()
+		}
+	}
+}
+
 // TestEventsAreStoredForTheEndpointsOfAllBridges checks that nothing is missing for an endpoint
 // that another bridge has been given, or that gets more there, from the moment at which that has
 // started.
 func TestEventsAreStoredForTheEndpointsOfAllBridges(t *testing.T) {
 	url := pgtest.Shared(t).Database(t)
-	with := func(name string, endpoints ...store.Endpoint) func(*Options) {
-		return func(o *Options) {
-			o.Name = name
-			box := storetest.Options{Endpoints: endpoints}
-			o.Rules = box.Rules()
-			for i := range endpoints {
-				o.Subscriptions = append(o.Subscriptions, endpoints[i].Subscription())
-			}
-			o.Extend = func(others []store.Subscription) store.Rules {
-				box := storetest.Options{Endpoints: store.WithSubscriptions(endpoints, others)}
-				return box.Rules()
-			}
-		}
-	}
 	narrow, wide, added := storetest.Endpoint("crm"), storetest.Endpoint("crm"), storetest.Endpoint("new")
 	narrow.Events, wide.Events = store.Filter{"call.*"}, store.Filter{"pz.event"}
 	a := mustOpen(t, url, with("a", narrow))
@@ -538,4 +540,54 @@ func TestTwoBridgesHaveNotOneName(t *testing.T) {
 	}
 	die(first)
 	mustOpen(t, url, quick, named)
+}
+
+// TestASpareKeepsWhatAnotherBridgeBrings checks that a bridge that stores nothing, and removes old
+// events for all, learns of an endpoint that another one brings: what waits for that must stay.
+func TestASpareKeepsWhatAnotherBridgeBrings(t *testing.T) {
+	t.Parallel()
+	url := pgtest.Shared(t).Database(t)
+	crm, added := storetest.Endpoint("crm"), storetest.Endpoint("new")
+	spare := mustOpen(t, url, with("spare", crm))
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = spare.Run(ctx)
+	}()
+	defer func() {
+		stop()
+		<-ended
+	}()
+	if _, err := spare.Prune(t.Context(), store.Retention{MaxAge: time.Hour}); err != nil { // which is its from now on
+		t.Fatal(err)
+	}
+	other := mustOpen(t, url, with("other", crm, added))
+	mustStore(t, other, "1")
+	pgtest.SQL(t, url, `DELETE FROM pzbridge.pending p USING pzbridge.endpoint e
+		WHERE e.id = p.endpoint AND e.name = 'crm'`)
+	await(t, "the spare knows the new endpoint", func() bool { return len(spare.shared.now.Load().Endpoints) == 2 })
+	p, err := spare.Prune(t.Context(), store.Retention{MaxAge: time.Millisecond, AbandonedAge: time.Hour})
+	if err != nil || p.Events != 0 {
+		t.Errorf("%d events are removed: %v", p.Events, err)
+	}
+}
+
+// TestABridgeIsListedWhateverACRMSays checks an error of a CRM with bytes that no text of the
+// database can have.
+func TestABridgeIsListedWhateverACRMSays(t *testing.T) {
+	t.Parallel()
+	s := mustOpen(t, pgtest.Shared(t).Database(t))
+	const said = "zero \x00 byte, \\u0000, \\\x00, bad \xff byte"
+	err := s.Announce(t.Context(), store.Bridge{
+		Name: "one", Seen: time.Now(), Status: map[string]store.LaneStatus{"crm": {LastError: said}},
+	})
+	list, errList := s.Bridges(t.Context(), time.Now().Add(-time.Hour))
+	if err != nil || errList != nil || len(list) != 1 {
+		t.Fatalf("the bridges are %+v (%v, %v)", list, err, errList)
+	}
+	const want = "zero \uFFFD byte, \\u0000, \\\uFFFD, bad \uFFFD byte"
+	if got := list[0].Status["crm"].LastError; got != want {
+		t.Errorf("the error is %q, want %q", got, want)
+	}
 }

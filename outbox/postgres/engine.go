@@ -120,8 +120,8 @@ func Open(ctx context.Context, opts Options) (*Engine, error) {
 		return nil, err
 	}
 	for _, prepare := range []func(context.Context) error{
-		s.migrate, s.appear, s.refuseSameName, s.refuseHalfCopied, s.addEndpoints, s.subscribe, s.resumeClock,
-		s.closeReaders,
+		s.migrate, s.appear, s.refuseSameName, s.refuseHalfCopied, s.raiseAfterRestore, s.addEndpoints, s.subscribe,
+		s.resumeClock, s.closeReaders,
 	} {
 		if err := prepare(ctx); err != nil {
 			return nil, errors.Join(fmt.Errorf("prepare the database of the outbox: %w", err), s.Close())

@@ -274,6 +274,52 @@ func TestACommitThatNoStandbyHasIsNotReportedAsDone(t *testing.T) {
 	}
 }
 
+// TestAProcessThatIsGoneHoldsNobodyUp checks a process that was in the middle of an append when its
+// machine lost its power, or stood still: the server does not see that, and its locks must not keep
+// the others from storing events.
+func TestAProcessThatIsGoneHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	url := pgtest.Shared(t).Database(t)
+	gone, other := mustOpen(t, url), mustOpen(t, url)
+	holding(t, gone, func(tx *txn) error {
+		_, err := tx.prepareAppend(nil)
+		return err
+	})
+	await(t, "the other stores events", func() bool {
+		_, err := other.Append(t.Context(), newEvents(t, "5"))
+		return err == nil
+	})
+}
+
+// TestSettingsOfTheDatabaseChangeNothing checks settings that an administrator may have made for a
+// database, or a role, and that statements and texts rely on.
+func TestSettingsOfTheDatabaseChangeNothing(t *testing.T) {
+	t.Parallel()
+	url := pgtest.Shared(t).Database(t)
+	name := pgtest.SQL(t, url, "SELECT current_database()")
+	for _, setting := range []string{
+		"client_encoding = 'WIN1251'", "default_transaction_isolation = 'serializable'",
+		"statement_timeout = '1ms'", "idle_in_transaction_session_timeout = '1ms'",
+	} {
+		pgtest.SQL(t, url, "ALTER DATABASE "+name+" SET "+setting)
+	}
+	s := mustOpen(t, url)
+	const call = "И1 – звонок"
+	mustStore(t, s, call)
+	page, err := s.Call(t.Context(), call, 0)
+	if err != nil || len(page.Events) != 1 {
+		t.Errorf("the call has %d events (%v)", len(page.Events), err)
+	}
+	var isolation string
+	err = s.change(t.Context(), func(tx *txn) error {
+		_, err := tx.queryRow([]any{&isolation}, "SHOW transaction_isolation")
+		return err
+	})
+	if err != nil || isolation != "read committed" {
+		t.Errorf("a change runs in the isolation %s (%v)", isolation, err)
+	}
+}
+
 // TestADeliveryIsNotEndedTwice checks that deliveries which are ended since their endpoint reads
 // now are read under the locks of their calls: one that another bridge is recording just then would
 // be counted twice.

@@ -12,15 +12,18 @@ import (
 func (s *Engine) follow(ctx context.Context) {
 	swept := time.Now() // when the endpoints of bridges that are gone were removed
 	for sleep.For(ctx, s.poll) {
-		isNew, counts, err := s.lookAtHead(ctx)
+		look, err := s.lookAtHead(ctx)
 		if err != nil {
 			continue // whatever needs the database says so
 		}
-		if isNew || s.hasLateLane() {
+		if look.subscribed != s.shared.now.Load().change {
+			_ = s.readSubscriptions(ctx) // the next look tries again
+		}
+		if look.isNew || s.hasLateLane() {
 			s.followOthers()
 		}
-		if counts > maxTally {
-			_ = s.addUp(ctx) // the next look tries again
+		if look.counts > maxTally {
+			_ = s.addUp(ctx) // likewise
 		}
 		_ = s.keepDoubt(ctx) // likewise
 		if time.Since(swept) > time.Minute {
@@ -33,32 +36,40 @@ func (s *Engine) follow(ctx context.Context) {
 // headState is what shows that another process has stored something.
 type headState struct{ last, touched int64 }
 
-// lookAtHead reports whether something was stored since the last look, and how many rows of counts
-// there are, one more than maxTally at most.
-func (s *Engine) lookAtHead(ctx context.Context) (isNew bool, counts int, err error) {
+// headLook is what a look at the head shows.
+type headLook struct {
+	isNew      bool  // whether something was stored since the last look
+	counts     int   // rows of counts, one more than maxTally at most
+	subscribed int64 // the last change of the endpoints of the bridges
+}
+
+// lookAtHead looks at the head. If the database was set back, it raises the head.
+func (s *Engine) lookAtHead(ctx context.Context) (look headLook, err error) {
 	var now headState
 	err = s.look(ctx, func(tx *txn) error {
-		_, err := tx.queryRow([]any{&now.last, &now.touched, &counts}, `SELECT last, touched,
+		_, err := tx.queryRow([]any{&now.last, &now.touched, &look.subscribed, &look.counts},
+			`SELECT last, touched, subscribed,
 			(SELECT count(*) FROM (SELECT FROM tally LIMIT $1) t) FROM head`, maxTally+1)
 		return err
 	})
 	if err != nil {
-		return false, 0, err
+		return look, err
 	}
 	s.mu.Lock()
-	isNew, isBelow := now != s.seen, now.last < s.seen.last
+	isBelow := now.last < s.seen.last
+	look.isNew = now != s.seen
 	if !isBelow {
 		s.seen = now
 	}
 	s.mu.Unlock()
 	if isBelow {
 		// Without ctx, which ends as soon as the raise is known.
-		return true, counts, s.change(context.WithoutCancel(ctx), func(tx *txn) error {
+		return look, s.change(context.WithoutCancel(ctx), func(tx *txn) error {
 			_, err := tx.prepareAppend(nil) // raises the head
 			return err
 		})
 	}
-	return isNew, counts, nil
+	return look, nil
 }
 
 // sawHead notes the number of the last event that a transaction of this process has committed.

@@ -123,7 +123,7 @@ func TestALateSuccessOfAnotherProcessIsNoted(t *testing.T) {
 		t.Fatal(err)
 	}
 	mine := claim(l, 1, 3)
-	if _, _, err := s.lookAtHead(t.Context()); err != nil { // it is known
+	if _, err := s.lookAtHead(t.Context()); err != nil { // it is known
 		t.Fatal(err)
 	}
 	if err := before.Record(t.Context(), []store.Result{deliveredNow(jobs[0])}); err != nil {
@@ -132,8 +132,8 @@ func TestALateSuccessOfAnotherProcessIsNoted(t *testing.T) {
 	if err := l.Record(t.Context(), []store.Result{deliveredNow(mine[0])}); err != nil {
 		t.Fatal(err)
 	}
-	isNew, _, err := s.lookAtHead(t.Context())
-	if err != nil || !isNew {
+	look, err := s.lookAtHead(t.Context())
+	if err != nil || !look.isNew {
 		t.Errorf("nothing makes the queue be looked at: %v", err)
 	}
 	s.followOthers()
@@ -149,7 +149,7 @@ func TestALookThatBeganLateIsFollowedByAWholeOne(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := s.lookAtHead(t.Context()); err != nil { // so that nothing is new
+	if _, err := s.lookAtHead(t.Context()); err != nil { // so that nothing is new
 		t.Fatal(err)
 	}
 	look := func() {

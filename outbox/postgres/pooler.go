@@ -5,7 +5,9 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -17,6 +19,11 @@ import (
 // them if it is told to. So each transaction sets its own, in the round trip with which it begins.
 // Statements are not prepared. The library asks once, before it sends a statement, what types it
 // has; so a transaction has begun, and finds its tables, before its first statement is sent.
+
+// idleTimeout is after what time a process of which nothing is heard in the middle of a transaction
+// loses that, with its locks. Its machine may have lost its power, which PostgreSQL itself would
+// notice after two hours, while nobody else could store an event.
+const idleTimeout = 5 * time.Second
 
 // parameters are what the statements rely on. The plans that PostgreSQL makes while tables are
 // empty, and keeps when they are full, must be good: each statement is written for an index. A
@@ -31,6 +38,9 @@ func parameters(schema string) map[string]string {
 		"jit":               "off",
 		"plan_cache_mode":   "force_generic_plan",
 		"statement_timeout": "0",
+		"client_encoding":   "UTF8",
+
+		"idle_in_transaction_session_timeout": strconv.Itoa(int(idleTimeout.Milliseconds())),
 	}
 }
 

@@ -68,7 +68,7 @@ type tallyKey struct {
 }
 
 const (
-	beginChange = "begin"
+	beginChange = "begin isolation level read committed"
 	beginView   = "begin isolation level repeatable read, read only"
 )
 
@@ -226,9 +226,10 @@ var errUnconfirmed = errors.New("the wait for a synchronous standby was broken o
 // unconfirmed is in the custom data of a connection whose last commit may be lost.
 const unconfirmed = "unconfirmed"
 
-// noteUnconfirmed notes the warning of a server that does not wait for a standby any longer.
+// noteUnconfirmed notes the warning of a server that does not wait for a standby any longer. It is
+// known by the server's routine, since its text is in the server's language.
 func noteUnconfirmed(c *pgconn.PgConn, n *pgconn.Notice) {
-	if strings.Contains(n.Message, "wait for synchronous replication") {
+	if n.Routine == "SyncRepWaitForLSN" {
 		c.CustomData()[unconfirmed] = true
 	}
 }

@@ -5,6 +5,7 @@ package pgtest
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -395,6 +396,34 @@ func query(address, statement string) (string, error) {
 	var answer strings.Builder
 	err = output(command(psql, "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", address, "-c", statement), &answer)
 	return strings.TrimSuffix(answer.String(), "\n"), err
+}
+
+// Dump returns a schema of the database at an address, as pg_dump stores it.
+func Dump(t testing.TB, address, schema string) (dump []byte) {
+	t.Helper()
+	var out bytes.Buffer
+	path, err := program("pg_dump")
+	if err == nil {
+		err = output(command(path, "-Fc", "-n", schema, address), &out)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// Restore puts a dump back, as pg_restore does.
+func Restore(t testing.TB, address string, dump []byte) {
+	t.Helper()
+	path, err := program("pg_restore")
+	if err == nil {
+		c := command(path, "-d", address)
+		c.Stdin = bytes.NewReader(dump)
+		err = output(c, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // run runs a program of PostgreSQL.
