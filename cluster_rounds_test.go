@@ -159,9 +159,9 @@ func TestRoundsOfKillingOneOfTwoListeners(t *testing.T) {
 }
 
 // Bridges are restarted one after the other, as for an upgrade, while two of them listen. Nothing
-// is lost, and nothing but what was in flight may be delivered twice. VERSION_BEFORE names a program
-// of the version before: then both bridges begin with it, and each restart changes a bridge's
-// version, back and forth.
+// is lost, and nothing but what was in flight may be delivered twice. VERSION_BEFORE names a
+// program of the version before: then both bridges begin with it, and each restart changes a
+// bridge's version, back and forth.
 func TestRoundsOfRollingRestarts(t *testing.T) {
 	n := rounds(t)
 	before := os.Getenv("VERSION_BEFORE")

@@ -122,3 +122,54 @@ func (s *Engine) SetNote(
 		return q.notes.Put([]byte(name), record)
 	})
 }
+
+// pruneNotes removes the notes whose time is over, a batch in each transaction.
+func (s *Engine) pruneNotes() error {
+	old := map[string][]string{} // by endpoint
+	found := 0
+	err := s.view(func(tx *txn) error {
+		return tx.endpoints.ForEachBucket(func(endpoint []byte) error {
+			notes := tx.queue(string(endpoint)).notes
+			if notes == nil {
+				return nil
+			}
+			return notes.ForEach(func(name, v []byte) error {
+				if s.isOldNote(v) && found < pruneBatch {
+					old[string(endpoint)] = append(old[string(endpoint)], string(name))
+					found++
+				}
+				return nil
+			})
+		})
+	})
+	if err != nil || found == 0 {
+		return err
+	}
+	err = s.commit(func(tx *txn) error {
+		for endpoint, names := range old {
+			notes := tx.queue(endpoint).notes
+			for _, name := range names {
+				if !s.isOldNote(notes.Get([]byte(name))) {
+					continue // it was written anew
+				}
+				if err := notes.Delete([]byte(name)); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil || found < pruneBatch {
+		return err
+	}
+	return s.pruneNotes()
+}
+
+// isOldNote reports whether a note may be removed.
+func (s *Engine) isOldNote(v []byte) bool {
+	if len(v) < noteHead {
+		return false
+	}
+	until := int64(binary.BigEndian.Uint64(v[8:]))
+	return until != 0 && s.clock.Age(time.Unix(0, until)) >= store.NoteGrace
+}

@@ -17,9 +17,9 @@ import (
 // pruneBatch is how many events one transaction looks at: few enough to stall no delivery.
 const pruneBatch = 256
 
-// Prune removes events that are too old, and keys: see store.Upkeep. When the file is nearly full
-// it removes younger events too, that nothing waits for. bbolt uses the freed pages again, so under
-// a steady load the file stops growing.
+// Prune removes events that are too old, keys and notes: see store.Upkeep. When the file is nearly
+// full it removes younger events too, that nothing waits for. bbolt uses the freed pages again, so
+// under a steady load the file stops growing.
 func (s *Engine) Prune(ctx context.Context, r store.Retention) (store.Pruned, error) {
 	p := pruning{engine: s, givenUp: map[string]int{}}
 	pass := store.Pruning{Retention: r, Endpoints: s.rules.Endpoints, Age: s.clock.Age, IsDated: s.clock.IsDated}
@@ -30,7 +30,7 @@ func (s *Engine) Prune(ctx context.Context, r store.Retention) (store.Pruned, er
 		}
 	}
 	if err == nil {
-		err = s.pruneKeys()
+		err = errors.Join(s.pruneKeys(), s.pruneNotes())
 	}
 	return store.Pruned{Events: p.removed, GivenUp: p.givenUp, NearlyFull: s.nearlyFull()}, err
 }

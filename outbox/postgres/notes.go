@@ -66,6 +66,52 @@ func (s *Engine) SetNote(
 	})
 }
 
+// noteName names a note.
+type noteName struct {
+	endpoint int16
+	name     string
+}
+
+// pruneNotes removes the notes whose time is over. It goes through all of them, some at a time.
+func (s *Engine) pruneNotes(ctx context.Context) error {
+	const some = 1000
+	for from, more := (noteName{}), true; more && ctx.Err() == nil; {
+		var endpoints []int16
+		var names []string
+		seen := 0
+		err := s.view(ctx, func(tx *txn) error {
+			endpoints, names, seen = nil, nil, 0
+			return tx.query(func(rows pgx.Rows) error {
+				var until int64
+				err := rows.Scan(&from.endpoint, &from.name, &until)
+				if seen++; err == nil && s.isOldNote(until) {
+					endpoints, names = append(endpoints, from.endpoint), append(names, from.name)
+				}
+				return err
+			}, `SELECT endpoint, name, until FROM note WHERE (endpoint, name) > ($1, $2)
+				ORDER BY endpoint, name LIMIT $3`, from.endpoint, from.name, some)
+		})
+		if err == nil && len(names) > 0 {
+			err = s.change(ctx, func(tx *txn) error {
+				// One that was written anew meanwhile has another end.
+				tx.write(`DELETE FROM note USING unnest($1::smallint[], $2::text[]) AS o(endpoint, name)
+					WHERE note.endpoint = o.endpoint AND note.name = o.name
+					AND note.until > 0 AND note.until <= $3`, endpoints, names, time.Now().UnixNano())
+				return nil
+			})
+		}
+		if err != nil {
+			return err
+		}
+		more = seen == some
+	}
+	return nil
+}
+
+func (s *Engine) isOldNote(until int64) bool {
+	return until != 0 && s.clock.Age(time.Unix(0, until)) >= store.NoteGrace
+}
+
 // keptKey names what a sender keeps for a call.
 type keptKey struct {
 	call     string

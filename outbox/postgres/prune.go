@@ -22,8 +22,8 @@ const (
 	maxPruneLook = 4096
 )
 
-// Prune removes events that are too old, and keys: see store.Upkeep. When the events take nearly as
-// much as they may, it removes younger ones too, that nothing waits for.
+// Prune removes events that are too old, keys and notes: see store.Upkeep. When the events take
+// nearly as much as they may, it removes younger ones too, that nothing waits for.
 func (s *Engine) Prune(ctx context.Context, r store.Retention) (store.Pruned, error) {
 	if isMine, err := s.takeLeaseOfPrune(ctx); err != nil || !isMine {
 		return store.Pruned{}, err
@@ -38,7 +38,7 @@ func (s *Engine) Prune(ctx context.Context, r store.Retention) (store.Pruned, er
 		}
 	}
 	if err == nil {
-		err = s.pruneKeys(ctx)
+		err = errors.Join(s.pruneKeys(ctx), s.pruneNotes(ctx))
 	}
 	if ctx.Err() != nil {
 		err = nil // it was to end

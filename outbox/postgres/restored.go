@@ -8,16 +8,16 @@ import (
 const (
 	// settingTables is the name of the setting that says which tables these are.
 	settingTables = "tables"
-	// askTables asks for what a restore changes: the table of events is another one after a dump was
-	// put back, and the server's timeline after a base backup was.
+	// askTables asks for what a restore changes: the table of events is another one after a dump
+	// was put back, and the server's timeline after a base backup was.
 	askTables = `SELECT 'event'::regclass::oid || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)`
 )
 
-// raiseAfterRestore raises the number of the last event if the database was restored while no bridge
-// ran: above all numbers that were used after the backup was made, and after earlier restores of it.
-// Else a reader would take new events for those that it has read already. The next number is at
-// least the microseconds since 1970, since events never come faster than one a microsecond. After a
-// fail-over the numbers go further too, which does no harm.
+// raiseAfterRestore raises the number of the last event if the database was restored while no
+// bridge ran: above all numbers that were used after the backup was made, and after earlier
+// restores of it. Else a reader would take new events for those that it has read already. The next
+// number is at least the microseconds since 1970, since events never come faster than one a
+// microsecond. After a fail-over the numbers go further too, which does no harm.
 func (s *Engine) raiseAfterRestore(ctx context.Context) error {
 	var from, to int64
 	err := s.change(ctx, func(tx *txn) error {

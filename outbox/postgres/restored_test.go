@@ -32,6 +32,7 @@ func TestNumbersGoOnBeyondARestore(t *testing.T) {
 	if err == nil && len(after.Events) != 4 {
 		t.Errorf("behind the cursor of before there are %d events, want 4", len(after.Events))
 	}
+	mustClaim(t, b, 7)
 	last, err := b.LastNumber(t.Context())
 	if err != nil {
 		t.Fatal(err)

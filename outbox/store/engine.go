@@ -304,10 +304,14 @@ type Notes interface {
 // MaxNote is the largest size of a note in bytes.
 const MaxNote = 64 << 10
 
+// NoteGrace is how long a note is kept behind its end, before Prune removes it. Its version begins
+// anew then, so nobody may still go by the old one.
+const NoteGrace = 24 * time.Hour
+
 // Upkeep bounds the size of an engine and reports its state.
 type Upkeep interface {
 	// Prune removes the events that may go, with all that refers to them, in many small
-	// transactions until ctx ends.
+	// transactions until ctx ends; and keys and notes whose time is over.
 	Prune(ctx context.Context, r Retention) (Pruned, error)
 	// Forget removes the next calls with a number, whole: their events, deliveries, attempts and
 	// routes, also those that an endpoint waits for; or only counts them. Key is of the number: see

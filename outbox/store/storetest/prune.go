@@ -65,6 +65,31 @@ func (s suite) TestOldEventsGoUnlessAnEndpointWaits(t *testing.T) {
 	})
 }
 
+// TestNotesArePruned checks that a note is removed a while after its end, and no other.
+func (s suite) TestNotesArePruned(t *testing.T) {
+	c := &CRM{Forget: true}
+	Bubble(t, c, func(t *testing.T) {
+		o := s.open(t, Options{DialContext: c.Net.Dial})
+		stop := RunBox(t, o)
+		began := time.Now()
+		for name, end := range map[string]time.Time{
+			"over": began.Add(time.Hour), "just over": began.Add(70 * time.Hour), "for ever": {},
+		} {
+			if err := o.Engine.SetNote(t.Context(), "crm", name, 0, []byte("value"), end); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(72 * time.Hour)
+		for name, want := range map[string]string{"over": "/0", "just over": "/1", "for ever": "value/1"} {
+			value, version, err := o.Engine.Note(t.Context(), "crm", name, time.Now())
+			if got := fmt.Sprintf("%s/%d", value, version); err != nil || got != want {
+				t.Errorf("the note that is %s is %s, want %s (%v)", name, got, want, err)
+			}
+		}
+		stop()
+	})
+}
+
 // TestFullEndsByItself checks that readiness has the outbox full for no longer than it is, also if
 // nothing is appended after that.
 func (s suite) TestFullEndsByItself(t *testing.T) {
