@@ -125,44 +125,50 @@ func (s *Engine) SetNote(
 
 // pruneNotes removes the notes whose time is over, a batch in each transaction.
 func (s *Engine) pruneNotes() error {
-	old := map[string][]string{} // by endpoint
-	found := 0
-	err := s.view(func(tx *txn) error {
+	for {
+		old, err := s.oldNotes()
+		if err != nil || len(old) == 0 {
+			return err
+		}
+		if err := s.removeNotes(old); err != nil {
+			return err
+		}
+	}
+}
+
+// noteKey names a note.
+type noteKey struct{ endpoint, name string }
+
+// oldNotes lists a batch of the notes whose time is over.
+func (s *Engine) oldNotes() (old []noteKey, err error) {
+	err = s.view(func(tx *txn) error {
 		return tx.endpoints.ForEachBucket(func(endpoint []byte) error {
-			notes := tx.queue(string(endpoint)).notes
-			if notes == nil {
-				return nil
-			}
-			return notes.ForEach(func(name, v []byte) error {
-				if s.isOldNote(v) && found < pruneBatch {
-					old[string(endpoint)] = append(old[string(endpoint)], string(name))
-					found++
+			c := tx.queue(string(endpoint)).notes.Cursor()
+			for name, v := c.First(); name != nil && len(old) < pruneBatch; name, v = c.Next() {
+				if s.isOldNote(v) {
+					old = append(old, noteKey{string(endpoint), string(name)})
 				}
-				return nil
-			})
+			}
+			return nil
 		})
 	})
-	if err != nil || found == 0 {
-		return err
-	}
-	err = s.commit(func(tx *txn) error {
-		for endpoint, names := range old {
-			notes := tx.queue(endpoint).notes
-			for _, name := range names {
-				if !s.isOldNote(notes.Get([]byte(name))) {
-					continue // it was written anew
-				}
-				if err := notes.Delete([]byte(name)); err != nil {
-					return err
-				}
+	return old, err
+}
+
+// removeNotes removes notes, but for those that were written anew meanwhile.
+func (s *Engine) removeNotes(old []noteKey) error {
+	return s.commit(func(tx *txn) error {
+		for _, k := range old {
+			notes := tx.queue(k.endpoint).notes
+			if !s.isOldNote(notes.Get([]byte(k.name))) {
+				continue
+			}
+			if err := notes.Delete([]byte(k.name)); err != nil {
+				return err
 			}
 		}
 		return nil
 	})
-	if err != nil || found < pruneBatch {
-		return err
-	}
-	return s.pruneNotes()
 }
 
 // isOldNote reports whether a note may be removed.

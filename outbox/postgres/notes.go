@@ -66,48 +66,66 @@ func (s *Engine) SetNote(
 	})
 }
 
-// noteName names a note.
-type noteName struct {
+// noteKey names a note.
+type noteKey struct {
 	endpoint int16
 	name     string
 }
 
 // pruneNotes removes the notes whose time is over. It goes through all of them, some at a time.
 func (s *Engine) pruneNotes(ctx context.Context) error {
-	const some = 1000
-	for from, more := (noteName{}), true; more && ctx.Err() == nil; {
-		var endpoints []int16
-		var names []string
-		seen := 0
-		err := s.view(ctx, func(tx *txn) error {
-			endpoints, names, seen = nil, nil, 0
-			return tx.query(func(rows pgx.Rows) error {
-				var until int64
-				err := rows.Scan(&from.endpoint, &from.name, &until)
-				if seen++; err == nil && s.isOldNote(until) {
-					endpoints, names = append(endpoints, from.endpoint), append(names, from.name)
-				}
-				return err
-			}, `SELECT endpoint, name, until FROM note WHERE (endpoint, name) > ($1, $2)
-				ORDER BY endpoint, name LIMIT $3`, from.endpoint, from.name, some)
-		})
-		if err == nil && len(names) > 0 {
-			err = s.change(ctx, func(tx *txn) error {
-				// One that was written anew meanwhile has another end.
-				tx.write(`DELETE FROM note USING unnest($1::smallint[], $2::text[]) AS o(endpoint, name)
-					WHERE note.endpoint = o.endpoint AND note.name = o.name
-					AND note.until > 0 AND note.until <= $3`, endpoints, names, time.Now().UnixNano())
-				return nil
-			})
+	for from, more := (noteKey{}), true; more && ctx.Err() == nil; {
+		var old []noteKey
+		var err error
+		old, from, more, err = s.oldNotes(ctx, from)
+		if err == nil && len(old) > 0 {
+			err = s.removeNotes(ctx, old)
 		}
 		if err != nil {
 			return err
 		}
-		more = seen == some
 	}
 	return nil
 }
 
+// oldNotes lists those of the next notes whose time is over. Last is the last one that was looked
+// at, and more is true if there may be others behind it.
+func (s *Engine) oldNotes(ctx context.Context, from noteKey) (old []noteKey, last noteKey, more bool, err error) {
+	const some = 1000
+	last = from
+	err = s.view(ctx, func(tx *txn) error {
+		seen := 0
+		err := tx.query(func(rows pgx.Rows) error {
+			var until int64
+			err := rows.Scan(&last.endpoint, &last.name, &until)
+			if seen++; err == nil && s.isOldNote(until) {
+				old = append(old, last)
+			}
+			return err
+		}, `SELECT endpoint, name, until FROM note WHERE (endpoint, name) > ($1, $2)
+			ORDER BY endpoint, name LIMIT $3`, from.endpoint, from.name, some)
+		more = seen == some
+		return err
+	})
+	return old, last, more, err
+}
+
+// removeNotes removes notes, but for those that were written anew meanwhile, with another end.
+func (s *Engine) removeNotes(ctx context.Context, old []noteKey) error {
+	var endpoints []int16
+	var names []string
+	for _, k := range old {
+		endpoints, names = append(endpoints, k.endpoint), append(names, k.name)
+	}
+	return s.change(ctx, func(tx *txn) error {
+		tx.write(`DELETE FROM note USING unnest($1::smallint[], $2::text[]) AS o(endpoint, name)
+			WHERE note.endpoint = o.endpoint AND note.name = o.name AND note.until > 0 AND note.until <= $3`,
+			endpoints, names, time.Now().UnixNano())
+		return nil
+	})
+}
+
+// isOldNote reports whether a note may be removed.
 func (s *Engine) isOldNote(until int64) bool {
 	return until != 0 && s.clock.Age(time.Unix(0, until)) >= store.NoteGrace
 }
