@@ -17,10 +17,9 @@ func (t words) nothing(a *store.Attempt) string {
 	return t["nothing to send"] + ": " + cmp.Or(t[why], why)
 }
 
-// remark returns what came of a request. Its words are those of the CRM's sender.
-func (t words) remark(r store.Remark) string {
-	r.Words = cmp.Or(t[r.Words], r.Words)
-	return r.String()
+// remark returns a remark in the page's language, as far as that has its words.
+func (t words) remark(r store.Remark) store.Remark {
+	return store.Remark{Words: cmp.Or(t[r.Words], r.Words), Value: r.Value}
 }
 
 // request returns a request of an attempt, and what came of it.
@@ -28,7 +27,8 @@ func (t words) request(s *store.Step) string {
 	what, remarks := s.Remarks()
 	shown := store.Step{What: what}
 	for _, r := range remarks {
-		shown.Remark(cmp.Or(t[r.Words], r.Words), r.Value)
+		r = t.remark(r)
+		shown.Remark(r.Words, r.Value)
 	}
 	return shown.What
 }
@@ -46,7 +46,7 @@ func (t words) made(attempts []store.Attempt) string {
 		for j := range attempts[i].Steps {
 			_, remarks := attempts[i].Steps[j].Remarks()
 			for _, r := range remarks {
-				add(t.remark(r))
+				add(t.remark(r).String())
 			}
 		}
 	}
