@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -468,5 +469,150 @@ func TestTransferAtABridgeThatIsNotConnected(t *testing.T) {
 	}
 	if status, answer := post("/v1/calls", `{"from":"101","to":"102"}`); status != http.StatusServiceUnavailable {
 		t.Errorf("a call there: %d: %s", status, answer)
+	}
+}
+
+// put makes a PUT of an operator.
+func put(t *testing.T, vars map[string]string, path, body string) {
+	t.Helper()
+	r, err := http.NewRequest(http.MethodPut, "http://"+vars["LISTEN_ADDR"]+path, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+operatorToken)
+	r.Header.Set("Content-Type", "application/json")
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("PUT %s: %v, %v", path, resp, err)
+	}
+	_ = resp.Body.Close()
+}
+
+// An operator pauses the connection at one bridge and resumes it at the other at once, or the other
+// way round: what was asked for last holds for both.
+func TestTheLastSwitchOfAllBridgesCounts(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	list := bridges(t, server, newReceiver(t, nil), pgtest.Shared(t).Database(t), "API_TOKEN="+operatorToken)
+	startBoth(t, list)
+	put(t, list[0], "/v1/connection", `{"enabled":false}`)
+	put(t, list[1], "/v1/connection", `{"enabled":true}`)
+	eventually(t, "one is connected", func() bool { return server.Connected() == 1 })
+	eventually(t, "none is switched off", func() bool {
+		for i := range list {
+			if _, body := getFrom(t, list[i], "/v1/connection"); strings.Contains(string(body), "disabled") {
+				return false
+			}
+		}
+		return true
+	})
+	put(t, list[0], "/v1/connection", `{"enabled":true}`)
+	put(t, list[1], "/v1/connection", `{"enabled":false}`)
+	eventually(t, "none is connected", func() bool { return server.Connected() == 0 })
+}
+
+// Who signs out at one bridge is signed out at all, and who signs in at one is signed in at all.
+func TestSignOutCountsAtAllBridges(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	list := bridges(t, server, newReceiver(t, nil), pgtest.Shared(t).Database(t), "API_TOKEN="+operatorToken)
+	startBoth(t, list)
+	client := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	do := func(bridge int, method, path, body string, cookie *http.Cookie) (status int, given *http.Cookie) {
+		t.Helper()
+		r, err := http.NewRequest(method, "http://"+list[bridge]["LISTEN_ADDR"]+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		if cookie != nil {
+			r.AddCookie(cookie)
+		}
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		for _, c := range resp.Cookies() {
+			given = c
+		}
+		return resp.StatusCode, given
+	}
+	opens := func(what string, cookie *http.Cookie, want int) {
+		t.Helper()
+		for bridge := range list {
+			eventually(t, fmt.Sprintf("%s: HTTP %d at bridge %d", what, want, bridge+1), func() bool {
+				status, _ := do(bridge, "GET", "/", "", cookie)
+				return status == want
+			})
+		}
+	}
+	_, first := do(0, "POST", "/login", "token="+operatorToken, nil)
+	opens("signed in", first, http.StatusOK)
+	do(0, "POST", "/logout", "", first)
+	opens("signed out", first, http.StatusSeeOther)
+	_, second := do(1, "POST", "/login", "token="+operatorToken, nil)
+	opens("signed in again", second, http.StatusOK)
+}
+
+// With two listeners and one bridge, a planned stop stores at once what was read: nothing waits for
+// the other.
+func TestTheOnlyOfTwoListenersStopsAtOnce(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	list := bridges(t, server, newReceiver(t, nil), pgtest.Shared(t).Database(t), "LISTENERS=2", "SHUTDOWN_GRACE=6s")
+	p := start(t, list[0])
+	eventually(t, "it is ready", func() bool { return ready(list[0]) == http.StatusOK })
+	var ringing sync.WaitGroup
+	stopped := make(chan struct{})
+	ringing.Go(func() {
+		for n := 1; ; n++ {
+			select {
+			case <-stopped:
+				return
+			case <-time.After(time.Millisecond):
+				_ = server.Generate(finished(fmt.Sprint(n))) // it fails once nobody listens
+			}
+		}
+	})
+	time.Sleep(500 * time.Millisecond)
+	_ = p.Process.Signal(syscall.SIGTERM)
+	p.endsWell(t)
+	close(stopped)
+	ringing.Wait()
+}
+
+// A queue passes on to another bridge while its CRM is down: nobody is told that it is up again.
+func TestAQueueThatPassesOnIsNoRecovery(t *testing.T) {
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	down := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}))
+	defer down.Close()
+	admin := newReceiver(t, nil)
+	list := bridges(t, server, admin, pgtest.Shared(t).Database(t), "API_TOKEN="+operatorToken,
+		"ENDPOINT_0_EVENTS=alert.endpoint_failing", "RETRY_SCHEDULE=100ms,100ms,100ms,1s,5m,10m,30m",
+		"ENDPOINT_1_NAME=down", "ENDPOINT_1_URL="+down.URL, "ENDPOINT_1_SECRET="+secret)
+	processes := startBoth(t, list)
+	for n := range 8 {
+		if err := server.Generate(finished(fmt.Sprint(n + 1))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "it is told that the CRM is down", func() bool { return len(admin.webhooks(t)) == 1 })
+	_ = processes[0].Process.Signal(syscall.SIGTERM)
+	processes[0].endsWell(t)
+	eventually(t, "the other delivers to it", func() bool {
+		_, body := getFrom(t, list[1], "/v1/endpoints")
+		return strings.Count(string(body), `"delivered_by":"bridge2"`) == 2
+	})
+	_, body := getFrom(t, list[1], "/v1/bridges")
+	if n := strings.Count(string(body), `"connected":true`); n > 1 {
+		t.Errorf("the one that has stopped is shown as connected: %s", body)
+	}
+	time.Sleep(12 * time.Second) // two looks of the watch
+	if told := admin.webhooks(t); len(told) != 1 {
+		t.Errorf("it is told %+v", told)
 	}
 }

@@ -70,6 +70,7 @@ type Watch struct {
 	// The fields below are used by Run alone.
 	lostAt time.Time // since when there is no connection; zero while there is one
 	sent   sent
+	ended  map[string]uint64 // by endpoint: deliveries that had ended at the last look
 }
 
 // New returns a Watch.
@@ -77,7 +78,7 @@ func New(opts Options) (*Watch, error) {
 	if opts.Exchange == nil || opts.Outbox == nil || opts.Logger == nil {
 		return nil, errors.New("alert: Options.Exchange, Outbox and Logger must be set")
 	}
-	return &Watch{opts: opts}, nil
+	return &Watch{opts: opts, ended: map[string]uint64{}}, nil
 }
 
 // CommandRefused counts a command that the policy has refused: see callpolicy.Observer.
@@ -147,7 +148,7 @@ func (w *Watch) conditions(ctx context.Context, now time.Time) (list []condition
 	list = append(list, w.connection(now)...)
 	for i := range endpoints {
 		e := &endpoints[i]
-		if e.State == outbox.StateFailing {
+		if w.isFailing(e) {
 			list = append(list, condition{
 				key:   key{telephony.EventAlertEndpointFailing, e.Name},
 				cause: e.LastCause,
@@ -172,6 +173,20 @@ func (w *Watch) conditions(ctx context.Context, now time.Time) (list []condition
 		}
 	}
 	return append(list, w.refusals(now)...), nil
+}
+
+// isFailing reports whether an endpoint fails. An alert that was sent is over only with a delivery:
+// a process that has just started, or has taken the queue over from another one, has forgotten the
+// attempts before.
+func (w *Watch) isFailing(e *outbox.EndpointStatus) bool {
+	ended := e.Delivered + e.Dead
+	before, isKnown := w.ended[e.Name]
+	w.ended[e.Name] = ended
+	if e.State == outbox.StateFailing {
+		return true
+	}
+	isOver := e.Failures == 0 && isKnown && ended > before
+	return w.sent.isActive(key{telephony.EventAlertEndpointFailing, e.Name}) && !isOver
 }
 
 // connection returns that there is no connection to the exchange, if that lasts and is not wanted.

@@ -106,21 +106,28 @@ func release(ctx context.Context, engine *postgres.Engine, lease *postgres.Lease
 	}
 }
 
-// Listen runs the session until ctx ends, and then leaves its slot to another bridge.
+// Listen runs the session until ctx ends, and then leaves its slot to another bridge. The others
+// learn that this one is not connected any more.
 func (c *Cluster) Listen(ctx context.Context) error {
+	err := c.opts.Session.Run(ctx)
 	if c.opts.Slot != nil {
-		defer c.opts.Slot.Leave(ctx)
+		c.opts.Slot.Leave(ctx)
 	}
-	return c.opts.Session.Run(ctx)
+	if c.engine != nil {
+		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = c.engine.Announce(last, c.now()) // else they see it in some seconds
+	}
+	return err
 }
 
 // followSwitch switches the connection as any bridge has asked for it, until ctx ends.
 func (c *Cluster) followSwitch(ctx context.Context) {
-	isOn := c.opts.Session.Connection().State != telephony.Disabled
 	for sleep.For(ctx, time.Second) {
 		enabled, err := c.opts.Outbox.IsToConnect(ctx)
+		// Not beside what was read before: between two looks it may have been switched twice.
+		isOn := c.opts.Session.Connection().State != telephony.Disabled
 		if err == nil && enabled != isOn {
-			isOn = enabled
 			c.opts.Session.Enable(enabled)
 		}
 	}

@@ -112,7 +112,8 @@ func (s *Slot) acquire(ctx context.Context) bool {
 	}
 	if s.opts.Listener != nil {
 		var first sync.WaitGroup
-		listening, stop := context.WithCancel(ctx)
+		// Until Leave, and not until ctx ends: what was read before that is to be stored at once.
+		listening, stop := context.WithCancel(context.WithoutCancel(ctx))
 		first.Go(func() { s.takeFirst(listening) })
 		s.stop = func() {
 			stop()

@@ -15,7 +15,6 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -85,15 +84,15 @@ type Options struct {
 
 // Dashboard serves the pages.
 type Dashboard struct {
-	opts              Options
-	pages             map[string]*template.Template // by language
-	wrongLogins       *rate.Limiter                 // limits sign-ins with a wrong token
-	wrongTokens       *repeat.Tally                 // logs them
-	sessionGeneration atomic.Uint64                 // of the valid sessions
-	watchers          chan struct{}                 // a semaphore of the live pages
-	redelivering      chan struct{}                 // a semaphore: one redelivery of many is chosen at a time
-	running           context.Context               // ends with Drain, and with it every live page
-	drain             context.CancelFunc
+	opts         Options
+	pages        map[string]*template.Template // by language
+	wrongLogins  *rate.Limiter                 // limits sign-ins with a wrong token
+	wrongTokens  *repeat.Tally                 // logs them
+	generation   generation                    // of the valid sessions
+	watchers     chan struct{}                 // a semaphore of the live pages
+	redelivering chan struct{}                 // a semaphore: one redelivery of many is chosen at a time
+	running      context.Context               // ends with Drain, and with it every live page
+	drain        context.CancelFunc
 }
 
 //go:embed templates
@@ -131,7 +130,7 @@ func New(opts Options) (*Dashboard, error) {
 	if err != nil {
 		return nil, err
 	}
-	d.sessionGeneration.Store(generation)
+	d.generation.set(generation)
 	return d, nil
 }
 

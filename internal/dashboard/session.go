@@ -1,6 +1,7 @@
 package dashboard
 
 import (
+	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"pzbridge/outbox/store"
@@ -16,12 +18,45 @@ import (
 
 const cookieName = "pzbridge"
 
+// sessionsEvery is how often it is looked whether the operator has signed out at another bridge.
+const sessionsEvery = time.Second
+
+// generation is that of the sessions, as it was read last.
+type generation struct {
+	mu     sync.Mutex
+	value  uint64
+	readAt time.Time
+}
+
+// sessions returns the generation of the sessions that are valid. While it cannot be read it is
+// that of before.
+func (d *Dashboard) sessions(ctx context.Context) uint64 {
+	g := &d.generation
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if time.Since(g.readAt) >= sessionsEvery {
+		ctx, cancel := context.WithTimeout(ctx, sessionsEvery)
+		defer cancel()
+		if value, err := d.opts.Outbox.Sessions(ctx); err == nil {
+			g.value = value
+		}
+		g.readAt = time.Now()
+	}
+	return g.value
+}
+
+func (g *generation) set(value uint64) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.value, g.readAt = value, time.Now()
+}
+
 // cookieValue returns the value of the session cookie: an HMAC with the token as its key, which
 // does not reveal the token. It is valid until the token is removed or the operator signs out.
-func (d *Dashboard) cookieValue(token string) string {
+func (d *Dashboard) cookieValue(ctx context.Context, token string) string {
 	mac := hmac.New(sha256.New, []byte(token))
 	mac.Write([]byte("pzbridge dashboard"))
-	mac.Write(binary.BigEndian.AppendUint64(nil, d.sessionGeneration.Load()))
+	mac.Write(binary.BigEndian.AppendUint64(nil, d.sessions(ctx)))
 	return hex.EncodeToString(mac.Sum(nil))
 }
 
@@ -29,7 +64,7 @@ func (d *Dashboard) cookieValue(token string) string {
 func (d *Dashboard) Knows(r *http.Request) bool {
 	cookie, err := r.Cookie(cookieName)
 	return err == nil && slices.ContainsFunc(d.opts.Tokens, func(token string) bool {
-		return equalSecrets(cookie.Value, d.cookieValue(token))
+		return equalSecrets(cookie.Value, d.cookieValue(r.Context(), token))
 	})
 }
 
@@ -66,7 +101,7 @@ func (d *Dashboard) login(w http.ResponseWriter, r *http.Request) {
 	}
 	switch {
 	case valid:
-		d.setCookie(w, r, d.cookieValue(token), 30*24*time.Hour)
+		d.setCookie(w, r, d.cookieValue(r.Context(), token), 30*24*time.Hour)
 		d.did(r, store.AuditSignedIn, "", 0)
 		d.redirect(w, r, "/")
 	case !d.wrongLogins.Allow(): // limits wrong tokens only, so that a stranger cannot lock the operator out
@@ -91,7 +126,7 @@ func (d *Dashboard) logout(w http.ResponseWriter, r *http.Request) {
 			d.renderProblem(w, r, t[notSignedOut]+": "+t.explain(err))
 			return
 		}
-		d.sessionGeneration.Store(generation)
+		d.generation.set(generation)
 		d.did(r, store.AuditSignedOut, "", 0)
 	}
 	d.redirect(w, r, "/login")

@@ -147,7 +147,7 @@ func (r *Router) Answer(ctx context.Context, callID, eventID, by, to string) err
 	if result.Write {
 		err = r.write(ctx, result.After)
 	}
-	if r.isShared() && errors.Is(err, telephony.ErrNotConnected) { // another bridge may be
+	if r.isShared() && isUnsent(err) { // another bridge may write it
 		result.Write, result.After.Transfer = false, telephony.TransferNotSent
 	}
 	switch route := result.After; {
@@ -337,8 +337,7 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 	}
 	switch {
 	case err == nil:
-	case errors.Is(err, telephony.ErrNotConnected), errors.Is(err, telephony.ErrOutboxFull),
-		errors.Is(err, telephony.ErrNotSent):
+	case isUnsent(err):
 		c.Transfer = telephony.TransferNotSent
 	default:
 		c.Transfer = telephony.TransferFailed
@@ -360,6 +359,12 @@ func (r *Router) write(ctx context.Context, route telephony.Route) error {
 		r.opts.Logger.Info("call is decided", args...)
 	}
 	return err
+}
+
+// isUnsent reports whether a Transfer was surely not written.
+func isUnsent(err error) bool {
+	return errors.Is(err, telephony.ErrNotConnected) || errors.Is(err, telephony.ErrOutboxFull) ||
+		errors.Is(err, telephony.ErrNotSent)
 }
 
 // transfer writes the Transfer once. If there is no connection, it waits for one as long as the

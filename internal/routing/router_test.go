@@ -380,6 +380,31 @@ func TestTransferOfAnUnconnectedBridgeIsWrittenByAnother(t *testing.T) {
 	}
 }
 
+// TestTransferThatABridgeCouldNotWriteIsWrittenByAnother checks that a Transfer which a connected
+// bridge could not write is left to another one, and that the one that took the answer returns what
+// came of it there.
+func TestTransferThatABridgeCouldNotWriteIsWrittenByAnother(t *testing.T) {
+	for _, why := range []error{telephony.ErrNotConnected, telephony.ErrNotSent, telephony.ErrOutboxFull} {
+		synctest.Test(t, func(t *testing.T) {
+			open := openRoute("e", time.Minute, "a").kept
+			routes := &manyRoutes{kept: map[string]*telephony.Route{"5": &open}}
+			well := &answering{}
+			_, stop := runShared(t, routes, well)
+			defer stop()
+			full, err := NewRouter(RouterOptions{
+				Exchange: &answering{err: why}, Routes: routes, Timeout: 15 * time.Second, Left: routes.left,
+				Connected: func() bool { return true }, Logger: slog.New(slog.DiscardHandler),
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := full.Answer(t.Context(), "5", "", "a", "101"); err != nil || well.commands != 1 {
+				t.Errorf("%v: the answer ends with %v, %d commands", why, err, well.commands)
+			}
+		})
+	}
+}
+
 // TestTransferThatNobodyWrites checks that an answer at a bridge without a connection fails once
 // its time is over, if no other bridge is connected.
 func TestTransferThatNobodyWrites(t *testing.T) {
