@@ -290,8 +290,8 @@ func TestPagesRequireTheToken(t *testing.T) {
 // ends when that token is removed.
 func TestSessionEndsWithItsToken(t *testing.T) {
 	s := newStage(t, nil)
-	old := &Dashboard{opts: Options{Tokens: []string{token}}}
-	fresh := &Dashboard{opts: Options{Tokens: []string{newToken}}}
+	old := &Dashboard{opts: Options{Tokens: []string{token}, Outbox: s.box.Outbox}}
+	fresh := &Dashboard{opts: Options{Tokens: []string{newToken}, Outbox: s.box.Outbox}}
 	for _, shown := range []string{token, newToken} {
 		form := strings.NewReader(url.Values{"token": {shown}}.Encode())
 		r, _ := http.NewRequest("POST", s.URL+"/login", form)
