@@ -8,6 +8,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"pzbridge/internal/crm/bitrix24/bitrix24test"
 	"pzbridge/internal/pz"
