@@ -83,6 +83,9 @@ func newPool(
 	c.ConnConfig.Tracer = opts.tracer
 	c.ConnConfig.OnNotice = noteUnconfirmed
 	c.BeforeConnect = cluster.choose
+	if opts.quiet {
+		c.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
+	}
 	pool, err := pgxpool.NewWithConfig(ctx, c)
 	if err != nil {
 		return nil, err

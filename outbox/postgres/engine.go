@@ -52,7 +52,7 @@ type Options struct {
 	Ending context.Context
 
 	tracer pgx.QueryTracer // of every statement, for tests
-	quiet  bool            // awaits no notification, which would keep the time of a test from passing
+	quiet  bool            // of a test in fake time: no notification is awaited, and no connection pinged
 }
 
 func (o *Options) validate() error {

@@ -53,7 +53,7 @@ func (h harness) options(o storetest.EngineOptions) Options {
 		Committed: o.Committed,
 		// No other process does anything, and each look takes real time in a test of days. A step
 		// of the clock that is doubted is stored as often.
-		Poll: 30 * time.Second, Beat: time.Hour, quiet: true,
+		Poll: time.Minute, Beat: time.Hour, quiet: true,
 	}
 }
 
@@ -80,11 +80,22 @@ func TestMain(m *testing.M) {
 // A brief run tries a third of the promises, since each takes a second of a processor here and the
 // engine on a file tries them all.
 func TestPromises(t *testing.T) {
-	share := 1
 	if pgtest.IsBrief() {
-		share = 3
+		storetest.RunQuick(t, newHarness(t), 3)
+		return
 	}
-	storetest.RunShare(t, newHarness(t), share)
+	sent := &statements{args: map[string][]any{}}
+	t.Run("kept", func(t *testing.T) { storetest.Run(t, tracing{newHarness(t), sent}) })
+	t.Run("plans", sent.check)
+}
+
+// The same write once more changes nothing: after an error a caller cannot know whether it
+// happened.
+func TestPromisesWithEveryWriteRepeated(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the same tests once more")
+	}
+	storetest.RunQuick(t, storetest.Twice(newHarness(t)), 1)
 }
 
 // contradictions are queries for what must not be stored: each gives a row of one text for

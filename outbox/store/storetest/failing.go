@@ -370,8 +370,8 @@ func (s suite) TestWhatWaitsForAnAbandonedEndpointGoes(t *testing.T) {
 		gone := &givenUp{}
 		o := s.open(t, Options{
 			DialContext:   c.Net.Dial,
-			RetrySchedule: []time.Duration{24 * time.Hour},
-			Retention:     48 * time.Hour,
+			RetrySchedule: []time.Duration{8 * time.Hour},
+			Retention:     16 * time.Hour,
 			OrderHold:     1000 * time.Hour,
 			Logger:        slog.New(slog.NewTextHandler(&log, nil)),
 			Observer:      gone,
@@ -380,7 +380,7 @@ func (s suite) TestWhatWaitsForAnAbandonedEndpointGoes(t *testing.T) {
 		for i := range 30 {
 			MustAppend(t, o, Event("call.completed", fmt.Sprint(i)), Event("pz.event", fmt.Sprint(i)))
 		}
-		time.Sleep(71 * time.Hour)
+		time.Sleep(23 * time.Hour)
 		if got := States(t, o, "crm"); got[store.Pending] != 60 {
 			t.Errorf("before its time: %v", got)
 		}

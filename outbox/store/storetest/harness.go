@@ -46,21 +46,25 @@ type EngineOptions struct {
 }
 
 // slow are the tests that take most of the suite's time: they open an engine again and again, or go
-// through days in fake time. With -short they are left out.
+// through days in fake time. With -short, and in RunQuick, they are left out.
 var slow = []string{
 	"TestCallComesPageByPage",
 	"TestCallsAreFoundByWhatTheyAre",
 	"TestClockSetForwardGivesNothingUp",
 	"TestEventsOfAWrongClockAreAsOldAsTheNextOnes",
+	"TestEverythingArrivesAfterADayDown",
 	"TestFailingEndpointGetsOneAttemptAtATime",
 	"TestFailingIsCountedThroughRestarts",
 	"TestFirstCursorIsGoodForTheNextRead",
 	"TestForgettingANumberRemovesAllOfItsCalls",
+	"TestFullEndsByItself",
+	"TestManyDueEventsOfACallHoldUpNoOther",
 	"TestManyEventsOfAWrongClockGoWithTheNextOnes",
 	"TestManyQuestionsAtOnceAreBounded",
 	"TestNewsOfALiveCallIsTriedWhileItIsOfUse",
 	"TestNoDeliveryWaitsForTheLane",
 	"TestNoEndpointHoldsUpAnother",
+	"TestNotesArePruned",
 	"TestOldEventsGoUnlessAnEndpointWaits",
 	"TestOrderAtRandom",
 	"TestQuestionStaysOpenNoLongerAfterClockWasSetBack",
@@ -71,28 +75,32 @@ var slow = []string{
 	"TestRedeliverAllHoldsUpNoLiveCall",
 	"TestRedeliverWithAGap",
 	"TestRedeliveriesKeepTheirIDAndOrder",
+	"TestRetriesBesideABacklog",
 	"TestRetriesBySchedule",
 	"TestRoutesArePruned",
 	"TestSequenceOutlivesEarlyPruning",
 	"TestTheOutcomeIsDecidedWhenACallEnds",
+	"TestTooLateBehindABacklogExpires",
 	"TestTooLateExpiresOnTimeWhateverItWaitsFor",
 	"TestTooLateIsFoundWhereverItStands",
 	"TestWaitsCutShortDoNotCount",
 	"TestWhatEachAnswerLeadsTo",
 	"TestWhatWaitsForAWorkerIsCheckedAgain",
 	"TestWhatWaitsForAnAbandonedEndpointGoes",
+	"TestWhatWaitsForAnUnknownEndpointDoesNotGoEarly",
 }
 
-// Run runs every test of the suite, many at once.
-func Run(t *testing.T, h Harness) { RunShare(t, h, 1) }
+// Run runs every test of the suite, many at once; with -short, those that are not slow.
+func Run(t *testing.T, h Harness) { run(t, h, testing.Short(), 1) }
 
-// RunShare runs one of so many tests of the suite, those that are slow not counted: a third of it
-// for 3.
-func RunShare(t *testing.T, h Harness, of int) {
+// RunQuick runs one of so many tests of the suite that are not slow: a third of them for 3.
+func RunQuick(t *testing.T, h Harness, of int) { run(t, h, true, of) }
+
+func run(t *testing.T, h Harness, quick bool, of int) {
 	s := reflect.ValueOf(suite{h})
 	for i := range s.NumMethod() {
 		name := s.Type().Method(i).Name
-		isLeftOut := testing.Short() && slices.Contains(slow, name) || i%of != 0
+		isLeftOut := quick && slices.Contains(slow, name) || i%of != 0
 		if name, isTest := strings.CutPrefix(name, "Test"); isTest && !isLeftOut {
 			test := s.Method(i).Interface().(func(*testing.T))
 			t.Run(name, func(t *testing.T) {

@@ -32,7 +32,7 @@ func (s suite) TestOldEventsGoUnlessAnEndpointWaits(t *testing.T) {
 			DialContext:    c.Net.Dial,
 			RetrySchedule:  slices.Repeat([]time.Duration{time.Hour}, 1000),
 			MaxBytes:       1 << 30,
-			Retention:      48 * time.Hour,
+			Retention:      16 * time.Hour,
 			RoutingTimeout: time.Hour,
 			Grace:          time.Second,
 			OrderHold:      time.Minute,
@@ -47,7 +47,7 @@ func (s suite) TestOldEventsGoUnlessAnEndpointWaits(t *testing.T) {
 		opts.Endpoints = opts.Endpoints[:1]
 		o := s.open(t, opts)
 		stop := RunBox(t, o)
-		time.Sleep(47 * time.Hour)
+		time.Sleep(15 * time.Hour)
 		synctest.Wait()
 		if got := States(t, o, "crm"); got[store.Delivered] != many || got[store.Pending] != 2 {
 			t.Errorf("before the retention is over: %v", got)
@@ -73,13 +73,13 @@ func (s suite) TestNotesArePruned(t *testing.T) {
 		stop := RunBox(t, o)
 		began := time.Now()
 		for name, end := range map[string]time.Time{
-			"over": began.Add(time.Hour), "just over": began.Add(70 * time.Hour), "for ever": {},
+			"over": began.Add(time.Hour), "just over": began.Add(20 * time.Hour), "for ever": {},
 		} {
 			if err := o.Engine.SetNote(t.Context(), "crm", name, 0, []byte("value"), end); err != nil {
 				t.Fatal(err)
 			}
 		}
-		time.Sleep(72 * time.Hour)
+		time.Sleep(store.NoteGrace + 2*time.Hour)
 		for name, want := range map[string]string{"over": "/0", "just over": "/1", "for ever": "value/1"} {
 			value, version, err := o.Engine.Note(t.Context(), "crm", name, time.Now())
 			if got := fmt.Sprintf("%s/%d", value, version); err != nil || got != want {
