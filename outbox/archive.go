@@ -265,9 +265,17 @@ func (o *Outbox) SetChartCounts(ctx context.Context, counts string) error {
 	return o.engine.SetSetting(ctx, settingCharts+o.opts.Bridge, counts)
 }
 
-// OthersChartCounts returns what other bridges have stored that share the outbox.
+// chartsLife is how far back the longest chart looks.
+const chartsLife = 7 * 24 * time.Hour
+
+// OthersChartCounts returns what other bridges have stored that share the outbox, or have shared it
+// while a chart goes back to them. What others have stored before that is removed.
 func (o *Outbox) OthersChartCounts(ctx context.Context) (list []string, err error) {
-	bridges, err := o.bridges(ctx)
+	if o.shared() == nil {
+		return nil, nil
+	}
+	now := time.Now()
+	bridges, err := o.shared().Bridges(ctx, now.Add(-store.BridgeKept))
 	if err != nil {
 		return nil, err
 	}
@@ -276,10 +284,16 @@ func (o *Outbox) OthersChartCounts(ctx context.Context) (list []string, err erro
 			continue
 		}
 		counts, err := o.engine.Setting(ctx, settingCharts+b.Name, "")
+		isOver := now.Sub(b.Seen) > chartsLife
+		switch {
+		case err == nil && !isOver:
+			list = append(list, counts)
+		case err == nil && counts != "":
+			err = o.engine.SetSetting(ctx, settingCharts+b.Name, "")
+		}
 		if err != nil {
 			return nil, err
 		}
-		list = append(list, counts)
 	}
 	return list, nil
 }

@@ -13,7 +13,7 @@ import (
 
 var _ store.Shared = (*Engine)(nil)
 
-// Announce stores how a bridge stands: see store.Shared. What others have said a day ago goes.
+// Announce stores how a bridge stands: see store.Shared.
 func (s *Engine) Announce(ctx context.Context, b store.Bridge) error {
 	value, err := json.Marshal(b)
 	if err != nil {
@@ -23,7 +23,7 @@ func (s *Engine) Announce(ctx context.Context, b store.Bridge) error {
 		tx.write(`INSERT INTO bridge (name, seen, value) VALUES ($1, $2, $3)
 			ON CONFLICT (name) DO UPDATE SET seen = excluded.seen, value = excluded.value`,
 			b.Name, b.Seen.UnixMilli(), withoutZeros.Replace(string(value)))
-		tx.write(`DELETE FROM bridge WHERE seen < $1`, b.Seen.Add(-24*time.Hour).UnixMilli())
+		tx.write(`DELETE FROM bridge WHERE seen < $1`, b.Seen.Add(-store.BridgeKept).UnixMilli())
 		return nil
 	})
 }

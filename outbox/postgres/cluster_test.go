@@ -591,3 +591,32 @@ func TestABridgeIsListedWhateverACRMSays(t *testing.T) {
 		t.Errorf("the error is %q, want %q", got, want)
 	}
 }
+
+// TestChartsGoBackToBridgesThatAreGone checks the charts after a bridge has got another name, as one
+// in a container may with each upgrade.
+func TestChartsGoBackToBridgesThatAreGone(t *testing.T) {
+	t.Parallel()
+	h := newHarness(t)
+	place := h.Place(t)
+	for name, ago := range map[string]time.Duration{"gone": 6 * 24 * time.Hour, "long gone": 15 * 12 * time.Hour} {
+		b := storetest.OpenBox(t, h, storetest.Options{Place: place, Bridge: name})
+		err := errors.Join(
+			b.Outbox.SetChartCounts(t.Context(), "of what is "+name),
+			b.Engine.(*Engine).Announce(t.Context(), store.Bridge{Name: name, Seen: time.Now().Add(-ago)}))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := storetest.OpenBox(t, h, storetest.Options{Place: place, Bridge: "here"})
+	errOwn := errors.Join(
+		b.Outbox.SetChartCounts(t.Context(), "of what is here"),
+		b.Engine.(*Engine).Announce(t.Context(), store.Bridge{Name: "here", Seen: time.Now()}))
+	list, err := b.Outbox.OthersChartCounts(t.Context())
+	if err != nil || errOwn != nil || !slices.Equal(list, []string{"of what is gone"}) {
+		t.Errorf("others have counted %q (%v, %v)", list, err, errOwn)
+	}
+	left, err := b.Engine.Setting(t.Context(), "chartslong gone", "")
+	if err != nil || left != "" {
+		t.Errorf("what no chart shows is kept: %q (%v)", left, err)
+	}
+}

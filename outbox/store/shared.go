@@ -24,7 +24,8 @@ type Shared interface {
 	HeardByOthers(ctx context.Context, slot int, after uint64) (list []Heard, followed uint64, err error)
 	// LastNumber is the number of the event that was stored last.
 	LastNumber(ctx context.Context) (uint64, error)
-	// Announce stores how a bridge stands, in place of what one of its name has said before.
+	// Announce stores how a bridge stands, in place of what one of its name has said before. What
+	// others have said is removed BridgeKept later.
 	Announce(ctx context.Context, b Bridge) error
 	// Bridges returns the bridges that were seen since a time, by name.
 	Bridges(ctx context.Context, since time.Time) ([]Bridge, error)
@@ -35,6 +36,10 @@ type Heard struct {
 	Print    [16]byte
 	Replayed bool
 }
+
+// BridgeKept is how long what a bridge has said is kept after it was seen last: longer than any
+// chart that it has a part in.
+const BridgeKept = 8 * 24 * time.Hour
 
 // Bridge is a process that runs on an engine.
 type Bridge struct {

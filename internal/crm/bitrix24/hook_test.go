@@ -258,7 +258,7 @@ func TestClicksUnderWayAreBounded(t *testing.T) {
 		for n := range maxClicking + 2 {
 			_, status, err := b.portal.Click(
 				b.t.Context(), &http.Client{Transport: transport{mux}}, "https://bridge.example/hooks/bitrix24/crm",
-				token, 16, fmt.Sprint(79120000000+n), bitrix24test.ClickOptions{},
+				token, 16, fmt.Sprint("7912", 1000000+n), bitrix24test.ClickOptions{},
 			)
 			if err != nil || status != http.StatusOK {
 				b.t.Fatalf("click %d: HTTP %d, %v", n, status, err)

@@ -117,6 +117,7 @@ type suite struct{ Harness }
 // Options says how a test's outbox is set up; what is left out has a default.
 type Options struct {
 	Place              string
+	Bridge             string
 	Endpoints          []store.Endpoint
 	RetrySchedule      []time.Duration
 	OrderHold          time.Duration
@@ -225,6 +226,7 @@ func Open(h Harness, o Options) (*Box, error) {
 	}
 	b.Outbox, err = outbox.New(context.Background(), outbox.Options{
 		Engine:         b.Engine,
+		Bridge:         o.Bridge,
 		Endpoints:      o.Endpoints,
 		Senders:        b.senders,
 		Formatter:      webhook.Formatter{},
