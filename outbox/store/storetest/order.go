@@ -170,7 +170,7 @@ func (s suite) orderAtRandom(t *testing.T, random *rand.Rand) {
 				time.Sleep(pause)
 			}
 			if round == 4 {
-				time.Sleep(24 * time.Hour)
+				time.Sleep(3 * time.Hour)
 			}
 			stop()
 			time.Sleep(time.Minute) // attempts that were cut off end at the CRM too
