@@ -166,7 +166,7 @@ func TestPromisesWithEveryWriteRepeated(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the same tests once more")
 	}
-	storetest.Run(t, storetest.Twice(harness{}))
+	storetest.RunQuick(t, storetest.Twice(harness{}), 1)
 }
 
 // checkNumbers checks that each call is found by each of its numbers, as far as the index is
