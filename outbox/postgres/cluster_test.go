@@ -592,8 +592,8 @@ func TestABridgeIsListedWhateverACRMSays(t *testing.T) {
 	}
 }
 
-// TestChartsGoBackToBridgesThatAreGone checks the charts after a bridge has got another name, as one
-// in a container may with each upgrade.
+// TestChartsGoBackToBridgesThatAreGone checks the charts after a bridge has got another name, as
+// one in a container may with each upgrade.
 func TestChartsGoBackToBridgesThatAreGone(t *testing.T) {
 	t.Parallel()
 	h := newHarness(t)
