@@ -13,7 +13,7 @@ import (
 
 // A lease is what one process has at a time: the queue of an endpoint, the slot of a listener, the
 // removal of old events. It is free if nobody owns it, or its owner does not live: see presence.go.
-// It is taken by compare and set on its epoch. Queues are shared out: a process takes no more than
+// It is taken and released by compare and set on its epoch, so neither happens late. Queues are shared out: a process takes no more than
 // its share of free ones at once, and one that has more than another gives that one queue after
 // queue, each between two attempts.
 
@@ -134,8 +134,11 @@ func (l *leases) wanted() []string {
 }
 
 // update gives up what was released, takes what is free and decides what to hand over, by what a
-// look has seen.
+// look has seen. It fails with ErrLost if a lease is not this process's any more.
 func (l *leases) update(ctx context.Context, db keeper, v *view, beat time.Duration) error {
+	if l.isLost(v) {
+		return ErrLost
+	}
 	if err := l.giveUp(ctx, db, v); err != nil {
 		return err
 	}
@@ -151,6 +154,21 @@ func (l *leases) update(ctx context.Context, db keeper, v *view, beat time.Durat
 	}
 	l.handOver(v, beat)
 	return nil
+}
+
+// isLost reports whether the database says that this process has not what it holds, but for what it
+// is giving up: that may have been carried out without its learning of it. It happens after a
+// fail-over to a server that lacks the last commits.
+func (l *leases) isLost(v *view) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for name, lease := range l.held {
+		isReleased := slices.ContainsFunc(l.releases, func(r *release) bool { return r.lease == lease })
+		if owner, _ := v.owner(name); owner != v.me && !isReleased {
+			return true
+		}
+	}
+	return false
 }
 
 // giveUp carries releases out.
@@ -311,21 +329,26 @@ func (v *view) share(wanted []string) int {
 	return (queues + sharers - 1) / sharers
 }
 
+// epochs returns those at which the look has seen leases.
+func (v *view) epochs(names []string) []int64 {
+	epochs := make([]int64, len(names))
+	for i, name := range names {
+		epochs[i] = v.leases[name].epoch
+	}
+	return epochs
+}
+
 // take takes free leases for this process, but for those that another one has taken since the look.
 func (v *view) take(ctx context.Context, db keeper, names []string) error {
 	if len(names) == 0 {
 		return nil
-	}
-	epochs := make([]int64, len(names))
-	for i, name := range names {
-		epochs[i] = v.leases[name].epoch
 	}
 	b := &pgx.Batch{}
 	b.Queue(`INSERT INTO lease (name) SELECT unnest($1::text[]) ON CONFLICT DO NOTHING`, names)
 	each(b.Queue(`UPDATE lease SET owner = $1, epoch = lease.epoch + 1
 		FROM unnest($2::text[], $3::bigint[]) AS seen(name, epoch)
 		WHERE lease.name = seen.name AND lease.epoch = seen.epoch RETURNING lease.name, lease.epoch`,
-		v.me, names, epochs), func(rows pgx.Rows) error {
+		v.me, names, v.epochs(names)), func(rows pgx.Rows) error {
 		var name string
 		row := leaseRow{owner: &v.me}
 		err := rows.Scan(&name, &row.epoch)
@@ -335,10 +358,15 @@ func (v *view) take(ctx context.Context, db keeper, names []string) error {
 	return db.send(ctx, b)
 }
 
-// release gives leases of this process to another one, or to nobody if that does not live.
+// release gives leases of this process to another one, or to nobody if that does not live. A
+// statement that comes late, on a connection that was given up, does nothing to a lease that this
+// process has got again since.
 func (v *view) release(ctx context.Context, db keeper, names []string, to uuid.UUID) error {
-	_, err := db.exec(ctx, `UPDATE lease SET epoch = epoch + 1, owner = (SELECT id FROM process WHERE id = $3)
-		WHERE name = ANY($1) AND owner = $2`, names, v.me, to)
+	_, err := db.exec(ctx, `UPDATE lease
+		SET epoch = lease.epoch + 1, owner = (SELECT id FROM process WHERE id = $4)
+		FROM unnest($1::text[], $2::bigint[]) AS seen(name, epoch)
+		WHERE lease.name = seen.name AND lease.epoch = seen.epoch AND owner = $3`,
+		names, v.epochs(names), v.me, to)
 	for _, name := range names {
 		if err == nil {
 			row := v.leases[name]

@@ -429,12 +429,13 @@ func skipCopy(t *testing.T) {
 // replays, deliveries, keys, redeliveries.
 func TestCopyHasAllOfTheFile(t *testing.T) {
 	t.Parallel()
-	for _, limit := range []int{40, 1000} {
+	limits := []int{40, 1000}
+	if testing.Short() {
+		limits = []int{250}
+	}
+	for _, limit := range limits {
 		t.Run(fmt.Sprint("batches of ", limit), func(t *testing.T) {
 			t.Parallel()
-			if limit > 40 {
-				skipCopy(t)
-			}
 			h := newHarness(t)
 			place := h.Place(t)
 			synctest.Test(t, func(t *testing.T) {

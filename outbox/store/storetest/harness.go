@@ -46,8 +46,9 @@ type EngineOptions struct {
 }
 
 // slow are the tests that take most of the suite's time: they open an engine again and again, or go
-// through days in fake time. With -short, and in RunQuick, they are left out.
+// through hours in fake time. With -short, and in RunQuick, they are left out.
 var slow = []string{
+	"TestAttemptKeepsItsCause",
 	"TestCallComesPageByPage",
 	"TestCallsAreFoundByWhatTheyAre",
 	"TestClockSetForwardGivesNothingUp",
@@ -61,6 +62,7 @@ var slow = []string{
 	"TestManyDueEventsOfACallHoldUpNoOther",
 	"TestManyEventsOfAWrongClockGoWithTheNextOnes",
 	"TestManyQuestionsAtOnceAreBounded",
+	"TestMisconfiguredFailsAtOnce",
 	"TestNewsOfALiveCallIsTriedWhileItIsOfUse",
 	"TestNoDeliveryWaitsForTheLane",
 	"TestNoEndpointHoldsUpAnother",
@@ -83,8 +85,11 @@ var slow = []string{
 	"TestTooLateBehindABacklogExpires",
 	"TestTooLateExpiresOnTimeWhateverItWaitsFor",
 	"TestTooLateIsFoundWhereverItStands",
+	"TestUnreadEventsArePending",
 	"TestWaitsCutShortDoNotCount",
 	"TestWhatEachAnswerLeadsTo",
+	"TestWhatIsPutOffIsNotProbedBeforeItsTime",
+	"TestWhatIsPutOffKeepsItsTimeWhenItsEndpointFails",
 	"TestWhatWaitsForAWorkerIsCheckedAgain",
 	"TestWhatWaitsForAnAbandonedEndpointGoes",
 	"TestWhatWaitsForAnUnknownEndpointDoesNotGoEarly",
