@@ -270,6 +270,36 @@ func TestBridgeEndsThoughTheDatabaseStandsStill(t *testing.T) {
 	}
 }
 
+// A bridge is stopped while the database stands still, and nothing waits in it. It hangs up at once,
+// before anything of it waits for the database, so the server keeps the calls that end meanwhile.
+func TestStoppedBridgeHangsUpBeforeItWaitsForTheDatabase(t *testing.T) {
+	database := pgtest.New(t)
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	crm := newReceiver(t, nil)
+	list := bridges(t, server, crm, database.Database(t), "SHUTDOWN_GRACE=6s", "REPLAY_MAX_AGE=0")
+	p := start(t, list[0])
+	eventually(t, "it is ready", func() bool { return ready(list[0]) == http.StatusOK })
+	database.Freeze(t)
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it hangs up", func() bool { return server.Connected() == 0 })
+	if log := p.log.String(); strings.Contains(log, "the other bridges do not learn that this one ends") {
+		t.Errorf("it has waited for the database: %s", log)
+	}
+	const calls = 10
+	for n := range calls {
+		if err := server.Generate(finished(fmt.Sprint(n))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.exitCode()
+	database.Thaw(t)
+	start(t, list[0])
+	eventually(t, "the calls arrive after the next start", func() bool { return len(crm.webhooks(t)) == calls })
+}
+
 // forward passes connections on to an address until it is cut off.
 func forward(t *testing.T, to string) (from string, cut func()) {
 	t.Helper()

@@ -347,14 +347,17 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if cert != nil {
 		front = together(serveAPI(tls.NewListener(limit.Listener(listener), cert.TLS())), cert.Run)
 	}
-	// The parts stop in this order, which is the way the data flows.
+	// The parts stop in this order, which is the way the data flows. Nothing may wait for the
+	// database before the session ends, which would take calls meanwhile that it may not store.
 	err = runAll(
 		ctx,
 		stopping,
 		front,
-		bridges.Alone("alerts", alerts.Run),
-		func(ctx context.Context) error { return stats.Run(ctx, box, logger) },
-		bridges.Listen,
+		together(
+			bridges.Listen,
+			bridges.Alone("alerts", alerts.Run),
+			func(ctx context.Context) error { return stats.Run(ctx, box, logger) },
+		),
 		together(deliver...),
 		bridges.Run,
 		engine.Run,
