@@ -528,6 +528,41 @@ func TestAReplayAndTheLiveEventAreOne(t *testing.T) {
 	}
 }
 
+// TestWhatIsForgottenIsNotStoredByTheOtherListener checks that a person whose calls are removed right
+// after one listener has stored them does not come back with the copies of the other one.
+func TestWhatIsForgottenIsNotStoredByTheOtherListener(t *testing.T) {
+	url, boxes, list := listeners(t)
+	var events []telephony.Event
+	for range list {
+		e := storetest.Event("call.completed", "1")
+		e.Fingerprint[0] = 7
+		events = append(events, e)
+	}
+	list[0].Heard(&events[0])
+	if err := list[0].Append(t.Context(), events[:1]); err != nil {
+		t.Fatal(err)
+	}
+	list[1].Heard(&events[1])
+	number := pgtest.SQL(t, url, `UPDATE pzbridge.event SET from_key = '73430112233' RETURNING from_key`)
+	f, err := boxes[0].Forget(t.Context(), number, false)
+	if err != nil || f.Events != 1 {
+		t.Fatalf("%+v, %v", f, err)
+	}
+	if err := list[1].Append(t.Context(), events[1:]); err != nil {
+		t.Fatal(err)
+	}
+	if n := pgtest.SQL(t, url, `SELECT count(*) FROM pzbridge.event`); n != "0" {
+		t.Errorf("%s events of a forgotten person are stored", n)
+	}
+	pgtest.SQL(t, url, `UPDATE pzbridge.removed SET at = at - 3600000`)
+	if _, err := boxes[0].Prune(t.Context(), store.Retention{}); err != nil {
+		t.Fatal(err)
+	}
+	if n := pgtest.SQL(t, url, `SELECT count(*) FROM pzbridge.removed`); n != "0" {
+		t.Errorf("%s prints are kept for ever", n)
+	}
+}
+
 // TestTwoBridgesHaveNotOneName checks that a bridge does not start beside one with its name, whose
 // endpoints it would take for its own of before, and that it does once that one is dead.
 func TestTwoBridgesHaveNotOneName(t *testing.T) {

@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -67,7 +68,31 @@ func (s *Engine) HeardByOthers(
 				followed = n
 			}
 			return err
-		}, `SELECT n, slot, print FROM event WHERE n > $1 ORDER BY n LIMIT $2`, int64(after), page)
+		}, heardAfter, int64(after), page)
 	})
 	return list, max(followed, after), err
+}
+
+const heardAfter = `SELECT n, slot, print FROM event WHERE n > $1
+	UNION ALL SELECT n, slot, print FROM removed WHERE n > $1 ORDER BY n LIMIT $2`
+
+// removedLife is for how long after an event was read its print is kept if the event is removed: far
+// longer than a listener stands still and then stores what it has read.
+const removedLife = time.Hour
+
+// noteRemoved keeps the prints of events that are about to be removed, for the other listener.
+func (tx *txn) noteRemoved(list []*storedEvent) {
+	isRecent := func(e *storedEvent) bool { return tx.engine.clock.Age(e.At) < removedLife }
+	if slices.ContainsFunc(list, isRecent) {
+		tx.write(`INSERT INTO removed SELECT n, at, slot, print FROM event WHERE n = ANY($1) AND slot <> 0
+			ON CONFLICT DO NOTHING`, signed(numbersOf(list)))
+	}
+}
+
+// pruneRemoved removes the prints that nobody needs any more.
+func (s *Engine) pruneRemoved(ctx context.Context) error {
+	return s.change(ctx, func(tx *txn) error {
+		tx.write(`DELETE FROM removed WHERE at < $1`, time.Now().Add(-removedLife).UnixMilli())
+		return nil
+	})
 }

@@ -22,7 +22,7 @@ import (
 var schemaFiles embed.FS
 
 // schemaVersion is the version of the tables that this program makes: the number of the last file.
-const schemaVersion = 1
+const schemaVersion = 2
 
 // settingVersion is the name of the setting that has the version of the tables.
 const settingVersion = "schema"

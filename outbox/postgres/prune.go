@@ -38,7 +38,7 @@ func (s *Engine) Prune(ctx context.Context, r store.Retention) (store.Pruned, er
 		}
 	}
 	if err == nil {
-		err = errors.Join(s.pruneKeys(ctx), s.pruneNotes(ctx))
+		err = errors.Join(s.pruneKeys(ctx), s.pruneNotes(ctx), s.pruneRemoved(ctx))
 	}
 	if ctx.Err() != nil {
 		err = nil // it was to end
@@ -352,6 +352,7 @@ func (tx *txn) removeEvents(list []*storedEvent) error {
 		}
 	}
 	numbers := signed(numbersOf(list))
+	tx.noteRemoved(list)
 	tx.write(`DELETE FROM event WHERE n = ANY($1)`, numbers)
 	tx.write(`DELETE FROM question WHERE n = ANY($1)`, numbers)
 	tx.forgetKept(sortedKeys(calls))
