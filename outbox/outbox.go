@@ -131,12 +131,24 @@ func New(ctx context.Context, opts Options) (*Outbox, error) {
 	return o, nil
 }
 
-// warnOfOrphans logs the deliveries that are pending for endpoints that are no longer configured.
+// endpointsOfAll returns the names of the endpoints of all bridges, without the inner ones.
+func (o *Outbox) endpointsOfAll() (names []string) {
+	for _, e := range o.opts.Endpoints {
+		names = append(names, e.Name)
+	}
+	if shared := o.shared(); shared != nil {
+		names = slices.Clone(shared.AllRules().Endpoints)
+	}
+	return slices.DeleteFunc(names, store.IsInner)
+}
+
+// warnOfOrphans logs the deliveries that are pending for endpoints that no bridge has any more.
 // Nothing else would show a misspelt name.
 func (o *Outbox) warnOfOrphans(ctx context.Context) error {
 	standing, err := o.engine.Standing(ctx)
+	configured := o.endpointsOfAll()
 	for _, name := range slices.Sorted(maps.Keys(standing)) {
-		if n := standing[name].Pending; n > 0 && o.endpoint(name) == nil && !store.IsInner(name) {
+		if n := standing[name].Pending; n > 0 && !slices.Contains(configured, name) && !store.IsInner(name) {
 			o.opts.Logger.Warn("deliveries wait for an endpoint that is configured no longer; "+
 				"they go when OUTBOX_RETENTION is over",
 				"endpoint", name, "deliveries", n)
@@ -224,9 +236,7 @@ func (o *Outbox) nameSides(e *telephony.Event) {
 // tries once: the log already has their content. A failure is not kept as that of Append is, since
 // it does not show that later events cannot be stored.
 func (o *Outbox) appendOperational(news []telephony.Event) {
-	news = slices.DeleteFunc(news, func(e telephony.Event) bool {
-		return !slices.ContainsFunc(o.opts.Endpoints, func(to store.Endpoint) bool { return to.Events.Match(e.Type) })
-	})
+	news = slices.DeleteFunc(news, func(e telephony.Event) bool { return !o.isWanted(e.Type) })
 	if len(news) == 0 {
 		return
 	}
@@ -236,6 +246,15 @@ func (o *Outbox) appendOperational(news []telephony.Event) {
 	if err := o.appendOwn(context.Background(), news); err != nil {
 		o.opts.Logger.Warn("operational events cannot be stored", "events", len(news), "err", err)
 	}
+}
+
+// isWanted reports whether an endpoint of any bridge subscribes to a type of operational events.
+func (o *Outbox) isWanted(t telephony.EventType) bool {
+	if shared := o.shared(); shared != nil {
+		rules := shared.AllRules()
+		return rules.IsWanted(&store.NewEvent{Event: store.Event{Type: t}})
+	}
+	return slices.ContainsFunc(o.opts.Endpoints, func(to store.Endpoint) bool { return to.Events.Match(t) })
 }
 
 // Alert stores alerts for the endpoints that subscribe to them. Those that cannot be stored are

@@ -65,24 +65,36 @@ func (o *Outbox) prune(ctx context.Context) {
 // abandoned returns the endpoints that have been failing for longer than the retention and the
 // whole schedule together. Their deliveries of that age are given up: an endpoint that never
 // recovers must not fill the disk. Passed is the time since the last call. While the engine cannot
-// be written, no endpoint is abandoned.
+// be written, no endpoint is abandoned. Of an endpoint to which another bridge delivers, that one
+// records the time; this one may not even have it.
 func (o *Outbox) abandoned(ctx context.Context, passed time.Duration) map[string]bool {
 	list := map[string]bool{}
-	for _, l := range o.lanes {
-		failing, succeeded := l.currentHealth().failing, l.succeeded.Swap(false)
-		isOthers := o.shared() != nil && !l.isMine.Load()
-		if isOthers { // whoever delivers there adds to it
-			failing, succeeded = false, false
-		} else if !failing && !succeeded {
+	for _, name := range o.endpointsOfAll() {
+		failing, succeeded, isMine := o.findings(name)
+		if isMine && !failing && !succeeded {
 			continue
 		}
-		total, err := o.failingFor(ctx, l.endpoint.Name, failing, succeeded, passed)
+		total, err := o.failingFor(ctx, name, failing, succeeded, passed)
 		if err != nil {
 			o.failures.Failed("for how long endpoints have been failing cannot be recorded", err)
 		}
-		list[l.endpoint.Name] = err == nil && total > o.opts.Retention+lifespan(o.opts.RetrySchedule)
+		list[name] = err == nil && total > o.opts.Retention+lifespan(o.opts.RetrySchedule)
 	}
 	return list
+}
+
+// findings returns how this bridge has found an endpoint since the last call. IsMine is false if
+// another bridge delivers to it.
+func (o *Outbox) findings(endpoint string) (failing, succeeded, isMine bool) {
+	if o.endpoint(endpoint) == nil {
+		return false, false, false
+	}
+	l := o.lane(endpoint)
+	failing, succeeded = l.currentHealth().failing, l.succeeded.Swap(false)
+	if o.shared() != nil && !l.isMine.Load() {
+		return false, false, false
+	}
+	return failing, succeeded, true
 }
 
 // noteFailing is the name of the note of an endpoint that holds for how long it has been failing,

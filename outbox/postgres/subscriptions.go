@@ -110,6 +110,9 @@ func (s *Engine) readSubscriptions(ctx context.Context) error {
 	return nil
 }
 
+// AllRules are the rules with the endpoints of all bridges: see store.Shared.
+func (s *Engine) AllRules() store.Rules { return s.shared.now.Load().Rules }
+
 // endSubscriptions removes those of bridges that nobody has seen for an hour.
 func (s *Engine) endSubscriptions(ctx context.Context) error {
 	return s.change(ctx, func(tx *txn) error {

@@ -12,6 +12,8 @@ type Shared interface {
 	// Held returns a context that ends when the work of this process may pass to another one. If
 	// that has not happened, it later returns another context.
 	Held() context.Context
+	// AllRules are the rules with the endpoints of all bridges, as they were seen last.
+	AllRules() Rules
 	// UnwrittenTransfers returns the routes that are decided and whose Transfer nobody writes yet,
 	// though there is time: the bridge at which the answer came was not connected.
 	UnwrittenTransfers(ctx context.Context, now time.Time) ([]telephony.Route, error)
