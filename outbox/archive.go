@@ -38,8 +38,15 @@ type EndpointStatus struct {
 	DeliveredBy string
 }
 
-// Endpoints returns the status of each configured endpoint.
+// Endpoints returns the status of each endpoint that this bridge has.
 func (o *Outbox) Endpoints(ctx context.Context) ([]EndpointStatus, error) {
+	list, err := o.EndpointsOfAll(ctx)
+	return slices.DeleteFunc(list, func(s EndpointStatus) bool { return o.endpoint(s.Name) == nil }), err
+}
+
+// EndpointsOfAll is Endpoints with those that only other bridges have, as far as these have said
+// how they stand.
+func (o *Outbox) EndpointsOfAll(ctx context.Context) ([]EndpointStatus, error) {
 	standing, err := o.engine.Standing(ctx)
 	if err != nil {
 		return nil, err
@@ -56,10 +63,22 @@ func (o *Outbox) Endpoints(ctx context.Context) ([]EndpointStatus, error) {
 		if l.endpoint.Reads() {
 			status.State, status.LastRead = StateReads, n.LastRead
 		}
-		status.Pending, status.Delivered, status.Expired, status.Dead = n.Pending, n.Delivered, n.Expired, n.Dead
+		status.addStanding(n)
 		list = append(list, status)
 	}
+	for _, name := range o.endpointsOfAll() {
+		if o.endpoint(name) == nil {
+			status := EndpointStatus{Name: name}
+			status.addBridge(bridges, false)
+			status.addStanding(standing[name])
+			list = append(list, status)
+		}
+	}
 	return list, nil
+}
+
+func (s *EndpointStatus) addStanding(n store.Standing) {
+	s.Pending, s.Delivered, s.Expired, s.Dead = n.Pending, n.Delivered, n.Expired, n.Dead
 }
 
 // bridges returns the bridges that share the outbox; none if only this one uses it.

@@ -38,7 +38,8 @@ type Exchange interface {
 
 // Outbox is what is watched of the outbox, and what takes the alerts.
 type Outbox interface {
-	Endpoints(ctx context.Context) ([]outbox.EndpointStatus, error)
+	// EndpointsOfAll are those of all bridges: one of them watches for all.
+	EndpointsOfAll(ctx context.Context) ([]outbox.EndpointStatus, error)
 	InUse(ctx context.Context) (int64, error)
 	// Alert stores events about the bridge itself; those that cannot be stored are sent once.
 	Alert(ctx context.Context, events []telephony.Event)
@@ -137,7 +138,7 @@ func (w *Watch) look(ctx context.Context, now time.Time) {
 
 // conditions returns what is wrong now.
 func (w *Watch) conditions(ctx context.Context, now time.Time) (list []condition, err error) {
-	endpoints, err := w.opts.Outbox.Endpoints(ctx)
+	endpoints, err := w.opts.Outbox.EndpointsOfAll(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -145,6 +146,7 @@ func (w *Watch) conditions(ctx context.Context, now time.Time) (list []condition
 	if err != nil {
 		return nil, err
 	}
+	w.sent.keepOf(endpoints)
 	list = append(list, w.connection(now)...)
 	for i := range endpoints {
 		e := &endpoints[i]

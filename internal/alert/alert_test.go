@@ -32,7 +32,7 @@ func (w *world) Connection() telephony.Connection {
 	return telephony.Connection{State: w.state, LastError: "connection refused"}
 }
 
-func (w *world) Endpoints(context.Context) ([]outbox.EndpointStatus, error) {
+func (w *world) EndpointsOfAll(context.Context) ([]outbox.EndpointStatus, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return slices.Clone(w.endpoints), nil
@@ -222,6 +222,22 @@ func TestCRMsAreAlerts(t *testing.T) {
 		w.set(func() { w.endpoints[1].Dead = 0 })
 		pass(10 * time.Second)
 		check(t, w, "none is dead", "alert.delivery_dead b true")
+		stop()
+	})
+}
+
+// A CRM that is configured no longer has not recovered.
+func TestACRMThatIsRemovedHasNotRecovered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{state: telephony.Connected, endpoints: []outbox.EndpointStatus{
+			{Name: "crm"}, {Name: "gone", State: outbox.StateFailing, Dead: 3},
+		}}
+		_, stop := watch(t, w, false)
+		pass(time.Minute)
+		check(t, w, "while it is there", "alert.delivery_dead gone false", "alert.endpoint_failing gone false")
+		w.set(func() { w.endpoints = w.endpoints[:1] })
+		pass(10 * time.Hour)
+		check(t, w, "once it is not")
 		stop()
 	})
 }

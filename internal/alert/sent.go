@@ -3,10 +3,12 @@ package alert
 import (
 	"cmp"
 	"encoding/json"
+	"maps"
 	"slices"
 	"time"
 
 	"pzbridge/internal/telephony"
+	"pzbridge/outbox"
 )
 
 // key is what alerts are told apart by: their kind, and the endpoint that they are about.
@@ -75,6 +77,15 @@ func (s sent) step(now time.Time, conditions []condition) (list []notice) {
 		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.endpoint, b.endpoint))
 	})
 	return list
+}
+
+// keepOf forgets what was sent about endpoints that are configured no longer: that they are is no
+// recovery.
+func (s sent) keepOf(endpoints []outbox.EndpointStatus) {
+	maps.DeleteFunc(s, func(k key, _ *record) bool {
+		return k.endpoint != "" &&
+			!slices.ContainsFunc(endpoints, func(e outbox.EndpointStatus) bool { return e.Name == k.endpoint })
+	})
 }
 
 // storedRecord is the form in which a record is stored.

@@ -13,9 +13,9 @@ import (
 
 // A lease is what one process has at a time: the queue of an endpoint, the slot of a listener, the
 // removal of old events. It is free if nobody owns it, or its owner does not live: see presence.go.
-// It is taken and released by compare and set on its epoch, so neither happens late. Queues are shared out: a process takes no more than
-// its share of free ones at once, and one that has more than another gives that one queue after
-// queue, each between two attempts.
+// It is taken and released by compare and set on its epoch, so a statement that comes late does
+// nothing. Queues are shared out: a process takes no more than its share of free ones at once, and
+// one that has more than another gives that one queue after queue, each between two attempts.
 
 const (
 	lanePrefix = "lane:"

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"pzbridge/outbox"
 	"pzbridge/outbox/postgres/pgtest"
 	"pzbridge/outbox/store"
 	"pzbridge/outbox/store/storetest"
@@ -48,7 +49,8 @@ func TestEndpointThatOnlyAnotherBridgeHasIsConfigured(t *testing.T) {
 	warnings := func(name string) string {
 		var log bytes.Buffer
 		openBridge(t, h, storetest.Options{
-			Place: place, Bridge: name, Endpoints: []store.Endpoint{crm}, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+			Place: place, Bridge: name, Endpoints: []store.Endpoint{crm},
+			Logger: slog.New(slog.NewTextHandler(&log, nil)),
 		})
 		return log.String()
 	}
@@ -71,7 +73,8 @@ func TestOperationalEventsReachTheEndpointOfAnotherBridge(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		openBridge(t, h, storetest.Options{Place: place, Bridge: "two", Endpoints: []store.Endpoint{admin}})
 		one := openBridge(t, h, storetest.Options{
-			Place: place, Bridge: "one", Endpoints: []store.Endpoint{crm}, Senders: map[string]store.Sender{"crm": revoked{}},
+			Place: place, Bridge: "one", Endpoints: []store.Endpoint{crm},
+			Senders: map[string]store.Sender{"crm": revoked{}},
 		})
 		stop := storetest.RunBox(t, one)
 		storetest.MustAppend(t, one, storetest.Event("call.completed", "1"))
@@ -82,6 +85,50 @@ func TestOperationalEventsReachTheEndpointOfAnotherBridge(t *testing.T) {
 	if n := pgtest.SQL(t, place, failing); n != "1" {
 		t.Errorf("%s events tell the other bridge's endpoint that one is failing", n)
 	}
+}
+
+// TestOneBridgeSeesTheEndpointsOfAll checks that a bridge sees how an endpoint stands that only
+// another one has, also once that one is gone: it may be the one that sends the alerts.
+func TestOneBridgeSeesTheEndpointsOfAll(t *testing.T) {
+	h := newHarness(t)
+	place := h.Place(t)
+	crm, second := storetest.Endpoint("crm"), storetest.Endpoint("second")
+	synctest.Test(t, func(t *testing.T) {
+		one := openBridge(t, h, storetest.Options{Place: place, Bridge: "one", Endpoints: []store.Endpoint{crm}})
+		two := openBridge(t, h, storetest.Options{
+			Place: place, Bridge: "two", Endpoints: []store.Endpoint{second},
+			Senders: map[string]store.Sender{"second": revoked{}},
+		})
+		stop := storetest.RunBox(t, two)
+		storetest.MustAppend(t, two, storetest.Event("call.completed", "1"))
+		time.Sleep(time.Minute)
+		said := store.Bridge{Name: "two", Seen: time.Now(), Status: two.Outbox.LaneStatus()}
+		if err := two.Engine.(*Engine).Announce(t.Context(), said); err != nil {
+			t.Fatal(err)
+		}
+		if err := one.Engine.(*Engine).readSubscriptions(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		seen := func() (e outbox.EndpointStatus) {
+			list, err := one.Outbox.EndpointsOfAll(t.Context())
+			if err != nil || len(list) != 2 {
+				t.Fatalf("%+v, %v", list, err)
+			}
+			return list[1]
+		}
+		e := seen()
+		if e.Name != "second" || e.State != outbox.StateFailing || e.Pending != 1 || e.DeliveredBy != "two" {
+			t.Errorf("it sees %+v", e)
+		}
+		own, err := one.Outbox.Endpoints(t.Context())
+		if err != nil || len(own) != 1 {
+			t.Errorf("its own are %+v, %v", own, err)
+		}
+		stop()
+		if e = seen(); e.Name != "second" || e.Pending != 1 || e.DeliveredBy != "" {
+			t.Errorf("after the end of the other bridge it sees %+v", e)
+		}
+	})
 }
 
 // revoked is the sender of an endpoint that is failing at once.
