@@ -270,8 +270,8 @@ func TestBridgeEndsThoughTheDatabaseStandsStill(t *testing.T) {
 	}
 }
 
-// A bridge is stopped while the database stands still, and nothing waits in it. It hangs up at once,
-// before anything of it waits for the database, so the server keeps the calls that end meanwhile.
+// A bridge is stopped while the database stands still, and nothing waits in it. It hangs up before
+// anything of it waits for the database, so the server keeps the calls that end meanwhile.
 func TestStoppedBridgeHangsUpBeforeItWaitsForTheDatabase(t *testing.T) {
 	database := pgtest.New(t)
 	server := pztest.NewServer(pztest.Options{})
@@ -298,6 +298,29 @@ func TestStoppedBridgeHangsUpBeforeItWaitsForTheDatabase(t *testing.T) {
 	database.Thaw(t)
 	start(t, list[0])
 	eventually(t, "the calls arrive after the next start", func() bool { return len(crm.webhooks(t)) == calls })
+}
+
+// A bridge is stopped while it waits for a database that says nothing. It has nothing to store, and
+// ends well.
+func TestBridgeThatWaitsForTheDatabaseEndsWell(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	server := pztest.NewServer(pztest.Options{})
+	defer server.Close()
+	url := "postgres://pzbridge:secret@" + silent.Addr().String() + "/pzbridge?sslmode=disable"
+	vars := variables(t, server, newReceiver(t, nil), "OUTBOX_URL="+url)
+	delete(vars, "OUTBOX_PATH")
+	p := start(t, vars)
+	if _, err := silent.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.endsWell(t)
 }
 
 // forward passes connections on to an address until it is cut off.

@@ -106,6 +106,10 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	stats := dashboard.NewStats()
 	ages := clock.New(released, first)
 	engine, err := openEngine(ctx, cfg, ages, counters, logger)
+	if err != nil && ctx.Err() != nil { // it was to end, and has stored nothing yet
+		logger.Info("pzbridge stopped")
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -134,6 +134,7 @@ func (s *Session) Run(ctx context.Context) error {
 			attempt = 0
 		}
 		wait := redialWait(attempt, err, rand.Float64())
+		err = s.explained(err)
 		s.disconnected(err, wait)
 		if isAbsent(err) && s.isStarting(began) {
 			s.logAwaited(err)

@@ -2,8 +2,10 @@ package relay
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"pzbridge/internal/pz"
 	"pzbridge/internal/telephony"
 )
 
@@ -22,6 +24,21 @@ type Slot interface {
 var errSpare = &telephony.Fault{
 	Code: telephony.CodeSpare,
 	Text: "another bridge is connected, and this one waits as its spare",
+}
+
+var errTakenOver = &telephony.Fault{
+	Code: telephony.CodeTakenOver,
+	Text: "another bridge has taken the connection over, since this one could not show that it lives",
+}
+
+// explained returns why a connection has ended, in the words that fit a bridge with others beside
+// it: the client that has connected with its GUID is the one that has its slot now.
+func (s *Session) explained(err error) error {
+	var closed closeError
+	if s.opts.Slot != nil && errors.As(err, &closed) && closed.frame.Code == pz.CloseSameGUID {
+		return errTakenOver
+	}
+	return err
 }
 
 // slotLook is how often a bridge that is not connected looks whether to leave its slot.

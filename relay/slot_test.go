@@ -107,3 +107,20 @@ func TestSpareThatIsSwitchedOff(t *testing.T) {
 		}
 	})
 }
+
+// Where bridges share a server, the client that has connected with this one's GUID is the bridge
+// that has its slot now; a bridge that is alone is told of another program.
+func TestConnectionThatAnotherBridgeTakesOver(t *testing.T) {
+	for _, c := range []struct {
+		slot Slot
+		want telephony.Code
+	}{{&oneSlot{}, telephony.CodeTakenOver}, {nil, telephony.CodeSameGUID}} {
+		change := func(o *Options) { o.Slot = c.slot }
+		inWorld(t, pztest.Options{Refuse: 4009}, change, func(t *testing.T, w *world) {
+			time.Sleep(time.Second)
+			if got := w.session.Connection().LastCause.Code; got != c.want {
+				t.Errorf("it is not connected because of %q, want %q", got, c.want)
+			}
+		})
+	}
+}

@@ -92,6 +92,7 @@ const (
 	CodeNotReading        Code = "server_not_reading"
 	CodeSwitchedOff       Code = "switched_off"
 	CodeSpare             Code = "bridge_is_spare"
+	CodeTakenOver         Code = "taken_over"
 	CodeWatchLost         Code = "work_lost"
 	CodeSetBack           Code = "database_set_back"
 	CodeSameName          Code = "same_bridge_name" // args: the name

@@ -528,8 +528,8 @@ func TestAReplayAndTheLiveEventAreOne(t *testing.T) {
 	}
 }
 
-// TestWhatIsForgottenIsNotStoredByTheOtherListener checks that a person whose calls are removed right
-// after one listener has stored them does not come back with the copies of the other one.
+// TestWhatIsForgottenIsNotStoredByTheOtherListener checks that a person whose calls are removed
+// right after one listener has stored them does not come back with the copies of the other one.
 func TestWhatIsForgottenIsNotStoredByTheOtherListener(t *testing.T) {
 	url, boxes, list := listeners(t)
 	var events []telephony.Event

@@ -137,7 +137,7 @@ func classify(err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, errNoPrimary), errors.Is(err, errUnconfirmed):
+	case errors.Is(err, errNoPrimary), errors.Is(err, errUnconfirmed), errors.Is(err, errEnding):
 		return ErrUnavailable.With(": "+err.Error(), err.Error())
 	case errors.As(err, &pgError):
 		switch pgError.Code[:2] {

@@ -76,8 +76,8 @@ func (s *Engine) HeardByOthers(
 const heardAfter = `SELECT n, slot, print FROM event WHERE n > $1
 	UNION ALL SELECT n, slot, print FROM removed WHERE n > $1 ORDER BY n LIMIT $2`
 
-// removedLife is for how long after an event was read its print is kept if the event is removed: far
-// longer than a listener stands still and then stores what it has read.
+// removedLife is for how long after an event was read its print is kept if the event is removed:
+// far longer than a listener stands still and then stores what it has read.
 const removedLife = time.Hour
 
 // noteRemoved keeps the prints of events that are about to be removed, for the other listener.

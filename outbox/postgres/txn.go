@@ -131,7 +131,15 @@ func (s *Engine) view(ctx context.Context, read func(*txn) error) error {
 // for ever.
 const operationTimeout = 10 * time.Second
 
-func (s *Engine) transact(ctx context.Context, begin string, do func(*txn) error) error {
+// errEnding means that the end of the engine has broken a transaction off.
+var errEnding = errors.New("the bridge ends, and it has not answered")
+
+func (s *Engine) transact(ctx context.Context, begin string, do func(*txn) error) (err error) {
+	defer func() {
+		if s.ending.Err() != nil && errors.Is(err, context.Canceled) {
+			err = errEnding
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
 	defer context.AfterFunc(s.ending, cancel)()
