@@ -106,7 +106,8 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	stats := dashboard.NewStats()
 	ages := clock.New(released, first)
 	engine, err := openEngine(ctx, cfg, ages, counters, logger)
-	if err != nil && ctx.Err() != nil { // it was to end, and has stored nothing yet
+	isAway := errors.Is(err, postgres.ErrUnavailable) || errors.Is(err, context.Canceled)
+	if ctx.Err() != nil && isAway { // it was to end, and has nothing to store yet
 		logger.Info("pzbridge stopped")
 		return nil
 	}
@@ -351,8 +352,9 @@ func bridge(ctx context.Context, cfg config.Config, logger *slog.Logger) (err er
 	if cert != nil {
 		front = together(serveAPI(tls.NewListener(limit.Listener(listener), cert.TLS())), cert.Run)
 	}
-	// The parts stop in this order, which is the way the data flows. Nothing may wait for the
-	// database before the session ends, which would take calls meanwhile that it may not store.
+	// The parts stop in this order, which is the way the data flows. But for requests that are
+	// under way, nothing waits for the database before the session ends, which would take calls
+	// meanwhile that it may not be able to store.
 	err = runAll(
 		ctx,
 		stopping,

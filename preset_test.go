@@ -15,6 +15,7 @@ import (
 
 	"pzbridge/internal/crm/bitrix24/bitrix24test"
 	"pzbridge/internal/crm/megafon/megafontest"
+	"pzbridge/internal/demo"
 	"pzbridge/internal/pz"
 	"pzbridge/internal/pztest"
 	"pzbridge/outbox/postgres/pgtest"
@@ -218,8 +219,11 @@ func TestPortalIsTold(t *testing.T) {
 			calls := portal.Calls()
 			return len(calls) == 1 && calls[0].Finished && calls[0].FinishedBy == 15
 		})
+		// Not also the question: one that is decided already is not asked any more.
+		isOver := func(h demo.Webhook) bool { return h.Type == "call.completed" }
 		eventually(t, "the others have it too", func() bool {
-			return len(others.Records()) == 1 && others.Records()[0].Status == "Success" && len(hooks.webhooks(t)) == 2
+			list := others.Records()
+			return len(list) == 1 && list[0].Status == "Success" && slices.ContainsFunc(hooks.webhooks(t), isOver)
 		})
 
 		hook := "http://" + vars["LISTEN_ADDR"] + "/hooks/bitrix24/crm"

@@ -26,17 +26,14 @@ var errSpare = &telephony.Fault{
 	Text: "another bridge is connected, and this one waits as its spare",
 }
 
-var errTakenOver = &telephony.Fault{
-	Code: telephony.CodeTakenOver,
-	Text: "another bridge has taken the connection over, since this one could not show that it lives",
-}
-
 // explained returns why a connection has ended, in the words that fit a bridge with others beside
 // it: the client that has connected with its GUID is the one that has its slot now.
 func (s *Session) explained(err error) error {
 	var closed closeError
 	if s.opts.Slot != nil && errors.As(err, &closed) && closed.frame.Code == pz.CloseSameGUID {
-		return errTakenOver
+		return &telephony.Fault{
+			Code: telephony.CodeTakenOver, Text: "another bridge has taken this one's place at the server", Err: err,
+		}
 	}
 	return err
 }

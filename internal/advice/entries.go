@@ -249,7 +249,7 @@ var entries = map[telephony.Code]entry{
 		": send the request to that bridge",
 		"подключён другой мост, а этот ждёт как запасной: обращайтесь к подключённому",
 	},
-	telephony.CodeTakenOver: {"", "соединение принял на себя другой мост: этот не успел показать, что жив"},
+	telephony.CodeTakenOver: {"", "место этого моста на сервере занял другой мост"},
 	telephony.CodeWatchLost: {
 		": it starts again by itself, and takes part again",
 		"мост не успел показать другим, что жив, и они могли забрать его работу: он запустится снова",

@@ -178,7 +178,7 @@ func (s *Engine) Run(ctx context.Context) error {
 	case <-s.setBack:
 		err = ErrSetBack
 	case <-s.presence.lost:
-		err = ErrLost
+		err = s.presence.lostBy
 	}
 	stop()
 	parts.Wait()

@@ -92,7 +92,12 @@ func (tx *txn) noteRemoved(list []*storedEvent) {
 // pruneRemoved removes the prints that nobody needs any more.
 func (s *Engine) pruneRemoved(ctx context.Context) error {
 	return s.change(ctx, func(tx *txn) error {
-		tx.write(`DELETE FROM removed WHERE at < $1`, time.Now().Add(-removedLife).UnixMilli())
-		return nil
+		before := time.Now().Add(-removedLife).UnixMilli()
+		// A transaction that changes nothing must not count as one that could.
+		hasOld, err := tx.queryRow(nil, `SELECT FROM removed WHERE at < $1 LIMIT 1`, before)
+		if hasOld {
+			tx.write(`DELETE FROM removed WHERE at < $1`, before)
+		}
+		return err
 	})
 }

@@ -9,6 +9,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+
+	"pzbridge/internal/telephony"
 )
 
 // A lease is what one process has at a time: the queue of an endpoint, the slot of a listener, the
@@ -59,6 +61,7 @@ type leases struct {
 
 	// The fields below are used by run alone.
 	free     map[string]time.Time // since when this process has seen leases free
+	stray    map[string]bool      // owned and wished by nobody here: they are being given up
 	handing  *Lease               // to be released for another process; nil if there is none
 	handedAt time.Time            // when that was decided
 }
@@ -137,7 +140,7 @@ func (l *leases) wanted() []string {
 // look has seen. It fails with ErrLost if a lease is not this process's any more.
 func (l *leases) update(ctx context.Context, db keeper, v *view, beat time.Duration) error {
 	if l.isLost(v) {
-		return ErrLost
+		return errLeaseGone
 	}
 	if err := l.giveUp(ctx, db, v); err != nil {
 		return err
@@ -147,18 +150,24 @@ func (l *leases) update(ctx context.Context, db keeper, v *view, beat time.Durat
 	if err := v.take(ctx, db, names); err != nil {
 		return err
 	}
-	if stray := l.grant(v); len(stray) > 0 {
-		if err := v.release(ctx, db, stray, uuid.Nil); err != nil {
-			return err
-		}
+	l.grant(v)
+	if err := v.release(ctx, db, sortedKeys(l.stray), uuid.Nil); err != nil {
+		return err
 	}
+	clear(l.stray)
 	l.handOver(v, beat)
 	return nil
 }
 
-// isLost reports whether the database says that this process has not what it holds, but for what it
-// is giving up: that may have been carried out without its learning of it. It happens after a
-// fail-over to a server that lacks the last commits.
+// errLeaseGone is ErrLost after a fail-over to a server that lacks the last commits.
+var errLeaseGone = &telephony.Fault{
+	Code: ErrLost.Code,
+	Text: "the database gives this bridge's work to nobody or to another one, " +
+		"as after a fail-over that lost what was stored last",
+}
+
+// isLost reports whether the database says that this process does not have what it holds, but for
+// what it is giving up: that may have been carried out without its learning of it.
 func (l *leases) isLost(v *view) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -232,9 +241,10 @@ func (l *leases) toTake(v *view, beat time.Duration) (names []string) {
 	return names
 }
 
-// grant grants the wishes for leases that this process owns. It returns the owned ones that nobody
-// here wishes: another process has handed them over too late.
-func (l *leases) grant(v *view) (stray []string) {
+// grant grants the wishes for leases that this process owns. It notes the owned ones that nobody
+// here wishes: another process has handed them over too late. These are granted only once they were
+// given up and taken again, since the statement that gives them up may come late.
+func (l *leases) grant(v *view) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for name := range v.leases {
@@ -242,8 +252,8 @@ func (l *leases) grant(v *view) (stray []string) {
 			continue
 		}
 		i := slices.IndexFunc(l.wishes, func(w *wish) bool { return slices.Contains(w.names, name) })
-		if i < 0 {
-			stray = append(stray, name)
+		if i < 0 || l.stray[name] {
+			l.stray[name] = true
 			continue
 		}
 		lease := &Lease{Name: name, wanted: make(chan struct{})}
@@ -251,7 +261,6 @@ func (l *leases) grant(v *view) (stray []string) {
 		l.wishes[i].granted <- lease
 		l.wishes = slices.Delete(l.wishes, i, i+1)
 	}
-	return stray
 }
 
 // handOver decides which queue another process is to have, if it has at least two less than this
@@ -362,18 +371,29 @@ func (v *view) take(ctx context.Context, db keeper, names []string) error {
 // statement that comes late, on a connection that was given up, does nothing to a lease that this
 // process has got again since.
 func (v *view) release(ctx context.Context, db keeper, names []string, to uuid.UUID) error {
-	_, err := db.exec(ctx, `UPDATE lease
+	if len(names) == 0 {
+		return nil
+	}
+	b := &pgx.Batch{}
+	released := map[string]leaseRow{}
+	each(b.Queue(`UPDATE lease
 		SET epoch = lease.epoch + 1, owner = (SELECT id FROM process WHERE id = $4)
 		FROM unnest($1::text[], $2::bigint[]) AS seen(name, epoch)
-		WHERE lease.name = seen.name AND lease.epoch = seen.epoch AND owner = $3`,
-		names, v.epochs(names), v.me, to)
+		WHERE lease.name = seen.name AND lease.epoch = seen.epoch AND owner = $3
+		RETURNING lease.name, lease.owner, lease.epoch`,
+		names, v.epochs(names), v.me, to), func(rows pgx.Rows) error {
+		var name string
+		var row leaseRow
+		err := rows.Scan(&name, &row.owner, &row.epoch)
+		released[name] = row
+		return err
+	})
+	err := db.send(ctx, b)
 	for _, name := range names {
-		if err == nil {
-			row := v.leases[name]
-			v.leases[name] = leaseRow{epoch: row.epoch + 1}
-			if v.processes[to] != nil {
-				v.leases[name] = leaseRow{&to, row.epoch + 1}
-			}
+		if row, isReleased := released[name]; isReleased && err == nil {
+			v.leases[name] = row
+		} else {
+			delete(v.leases, name) // it was released before, and who has it now the next look says
 		}
 	}
 	return err

@@ -31,6 +31,9 @@ func TestALateReleaseTakesNothing(t *testing.T) {
 	if err := late.release(t.Context(), s.keeper, []string{lease.Name}, uuid.Nil); err != nil {
 		t.Fatal(err)
 	}
+	if row, isKnown := late.leases[lease.Name]; isKnown {
+		t.Errorf("what was released before counts as %+v", row)
+	}
 	if got := pgtest.SQL(t, url, `SELECT owner FROM pzbridge.lease`); got != s.id.String() {
 		t.Errorf("the lease is owned by %q, want %s", got, s.id)
 	}
@@ -53,5 +56,26 @@ func TestALeaseGoneFromTheDatabaseEndsTheProcess(t *testing.T) {
 	}
 	if held.Err() == nil {
 		t.Error("the work is not suspended")
+	}
+}
+
+// TestALeaseThatIsBeingGivenUpIsNotGranted checks that a wish waits until a lease that came too
+// late was given up for certain: the statement that does it may come late.
+func TestALeaseThatIsBeingGivenUpIsNotGranted(t *testing.T) {
+	me := uuid.New()
+	v := &view{me: me, processes: map[uuid.UUID]*sighting{me: {}}, leases: map[string]leaseRow{leasePrune: {&me, 7}}}
+	l := &leases{held: map[string]*Lease{}, stray: map[string]bool{}}
+	l.grant(v)
+	if !l.stray[leasePrune] {
+		t.Fatal("a lease that nobody wishes is kept")
+	}
+	w := &wish{names: []string{leasePrune}, granted: make(chan *Lease, 1)}
+	l.wishes = []*wish{w}
+	if l.grant(v); len(w.granted) > 0 {
+		t.Error("it is granted while it is given up")
+	}
+	clear(l.stray) // it was, and it was taken again
+	if l.grant(v); len(w.granted) == 0 {
+		t.Error("it is not granted afterwards")
 	}
 }

@@ -46,7 +46,8 @@ type presence struct {
 	stop   context.CancelFunc
 	loop   sync.WaitGroup
 	wake   chan struct{} // look at once
-	lost   chan struct{} // closed once the others count this process as dead
+	lost   chan struct{} // closed once the work of this process may be another one's
+	lostBy error         // ErrLost with what has shown it, once lost is closed
 	// hasOthers says that other processes live, by the last look.
 	hasOthers atomic.Bool
 
@@ -75,6 +76,7 @@ func (s *Engine) appear(ctx context.Context) error {
 	p.held, p.suspend = context.WithCancel(context.Background())
 	p.suspend() // until the row is there
 	p.leases.held, p.leases.free = map[string]*Lease{}, map[string]time.Time{}
+	p.leases.stray = map[string]bool{}
 	sent := time.Now()
 	err := s.change(ctx, func(tx *txn) error {
 		tx.write(`INSERT INTO process (id, bridge) VALUES ($1, $2) ON CONFLICT DO NOTHING`, s.id, s.name)
@@ -143,6 +145,9 @@ func (p *presence) leave() error {
 	ctx, cancel := context.WithTimeout(p.engine.ending, patienceBeats*p.engine.beat)
 	defer cancel()
 	_, err := p.engine.keeper.exec(ctx, `DELETE FROM process WHERE id = $1`, p.engine.id)
+	if p.engine.ending.Err() != nil {
+		return nil
+	}
 	return classify(err)
 }
 
@@ -156,6 +161,7 @@ func (p *presence) run(ctx context.Context) {
 			return
 		case errors.Is(err, ErrLost):
 			p.endHeld()
+			p.lostBy = err
 			close(p.lost)
 			return
 		case err != nil:
@@ -201,18 +207,20 @@ func (p *presence) read(ctx context.Context) (v *view, err error) {
 	v = &view{me: me, processes: map[uuid.UUID]*sighting{}, leases: map[string]leaseRow{}}
 	b := &pgx.Batch{}
 	b.Queue(`UPDATE process SET counter = counter + 1, wants = $2 WHERE id = $1`, me, p.leases.wanted())
-	each(b.Queue(`SELECT id, counter, wants FROM process`), func(rows pgx.Rows) error {
-		var id uuid.UUID
-		var seen sighting
-		err := rows.Scan(&id, &seen.counter, &seen.wants)
-		v.processes[id] = &seen
-		return err
-	})
+	// The leases first: one that a new process takes meanwhile has another epoch then, while it
+	// would count as that of a dead one if the processes had been read before.
 	each(b.Queue(`SELECT name, owner, epoch FROM lease`), func(rows pgx.Rows) error {
 		var name string
 		var row leaseRow
 		err := rows.Scan(&name, &row.owner, &row.epoch)
 		v.leases[name] = row
+		return err
+	})
+	each(b.Queue(`SELECT id, counter, wants FROM process`), func(rows pgx.Rows) error {
+		var id uuid.UUID
+		var seen sighting
+		err := rows.Scan(&id, &seen.counter, &seen.wants)
+		v.processes[id] = &seen
 		return err
 	})
 	return v, p.engine.keeper.send(ctx, b)
