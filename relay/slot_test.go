@@ -118,8 +118,10 @@ func TestConnectionThatAnotherBridgeTakesOver(t *testing.T) {
 		change := func(o *Options) { o.Slot = c.slot }
 		inWorld(t, pztest.Options{Refuse: 4009}, change, func(t *testing.T, w *world) {
 			time.Sleep(time.Second)
-			if got := w.session.Connection().LastCause.Code; got != c.want {
-				t.Errorf("it is not connected because of %q, want %q", got, c.want)
+			got := w.session.Connection()
+			if got.LastCause.Code != c.want || !got.EndedByClose || got.CloseCode != 4009 {
+				t.Errorf("it is not connected because of %q (close code %d), want %q",
+					got.LastCause.Code, got.CloseCode, c.want)
 			}
 		})
 	}

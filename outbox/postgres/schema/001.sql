@@ -71,8 +71,8 @@ CREATE TABLE event (
 	from_key text COLLATE "C" NOT NULL, -- of its numbers: see store.Rules.NumberKey
 	to_key   text COLLATE "C" NOT NULL,
 	size     integer NOT NULL, -- about how many bytes it takes, with its deliveries
-	-- Of the listener that has stored it, where two read the same events: 1 or 2, negative for a replay;
-	-- 0 for none.
+	-- Of the listener that has stored it, where two read the same events: 1 or 2, negative for a
+	-- replay; 0 for none.
 	slot     smallint NOT NULL DEFAULT 0,
 	body     bytea  NOT NULL
 ) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);

@@ -1,5 +1,5 @@
--- What each listener has stored of late and what is removed already, by Engine.Forget or early: the
--- other listener may not have followed it yet, and must not take its own copy for another event.
+-- Events that one of two listeners has stored of late and that are removed already, by Engine.Forget
+-- or early: the other listener may not have followed yet, and must not store its own copy.
 CREATE TABLE removed (
 	n     bigint   PRIMARY KEY,
 	at    bigint   NOT NULL, -- as in table event, like the others

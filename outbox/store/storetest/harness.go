@@ -46,9 +46,8 @@ type EngineOptions struct {
 }
 
 // slow are the tests that take most of the suite's time: they open an engine again and again, or go
-// through hours in fake time. With -short, and in RunQuick, they are left out.
+// through days in fake time. With -short, and in RunQuick, they are left out.
 var slow = []string{
-	"TestAttemptKeepsItsCause",
 	"TestCallComesPageByPage",
 	"TestCallsAreFoundByWhatTheyAre",
 	"TestClockSetForwardGivesNothingUp",
@@ -62,7 +61,6 @@ var slow = []string{
 	"TestManyDueEventsOfACallHoldUpNoOther",
 	"TestManyEventsOfAWrongClockGoWithTheNextOnes",
 	"TestManyQuestionsAtOnceAreBounded",
-	"TestMisconfiguredFailsAtOnce",
 	"TestNewsOfALiveCallIsTriedWhileItIsOfUse",
 	"TestNoDeliveryWaitsForTheLane",
 	"TestNoEndpointHoldsUpAnother",
@@ -85,11 +83,8 @@ var slow = []string{
 	"TestTooLateBehindABacklogExpires",
 	"TestTooLateExpiresOnTimeWhateverItWaitsFor",
 	"TestTooLateIsFoundWhereverItStands",
-	"TestUnreadEventsArePending",
 	"TestWaitsCutShortDoNotCount",
 	"TestWhatEachAnswerLeadsTo",
-	"TestWhatIsPutOffIsNotProbedBeforeItsTime",
-	"TestWhatIsPutOffKeepsItsTimeWhenItsEndpointFails",
 	"TestWhatWaitsForAWorkerIsCheckedAgain",
 	"TestWhatWaitsForAnAbandonedEndpointGoes",
 	"TestWhatWaitsForAnUnknownEndpointDoesNotGoEarly",
