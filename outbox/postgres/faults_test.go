@@ -297,12 +297,14 @@ func TestSettingsOfTheDatabaseChangeNothing(t *testing.T) {
 	t.Parallel()
 	url := pgtest.Shared(t).Database(t)
 	name := pgtest.SQL(t, url, "SELECT current_database()")
+	var settings strings.Builder
 	for _, setting := range []string{
 		"client_encoding = 'WIN1251'", "default_transaction_isolation = 'serializable'",
 		"statement_timeout = '1ms'", "idle_in_transaction_session_timeout = '1ms'",
 	} {
-		pgtest.SQL(t, url, "ALTER DATABASE "+name+" SET "+setting)
+		fmt.Fprintf(&settings, "ALTER DATABASE %s SET %s;", name, setting)
 	}
+	pgtest.SQL(t, url, settings.String()) // in one session, as each later one has a millisecond
 	s := mustOpen(t, url)
 	const call = "И1 – звонок"
 	mustStore(t, s, call)
