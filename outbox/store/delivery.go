@@ -97,7 +97,7 @@ func (d Delivery) dueAfter(before Delivery, hold time.Duration) Delivery {
 		if d.PutOff && due != Held {
 			return d // it keeps the time that its sender has set
 		}
-		d.Due = due
+		d.Due, d.PutOff = due, false // that time is gone, so it goes when it is held no longer
 		if d.Due == 0 && d.Redelivered > 0 {
 			d.Due = before.Due // when before ended: see asRedelivered
 		}

@@ -50,6 +50,14 @@ func TestWhenAnEventGoes(t *testing.T) {
 		if got := (Delivery{Due: Asking}).dueAfter(*c.before, hold); got.Due != Asking {
 			t.Errorf("%s: a question that is being asked, it is %+v", c.name, got)
 		}
+		putOff := Delivery{Attempts: 1, Due: 77, PutOff: true}
+		want := putOff
+		if c.fresh == Held {
+			want.Due, want.PutOff = Held, false
+		}
+		if got := putOff.dueAfter(*c.before, hold); got != want {
+			t.Errorf("%s: put off by its sender, it is %+v", c.name, got)
+		}
 		if got := tried.dueAfter(*c.before, hold); got != tried {
 			t.Errorf("%s: tried before, it is %+v", c.name, got)
 		}

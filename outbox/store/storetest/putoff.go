@@ -134,3 +134,28 @@ func (s suite) TestWhatIsPutOffKeepsItsTimeWhenItsEndpointFails(t *testing.T) {
 		}
 	})
 }
+
+// TestWhatIsPutOffIsNotStuckBehindARedelivery checks that what its sender has put off goes on once
+// an earlier event of its call, which is asked for again meanwhile, has been delivered again.
+func (s suite) TestWhatIsPutOffIsNotStuckBehindARedelivery(t *testing.T) {
+	s.inOutcomes(t, Options{}, func(n int, _ store.Job) store.Outcome {
+		if n == 2 {
+			return anHourLater
+		}
+		return store.Outcome{Verdict: store.Done, Status: 200}
+	}, func(t *testing.T, b *Box, crm *scripted) {
+		MustAppend(t, b, Event("call.incoming", "7"), Event("call.completed", "7"))
+		time.Sleep(time.Minute)
+		page, _, err := b.Deliveries(store.DeliveryQuery{Endpoint: "crm", State: "delivered", Limit: 5})
+		if err != nil || len(page) != 1 {
+			t.Fatal(page, err)
+		}
+		if _, err := b.Redeliver(page[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Hour)
+		if got := States(t, b, "crm"); got[store.Delivered] != 2 {
+			t.Errorf("%v, sent %s", got, crm.times())
+		}
+	})
+}
