@@ -90,14 +90,15 @@ func (d Delivery) releasesAt(hold time.Duration) int64 {
 }
 
 // dueAfter returns a pending delivery with its due time after the one before it in its call has
-// changed to before. A delivery that has failed itself follows its own schedule.
+// changed to before. A delivery that has failed itself follows its own schedule, and one that its
+// sender has put off keeps its time, unless it is held: that takes the place of the time.
 func (d Delivery) dueAfter(before Delivery, hold time.Duration) Delivery {
 	if d.FailedAt == 0 && d.Due != Asking {
 		due := behind(&before, hold).Due
 		if d.PutOff && due != Held {
-			return d // it keeps the time that its sender has set
+			return d
 		}
-		d.Due, d.PutOff = due, false // that time is gone, so it goes when it is held no longer
+		d.Due, d.PutOff = due, false
 		if d.Due == 0 && d.Redelivered > 0 {
 			d.Due = before.Due // when before ended: see asRedelivered
 		}
