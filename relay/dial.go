@@ -44,13 +44,14 @@ func Dial(ctx context.Context, o DialOptions) (*Socket, error) {
 	s := &Socket{expected: pz.CodecFor(o.URL.Scheme)}
 	stop := func() bool { return true }
 	open := func(dialing context.Context, network, address string) (net.Conn, error) {
+		began := time.Now()
 		below, err := o.dial(dialing, network, address)
 		if err != nil {
 			return nil, err
 		}
 		// The library waits for the handshake's response even after ctx has ended.
 		stop = context.AfterFunc(ctx, func() { _ = below.Close() })
-		s.below = &tcp{Conn: below}
+		s.below = newTCP(below, time.Since(began))
 		s.stream = &stream{Conn: s.below, below: s.below}
 		if o.URL.Scheme == "wss" {
 			secure := tls.Client(s.below, o.tls())

@@ -78,6 +78,66 @@ func TestEventsThatWaitForSpaceAreLate(t *testing.T) {
 	})
 }
 
+// After a standstill of a busy machine a read may be slow, or run out of time with data at hand.
+// Data counts as new again after two reads that found nothing.
+func TestSlowReadsDoNotProveThatAllIsRead(t *testing.T) {
+	nothing, something := script{err: os.ErrDeadlineExceeded}, script{data: "x", takes: time.Second}
+	for name, c := range map[string]struct {
+		reads []script
+		late  bool
+	}{
+		"slow reads":                 {[]script{something, something}, true},
+		"a read without its data":    {[]script{something, nothing, something}, true},
+		"again and again":            {[]script{nothing, something, nothing, something}, true},
+		"two reads without anything": {[]script{something, nothing, nothing, something}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				conn := newTCP(&scripted{reads: c.reads}, 0)
+				conn.watch()
+				time.Sleep(time.Minute)
+				for conn.Conn.(*scripted).isLeft() {
+					if n, err := conn.Read(make([]byte, 1)); n != 1 || err != nil {
+						t.Fatal(n, err)
+					}
+				}
+				if _, late := conn.delayedSince(); late != c.late {
+					t.Errorf("the last byte is late: %t", late)
+				}
+			})
+		})
+	}
+}
+
+// script is how one read ends. One without data takes until its deadline.
+type script struct {
+	data  string
+	err   error
+	takes time.Duration
+}
+
+// scripted is a connection whose reads are given.
+type scripted struct {
+	net.Conn
+	reads   []script
+	expires time.Time
+}
+
+func (s *scripted) isLeft() bool { return len(s.reads) > 0 }
+
+func (s *scripted) SetReadDeadline(t time.Time) error { s.expires = t; return nil }
+
+func (s *scripted) Read(p []byte) (int, error) {
+	r := s.reads[0]
+	s.reads = s.reads[1:]
+	if r.err != nil {
+		time.Sleep(time.Until(s.expires))
+		return 0, r.err
+	}
+	time.Sleep(r.takes)
+	return copy(p, r.data), nil
+}
+
 // A ping that arrived during a standstill is answered soon after it, not with the next message.
 func TestPingDuringAStandstillIsAnsweredSoon(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

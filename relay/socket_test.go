@@ -330,6 +330,63 @@ func TestEventsOfAStandstillAreLate(t *testing.T) {
 	}
 }
 
+// A standstill that begins during the handshake loses nothing either, and what arrived meanwhile is
+// late. It does not count as the server's time to answer.
+func TestStandstillDuringTheHandshake(t *testing.T) {
+	for _, standstill := range []time.Duration{5 * time.Second, dialTimeout + time.Second, time.Hour} {
+		t.Run(standstill.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				server := newRawServer(upgradeAnswer)
+				defer server.far.Close()
+				defer server.client.Close()
+				got := &sink{}
+				began := time.Now()
+				session := rawSession(t, got, func(ctx context.Context, network, address string) (net.Conn, error) {
+					_, err := server.dial(ctx, network, address)
+					process := newStopped(server.client)
+					process.stop(standstill)
+					return process, err
+				})
+				time.Sleep(standstill / 2)
+				_, _ = io.WriteString(server.far, frameOf(0x81, `<Event type="1" callID="5" from="7"/>`))
+				time.Sleep(standstill/2 + identifyTimeout + time.Second)
+				events := got.appended()
+				if len(events) != 1 || events[0].Time.After(began.Add(time.Second)) ||
+					session.Connection().State != telephony.Connected {
+					t.Errorf("after the standstill: %+v, %+v", events, session.Connection())
+				}
+			})
+		})
+	}
+}
+
+// A server that answers the handshake byte by byte has no more time for it than another one.
+func TestHandshakeByteByByte(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		began := time.Now()
+		go func() {
+			for _, b := range []byte("HTTP/1.1 101 Switching Protocols" + strings.Repeat("\r\nX: y", 100)) {
+				time.Sleep(700 * time.Millisecond)
+				if _, err := far.Write([]byte{b}); err != nil {
+					return
+				}
+			}
+		}()
+		go func() { _, _ = io.Copy(io.Discard, far) }()
+		_, err := Dial(t.Context(), DialOptions{
+			URL:         &url.URL{Scheme: "ws", Host: "pbx:10150"},
+			Identity:    pz.Identity{ClientType: "crm", GUID: "g"},
+			DialContext: func(context.Context, string, string) (net.Conn, error) { return near, nil },
+		})
+		if took := time.Since(began); err == nil || took > dialTimeout+time.Second {
+			t.Errorf("after %s: %v", took, err)
+		}
+		_ = far.Close()
+		time.Sleep(time.Second) // until the server notices
+	})
+}
+
 // On a connection that is never quiet, events that are read long after a standstill are new.
 func TestBusyConnectionCatchesUpAfterAStandstill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -19,17 +19,17 @@ const (
 	// stallAfter is the gap between two reads after which the data that is read next counts as
 	// late.
 	stallAfter = 2 * time.Second
-	// minQuiet is how long a read must at least have waited for the next byte to prove that all
-	// late data is read. Data that waited at the server arrives a round trip later, so the wait
-	// must also span several of these.
+	// minQuiet is the length of a read of late data, at the least. Data that waited at the server
+	// arrives a round trip later, so the read must also span several of these.
 	minQuiet = 20 * time.Millisecond
 	// maxCatchUp bounds the time after a standstill during which data counts as late: a busy
 	// connection may never fall quiet.
 	maxCatchUp = 10 * time.Second
 )
 
-// tcp is the connection below TLS. Once it watches the peer it manages its own deadlines: it reads
-// in short polls and gives up only when polls over the whole of maxSilence found nothing.
+// tcp is the connection below TLS. It manages its own deadlines for reading: it reads in short
+// polls, and gives up when they have taken dialTimeout in all or, once it watches the peer, when
+// those over the whole of maxSilence found nothing.
 //
 // It also knows which data is late: data that lay in the socket while the process stood still, or
 // while the queue of events was full. A question about a call among it is not new.
@@ -37,23 +37,30 @@ type tcp struct {
 	net.Conn
 	watching atomic.Bool
 	draining atomic.Bool // writing is over: only what the peer has already sent is read
-	onFresh  func()      // called by the reader when data is no longer late; nil before watch
+	onFresh  func()      // called by the reader when data is no longer late
 
+	dialled time.Duration // the time spent before watch; only the reader touches it
 	drained time.Duration // the time spent on polls since draining began; only the reader touches it
 
 	mu        sync.Mutex    // the writer asks whether the reader is behind
 	polledAt  time.Time     // the end of the last poll
 	lateSince time.Time     // the earliest arrival of the data being read; zero: it is not late
 	lateUntil time.Time     // when data counts as new again at the latest
-	quiet     time.Duration // how long a poll must have waited to prove that all late data is read
+	quiet     time.Duration // the length of a poll while data is late
+	idle      int           // polls in a row that found nothing while data is late
 }
 
-// watch starts the limit on the peer's silence. It must not run at the same time as Read.
-func (c *tcp) watch() {
-	c.onFresh = func() {}
-	c.polledAt = time.Now()
-	c.watching.Store(true)
+// newTCP returns a connection that has taken a time to open, which is a part of dialTimeout.
+func newTCP(c net.Conn, took time.Duration) *tcp {
+	return &tcp{Conn: c, onFresh: func() {}, dialled: took, polledAt: time.Now()}
 }
+
+// watch starts the limit on the peer's silence, in place of that on the handshake.
+func (c *tcp) watch() { c.watching.Store(true) }
+
+// SetDeadline limits the writes. The WebSocket library sets it for the handshake; to the reader it
+// would end a handshake during which the process stands still.
+func (c *tcp) SetDeadline(t time.Time) error { return c.SetWriteDeadline(t) }
 
 // drain lets the reader read what the peer has already sent, for at most drainTimeout of waiting in
 // all. Time while the queue of events is full does not count, since nothing is read then.
@@ -72,45 +79,64 @@ func (c *tcp) delayedSince() (since time.Time, late bool) {
 
 // Read waits for the next bytes. It fails with os.ErrDeadlineExceeded when the peer counts as dead.
 func (c *tcp) Read(p []byte) (int, error) {
-	if !c.watching.Load() {
-		return c.Conn.Read(p)
-	}
-	for range maxSilence / pollPeriod {
+	for silence := time.Duration(0); silence < maxSilence; {
 		began := time.Now()
 		c.detectStall(began)
-		if c.drained >= drainTimeout {
+		if c.drained >= drainTimeout || !c.watching.Load() && c.dialled >= dialTimeout {
 			return 0, os.ErrDeadlineExceeded
 		}
-		if err := c.SetReadDeadline(began.Add(pollPeriod)); err != nil {
+		period := c.period()
+		if err := c.SetReadDeadline(began.Add(period)); err != nil {
 			return 0, err
 		}
 		n, err := c.Conn.Read(p)
 		now := time.Now()
 		waited := now.Sub(began)
-		if c.draining.Load() {
-			c.drained += min(waited, pollPeriod)
+		switch {
+		case c.draining.Load():
+			c.drained += min(waited, period)
+		case !c.watching.Load():
+			c.dialled += min(waited, period)
 		}
-		if c.endPoll(now, waited) {
+		if c.endPoll(now, waited, n) {
 			c.onFresh()
 		}
 		var timeout net.Error
 		if n > 0 || !errors.As(err, &timeout) || !timeout.Timeout() {
 			return n, err
 		}
+		silence += period
 	}
 	return 0, os.ErrDeadlineExceeded
 }
 
-// endPoll records the end of a poll, and reports whether it proved that all late data is read.
-func (c *tcp) endPoll(now time.Time, waited time.Duration) (fresh bool) {
-	if waited > pollPeriod+stallAfter {
+// period returns the length of the next poll.
+func (c *tcp) period() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lateSince.IsZero() {
+		return pollPeriod
+	}
+	return c.quiet
+}
+
+// endPoll records the end of a poll that has read n bytes, and reports whether it proved that all
+// late data is read. That takes two polls in a row that found nothing: on a busy machine one may
+// run out of time with data at hand, which the next one finds as it begins. How long a read took
+// proves nothing there.
+func (c *tcp) endPoll(now time.Time, waited time.Duration, n int) (fresh bool) {
+	stalled := waited > pollPeriod+stallAfter
+	if stalled {
 		c.detectStall(now)
-		waited = 0 // the process stood still: nothing is proven
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.polledAt = now
-	if c.lateSince.IsZero() || waited < c.quiet && !now.After(c.lateUntil) {
+	c.idle++
+	if n > 0 || stalled {
+		c.idle = 0
+	}
+	if c.lateSince.IsZero() || c.idle < 2 && !now.After(c.lateUntil) {
 		return false
 	}
 	c.lateSince = time.Time{}
@@ -122,7 +148,7 @@ func (c *tcp) detectStall(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if now.Sub(c.polledAt) > stallAfter {
-		c.lateSince, c.lateUntil = c.polledAt, now.Add(maxCatchUp)
+		c.lateSince, c.lateUntil, c.idle = c.polledAt, now.Add(maxCatchUp), 0
 		c.quiet = max(minQuiet, 3*roundTrip(c.Conn))
 	}
 }
