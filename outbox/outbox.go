@@ -6,7 +6,7 @@
 //	   │ ▲
 //	   │ └─ a failure: retried after the next wait of the schedule
 //	   ├──the endpoint is gone, or the schedule is used up──► dead
-//	   └──too late to be of use─────────────────────────────► expired
+//	   └──too late to be of use──► expired
 //
 // Events of one call are delivered to an endpoint in their order: a delivery is held while the one
 // before it in its call is pending, but not beyond the hold after that one has failed. Of one call

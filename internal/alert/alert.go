@@ -2,7 +2,7 @@
 // the bridge, and sends an event when something is wrong and one when it is over. Any endpoint may
 // get these events, such as a chat's webhook with the format text.
 //
-//	look at the bridge ──► conditions ──► step: what is new, what is over ──► events ──► outbox
+//	the bridge ─► conditions ─► step: what is new, what is over ─► events ─► outbox
 package alert
 
 import (

@@ -113,8 +113,8 @@ func isCounter(s string) bool {
 const maxNumber = 250
 
 // E164 returns a number in the form of E.164, such as +73430112233, and whether it is a valid
-// number that has such a form. An extension behind the number ("доб. 12", ";ext=12") is left out.
-// For an extension of the exchange, and for what is no valid number, it returns "" and false.
+// number that has such a form. An extension behind the number ("доб. 12", ";ext=12") is left
+// out. For an extension of the exchange, and for what is no valid number, it returns "" and false.
 func (p *Plan) E164(number string) (string, bool) {
 	if len(number) > maxNumber || p.Extension(number) != "" {
 		return "", false

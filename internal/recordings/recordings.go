@@ -2,7 +2,7 @@
 // them by links that work without a token.
 //
 //	call.completed ─► a lane of the outbox ─► Send: fetch ─► a file in the folder
-//	                                                     └─► call.recording_ready, with the link
+//	                                                     └► call.recording_ready, with the link
 //
 // The lane waits, retries and goes on after a restart: Keeper is its Sender. The file is what is
 // remembered of a recording: its name holds the ID of the event, and hashes of the call's numbers.

@@ -4,7 +4,7 @@
 //	engine: a question is stored ─► Dispatcher: asks each endpoint ─► Sender
 //	                                  │ replies, or the time is up
 //	             POST /v1/transfers ─►▼
-//	                                Router ── a change of the route, by Change ──► engine
+//	                                Router ─ a change of the route, by Change ─► engine
 //	                                  │ the first number wins
 //	                                  ▼
 //	                                Exchange: one Transfer

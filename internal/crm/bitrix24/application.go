@@ -24,8 +24,8 @@ import (
 // tokens are a note of the endpoint: they outlive the process, and bridges on one database share
 // them.
 //
-//	Hook (install.go)  ── code, or tokens ─► exchange ─► the note
-//	a request          ── expired_token ───► renew ────► exchange ─► the note
+//	Hook (install.go) ─ code, or tokens ─► exchange ─► the note
+//	a request ─ expired_token ─► renew ─► exchange ─► the note
 type application struct {
 	crm.Application
 	host     string // of the portal
