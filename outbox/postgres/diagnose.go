@@ -134,6 +134,9 @@ func (e *examination) add(severity Severity, format string, args ...any) {
 
 // run asks everything. The later questions need the answers to the earlier ones.
 func (e *examination) run() error {
+	if err := e.distance(); err != nil {
+		return err
+	}
 	usable, err := e.database()
 	parts := []func() error{e.clock, e.replication}
 	if usable {
@@ -146,6 +149,29 @@ func (e *examination) run() error {
 		}
 	}
 	return err
+}
+
+// farAway is the time for a question and its answer from which on a database is too far away. For
+// each event a bridge asks it several times, one after the other.
+const farAway = 50 * time.Millisecond
+
+// distance measures how far away the database is: the shortest of a few ways there and back, since
+// longer ones tell of a busy machine.
+func (e *examination) distance() error {
+	shortest := diagnoseTimeout
+	for range 4 {
+		asked := time.Now()
+		if err := e.server.conn.Ping(e.ctx); err != nil {
+			return err
+		}
+		shortest = min(shortest, time.Since(asked))
+	}
+	if shortest >= farAway {
+		e.add(Warning, "%s takes %s for a question and its answer, and a bridge asks several times for each event, "+
+			"so calls come late to the CRMs: run the bridges near their database",
+			e.server.name, shortest.Round(time.Millisecond))
+	}
+	return nil
 }
 
 // database looks at the database, its schema and its tables, and reports whether a bridge can use

@@ -153,6 +153,81 @@ func TestSoundDatabase(t *testing.T) {
 	_ = s.Close()
 }
 
+// TestDatabaseFarAway checks that a long way to the database is named.
+func TestDatabaseFarAway(t *testing.T) {
+	t.Parallel()
+	server, ip := listening(t)
+	server.SQL(t, "CREATE ROLE bridge LOGIN PASSWORD '"+secret+"'")
+	server.SQL(t, "CREATE DATABASE calls OWNER bridge")
+	for _, c := range []struct {
+		name string
+		way  time.Duration
+		want []string
+	}{
+		{"near", 0, nil},
+		{"far", farAway/2 + time.Millisecond, []string{"for a question and its answer", "near their database"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			d := diagnose(t, "postgres://bridge:"+secret+"@"+delayed(t, ip+":5432", c.way)+"/calls?sslmode=disable")
+			got := ""
+			for line := range strings.Lines(d.of(Warning)) {
+				if !strings.Contains(line, "no standby") {
+					got += line
+				}
+			}
+			for _, text := range c.want {
+				if !strings.Contains(got, text) {
+					t.Errorf("no word of %q:\n%s", text, d)
+				}
+			}
+			if c.want == nil && got != "" {
+				t.Errorf("a warning:\n%s", got)
+			}
+		})
+	}
+}
+
+// delayed returns the address of a way to a server on which every packet takes a time.
+func delayed(t *testing.T, server string, way time.Duration) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	carry := func(to, from net.Conn) {
+		defer to.Close()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := from.Read(buf)
+			if err != nil {
+				return
+			}
+			time.Sleep(way)
+			if _, err := to.Write(buf[:n]); err != nil {
+				return
+			}
+		}
+	}
+	go func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", server)
+			if err != nil {
+				_ = near.Close()
+				return
+			}
+			go carry(near, far)
+			go carry(far, near)
+		}
+	}()
+	return l.Addr().String()
+}
+
 // TestUnreachableServers checks what is said of servers that cannot be reached.
 func TestUnreachableServers(t *testing.T) {
 	t.Parallel()
