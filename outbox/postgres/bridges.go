@@ -3,9 +3,13 @@ package postgres
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"maps"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"pzbridge/outbox/store"
@@ -13,9 +17,18 @@ import (
 
 var _ store.Shared = (*Engine)(nil)
 
+// announcement is what is stored of a bridge.
+type announcement struct {
+	store.Bridge
+	Process uuid.UUID // that of the bridge
+}
+
+// isAnnouncerAlive is the condition that the process of an announcement in a schema lives.
+const isAnnouncerAlive = `EXISTS (SELECT FROM %sprocess p WHERE p.id::text = bridge.value->>'Process')`
+
 // Announce stores how a bridge stands: see store.Shared.
 func (s *Engine) Announce(ctx context.Context, b store.Bridge) error {
-	value, err := json.Marshal(b)
+	value, err := json.Marshal(announcement{b, s.id})
 	if err != nil {
 		return err
 	}
@@ -32,20 +45,55 @@ func (s *Engine) Announce(ctx context.Context, b store.Bridge) error {
 // not take. A backslash before such a byte is no escape of it.
 var withoutZeros = strings.NewReplacer(`\\`, `\\`, `\u0000`, `\ufffd`)
 
+// announcers are when the processes of bridges were last found alive, by the clock of this one.
+// Those of other machines may differ by hours.
+type announcers struct {
+	mu   sync.Mutex
+	last map[uuid.UUID]time.Time
+}
+
+// date sets when a bridge was seen last. One whose process lives is seen now, whatever its own
+// clock says; one that has lived was when it last did. Of any other one there is only its own word.
+func (s *announcers) date(a *announcement, isAlive bool, now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if isAlive {
+		s.last[a.Process] = now
+	}
+	if last, known := s.last[a.Process]; known {
+		a.Seen = last
+	}
+	if a.Seen.After(now) {
+		a.Seen = now
+	}
+}
+
+// forget removes those of long ago.
+func (s *announcers) forget(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.last, func(_ uuid.UUID, last time.Time) bool { return now.Sub(last) > time.Hour })
+}
+
 // Bridges returns the bridges that were seen since a time: see store.Shared.
 func (s *Engine) Bridges(ctx context.Context, since time.Time) (list []store.Bridge, err error) {
 	err = s.view(ctx, func(tx *txn) error {
 		list = nil
+		now := time.Now()
+		s.announcers.forget(now)
 		err := tx.query(func(rows pgx.Rows) error {
-			var value []byte
-			if err := rows.Scan(&value); err != nil {
+			var a announcement
+			var isAlive bool
+			if err := rows.Scan(&a, &isAlive); err != nil {
 				return err
 			}
-			var b store.Bridge
-			err := json.Unmarshal(value, &b)
-			list = append(list, b)
-			return err
-		}, `SELECT value FROM bridge WHERE seen >= $1 ORDER BY name`, since.UnixMilli())
+			s.announcers.date(&a, isAlive, now)
+			if !a.Seen.Before(since) {
+				list = append(list, a.Bridge)
+			}
+			return nil
+		}, `SELECT value, alive FROM (SELECT *, `+fmt.Sprintf(isAnnouncerAlive, "")+` AS alive FROM bridge) bridge
+			WHERE seen >= $1 OR alive ORDER BY name`, since.UnixMilli())
 		if err != nil {
 			return err
 		}

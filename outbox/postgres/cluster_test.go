@@ -627,6 +627,55 @@ func TestABridgeIsListedWhateverACRMSays(t *testing.T) {
 	}
 }
 
+// TestABridgeLivesWhateverItsClockSays checks that a bridge whose clock is wrong counts as seen now
+// while its process lives, and as seen when it last did from then on.
+func TestABridgeLivesWhateverItsClockSays(t *testing.T) {
+	t.Parallel()
+	for name, wrong := range map[string]time.Duration{"behind": -3 * time.Hour, "ahead": 3 * time.Hour, "right": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			url := pgtest.Shared(t).Database(t)
+			here, other := mustOpen(t, url, quick), mustOpen(t, url, quick)
+			announce := func(name string, by *Engine, seen time.Time) {
+				if err := by.Announce(t.Context(), store.Bridge{Name: name, Seen: seen}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			began := time.Now()
+			announce("here", here, began)
+			announce("other", other, began.Add(wrong))
+			listed := func(since time.Time) map[string]time.Time {
+				list, err := here.Bridges(t.Context(), since)
+				if err != nil {
+					t.Fatal(err)
+				}
+				seen := map[string]time.Time{}
+				for _, b := range list {
+					seen[b.Name] = b.Seen
+				}
+				return seen
+			}
+			seen := listed(began.Add(-10 * time.Second))
+			if at := seen["other"]; len(seen) != 2 || at.Before(began) || at.After(time.Now()) {
+				t.Errorf("it began at %s, they are seen at %v", began, seen)
+			}
+			die(other)
+			var at time.Time
+			await(t, "the other one is not seen any more", func() bool {
+				before := at
+				at = listed(began.Add(-4 * time.Hour))["other"]
+				return at.Equal(before)
+			})
+			if at.Before(began) || at.After(time.Now()) {
+				t.Errorf("it began at %s, the dead one was seen at %s", began, at)
+			}
+			if seen := listed(at.Add(time.Nanosecond)); len(seen) != 1 {
+				t.Errorf("after %s there are %v", at, seen)
+			}
+		})
+	}
+}
+
 // TestChartsGoBackToBridgesThatAreGone checks the charts after a bridge has got another name, as
 // one in a container may with each upgrade.
 func TestChartsGoBackToBridgesThatAreGone(t *testing.T) {
@@ -635,9 +684,11 @@ func TestChartsGoBackToBridgesThatAreGone(t *testing.T) {
 	place := h.Place(t)
 	for name, ago := range map[string]time.Duration{"gone": 6 * 24 * time.Hour, "long gone": 15 * 12 * time.Hour} {
 		b := storetest.OpenBox(t, h, storetest.Options{Place: place, Bridge: name})
+		gone := mustOpen(t, place, func(o *Options) { o.Schema = h.schema })
 		err := errors.Join(
 			b.Outbox.SetChartCounts(t.Context(), "of what is "+name),
-			b.Engine.(*Engine).Announce(t.Context(), store.Bridge{Name: name, Seen: time.Now().Add(-ago)}))
+			gone.Announce(t.Context(), store.Bridge{Name: name, Seen: time.Now().Add(-ago)}),
+			gone.Close())
 		if err != nil {
 			t.Fatal(err)
 		}

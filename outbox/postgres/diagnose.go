@@ -358,8 +358,10 @@ func (s standbys) judge(primary string) Finding {
 
 // bridges looks whether the bridges that run have the same endpoints.
 func (e *examination) bridges() error {
-	rows, err := e.server.conn.Query(e.ctx, `SELECT value FROM `+pgx.Identifier{e.schema, "bridge"}.Sanitize()+`
-		WHERE seen >= $1 ORDER BY name`, time.Now().Add(-time.Hour).UnixMilli())
+	schema := pgx.Identifier{e.schema}.Sanitize()
+	rows, err := e.server.conn.Query(e.ctx, `SELECT value FROM `+schema+`.bridge
+		WHERE seen >= $1 AND `+fmt.Sprintf(isAnnouncerAlive, schema+".")+` ORDER BY name`,
+		time.Now().Add(-livingSince).UnixMilli()) // after a crash of all nobody has removed their processes
 	if err != nil {
 		return err
 	}
@@ -367,7 +369,6 @@ func (e *examination) bridges() error {
 	if err != nil {
 		return err
 	}
-	list = store.Living(list, time.Now())
 	e.living = len(list)
 	var bridges, endpoints []string
 	for _, b := range list {

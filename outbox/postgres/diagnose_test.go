@@ -614,20 +614,22 @@ func TestServerOfTooFewConnections(t *testing.T) {
 func TestBridgesThatDiffer(t *testing.T) {
 	t.Parallel()
 	address := pgtest.Shared(t).Database(t)
-	s := mustOpen(t, address)
-	announce := func(name string, ago time.Duration, endpoints map[string]string) {
-		b := store.Bridge{Name: name, Seen: time.Now().Add(-ago), Endpoints: endpoints}
-		if err := s.Announce(t.Context(), b); err != nil {
+	s, gone := mustOpen(t, address), mustOpen(t, address)
+	announce := func(by *Engine, name string, endpoints map[string]string) {
+		// Their clocks differ.
+		b := store.Bridge{Name: name, Seen: time.Now().Add(-10 * time.Minute), Endpoints: endpoints}
+		if err := by.Announce(t.Context(), b); err != nil {
 			t.Fatal(err)
 		}
 	}
-	announce("one", 0, map[string]string{"crm": "a", "sheet": "b"})
-	announce("two", 0, map[string]string{"crm": "a", "sheet": "b"})
-	announce("gone", 2*time.Hour, map[string]string{"crm": "z"})
+	announce(s, "one", map[string]string{"crm": "a", "sheet": "b"})
+	announce(s, "two", map[string]string{"crm": "a", "sheet": "b"})
+	announce(gone, "gone", map[string]string{"crm": "z"})
+	_ = gone.Close()
 	if d := diagnose(t, address); strings.Contains(d.of(Warning), "the same settings") {
 		t.Errorf("of bridges that do not differ:\n%s", d)
 	}
-	announce("two", 0, map[string]string{"crm": "c", "sheet": "b"})
+	announce(s, "two", map[string]string{"crm": "c", "sheet": "b"})
 	diagnose(t, address).has(t, Warning, "do not have the same settings for crm (one, two differ)")
 }
 

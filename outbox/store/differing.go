@@ -7,7 +7,7 @@ import (
 )
 
 // maxUnseen is how long a bridge may not have announced itself before it counts as gone. It
-// announces itself each second; the rest is for clocks that differ and a slow database.
+// announces itself each second; the rest is for a slow database.
 const maxUnseen = 10 * time.Second
 
 // IsGone reports whether a bridge has not announced itself for so long that it does not run, or

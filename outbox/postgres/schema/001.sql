@@ -41,8 +41,8 @@ CREATE TABLE lease (
 -- What bridges have said of themselves.
 CREATE TABLE bridge (
 	name  text COLLATE "C" PRIMARY KEY,
-	seen  bigint NOT NULL, -- when it announced itself last, in milliseconds
-	value jsonb  NOT NULL  -- a store.Bridge
+	seen  bigint NOT NULL, -- when it announced itself last, in milliseconds by its own clock
+	value jsonb  NOT NULL  -- an announcement: see bridges.go
 ) WITH (fillfactor = 50);
 
 -- What the endpoints of each bridge get: an event is stored for those of all bridges.
