@@ -234,7 +234,7 @@ func (o *Outbox) Events(ctx context.Context, q store.EventQuery) (store.EventPag
 	if q.Endpoint != "" {
 		e := o.endpoint(q.Endpoint)
 		if e == nil {
-			return store.EventPage{}, errNoEndpoint(q.Endpoint)
+			return store.EventPage{}, o.errNoEndpoint(q.Endpoint)
 		}
 		reads = e.Reads()
 	}

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -20,7 +21,7 @@ func (o *Outbox) Redeliver(ctx context.Context, id string) (store.DeliveryView, 
 	if !isWhole {
 		return store.DeliveryView{}, store.ErrNotFound
 	}
-	if err := o.checkWebhookEndpoint(endpoint); err != nil {
+	if err := o.checkRedeliverable(endpoint); err != nil {
 		return store.DeliveryView{}, err
 	}
 	if err := o.engine.Redeliver(ctx, eventID, endpoint, time.Now()); err != nil {
@@ -37,7 +38,7 @@ func (o *Outbox) Redeliver(ctx context.Context, id string) (store.DeliveryView, 
 // store.ErrBadState. If the engine fails on the way, what was done until then stays done, and is
 // counted.
 func (o *Outbox) RedeliverAll(ctx context.Context, r store.Redelivery) (number uint32, count int, err error) {
-	if err := o.checkWebhookEndpoint(r.Endpoint); err != nil {
+	if err := o.checkRedeliverable(r.Endpoint); err != nil {
 		return 0, 0, err
 	}
 	for _, s := range r.States {
@@ -89,19 +90,35 @@ func (o *Outbox) Redeliveries(ctx context.Context, limit int) ([]store.Redeliver
 	return o.engine.Redeliveries(ctx, 0, limit)
 }
 
-// checkWebhookEndpoint fails with store.ErrNoEndpoint or store.ErrNoURL if nothing can be sent to
-// an endpoint.
+// checkRedeliverable fails with store.ErrNoEndpoint or store.ErrNoURL if nothing can be redelivered
+// to an endpoint. It may be one that only another bridge has, which then makes the deliveries.
+func (o *Outbox) checkRedeliverable(name string) error {
+	err := o.checkWebhookEndpoint(name)
+	if !errors.Is(err, store.ErrNoEndpoint) || !slices.Contains(o.endpointsOfAll(), name) {
+		return err
+	}
+	if o.shared().AllRules().Reads(name) {
+		return errNoURL(name)
+	}
+	return nil
+}
+
+// checkWebhookEndpoint fails with store.ErrNoEndpoint or store.ErrNoURL if this bridge can send
+// nothing to an endpoint.
 func (o *Outbox) checkWebhookEndpoint(name string) error {
 	switch e := o.endpoint(name); {
 	case e == nil:
-		return errNoEndpoint(name)
+		return o.errNoEndpoint(name)
 	case e.Reads():
 		return errNoURL(name)
 	}
 	return nil
 }
 
-func errNoEndpoint(name string) error {
+func (o *Outbox) errNoEndpoint(name string) error {
+	if slices.Contains(o.endpointsOfAll(), name) {
+		return store.ErrNoEndpoint.With(fmt.Sprintf(" at this bridge, but at another one: %q", name), name)
+	}
 	return store.ErrNoEndpoint.With(fmt.Sprintf(": %q", name), name)
 }
 

@@ -131,6 +131,62 @@ func TestOneBridgeSeesTheEndpointsOfAll(t *testing.T) {
 	})
 }
 
+// TestRedeliveryToTheEndpointOfAnotherBridge checks that a bridge takes a request to redeliver to an
+// endpoint that only another one has, which makes the delivery, and says where the endpoint is when
+// it can do nothing itself.
+func TestRedeliveryToTheEndpointOfAnotherBridge(t *testing.T) {
+	h := newHarness(t)
+	place := h.Place(t)
+	crm, second, reads := storetest.Endpoint("crm"), storetest.Endpoint("second"), storetest.Endpoint("reads")
+	reads.URL = ""
+	synctest.Test(t, func(t *testing.T) {
+		two := openBridge(t, h, storetest.Options{
+			Place: place, Bridge: "two", Endpoints: []store.Endpoint{crm, second, reads},
+			Senders: map[string]store.Sender{"crm": accepting{}, "second": accepting{}},
+		})
+		one := openBridge(t, h, storetest.Options{Place: place, Bridge: "one", Endpoints: []store.Endpoint{crm}})
+		e := storetest.Event("call.completed", "1")
+		stop := storetest.RunBox(t, two)
+		storetest.MustAppend(t, two, e)
+		time.Sleep(time.Minute)
+		d, err := one.Outbox.Redeliver(t.Context(), e.ID+".second")
+		if err != nil || d.State != "pending" {
+			t.Errorf("the delivery is %+v, %v", d, err)
+		}
+		_, n, err := one.Outbox.RedeliverAll(t.Context(), store.Redelivery{
+			Endpoint: "second", States: []string{store.Missing, "delivered", "dead", "expired"}, DryRun: true,
+		})
+		if err != nil || n != 0 {
+			t.Errorf("beside it there are %d, %v", n, err)
+		}
+		time.Sleep(5 * time.Minute)
+		stop()
+		if d, _, err := one.Engine.Delivery(t.Context(), e.ID, "second"); err != nil || d.Attempts != 2 || d.State != "delivered" {
+			t.Errorf("later the delivery is %+v, %v", d, err)
+		}
+		if _, err := one.Outbox.Redeliver(t.Context(), e.ID+".reads"); !errors.Is(err, store.ErrNoURL) {
+			t.Errorf("one that reads its events: %v", err)
+		}
+		_, _, err = one.Outbox.SendTest(t.Context(), "second")
+		if !errors.Is(err, store.ErrNoEndpoint) || !strings.Contains(err.Error(), "at another one") {
+			t.Errorf("a test: %v", err)
+		}
+		_, err = one.Outbox.Redeliver(t.Context(), e.ID+".third")
+		if !errors.Is(err, store.ErrNoEndpoint) || strings.Contains(err.Error(), "at another one") {
+			t.Errorf("one that no bridge has: %v", err)
+		}
+	})
+}
+
+// accepting is the sender of an endpoint that takes all.
+type accepting struct{}
+
+func (accepting) Send(context.Context, store.Job) store.Outcome {
+	return store.Outcome{Verdict: store.Done}
+}
+
+func (accepting) Close() {}
+
 // revoked is the sender of an endpoint that is failing at once.
 type revoked struct{}
 

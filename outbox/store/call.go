@@ -144,7 +144,7 @@ func (h *CallHead) add(e *Event, earlier []Event) {
 		h.Duration = d.Duration
 	}
 	if e.Type != telephony.EventCompleted {
-		h.Completed = h.Completed && isOfEndedCall(e.Type)
+		h.Completed = h.Completed && (isOfEndedCall(e.Type) || isBeforeEnd(e, earlier))
 		if !h.Completed {
 			h.Outcome = ""
 		}
@@ -155,6 +155,17 @@ func (h *CallHead) add(e *Event, earlier []Event) {
 		isNew := NewEvent{Event: *e, Direction: d.Direction, Talked: d.Duration != nil && *d.Duration > 0}
 		h.Outcome = OutcomeOf(&isNew, backwards(earlier))
 	}
+}
+
+// isBeforeEnd reports whether an event that was stored after the end of its call is from before it:
+// a bridge that stood still stores what it had read once another one has stored the end.
+func isBeforeEnd(e *Event, earlier []Event) bool {
+	for before := range backwards(earlier) {
+		if before.Type == telephony.EventCompleted {
+			return e.At.Before(before.At)
+		}
+	}
+	return false
 }
 
 // isOfEndedCall reports whether an event may follow the end of its call, which it does not begin
