@@ -160,3 +160,15 @@ func TestWarningsSayWhatToDo(t *testing.T) {
 		}
 	}
 }
+
+// A bridge whose place another one has taken is not told to stop that one, nor to take another
+// GUID, as the server's close code has it for a bridge that is alone.
+func TestBridgeThatWasReplacedIsNotToldToStopTheOther(t *testing.T) {
+	err := &telephony.Fault{
+		Code: telephony.CodeTakenOver, Text: "another bridge has taken this one's place at the server",
+		Err: &telephony.Fault{Code: telephony.CodeSameGUID, Text: "connection closed with code 4009"},
+	}
+	if said := English(err); strings.Contains(said, "PZ_CLIENT_GUID") || !strings.Contains(said, "by itself") {
+		t.Errorf("it is told %q", said)
+	}
+}

@@ -249,7 +249,10 @@ var entries = map[telephony.Code]entry{
 		": send the request to that bridge",
 		"подключён другой мост, а этот ждёт как запасной: обращайтесь к подключённому",
 	},
-	telephony.CodeTakenOver: {"", "место этого моста на сервере занял другой мост"},
+	telephony.CodeTakenOver: { // it has an advice of its own, since that of the server's close code does not fit
+		"; this bridge takes part again by itself",
+		"место этого моста на сервере занял другой мост; этот сам снова примет участие",
+	},
 	telephony.CodeWatchLost: {
 		": it starts again by itself, and takes part again",
 		"мост не успел показать другим, что жив, и они могли забрать его работу: он запустится снова",

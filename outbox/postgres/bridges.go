@@ -3,6 +3,7 @@ package postgres
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -75,39 +76,80 @@ func (s *announcers) forget(now time.Time) {
 	maps.DeleteFunc(s.last, func(_ uuid.UUID, last time.Time) bool { return now.Sub(last) > time.Hour })
 }
 
-// Bridges returns the bridges that were seen since a time: see store.Shared.
+// Bridges returns the bridges that were seen since a time: see store.Shared. It also looks whether
+// the clocks differ, which shows in nothing else.
 func (s *Engine) Bridges(ctx context.Context, since time.Time) (list []store.Bridge, err error) {
 	err = s.view(ctx, func(tx *txn) error {
 		list = nil
-		now := time.Now()
-		s.announcers.forget(now)
-		err := tx.query(func(rows pgx.Rows) error {
-			var a announcement
-			var isAlive bool
-			if err := rows.Scan(&a, &isAlive); err != nil {
+		asked := time.Now()
+		s.announcers.forget(asked)
+		return tx.read(func(b *pgx.Batch) {
+			each(b.Queue(`SELECT clock_timestamp()`), func(rows pgx.Rows) error {
+				var theirs time.Time
+				err := rows.Scan(&theirs)
+				s.compareClock(theirs, asked, time.Now())
 				return err
-			}
-			s.announcers.date(&a, isAlive, now)
-			if !a.Seen.Before(since) {
-				list = append(list, a.Bridge)
-			}
-			return nil
-		}, `SELECT value, alive FROM (SELECT *, `+fmt.Sprintf(isAnnouncerAlive, "")+` AS alive FROM bridge) bridge
-			WHERE seen >= $1 OR alive ORDER BY name`, since.UnixMilli())
-		if err != nil {
-			return err
-		}
-		return tx.query(func(rows pgx.Rows) error {
-			var endpoint, bridge string
-			err := rows.Scan(&endpoint, &bridge)
-			for i := range list {
-				if list[i].Name == bridge {
-					list[i].Lanes = append(list[i].Lanes, endpoint)
+			})
+			each(b.Queue(`SELECT value, alive FROM
+				(SELECT *, `+fmt.Sprintf(isAnnouncerAlive, "")+` AS alive FROM bridge) bridge
+				WHERE seen >= $1 OR alive ORDER BY name`, since.UnixMilli()), func(rows pgx.Rows) error {
+				var a announcement
+				var isAlive bool
+				err := rows.Scan(&a, &isAlive)
+				s.announcers.date(&a, isAlive, asked)
+				if !a.Seen.Before(since) {
+					list = append(list, a.Bridge)
 				}
-			}
-			return err
-		}, `SELECT substr(l.name, $1), p.bridge FROM lease l JOIN process p ON p.id = l.owner
-			WHERE l.name LIKE $2 ORDER BY l.name`, len(lanePrefix)+1, lanePrefix+"%")
+				return err
+			})
+			each(b.Queue(`SELECT substr(l.name, $1), p.bridge FROM lease l JOIN process p ON p.id = l.owner
+				WHERE l.name LIKE $2 ORDER BY l.name`, len(lanePrefix)+1, lanePrefix+"%"), func(rows pgx.Rows) error {
+				var endpoint, bridge string
+				err := rows.Scan(&endpoint, &bridge)
+				for i := range list {
+					if list[i].Name == bridge {
+						list[i].Lanes = append(list[i].Lanes, endpoint)
+					}
+				}
+				return err
+			})
+		})
 	})
 	return list, err
 }
+
+// maxClockDifference is how far the clock of the database may be from that of this machine.
+const maxClockDifference = 5 * time.Second
+
+// clockAhead returns how far the clock of the database, which said theirs between two moments, is
+// ahead of that of this machine; 0 if the difference is small, or may be.
+func clockAhead(theirs, asked, answered time.Time) time.Duration {
+	took := answered.Sub(asked)
+	ahead := theirs.Sub(asked.Add(took / 2))
+	if ahead.Abs() <= maxClockDifference+took {
+		return 0
+	}
+	return ahead.Round(time.Second)
+}
+
+// compareClock warns of a clock that differs from that of the database. With it an event of another
+// bridge seems old, or waits for as long as the clocks differ.
+func (s *Engine) compareClock(theirs, asked, answered time.Time) {
+	if s.quiet {
+		return // the time is not the real one
+	}
+	ahead := clockAhead(theirs, asked, answered)
+	switch {
+	case ahead > 0:
+		s.clocks.Failed("the clocks differ", errClockBehind, "by", ahead.String())
+	case ahead < 0:
+		s.clocks.Failed("the clocks differ", errClockAhead, "by", (-ahead).String())
+	default:
+		s.clocks.Recovered("the clocks agree again")
+	}
+}
+
+var (
+	errClockAhead  = errors.New("the clock of this machine is ahead of that of the database")
+	errClockBehind = errors.New("the clock of this machine is behind that of the database")
+)

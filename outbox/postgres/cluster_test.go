@@ -1,10 +1,13 @@
 package postgres
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -673,6 +676,46 @@ func TestABridgeLivesWhateverItsClockSays(t *testing.T) {
 				t.Errorf("after %s there are %v", at, seen)
 			}
 		})
+	}
+}
+
+// TestDifferingClocksAreTold checks from when on a clock counts as wrong, given that a slow answer
+// of the database proves less, and what is logged of it.
+func TestDifferingClocksAreTold(t *testing.T) {
+	t.Parallel()
+	asked := time.Now()
+	var log bytes.Buffer
+	s := mustOpen(t, pgtest.Shared(t).Database(t), func(o *Options) {
+		o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	})
+	for _, c := range []struct{ theirs, took, want time.Duration }{
+		{0, 0, 0},
+		{5 * time.Second, 0, 0},
+		{-5 * time.Second, 0, 0},
+		{time.Minute, 0, time.Minute},
+		{-time.Minute, 0, -time.Minute},
+		{8 * time.Second, 4 * time.Second, 0},
+		{12 * time.Second, 4 * time.Second, 10 * time.Second},
+	} {
+		if got := clockAhead(asked.Add(c.theirs), asked, asked.Add(c.took)); got != c.want {
+			t.Errorf("of %s after %s: %s, want %s", c.theirs, c.took, got, c.want)
+		}
+		s.compareClock(asked.Add(c.theirs), asked, asked.Add(c.took))
+	}
+	if _, err := s.Bridges(t.Context(), asked); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(log.String()), "\n")
+	for i, want := range []string{
+		`"the clock of this machine is behind that of the database" failures=1 by=1m0s`,
+		`"the clock of this machine is ahead of that of the database" failures=2 by=1m0s`,
+		"the clocks agree again",
+		`"the clock of this machine is behind that of the database" failures=1 by=10s`,
+		"the clocks agree again",
+	} {
+		if i >= len(lines) || !strings.Contains(lines[i], want) {
+			t.Errorf("line %d is not %s:\n%s", i, want, &log)
+		}
 	}
 }
 

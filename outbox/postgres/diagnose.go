@@ -253,20 +253,16 @@ func (e *examination) tables() (version int, err error) {
 	return version, nil
 }
 
-// maxClockDifference is how far the clock of the database may be from that of this machine.
-const maxClockDifference = 5 * time.Second
-
-// clock compares the clocks. Nothing depends on that of the database, but a person who compares
-// logs does.
+// clock compares the clocks. Nothing depends on that of the database, but it tells of a machine
+// whose clock is wrong.
 func (e *examination) clock() error {
 	var theirs time.Time
 	asked := time.Now()
 	if err := e.server.conn.QueryRow(e.ctx, `SELECT clock_timestamp()`).Scan(&theirs); err != nil {
 		return err
 	}
-	took := time.Since(asked)
-	ahead := theirs.Sub(asked.Add(took / 2))
-	if ahead.Abs() <= maxClockDifference+took {
+	ahead := clockAhead(theirs, asked, time.Now())
+	if ahead == 0 {
 		return nil
 	}
 	where := "ahead of"
@@ -274,7 +270,7 @@ func (e *examination) clock() error {
 		where = "behind"
 	}
 	e.add(Warning, "the clock of %s is %s %s that of this machine: set both right (NTP); "+
-		"the times in the database are those of the bridges", e.server.name, ahead.Abs().Round(time.Second), where)
+		"the times in the database are those of the bridges", e.server.name, ahead.Abs(), where)
 	return nil
 }
 

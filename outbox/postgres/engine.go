@@ -21,6 +21,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"pzbridge/internal/clock"
+	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/store"
 )
@@ -96,6 +97,7 @@ type Engine struct {
 	readers    *store.Readers
 	appends    appends
 	announcers announcers
+	clocks     *repeat.Log   // the differences from the database's clock
 	viewers    chan struct{} // has an element for each view that runs
 	quiet      bool          // see Options
 	ending     context.Context
@@ -150,6 +152,7 @@ func open(ctx context.Context, opts Options) (*Engine, error) {
 		clock:      opts.Clock,
 		readers:    store.NewReaders(),
 		setBack:    make(chan struct{}),
+		clocks:     repeat.New(opts.Logger),
 		announcers: announcers{last: map[uuid.UUID]time.Time{}},
 		viewers:    make(chan struct{}, maxViews),
 		quiet:      opts.quiet,

@@ -131,9 +131,9 @@ func TestOneBridgeSeesTheEndpointsOfAll(t *testing.T) {
 	})
 }
 
-// TestRedeliveryToTheEndpointOfAnotherBridge checks that a bridge takes a request to redeliver to an
-// endpoint that only another one has, which makes the delivery, and says where the endpoint is when
-// it can do nothing itself.
+// TestRedeliveryToTheEndpointOfAnotherBridge checks that a bridge takes a request to redeliver to
+// an endpoint that only another one has, which makes the delivery, and says where the endpoint is
+// when it can do nothing itself.
 func TestRedeliveryToTheEndpointOfAnotherBridge(t *testing.T) {
 	h := newHarness(t)
 	place := h.Place(t)
@@ -161,7 +161,8 @@ func TestRedeliveryToTheEndpointOfAnotherBridge(t *testing.T) {
 		}
 		time.Sleep(5 * time.Minute)
 		stop()
-		if d, _, err := one.Engine.Delivery(t.Context(), e.ID, "second"); err != nil || d.Attempts != 2 || d.State != "delivered" {
+		d, _, err = one.Engine.Delivery(t.Context(), e.ID, "second")
+		if err != nil || d.Attempts != 2 || d.State != "delivered" {
 			t.Errorf("later the delivery is %+v, %v", d, err)
 		}
 		if _, err := one.Outbox.Redeliver(t.Context(), e.ID+".reads"); !errors.Is(err, store.ErrNoURL) {
