@@ -53,15 +53,17 @@ type announcers struct {
 	last map[uuid.UUID]time.Time
 }
 
-// date sets when a bridge was seen last. One whose process lives is seen now, whatever its own
-// clock says; one that has lived was when it last did. Of any other one there is only its own word.
+// date sets when a bridge was seen last, if its own word cannot be right: one whose process lives
+// is seen now, and one that has lived was when it last did. Its word is the more exact one, since a
+// process that died is found alive for some seconds more.
 func (s *announcers) date(a *announcement, isAlive bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if isAlive {
 		s.last[a.Process] = now
 	}
-	if last, known := s.last[a.Process]; known {
+	last, known := s.last[a.Process]
+	if known && last.Sub(a.Seen).Abs() > maxClockDifference {
 		a.Seen = last
 	}
 	if a.Seen.After(now) {

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
+
 	"pzbridge/internal/pairing"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/postgres/pgtest"
@@ -634,7 +636,7 @@ func TestABridgeIsListedWhateverACRMSays(t *testing.T) {
 // while its process lives, and as seen when it last did from then on.
 func TestABridgeLivesWhateverItsClockSays(t *testing.T) {
 	t.Parallel()
-	for name, wrong := range map[string]time.Duration{"behind": -3 * time.Hour, "ahead": 3 * time.Hour, "right": 0} {
+	for name, wrong := range map[string]time.Duration{"behind": -3 * time.Hour, "ahead": 3 * time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			url := pgtest.Shared(t).Database(t)
@@ -672,10 +674,40 @@ func TestABridgeLivesWhateverItsClockSays(t *testing.T) {
 			if at.Before(began) || at.After(time.Now()) {
 				t.Errorf("it began at %s, the dead one was seen at %s", began, at)
 			}
-			if seen := listed(at.Add(time.Nanosecond)); len(seen) != 1 {
-				t.Errorf("after %s there are %v", at, seen)
+			if seen, isSeen := listed(at.Add(time.Nanosecond))["other"]; isSeen {
+				t.Errorf("after %s it is seen at %s", at, seen)
 			}
 		})
+	}
+}
+
+// TestWhenABridgeWasSeen checks whose word counts, in seconds before now: that of the bridge, if it
+// can be right, or that of who has found it alive.
+func TestWhenABridgeWasSeen(t *testing.T) {
+	now := time.Now()
+	for name, c := range map[string]struct {
+		said, alive, want time.Duration // alive: when it was found so last; negative: never
+	}{
+		"alive":                      {1, 0, 1},
+		"alive, its clock is behind": {60, 0, 0},
+		"alive, its clock is ahead":  {-60, 0, 0},
+		"a little ahead":             {-1, 0, 0},
+		"just dead":                  {3, 1, 3},
+		"dead, its clock was behind": {90, 30, 30},
+		"dead, its clock was ahead":  {-90, 30, 30},
+		"dead before the start":      {30, -1, 30},
+		"dead, nobody knows when":    {-90, -1, 0},
+	} {
+		known := announcers{last: map[uuid.UUID]time.Time{}}
+		a := announcement{store.Bridge{Seen: now.Add(-c.said * time.Second)}, uuid.New()}
+		if c.alive >= 0 {
+			found := a
+			known.date(&found, true, now.Add(-c.alive*time.Second))
+		}
+		known.date(&a, c.alive == 0, now)
+		if got := now.Sub(a.Seen); got != c.want*time.Second {
+			t.Errorf("%s: it was seen %s ago, want %d s", name, got, c.want)
+		}
 	}
 }
 
