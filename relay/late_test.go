@@ -82,6 +82,7 @@ func TestEventsThatWaitForSpaceAreLate(t *testing.T) {
 // Data counts as new again after two reads that found nothing.
 func TestSlowReadsDoNotProveThatAllIsRead(t *testing.T) {
 	nothing, something := script{err: os.ErrDeadlineExceeded}, script{data: "x", takes: time.Second}
+	standstill := script{err: os.ErrDeadlineExceeded, takes: stallAfter + time.Second/2}
 	for name, c := range map[string]struct {
 		reads []script
 		late  bool
@@ -89,6 +90,7 @@ func TestSlowReadsDoNotProveThatAllIsRead(t *testing.T) {
 		"slow reads":                 {[]script{something, something}, true},
 		"a read without its data":    {[]script{something, nothing, something}, true},
 		"again and again":            {[]script{nothing, something, nothing, something}, true},
+		"a standstill among them":    {[]script{something, nothing, standstill, nothing, something}, true},
 		"two reads without anything": {[]script{something, nothing, nothing, something}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -109,7 +111,23 @@ func TestSlowReadsDoNotProveThatAllIsRead(t *testing.T) {
 	}
 }
 
-// script is how one read ends. One without data takes until its deadline.
+// Whatever the kernel takes for the round trip, a poll is no longer than usual: longer ones would
+// look like standstills, and the connection like a silent one.
+func TestLateReadsAreNotLong(t *testing.T) {
+	for roundTrip, want := range map[time.Duration]time.Duration{
+		0:                      minQuiet,
+		time.Millisecond:       minQuiet,
+		100 * time.Millisecond: 300 * time.Millisecond,
+		400 * time.Millisecond: pollPeriod,
+		8 * time.Second:        pollPeriod,
+	} {
+		if got := quietFor(roundTrip); got != want {
+			t.Errorf("with a round trip of %s it is %s, want %s", roundTrip, got, want)
+		}
+	}
+}
+
+// script is how one read ends. One without data takes until its deadline, and longer.
 type script struct {
 	data  string
 	err   error
@@ -131,7 +149,7 @@ func (s *scripted) Read(p []byte) (int, error) {
 	r := s.reads[0]
 	s.reads = s.reads[1:]
 	if r.err != nil {
-		time.Sleep(time.Until(s.expires))
+		time.Sleep(time.Until(s.expires) + r.takes)
 		return 0, r.err
 	}
 	time.Sleep(r.takes)
@@ -201,13 +219,6 @@ func (j *jam) SetWriteDeadline(t time.Time) error {
 	j.until = t
 	j.mu.Unlock()
 	return j.Conn.SetWriteDeadline(t)
-}
-
-func (j *jam) SetDeadline(t time.Time) error {
-	j.mu.Lock()
-	j.until = t
-	j.mu.Unlock()
-	return j.Conn.SetDeadline(t)
 }
 
 func (j *jam) Close() error { j.once.Do(func() { close(j.closed) }); return j.Conn.Close() }

@@ -19,8 +19,7 @@ const (
 	// stallAfter is the gap between two reads after which the data that is read next counts as
 	// late.
 	stallAfter = 2 * time.Second
-	// minQuiet is the length of a read of late data, at the least. Data that waited at the server
-	// arrives a round trip later, so the read must also span several of these.
+	// minQuiet is the length of a read of late data, at the least: see quietFor.
 	minQuiet = 20 * time.Millisecond
 	// maxCatchUp bounds the time after a standstill during which data counts as late: a busy
 	// connection may never fall quiet.
@@ -98,7 +97,7 @@ func (c *tcp) Read(p []byte) (int, error) {
 		case !c.watching.Load():
 			c.dialled += min(waited, period)
 		}
-		if c.endPoll(now, waited, n) {
+		if c.endPoll(now, waited > period+stallAfter, n) {
 			c.onFresh()
 		}
 		var timeout net.Error
@@ -110,22 +109,32 @@ func (c *tcp) Read(p []byte) (int, error) {
 	return 0, os.ErrDeadlineExceeded
 }
 
-// period returns the length of the next poll.
+// period returns the length of the next poll. During the handshake it is not beyond its limit.
 func (c *tcp) period() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.lateSince.IsZero() {
-		return pollPeriod
+	period := pollPeriod
+	if !c.lateSince.IsZero() {
+		period = c.quiet
 	}
-	return c.quiet
+	if !c.watching.Load() {
+		period = min(period, dialTimeout-c.dialled)
+	}
+	return period
 }
 
-// endPoll records the end of a poll that has read n bytes, and reports whether it proved that all
-// late data is read. That takes two polls in a row that found nothing: on a busy machine one may
-// run out of time with data at hand, which the next one finds as it begins. How long a read took
-// proves nothing there.
-func (c *tcp) endPoll(now time.Time, waited time.Duration, n int) (fresh bool) {
-	stalled := waited > pollPeriod+stallAfter
+// quietFor returns the length of a poll while data is late. Data that waited at the server arrives
+// a round trip later, so it spans several of these, but it is no longer than other polls: the
+// kernel may have measured a standstill, and a longer poll would look like one.
+func quietFor(roundTrip time.Duration) time.Duration {
+	return min(max(minQuiet, 3*roundTrip), pollPeriod)
+}
+
+// endPoll records the end of a poll that has read n bytes, or in which the process stood still, and
+// reports whether it proved that all late data is read. That takes two polls in a row that found
+// nothing: on a busy machine one may run out of time with data at hand, which the next one finds as
+// it begins. How long a read took proves nothing there.
+func (c *tcp) endPoll(now time.Time, stalled bool, n int) (fresh bool) {
 	if stalled {
 		c.detectStall(now)
 	}
@@ -149,6 +158,6 @@ func (c *tcp) detectStall(now time.Time) {
 	defer c.mu.Unlock()
 	if now.Sub(c.polledAt) > stallAfter {
 		c.lateSince, c.lateUntil, c.idle = c.polledAt, now.Add(maxCatchUp), 0
-		c.quiet = max(minQuiet, 3*roundTrip(c.Conn))
+		c.quiet = quietFor(roundTrip(c.Conn))
 	}
 }
