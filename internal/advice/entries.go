@@ -57,7 +57,7 @@ var entries = map[telephony.Code]entry{
 		"события после этого курсора удалены: они слишком старые (OUTBOX_RETENTION) или хранилище было почти " +
 			"заполнено; либо восстановлена резервная копия[; самые старые из оставшихся идут после «{1}»]",
 	},
-	telephony.CodeNoEndpoint: {"", "CRM с таким именем нет[: «{1}»]"},
+	telephony.CodeNoEndpoint: {"", "у этого моста нет CRM с таким именем[: «{1}»]"},
 	telephony.CodeNoURL:      {"", "у этой CRM нет URL: она читает события сама[: «{1}»]"},
 	telephony.CodeFileInUse: {
 		"",
@@ -250,8 +250,8 @@ var entries = map[telephony.Code]entry{
 		"подключён другой мост, а этот ждёт как запасной: обращайтесь к подключённому",
 	},
 	telephony.CodeTakenOver: { // it has an advice of its own, since that of the server's close code does not fit
-		"; this bridge takes part again by itself",
-		"место этого моста на сервере занял другой мост; этот сам снова примет участие",
+		"; this one connects again by itself when it can",
+		"место этого моста на сервере занял другой мост; этот сам подключится снова, когда сможет",
 	},
 	telephony.CodeWatchLost: {
 		": it starts again by itself, and takes part again",

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"maps"
 	"strings"
 	"sync"
@@ -23,9 +22,6 @@ type announcement struct {
 	store.Bridge
 	Process uuid.UUID // that of the bridge
 }
-
-// isAnnouncerAlive is the condition that the process of an announcement in a schema lives.
-const isAnnouncerAlive = `EXISTS (SELECT FROM %sprocess p WHERE p.id::text = bridge.value->>'Process')`
 
 // Announce stores how a bridge stands: see store.Shared.
 func (s *Engine) Announce(ctx context.Context, b store.Bridge) error {
@@ -46,36 +42,50 @@ func (s *Engine) Announce(ctx context.Context, b store.Bridge) error {
 // not take. A backslash before such a byte is no escape of it.
 var withoutZeros = strings.NewReplacer(`\\`, `\\`, `\u0000`, `\ufffd`)
 
-// announcers are when the processes of bridges were last found alive, by the clock of this one.
-// Those of other machines may differ by hours.
-type announcers struct {
-	mu   sync.Mutex
-	last map[uuid.UUID]time.Time
+// rises are when the counters of processes were last found to have risen: see presence. A row alone
+// may be that of a process that has died with all others, and that nobody has removed.
+type rises struct {
+	mu sync.Mutex
+	at map[uuid.UUID]time.Time
 }
 
-// date sets when a bridge was seen last, if its own word cannot be right: one whose process lives
-// is seen now, and one that has lived was when it last did. Its word is the more exact one, since a
-// process that died is found alive for some seconds more.
-func (s *announcers) date(a *announcement, isAlive bool, now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if isAlive {
-		s.last[a.Process] = now
+// note records a rise, and forgets those of processes of which nothing is stored any more.
+func (r *rises) note(process uuid.UUID, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.at == nil {
+		r.at = map[uuid.UUID]time.Time{}
 	}
-	last, known := s.last[a.Process]
-	if known && last.Sub(a.Seen).Abs() > maxClockDifference {
-		a.Seen = last
+	r.at[process] = now
+	maps.DeleteFunc(r.at, func(_ uuid.UUID, at time.Time) bool { return now.Sub(at) > store.BridgeKept })
+}
+
+// processes returns those whose counters have risen.
+func (r *rises) processes() (ids []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id := range r.at {
+		ids = append(ids, id.String())
 	}
-	if a.Seen.After(now) {
+	return ids
+}
+
+// date sets when a bridge was seen last, if its own word cannot be right, as the clocks of machines
+// may differ by hours: then it is when its counter has risen. Its word is the more exact one
+// otherwise. Without either nobody knows: the zero time.
+func (r *rises) date(a *announcement, now time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rose, known := r.at[a.Process]
+	ahead := a.Seen.Sub(now)
+	switch {
+	case !known && ahead > maxClockDifference:
+		a.Seen = time.Time{}
+	case known && rose.Sub(a.Seen).Abs() > maxClockDifference:
+		a.Seen = rose
+	case ahead > 0:
 		a.Seen = now
 	}
-}
-
-// forget removes those of long ago.
-func (s *announcers) forget(now time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	maps.DeleteFunc(s.last, func(_ uuid.UUID, last time.Time) bool { return now.Sub(last) > time.Hour })
 }
 
 // Bridges returns the bridges that were seen since a time: see store.Shared. It also looks whether
@@ -84,7 +94,6 @@ func (s *Engine) Bridges(ctx context.Context, since time.Time) (list []store.Bri
 	err = s.view(ctx, func(tx *txn) error {
 		list = nil
 		asked := time.Now()
-		s.announcers.forget(asked)
 		return tx.read(func(b *pgx.Batch) {
 			each(b.Queue(`SELECT clock_timestamp()`), func(rows pgx.Rows) error {
 				var theirs time.Time
@@ -92,13 +101,11 @@ func (s *Engine) Bridges(ctx context.Context, since time.Time) (list []store.Bri
 				s.compareClock(theirs, asked, time.Now())
 				return err
 			})
-			each(b.Queue(`SELECT value, alive FROM
-				(SELECT *, `+fmt.Sprintf(isAnnouncerAlive, "")+` AS alive FROM bridge) bridge
-				WHERE seen >= $1 OR alive ORDER BY name`, since.UnixMilli()), func(rows pgx.Rows) error {
+			each(b.Queue(`SELECT value FROM bridge WHERE seen >= $1 OR value->>'Process' = ANY($2) ORDER BY name`,
+				since.UnixMilli(), s.rises.processes()), func(rows pgx.Rows) error {
 				var a announcement
-				var isAlive bool
-				err := rows.Scan(&a, &isAlive)
-				s.announcers.date(&a, isAlive, asked)
+				err := rows.Scan(&a)
+				s.rises.date(&a, asked)
 				if !a.Seen.Before(since) {
 					list = append(list, a.Bridge)
 				}

@@ -15,6 +15,7 @@ import (
 	"github.com/google/uuid"
 
 	"pzbridge/internal/pairing"
+	"pzbridge/internal/repeat"
 	"pzbridge/internal/telephony"
 	"pzbridge/outbox/postgres/pgtest"
 	"pzbridge/outbox/store"
@@ -660,19 +661,18 @@ func TestABridgeLivesWhateverItsClockSays(t *testing.T) {
 				}
 				return seen
 			}
-			seen := listed(began.Add(-10 * time.Second))
-			if at := seen["other"]; len(seen) != 2 || at.Before(began) || at.After(time.Now()) {
-				t.Errorf("it began at %s, they are seen at %v", began, seen)
-			}
-			die(other)
-			var at time.Time
-			await(t, "the other one is not seen any more", func() bool {
-				before := at
-				at = listed(began.Add(-4 * time.Hour))["other"]
-				return at.Equal(before)
+			await(t, "it is seen now", func() bool {
+				at := listed(began)["other"]
+				return !at.Before(began) && !at.After(time.Now())
 			})
-			if at.Before(began) || at.After(time.Now()) {
-				t.Errorf("it began at %s, the dead one was seen at %s", began, at)
+			die(other)
+			ended := time.Now()
+			await(t, "its process is removed", func() bool {
+				return pgtest.SQL(t, url, "SELECT count(*) FROM pzbridge.process") == "1"
+			})
+			at := listed(began)["other"]
+			if at.Before(began) || at.After(ended.Add(time.Second)) {
+				t.Errorf("it lived from %s to %s, and was seen at %s", began, ended, at)
 			}
 			if seen, isSeen := listed(at.Add(time.Nanosecond))["other"]; isSeen {
 				t.Errorf("after %s it is seen at %s", at, seen)
@@ -682,31 +682,56 @@ func TestABridgeLivesWhateverItsClockSays(t *testing.T) {
 }
 
 // TestWhenABridgeWasSeen checks whose word counts, in seconds before now: that of the bridge, if it
-// can be right, or that of who has found it alive.
+// can be right, or that of who has found its counter to rise.
 func TestWhenABridgeWasSeen(t *testing.T) {
 	now := time.Now()
-	for name, c := range map[string]struct {
-		said, alive, want time.Duration // alive: when it was found so last; negative: never
-	}{
-		"alive":                      {1, 0, 1},
-		"alive, its clock is behind": {60, 0, 0},
-		"alive, its clock is ahead":  {-60, 0, 0},
-		"a little ahead":             {-1, 0, 0},
-		"just dead":                  {3, 1, 3},
-		"dead, its clock was behind": {90, 30, 30},
-		"dead, its clock was ahead":  {-90, 30, 30},
-		"dead before the start":      {30, -1, 30},
-		"dead, nobody knows when":    {-90, -1, 0},
+	const never, nobodyKnows = -1, -1
+	for name, c := range map[string]struct{ said, rose, want time.Duration }{
+		"alive":                          {1, 0, 1},
+		"alive, its clock is behind":     {60, 0, 0},
+		"alive, its clock is ahead":      {-60, 0, 0},
+		"a little ahead":                 {-1, 0, 0},
+		"just dead":                      {3, 1, 3},
+		"dead, its clock was behind":     {9000, 30, 30},
+		"dead, its clock was ahead":      {-9000, 7200, 7200},
+		"dead before the start":          {1800, never, 1800},
+		"before the start, it was ahead": {-90, never, nobodyKnows},
 	} {
-		known := announcers{last: map[uuid.UUID]time.Time{}}
+		var known rises
 		a := announcement{store.Bridge{Seen: now.Add(-c.said * time.Second)}, uuid.New()}
-		if c.alive >= 0 {
-			found := a
-			known.date(&found, true, now.Add(-c.alive*time.Second))
+		if c.rose != never {
+			known.note(a.Process, now.Add(-c.rose*time.Second))
 		}
-		known.date(&a, c.alive == 0, now)
-		if got := now.Sub(a.Seen); got != c.want*time.Second {
-			t.Errorf("%s: it was seen %s ago, want %d s", name, got, c.want)
+		known.date(&a, now)
+		want := now.Add(-c.want * time.Second)
+		if c.want == nobodyKnows {
+			want = time.Time{}
+		}
+		if !a.Seen.Equal(want) {
+			t.Errorf("%s: it was seen at %s, want %s", name, a.Seen, want)
+		}
+	}
+}
+
+// TestABridgeThatDiedWithAllOthersIsGone checks that the row of a process that nobody has removed
+// is no sign of life.
+func TestABridgeThatDiedWithAllOthersIsGone(t *testing.T) {
+	t.Parallel()
+	url := pgtest.Shared(t).Database(t)
+	dead := mustOpen(t, url, quick)
+	died := time.Now().Add(-30 * time.Minute)
+	if err := dead.Announce(t.Context(), store.Bridge{Name: "dead", Seen: died, Connected: true}); err != nil {
+		t.Fatal(err)
+	}
+	die(dead)
+	next := mustOpen(t, url, quick)
+	for begun := time.Now(); pgtest.SQL(t, url, "SELECT count(*) FROM pzbridge.process") != "1"; {
+		list, err := next.Bridges(t.Context(), time.Now().Add(-time.Hour))
+		if err != nil || len(list) != 1 || !list[0].Seen.Equal(died) {
+			t.Fatalf("it died at %s, and there are %+v, %v", died, list, err)
+		}
+		if time.Since(begun) > 20*time.Second {
+			t.Fatal("its process is not removed")
 		}
 	}
 }
@@ -717,9 +742,8 @@ func TestDifferingClocksAreTold(t *testing.T) {
 	t.Parallel()
 	asked := time.Now()
 	var log bytes.Buffer
-	s := mustOpen(t, pgtest.Shared(t).Database(t), func(o *Options) {
-		o.Logger = slog.New(slog.NewTextHandler(&log, nil))
-	})
+	s := mustOpen(t, pgtest.Shared(t).Database(t))
+	s.clocks = repeat.New(slog.New(slog.NewTextHandler(&log, nil)))
 	for _, c := range []struct{ theirs, took, want time.Duration }{
 		{0, 0, 0},
 		{5 * time.Second, 0, 0},

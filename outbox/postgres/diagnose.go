@@ -253,8 +253,8 @@ func (e *examination) tables() (version int, err error) {
 	return version, nil
 }
 
-// clock compares the clocks. Nothing depends on that of the database, but it tells of a machine
-// whose clock is wrong.
+// clock compares the clocks. Nothing depends on that of the database, but a difference tells that
+// the one of this machine may be wrong.
 func (e *examination) clock() error {
 	var theirs time.Time
 	asked := time.Now()
@@ -355,8 +355,9 @@ func (s standbys) judge(primary string) Finding {
 // bridges looks whether the bridges that run have the same endpoints.
 func (e *examination) bridges() error {
 	schema := pgx.Identifier{e.schema}.Sanitize()
-	rows, err := e.server.conn.Query(e.ctx, `SELECT value FROM `+schema+`.bridge
-		WHERE seen >= $1 AND `+fmt.Sprintf(isAnnouncerAlive, schema+".")+` ORDER BY name`,
+	rows, err := e.server.conn.Query(e.ctx, `SELECT value FROM `+schema+`.bridge b
+		WHERE seen >= $1 AND EXISTS (SELECT FROM `+schema+`.process p WHERE p.id::text = b.value->>'Process')
+		ORDER BY name`,
 		time.Now().Add(-livingSince).UnixMilli()) // after a crash of all nobody has removed their processes
 	if err != nil {
 		return err

@@ -78,29 +78,29 @@ func (o *Options) validate() error {
 
 // Engine is an open database.
 type Engine struct {
-	pool       *pgxpool.Pool
-	keeper     keeper
-	pooled     string    // behind a pooler: what follows the statement with which a transaction begins
-	id         uuid.UUID // of this process
-	name       string    // of the bridge
-	presence   presence
-	schema     string
-	rules      store.Rules
-	shared     sharedRules
-	maxBytes   int64
-	poll       time.Duration
-	beat       time.Duration
-	committed  func(time.Duration)
-	logger     *slog.Logger
-	clock      *clock.Clock
-	endpoints  endpoints
-	readers    *store.Readers
-	appends    appends
-	announcers announcers
-	clocks     *repeat.Log   // the differences from the database's clock
-	viewers    chan struct{} // has an element for each view that runs
-	quiet      bool          // see Options
-	ending     context.Context
+	pool      *pgxpool.Pool
+	keeper    keeper
+	pooled    string    // behind a pooler: what follows the statement with which a transaction begins
+	id        uuid.UUID // of this process
+	name      string    // of the bridge
+	presence  presence
+	schema    string
+	rules     store.Rules
+	shared    sharedRules
+	maxBytes  int64
+	poll      time.Duration
+	beat      time.Duration
+	committed func(time.Duration)
+	logger    *slog.Logger
+	clock     *clock.Clock
+	endpoints endpoints
+	readers   *store.Readers
+	appends   appends
+	rises     rises
+	clocks    *repeat.Log   // the differences from the database's clock
+	viewers   chan struct{} // has an element for each view that runs
+	quiet     bool          // see Options
+	ending    context.Context
 
 	mu      sync.Mutex
 	failed  error         // of the last change; nil if it succeeded
@@ -139,25 +139,24 @@ func open(ctx context.Context, opts Options) (*Engine, error) {
 		return nil, err
 	}
 	s := &Engine{
-		id:         uuid.New(),
-		name:       opts.Name,
-		schema:     opts.Schema,
-		rules:      opts.Rules,
-		shared:     sharedRules{own: opts.Subscriptions, extend: opts.Extend},
-		maxBytes:   opts.MaxBytes,
-		poll:       opts.Poll,
-		beat:       opts.Beat,
-		committed:  opts.Committed,
-		logger:     opts.Logger,
-		clock:      opts.Clock,
-		readers:    store.NewReaders(),
-		setBack:    make(chan struct{}),
-		clocks:     repeat.New(opts.Logger),
-		announcers: announcers{last: map[uuid.UUID]time.Time{}},
-		viewers:    make(chan struct{}, maxViews),
-		quiet:      opts.quiet,
-		ending:     opts.Ending,
-		lanes:      map[int16]*lane{},
+		id:        uuid.New(),
+		name:      opts.Name,
+		schema:    opts.Schema,
+		rules:     opts.Rules,
+		shared:    sharedRules{own: opts.Subscriptions, extend: opts.Extend},
+		maxBytes:  opts.MaxBytes,
+		poll:      opts.Poll,
+		beat:      opts.Beat,
+		committed: opts.Committed,
+		logger:    opts.Logger,
+		clock:     opts.Clock,
+		readers:   store.NewReaders(),
+		setBack:   make(chan struct{}),
+		clocks:    repeat.New(opts.Logger),
+		viewers:   make(chan struct{}, maxViews),
+		quiet:     opts.quiet,
+		ending:    opts.Ending,
+		lanes:     map[int16]*lane{},
 	}
 	if err := s.connect(ctx, opts); err != nil {
 		return nil, fmt.Errorf("connect to the database of the outbox: %w", err)

@@ -226,13 +226,18 @@ func (p *presence) read(ctx context.Context) (v *view, err error) {
 	return v, p.engine.keeper.send(ctx, b)
 }
 
-// removeDead removes the processes that have not raised their counters for as long as the patience.
+// removeDead notes the processes that live, and removes those that have not raised their counters
+// for as long as the patience.
 func (p *presence) removeDead(ctx context.Context, v *view) error {
 	for id, seen := range v.processes {
-		if before := p.sightings[id]; before != nil && before.counter == seen.counter {
+		seen.since = v.now
+		before := p.sightings[id]
+		switch {
+		case before == nil:
+		case before.counter == seen.counter:
 			seen.since = before.since
-		} else {
-			seen.since = v.now
+		default:
+			p.engine.rises.note(id, v.now)
 		}
 	}
 	p.sightings = v.processes

@@ -128,7 +128,9 @@ func (h *CallHead) add(e *Event, earlier []Event) {
 	if !d.StartedAt.IsZero() && d.StartedAt.Before(h.Began) {
 		h.Began = d.StartedAt // it is a replay
 	}
-	h.Latest = e.At
+	if e.At.After(h.Latest) {
+		h.Latest = e.At
+	}
 	h.IsSMS = h.IsSMS && (e.Type == telephony.EventSMSSent || e.Type == telephony.EventSMSStatus)
 	replaceText(&h.From, d.From)
 	replaceText(&h.To, d.To)
@@ -158,7 +160,8 @@ func (h *CallHead) add(e *Event, earlier []Event) {
 }
 
 // isBeforeEnd reports whether an event that was stored after the end of its call is from before it:
-// a bridge that stood still stores what it had read once another one has stored the end.
+// a bridge that stood still stores what it had read once another one has stored the end. The times
+// are those of the bridges, so this trusts that their clocks agree.
 func isBeforeEnd(e *Event, earlier []Event) bool {
 	for before := range backwards(earlier) {
 		if before.Type == telephony.EventCompleted {

@@ -27,13 +27,16 @@ func TestCallIsCompleted(t *testing.T) {
 		"earlier, of the call before":      {[]at{{completed, 9}, {incoming, 20}, {incoming, 6}}, false},
 	} {
 		var events []Event
+		latest := 0
 		for _, e := range c.events {
+			latest = max(latest, e.seconds)
 			events = append(events, Event{
 				Type: e.kind, At: time.Unix(int64(e.seconds), 0), Body: []byte(`{"data":{"outcome":"missed"}}`),
 			})
 		}
-		if h := HeadOf("1", events); h.Completed != c.want || (h.Outcome != "") != c.want {
-			t.Errorf("%s: completed %t, outcome %q", name, h.Completed, h.Outcome)
+		h := HeadOf("1", events)
+		if h.Completed != c.want || (h.Outcome != "") != c.want || h.Latest.Unix() != int64(latest) {
+			t.Errorf("%s: completed %t, outcome %q, latest event at %s", name, h.Completed, h.Outcome, h.Latest)
 		}
 	}
 }

@@ -48,7 +48,7 @@ type Bridge struct {
 	Name      string
 	Version   string
 	Started   time.Time
-	Seen      time.Time // when it announced itself last, or was found alive by who lists it
+	Seen      time.Time // when it announced itself last, or was found alive by the process that lists it
 	Connected bool      // to the exchange
 	Slot      int       // in which it listens to the exchange; 0 if in none
 	// Refused is how many commands the bridge has refused of late, and RefusedAt when the last one
